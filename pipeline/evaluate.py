@@ -1,0 +1,57 @@
+"""Stage evaluate: one run's weights → its metrics on the test split, in the record and in the run's MLflow run.
+
+Usage: python pipeline/evaluate.py OPTIMIZER SEED
+"""
+
+import sys
+
+import torch
+
+from optlab import (
+    conditions,
+    config,
+    data,
+    errors,
+    evaluation,
+    figures,
+    journal,
+    project,
+    record,
+    runlog,
+    tracking,
+    training,
+    weights,
+)
+
+
+def main() -> None:
+    name, seed = sys.argv[1], int(sys.argv[2])
+    folder = project.enter()
+    settings = config.load(folder / config.PARAMS)
+    conditions.apply(settings.training.threads)
+    test = data.load_test(project.data_folder(settings.data.dataset), settings.data)
+
+    files = record.RunFiles(folder, name, seed)
+    trained = record.read_json(files.training)
+    model, digest = weights.read(files.weights)
+    logits = training.predict(model, test)
+    finite = bool(torch.isfinite(logits).all())
+    measured = evaluation.metrics(logits, test.labels) if finite else evaluation.undefined()
+    evaluation.write_predictions(files.predictions, logits, test.labels)
+    record.write_json(files.test, {"status": trained["status"]} | measured)
+    if measured["test_accuracy"] is not None:
+        print(f"{files.id}  test loss {measured['test_loss']:.4f}, test accuracy {measured['test_accuracy']:.2%}")
+    else:
+        print(f"{files.id}  {trained['status']}: its outputs are not finite, so there are no test metrics")
+
+    log = journal.find(files.id, digest) or runlog.restored(settings, folder, name, seed, trained, digest)
+    runlog.test_metrics(log, measured)
+    for path in figures.of_run(log.folder, files.id, trained["history"], measured["confusion"]):
+        log.artifact(path, "figures")
+    if trained["status"] == "completed":
+        log.append("model", path=str(files.weights), sha256=digest, name=files.id)
+    tracking.push_pending()
+
+
+if __name__ == "__main__":
+    errors.run(main)

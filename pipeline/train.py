@@ -1,0 +1,47 @@
+"""Stage train: one optimizer, one seed → weights and the record of every epoch and step.
+
+Usage: python pipeline/train.py OPTIMIZER SEED
+"""
+
+import sys
+
+from optlab import conditions, config, data, errors, optimizers, project, record, training, weights
+from optlab.journal import Journal, now_ms
+from optlab.observers import JournalWriter, Progress
+from optlab.runlog import ending, facts
+from optlab.tracking import Live
+
+
+def main() -> None:
+    name, seed = sys.argv[1], int(sys.argv[2])
+    folder = project.enter()
+    settings = config.load(folder / config.PARAMS)
+    device = conditions.apply(settings.training.threads)
+    optimizers.check(settings)
+    if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
+        print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
+    splits = data.load(project.data_folder(settings.data.dataset), settings.data)
+
+    files = record.RunFiles(folder, name, seed)
+    in_force = conditions.current(device)
+    journal = Journal.create(files.id)
+    live = Live(journal)
+    try:
+        with ending(journal):
+            observers = [
+                Progress(settings.training.epochs, len(splits.train)),
+                JournalWriter(journal, facts(settings, folder, name, seed, in_force), live.wake),
+            ]
+            outcome = training.train(settings, name, seed, splits, device, observers)
+            digest = weights.write(files.weights, outcome.model, settings.model)
+            record.write_json(files.training, record.training_record(outcome, digest))
+            record.write_json(files.conditions, in_force)
+            journal.artifact(files.weights, "weights")
+            journal.append("tags", tags={"weights.sha256": digest})
+            journal.append("end", status=outcome.status, time=now_ms())
+    finally:
+        live.finish()
+
+
+if __name__ == "__main__":
+    errors.run(main)

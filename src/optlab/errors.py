@@ -1,0 +1,46 @@
+"""Errors that a user can mend: each is one line that says where it is and what to do."""
+
+import sys
+from collections.abc import Callable
+
+
+class OptlabError(Exception):
+    """Base of every error that is shown as one line, without a traceback."""
+
+
+class ConfigError(OptlabError):
+    """params.yaml, or a class or path that it names, cannot be used."""
+
+
+class DataError(OptlabError):
+    """The data set is missing, altered, or could not be downloaded."""
+
+
+class WeightsError(OptlabError):
+    """A weights file is missing, damaged, or belongs to another model."""
+
+
+class RecordError(OptlabError):
+    """A file of the record is missing or damaged."""
+
+
+class ImageError(OptlabError):
+    """A file given to `optlab predict` is no image."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program's main function; an `OptlabError` ends it with one line on stderr and exit status 1."""
+    try:
+        main()
+    except OptlabError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has none."""
+    text = str(error).strip()
+    return " ".join(text.split()) if isinstance(error, OptlabError) else (text.splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,73 @@
+"""Metrics on the test split."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optlab.config import CLASS_COUNT
+from optlab.data import CLASSES
+from optlab.training import loss_and_accuracy
+
+CALIBRATION_BINS = 15
+
+
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
+
+    Args:
+        logits: float32, shape (n, 10), all finite.
+        labels: int64, shape (n,).
+    """
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    confusion = confusion_matrix(logits.argmax(1), labels)
+    per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
+    return {
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+        "expected_calibration_error": calibration_error(logits.softmax(1), labels),
+        "class_accuracy": [list(pair) for pair in zip(CLASSES, per_class.tolist(), strict=True)],
+        "confusion": confusion.tolist(),
+    }
+
+
+def undefined() -> dict[str, Any]:
+    """The same keys for a run whose weights are not finite: every value None."""
+    return dict.fromkeys(("test_loss", "test_accuracy", "expected_calibration_error")) | {
+        "class_accuracy": [],
+        "confusion": [],
+    }
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
+    """int64, shape (10, 10): rows are the actual classes, columns the predicted ones."""
+    return (labels * CLASS_COUNT + predicted).bincount(minlength=CLASS_COUNT**2).view(CLASS_COUNT, CLASS_COUNT)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over 15 bins of equal width (Guo et al., 2017, equation 3).
+
+    Args:
+        probabilities: shape (n, 10), rows sum to 1.
+        labels: int64, shape (n,).
+    """
+    confidence, predicted = probabilities.double().max(1)
+    correct = (predicted == labels).double()
+    # Bins are (a, b]: a confidence of exactly b belongs to the lower one.
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
+    bins = torch.bucketize(confidence, edges[1:-1])
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, correct - confidence)
+    return float(gaps.abs().sum() / len(labels))
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
+    """CSV, one line per test image in file order: image, actual, predicted, confidence."""
+    confidence, predicted = logits.softmax(1).max(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "actual", "predicted", "confidence"])
+        for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
+            writer.writerow([index, CLASSES[actual], CLASSES[guess], f"{sure:.6f}"])

@@ -1,0 +1,90 @@
+"""The journal: one folder per run, outside git and DVC, from which MLflow is filled now or later.
+
+`events.jsonl` has one JSON object a line. Its kinds:
+
+    start     run, experiment, params, tags, time
+    metrics   points: [[name, value, time, step], …]
+    artifact  path, folder, sha256
+    model     path, sha256, name
+    tags      tags
+    end       status, time
+
+Times are milliseconds since 1970, as MLflow counts them: replaying a line twice changes nothing.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+JOURNALS = Path(".optlab") / "journal"
+
+Point = tuple[str, float, int, int]
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Journal:
+    """An append-only list of events in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, run: str) -> "Journal":
+        """A new, empty journal; its folder's name starts with the time, so names sort by age."""
+        folder = JOURNALS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return cls(folder)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    def append(self, event: str, **values: Any) -> None:
+        """Write one event, whole, before anything else happens."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def metrics(self, points: list[Point]) -> None:
+        """Write (name, value, time in ms, step) points."""
+        self.append("metrics", points=points)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Name a file that belongs to the run, with its digest."""
+        self.append("artifact", path=str(path), folder=folder, sha256=sha256(path))
+
+    def events(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The events from number `start` on; a last line cut short by a kill is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open() as file:
+            for number, line in enumerate(file):
+                if number >= start and line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def all_journals() -> list[Journal]:
+    """Every journal, the oldest first."""
+    return [Journal(path.parent) for path in sorted(JOURNALS.glob("*/events.jsonl"))]
+
+
+def find(run: str, weights_sha256: str) -> Journal | None:
+    """The newest journal of a run whose training ended with these weights."""
+    for journal in reversed(all_journals()):
+        if f"-{run}-" not in journal.folder.name:
+            continue
+        if any(event.get("tags", {}).get("weights.sha256") == weights_sha256 for event in journal.events()):
+            return journal
+    return None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,127 @@
+"""What watches a training: the progress bar, and the journal."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from optlab.journal import Journal, Point, now_ms
+from optlab.training import Epoch, Observer
+
+FLUSH_S = 2.0
+SYSTEM_S = 10.0
+
+
+class Progress(Observer):
+    """One bar for the whole run, and one line per epoch that stays."""
+
+    def __init__(self, epochs: int, images_per_epoch: int) -> None:
+        self._epochs, self._size = epochs, images_per_epoch
+        self._accuracy = ""
+        self._shown = 0.0
+
+    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
+        # Where no person watches, a line now and then is enough.
+        interval = 0.5 if sys.stderr.isatty() else 15.0
+        total = self._epochs * self._size
+        self._bar = tqdm(total=total, desc=run, unit="img", mininterval=interval, leave=False, dynamic_ncols=True)
+
+    def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
+        self._bar.update(images)
+        if time.monotonic() - self._shown > 0.5:
+            self._bar.set_postfix_str(f"loss {loss:.3f}{self._accuracy}", refresh=False)
+            self._shown = time.monotonic()
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        if epoch.train_loss is None:
+            text = "diverged: the loss is not finite"
+        elif epoch.validation_accuracy is None:
+            text = f"running loss {epoch.running_loss:.1f}"
+        else:
+            text = (
+                f"training loss {epoch.train_loss:.4f}, validation loss {_number(epoch.validation_loss)}, "
+                f"validation accuracy {epoch.validation_accuracy:.2%}"
+            )
+            self._accuracy = f", val {epoch.validation_accuracy:.1%}"
+        self._bar.write(f"{self._bar.desc}  epoch {epoch.epoch}/{self._epochs}  {text}")
+        if epoch.epoch == self._epochs or epoch.train_loss is None:
+            self._bar.close()
+
+
+class JournalWriter(Observer):
+    """Writes the hyperparameters, every loss, the epochs' figures, the speed and the machine's load to a journal.
+
+    Args:
+        journal: where to.
+        facts: what else its first event says, as from `runlog.facts`.
+        written: called after each flush, to wake whoever reads the journal.
+    """
+
+    def __init__(self, journal: Journal, facts: dict[str, Any], written: Callable[[], None]) -> None:
+        self._journal, self._facts, self._written = journal, facts, written
+        self._points: list[Point] = []
+        self._flushed = self._measured = self._epoch_began = time.monotonic()
+        self._images = 0
+
+    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
+        own = {f"optimizer.{key}": value for key, value in hyperparameters.items()}
+        params = self._facts["params"] | own | {"model.parameters": parameters, "steps_per_epoch": steps_per_epoch}
+        self._journal.append("start", **self._facts | {"params": {key: str(value) for key, value in params.items()}})
+        self._epoch_began = time.monotonic()
+        self._written()
+
+    def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
+        self._points.append(("step/loss", _finite(loss), now_ms(), step))
+        self._images += images
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush(step)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        when, elapsed = now_ms(), time.monotonic() - self._epoch_began
+        values = {
+            "train/loss": epoch.train_loss,
+            "train/running_loss": epoch.running_loss,
+            "train/learning_rate": epoch.lr,
+            "train/images_per_second": self._images / elapsed,
+            "validation/loss": epoch.validation_loss,
+            "validation/accuracy": epoch.validation_accuracy,
+        }
+        self._points += [(key, value, when, epoch.epoch) for key, value in values.items() if value is not None]
+        self.flush(epoch.epoch)
+        self._images, self._epoch_began = 0, time.monotonic()
+
+    def flush(self, step: int) -> None:
+        """Write what has gathered."""
+        if time.monotonic() - self._measured > SYSTEM_S:
+            self._points += _system(step)
+            self._measured = time.monotonic()
+        if self._points:
+            self._journal.metrics(self._points)
+            self._points = []
+        self._flushed = time.monotonic()
+        self._written()
+
+
+def _system(step: int) -> list[Point]:
+    """The names under which MLflow's own monitor reports them: its UI has a tab for these."""
+    when, memory = now_ms(), psutil.virtual_memory()
+    values = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+        "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / 1e6,
+    }
+    return [(key, value, when, step) for key, value in values.items()]
+
+
+def _finite(value: float) -> float:
+    """MLflow stores an infinite value as 1.8e308, which ruins a chart; not-a-number leaves a gap."""
+    return value if math.isfinite(value) else math.nan
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"

@@ -1,0 +1,126 @@
+"""What is said about a run besides its figures: the facts that open its journal, and how it ended."""
+
+import signal
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from optlab import data, project
+from optlab.config import Config
+from optlab.journal import Journal, now_ms
+
+EXPERIMENT = "optlab"
+DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+# The colours of the common optimizers in every chart; others get one by their name.
+COLOURS = {"sgd": "#1f77b4", "adam": "#ff7f0e", "adamw": "#2ca02c", "momentum": "#17becf", "rmsprop": "#9467bd",
+           "nadam": "#8c564b", "muon": "#d62728", "lbfgs": "#7f7f7f"}  # fmt: skip
+_MORE_COLOURS = ("#e377c2", "#bcbd22", "#393b79", "#637939", "#8c6d31", "#843c39", "#7b4173", "#3182bd")
+
+
+def colour(optimizer: str) -> str:
+    """The colour of an optimizer, always the same."""
+    return COLOURS.get(optimizer) or _MORE_COLOURS[zlib.crc32(optimizer.encode()) % len(_MORE_COLOURS)]
+
+
+def experiment(folder: Path) -> str:
+    """The MLflow experiment of a pipeline: the project's name, with the folder's where it is not the top."""
+    return EXPERIMENT if folder == Path() else f"{EXPERIMENT}-{folder.name}"
+
+
+def facts(config: Config, folder: Path, name: str, seed: int, conditions: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a journal's first event."""
+    params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
+    params |= {f"data.{key}": value for key, value in config.data.model_dump().items()}
+    params |= {f"training.{key}": value for key, value in config.training.model_dump(exclude={"schedule"}).items()}
+    params |= {f"schedule.{key}": value for key, value in config.training.schedule.model_dump().items()}
+    params["device"] = conditions["device"]
+    git = project.git_state()
+    tags = git | {
+        "optlab.run": f"{name}-{seed}",
+        "optimizer": name,
+        "status": "running",
+        "mlflow.runColor": colour(name),
+        "mlflow.source.name": "pipeline/train.py",
+        "mlflow.source.type": "LOCAL",
+        "conditions.cpu": conditions["cpu"],
+        "conditions.cpu_capability": conditions["cpu_capability"],
+        "conditions.python": conditions["python"],
+        "conditions.torch": conditions["packages"]["torch"],
+    }
+    if git:
+        tags["mlflow.source.git.commit"] = git["git.commit"]
+    if config.data.train_split == "test":
+        tags["mlflow.note.content"] = (
+            "Trained on the **test** split, in file order, as the tutorial does: its test accuracy is an accuracy "
+            "on training images."
+        )
+    dataset = {
+        "name": config.data.dataset,
+        "digest": data.digest(config.data.dataset),
+        "source": DATASET_SOURCE,
+    }
+    return {
+        "time": now_ms(), "name": name, "experiment": experiment(folder), "params": params, "tags": tags,
+        "dataset": dataset,
+    }  # fmt: skip
+
+
+@contextmanager
+def ending(journal: Journal) -> Iterator[None]:
+    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        journal.append("end", status="interrupted", time=now_ms())
+        raise
+    except BaseException:
+        journal.append("end", status="failed", time=now_ms())
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def restored(config: Config, folder: Path, name: str, seed: int, trained: dict[str, Any], digest: str) -> Journal:
+    """A journal for weights that were not trained here but came with the record: its times are those of now."""
+    journal = Journal.create(f"{name}-{seed}")
+    unknown = {"device": "unknown", "cpu": "unknown", "cpu_capability": "unknown", "python": "unknown"}
+    opening = facts(config, folder, name, seed, unknown | {"packages": {"torch": "unknown"}})
+    spec = config.optimizer(name)
+    opening["params"] |= {"optimizer.class": spec.class_} | {
+        f"optimizer.{key}": str(value) for key, value in spec.hyperparameters.items()
+    }
+    opening["tags"]["optlab.restored"] = "yes"
+    journal.append("start", **opening)
+    when = now_ms()
+    steps = [loss for losses in trained["step_losses"] for loss in losses]
+    points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
+    names = {"train_loss": "train/loss", "running_loss": "train/running_loss", "lr": "train/learning_rate",
+             "validation_loss": "validation/loss", "validation_accuracy": "validation/accuracy"}  # fmt: skip
+    for epoch in trained["history"]:
+        points += [(key, epoch[own], when, epoch["epoch"]) for own, key in names.items() if epoch[own] is not None]
+    journal.metrics(points)
+    journal.append("tags", tags={"weights.sha256": digest})
+    journal.append("end", status=trained["status"], time=now_ms())
+    return journal
+
+
+def test_metrics(journal: Journal, measured: dict[str, Any]) -> None:
+    """Write the test metrics; at step 0, where MLflow draws a bar for each run."""
+    when = now_ms()
+    values = {
+        "test/loss": measured["test_loss"],
+        "test/accuracy": measured["test_accuracy"],
+        "test/expected_calibration_error": measured["expected_calibration_error"],
+    } | {f"test_class_accuracy/{name}": value for name, value in measured["class_accuracy"]}
+    points = [(key, value, when, 0) for key, value in values.items() if value is not None]
+    if points:
+        journal.metrics(points)

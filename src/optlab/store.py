@@ -1,0 +1,102 @@
+"""Where MLflow keeps things: `mlflow.db` and `mlruns/` here, or the server in MLFLOW_TRACKING_URI."""
+
+import logging
+import os
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from optlab import project
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = Path("mlflow.db")
+_LOCK = Path(".optlab") / "store.lock"
+_LOCAL_UI = "http://127.0.0.1:5000"
+
+# MLflow's own defaults let one call to a dead server block for minutes.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def uri() -> str:
+    """The tracking URI: the environment's, or the database at the top of the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def is_local() -> bool:
+    """Whether runs go to the repository's own database."""
+    return uri() == _own_uri()
+
+
+def _own_uri() -> str:
+    return f"sqlite:///{project.root() / DATABASE}"
+
+
+def ui_url() -> str:
+    """The address that a browser opens: the server's, or that of a local `mlflow ui`."""
+    return uri().rstrip("/") if uri().startswith("http") else _LOCAL_UI
+
+
+def connect() -> "MlflowClient":
+    """A client, with the database created if there is none. The working directory must be the top."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Said by torch's export for every small tensor, about a case that is not ours.
+    warnings.filterwarnings("ignore", "No complete tensor found in the group")
+    if is_local():
+        with _locked():
+            _create_database()
+    mlflow.set_tracking_uri(uri())
+    return mlflow.MlflowClient(uri())
+
+
+def experiment(client: "MlflowClient", name: str) -> str:
+    """The id of an experiment, created if there is none.
+
+    In the repository's own database its artifacts get a path relative to the repository, so that moving the
+    repository moves them too. MLflow has no call for that: it makes every path absolute.
+    """
+    with _locked():
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        identity = str(client.create_experiment(name))
+        if is_local():
+            with sqlite3.connect(DATABASE, timeout=20) as database:
+                database.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                    (f"mlruns/{identity}", int(identity)),
+                )
+            database.close()
+        return identity
+
+
+def _locked() -> FileLock:
+    _LOCK.parent.mkdir(exist_ok=True)
+    return FileLock(_LOCK)
+
+
+def _create_database() -> None:
+    """Under another name first: two processes that create one database at a time break it."""
+    if DATABASE.exists():
+        return
+    import mlflow
+
+    fresh = Path(f".mlflow.db.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{fresh.absolute()}").search_experiments()
+    fresh.replace(DATABASE)

@@ -1,0 +1,227 @@
+"""MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from optlab import store
+from optlab.errors import one_line
+from optlab.journal import Journal, all_journals, sha256
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_BATCH = 1000  # MLflow's limit for the metrics of one call
+_RETRY_S = 30.0
+_STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+class Replay:
+    """Brings one run in MLflow to what its journal says; `push` can be called any number of times.
+
+    How far it got is kept beside the journal, for each tracking URI.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._state_path = journal.folder / "synced.json"
+
+    def push(self) -> str | None:
+        """Send the events that MLflow does not have yet; returns the run's id, None while nothing is there.
+
+        Raises:
+            Exception: whatever MLflow raises; the next call goes on from there.
+        """
+        with FileLock(self._journal.folder / "lock"):
+            state = self._state()
+            events = list(self._journal.events(state["events"]))
+            client = store.connect() if events else None
+            for event in events:
+                assert client is not None
+                state["run_id"] = _send(client, self._journal, state["run_id"], event)
+                state["events"] += 1
+                self._save(state)
+        run_id: str | None = state["run_id"]
+        return run_id
+
+    def pending(self) -> bool:
+        """Whether there are events that MLflow does not have yet."""
+        return any(True for _ in self._journal.events(self._state()["events"]))
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state = json.loads(self._state_path.read_text())
+        except (OSError, ValueError):
+            state = {}
+        fresh = {"uri": store.uri(), "run_id": None, "events": 0}
+        # The local database can have been deleted: what was sent to it is gone, so it is sent again.
+        lost = store.is_local() and not store.DATABASE.exists()
+        return fresh if lost or state.get("uri") != store.uri() else state
+
+    def _save(self, state: dict[str, Any]) -> None:
+        temporary = self._state_path.with_suffix(".new")
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._state_path)
+
+
+class Live:
+    """Pushes a journal from a thread while the run goes on; trouble is one warning, and never the run's."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._replay = Replay(journal)
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._warned = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that the journal has grown."""
+        self._wake.set()
+
+    def finish(self, patience_s: float = 120.0) -> None:
+        """Push the rest; give up after `patience_s`, or at the first trouble."""
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(patience_s)
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            ending = self._ending.is_set()
+            try:
+                self._replay.push()
+            except Exception as error:
+                if not self._warned:
+                    _warn(error)
+                    self._warned = True
+                if not ending:
+                    self._ending.wait(_RETRY_S)
+            if ending:
+                return
+
+
+def push_pending() -> bool:
+    """Push every journal; True if MLflow now has everything."""
+    for journal in all_journals():
+        replay = Replay(journal)
+        try:
+            if replay.pending():
+                replay.push()
+        except Exception as error:
+            _warn(error)
+            return False
+    return True
+
+
+def _warn(error: Exception) -> None:
+    text = one_line(error)
+    print(
+        f"warning: MLflow at {store.uri()} does not take the run now ({text[:200]}): all is in .optlab/journal, and "
+        f"the next stage sends it",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _send(client: "MlflowClient", journal: Journal, run_id: str | None, event: dict[str, Any]) -> str:
+    kind = event["event"]
+    if kind == "start":
+        return _start(client, journal, event)
+    assert run_id is not None, "a journal begins with its start"
+    if kind == "metrics":
+        _metrics(client, run_id, event["points"])
+    elif kind == "artifact":
+        path = Path(event["path"])
+        # A file that was replaced since belongs to another run.
+        if path.exists() and sha256(path) == event["sha256"]:
+            client.log_artifact(run_id, str(path), event["folder"] or None)
+    elif kind == "model":
+        _model(client, run_id, event)
+    elif kind == "tags":
+        _tags(client, run_id, event["tags"])
+    elif kind == "end":
+        client.set_tag(run_id, "status", event["status"])
+        client.set_terminated(run_id, _STATUS[event["status"]], event["time"])
+    return run_id
+
+
+def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> str:
+    """Find the journal's run by its tag, or create it with its original time."""
+    from mlflow.data.http_dataset_source import HTTPDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag, Param
+
+    experiment = store.experiment(client, event["experiment"])
+    key = journal.folder.name
+    found = client.search_runs([experiment], f"tags.`optlab.journal` = '{key}'", max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+    else:
+        tags = event["tags"] | {"optlab.journal": key}
+        run = client.create_run(experiment, event["time"], tags, run_name=event["name"])
+        run_id = str(run.info.run_id)
+    params = [Param(name, str(value)[:6000]) for name, value in event["params"].items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    described = event["dataset"]
+    dataset = MetaDataset(HTTPDatasetSource(described["source"]), name=described["name"], digest=described["digest"])
+    tag = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
+    return run_id
+
+
+def _metrics(client: "MlflowClient", run_id: str, points: list[Any]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(key, value, when, step) for key, value, when, step in points]
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+
+
+def _tags(client: "MlflowClient", run_id: str, tags: dict[str, Any]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+
+def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
+    """Log the weights as a model that MLflow can load and serve; it is stored as a program, without pickle."""
+    import mlflow
+    import numpy as np
+    from mlflow.entities import LoggedModelOutput
+
+    from optlab import conditions, weights
+
+    path = Path(event["path"])
+    if not path.exists() or sha256(path) != event["sha256"] or client.get_run(run_id).outputs.model_outputs:
+        return
+    network, _ = weights.read(path)
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = mlflow.initialize_logged_model(
+        name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"
+    )
+    mlflow.pytorch.log_model(
+        network,
+        name=event["name"],
+        model_id=logged.model_id,
+        # Two images: the export of a batch of one would take batches of one only.
+        input_example=np.zeros((2, 3, 32, 32), np.float32),
+        pip_requirements=[f"{name}=={conditions.public_version(name)}" for name in ("torch", "mlflow")],
+    )
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+
+
+def runs_by_weights(client: "MlflowClient", experiment: str, digests: list[str]) -> Iterator[Any]:
+    """For each digest of weights, the newest MLflow run that has them, or None."""
+    for digest in digests:
+        found = client.search_runs(
+            [experiment], f"tags.`weights.sha256` = '{digest}'", max_results=1, order_by=["start_time DESC"]
+        )
+        yield found[0] if found else None

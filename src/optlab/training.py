@@ -1,0 +1,151 @@
+"""The training loop: a function of (parameters, data, seed), told to observers as it goes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from optlab import models, optimizers, schedules
+from optlab.config import Config
+from optlab.data import Split, Splits, batches, epoch_order, to_input
+
+Status = Literal["completed", "diverged"]
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known after an epoch; losses are mean cross entropies in nats.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean over the images as they were trained on, or None if it is not finite.
+        running_loss: the tutorial's figure: the sum over the batches, added up in float32.
+        validation_loss: after the epoch; None without a validation split or after divergence.
+        validation_accuracy: a fraction; None as above.
+        lr: the learning rate of the epoch's last step.
+    """
+
+    epoch: int
+    train_loss: float | None
+    running_loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    lr: float
+
+
+@dataclass
+class Outcome:
+    """A finished training.
+
+    Attributes:
+        status: `diverged` if a loss was not finite: the training stopped there.
+        epochs: one entry per epoch begun.
+        step_losses: for each epoch, the float32 loss of every step.
+        model: with the weights as they are to be evaluated, on the CPU.
+    """
+
+    status: Status
+    model: nn.Module
+    epochs: list[Epoch] = field(default_factory=list)
+    step_losses: list[list[float]] = field(default_factory=list)
+
+
+class Observer:
+    """Is told what happens in a training; does nothing by default, and can change nothing."""
+
+    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
+        """Before the first step. `parameters` counts the model's trainable numbers."""
+
+    def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
+        """After a step: `step` counts from 0 over the whole run, `images` are those of this batch."""
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """After an epoch and its validation."""
+
+
+def train(config: Config, name: str, seed: int, splits: Splits, device: torch.device,
+          observers: Sequence[Observer] = ()) -> Outcome:  # fmt: skip
+    """Train one optimizer with one seed.
+
+    Raises:
+        ConfigError: the model or the optimizer cannot be built.
+    """
+    settings, spec = config.training, config.optimizer(name)
+    model = models.build(config.model, seed).to(device)
+    stepper = optimizers.build(name, spec, model)
+    train_split, validation = splits.train.to(device), splits.validation.to(device)
+    steps = math.ceil(len(train_split) / settings.batch_size)
+    outcome = Outcome("completed", model)
+    for observer in observers:
+        observer.on_start(f"{name}-{seed}", steps, stepper.hyperparameters(), _count(model))
+    for epoch in range(1, settings.epochs + 1):
+        order = epoch_order(seed, epoch, len(train_split), config.data.shuffle)
+        losses, lr = [], 0.0
+        model.train()
+        stepper.train()
+        for index, (images, labels) in enumerate(batches(train_split, order, settings.batch_size)):
+            step = (epoch - 1) * steps + index
+            lr = stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
+            losses.append(train_step(model, stepper, images, labels, settings.precision))
+            for observer in observers:
+                observer.on_step(epoch, step, losses[-1], len(labels))
+            if not math.isfinite(losses[-1]):
+                outcome.status = "diverged"
+                break
+        stepper.eval()
+        outcome.step_losses.append(losses)
+        outcome.epochs.append(_summary(epoch, losses, lr, settings.batch_size, train_split, model, validation))
+        for observer in observers:
+            observer.on_epoch(outcome.epochs[-1])
+        if outcome.status == "diverged":
+            break
+    model.to("cpu").eval()
+    return outcome
+
+
+def train_step(model: nn.Module, stepper: optimizers.Stepper, images: Tensor, labels: Tensor, precision: str) -> float:
+    """One update; returns the loss before it, as float32 gave it."""
+
+    def closure() -> Tensor:
+        stepper.zero_grad()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        return loss
+
+    return float(stepper.step(closure))
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, split: Split) -> Tensor:
+    """Logits in fp32, shape (n, 10), on the CPU; the model is put into evaluation mode."""
+    model.eval()
+    return torch.cat([model(to_input(images)).float().cpu() for images in split.images.split(EVALUATION_BATCH)])
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross entropy in nats, and the fraction whose largest logit is the label's."""
+    loss = F.cross_entropy(logits.double(), labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())
+
+
+def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, trained: Split, model: nn.Module,
+             validation: Split) -> Epoch:  # fmt: skip
+    if not math.isfinite(losses[-1]):
+        return Epoch(epoch, None, None, None, None, lr)
+    last = len(trained) - batch_size * (len(losses) - 1)
+    mean = math.fsum(losses[:-1] + [losses[-1] * last / batch_size]) * batch_size / len(trained)
+    running = float(torch.tensor(losses, dtype=torch.float32).numpy().cumsum()[-1])
+    if not len(validation):
+        return Epoch(epoch, mean, running, None, None, lr)
+    loss, accuracy = loss_and_accuracy(predict(model, validation), validation.labels.cpu())
+    return Epoch(epoch, mean, running, loss if math.isfinite(loss) else None, accuracy, lr)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,50 @@
+"""Weights as safetensors: read without executing anything, refused with one line when they do not fit."""
+
+import hashlib
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import save
+from torch import nn
+
+from optlab import models
+from optlab.errors import WeightsError
+
+
+def write(path: Path, model: nn.Module, model_name: str) -> str:
+    """Write the weights; returns their SHA-256. The same weights give the same bytes.
+
+    One metadata entry only: safetensors does not promise an order of several.
+    """
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    content = save(tensors, metadata={"model": model_name})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read(path: Path) -> tuple[nn.Module, str]:
+    """The model with these weights, in evaluation mode, and the SHA-256 of the file.
+
+    Raises:
+        WeightsError: the file is missing, truncated, no safetensors, or does not fit the model it names.
+        ConfigError: the model it names cannot be built.
+    """
+    try:
+        content = path.read_bytes()
+        with safetensors.safe_open(path, framework="pt") as file:
+            name = (file.metadata() or {}).get("model")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}: run `dvc repro` or `dvc pull`") from None
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: damaged or not safetensors ({error}): delete it, then run `dvc repro`") from None
+    if name is None:
+        raise WeightsError(f"{path}: does not say which model it belongs to: it was not written by optlab")
+    model = models.build(name, seed=0)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise WeightsError(f"{path}: does not fit the model {name}: {text}") from None
+    return model.eval(), hashlib.sha256(content).hexdigest()
