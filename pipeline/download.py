@@ -7,7 +7,7 @@ def main() -> None:
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
     optimizers.check(settings)
-    print(download.ensure(project.data_folder(settings.data.dataset), settings.data.dataset))
+    print(download.ensure(project.DATA, settings.data.dataset))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
     conditions.apply(settings.training.threads)
-    test = data.load_test(project.data_folder(settings.data.dataset), settings.data)
+    test = data.load_test(project.DATA, settings.data)
 
     files = record.RunFiles(folder, name, seed)
     trained = record.read_json(files.training)

@@ -20,7 +20,7 @@ def main() -> None:
     optimizers.check(settings)
     if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
-    splits = data.load(project.data_folder(settings.data.dataset), settings.data)
+    splits = data.load(project.DATA, settings.data)
 
     files = record.RunFiles(folder, name, seed)
     in_force = conditions.current(device)

@@ -48,7 +48,13 @@ class Row:
     def status(self) -> str:
         """`completed`, or how many of the runs diverged."""
         bad = self.statuses.count("diverged")
-        return "completed" if not bad else "diverged" if bad == len(self.statuses) else f"{bad} of {len(self.statuses)} diverged"
+        return (
+            "completed"
+            if not bad
+            else "diverged"
+            if bad == len(self.statuses)
+            else f"{bad} of {len(self.statuses)} diverged"
+        )
 
 
 @dataclass(frozen=True)

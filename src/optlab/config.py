@@ -95,9 +95,7 @@ class StepSchedule(Strict):
     gamma: float = Field(0.1, gt=0, le=1)
 
 
-Schedule = Annotated[
-    ConstantSchedule | CosineSchedule | OneCycleSchedule | StepSchedule, Field(discriminator="name")
-]
+Schedule = Annotated[ConstantSchedule | CosineSchedule | OneCycleSchedule | StepSchedule, Field(discriminator="name")]
 
 
 class Training(Strict):
@@ -107,7 +105,7 @@ class Training(Strict):
     batch_size: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(ge=1, le=1024)
-    schedule: Schedule = ConstantSchedule(name="constant")
+    schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Training":
@@ -238,7 +236,18 @@ def _describe(path: Path, text: str, error: ValidationError) -> str:
     errors = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     first = errors[0]
     # Names of union members and of the check on a mapping's key are pydantic's, not the user's.
-    known = {"[key]", "bool", "int", "float", "str", "list[union[int,float]]", "constant", "cosine", "one_cycle", "step"}
+    known = {
+        "[key]",
+        "bool",
+        "int",
+        "float",
+        "str",
+        "list[union[int,float]]",
+        "constant",
+        "cosine",
+        "one_cycle",
+        "step",
+    }
     location = [part for part in first["loc"] if part not in known]
     line = _line(text, location)
     key = ".".join(str(part) for part in location)
@@ -255,9 +264,11 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
     if kind == "string_pattern_mismatch":
         return "a name here is a lower-case letter, then lower-case letters, digits or underscores: rename it"
     if "optimizers" in location and value is None:
-        return "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`" if len(
-            location
-        ) == 1 else "has no body: give it one, such as {class: Adam, lr: 0.001}"
+        return (
+            "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`"
+            if len(location) == 1
+            else "has no body: give it one, such as {class: Adam, lr: 0.001}"
+        )
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"must be a mapping of keys to values, not {value!r}"
     if kind == "too_short":

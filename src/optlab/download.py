@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -142,7 +143,7 @@ def fetch_npm(folder: Path) -> Path:
     return packed[0]
 
 
-def _check_speed(received: int, elapsed: float) -> None:
+def _check_speed(received: float, elapsed: float) -> None:
     if elapsed > PATIENCE_S and received < SLOWEST * elapsed:
         raise DataError(f"too slow ({received / elapsed / 1000:.0f} kB/s): given up after {elapsed:.0f} s")
 
@@ -157,7 +158,7 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _bar(total: int | None, label: str) -> "tqdm[None]":
+def _bar(total: int | None, label: str) -> "tqdm[Any]":
     return tqdm(total=total, unit="B", unit_scale=True, desc=label, leave=False, mininterval=0.5)
 
 

@@ -43,4 +43,6 @@ def run(main: Callable[[], None]) -> None:
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has none."""
     text = str(error).strip()
-    return " ".join(text.split()) if isinstance(error, OptlabError) else (text.splitlines() or [type(error).__name__])[0]
+    return (
+        " ".join(text.split()) if isinstance(error, OptlabError) else (text.splitlines() or [type(error).__name__])[0]
+    )

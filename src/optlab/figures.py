@@ -6,11 +6,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-from optlab.data import CLASSES  # noqa: E402
-from optlab.runlog import colour  # noqa: E402
+from optlab.data import CLASSES
+from optlab.runlog import colour
 
 Curves = list[tuple[str, list[dict[str, Any]]]]
 
@@ -21,7 +21,9 @@ _PANELS = (("train_loss", "training loss"), ("validation_loss", "validation loss
 def curves(runs: Curves) -> Figure:
     """Loss and accuracy by epoch; `runs` are (optimizer, history), one line each, one colour per optimizer."""
     panels = [
-        (key, title) for key, title in _PANELS if any(epoch[key] is not None for _, history in runs for epoch in history)
+        (key, title)
+        for key, title in _PANELS
+        if any(epoch[key] is not None for _, history in runs for epoch in history)
     ]
     figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.2 * max(1, len(panels)), 3.4), squeeze=False)
     for axis, (key, title) in zip(axes[0], panels, strict=False):

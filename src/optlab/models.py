@@ -58,7 +58,7 @@ def build(name: str, seed: int) -> nn.Module:
         raise ConfigError(f"params.yaml: model: {name} must be callable without arguments: {error}") from None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"params.yaml: model: {name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def resolve(path: str, where: str, known: Any = ()) -> Any:

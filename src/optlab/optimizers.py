@@ -134,8 +134,7 @@ def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
         raise ConfigError(f"params.yaml: {where}.class: {spec.class_} is no subclass of torch.optim.Optimizer")
     if cls is torch.optim.SparseAdam:
         raise ConfigError(
-            f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: "
-            f"use Adam"
+            f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: use Adam"
         )
     _check_names(where, cls, spec)
     return cls
@@ -158,7 +157,7 @@ def _refusal(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameter: T
     A class that refuses a 2-D matrix as well refuses a hyperparameter, not the shape.
     """
     try:
-        cls([parameter], **_values(spec))  # type: ignore[call-arg]
+        cls([parameter], **_values(spec))
     except ValueError as error:
         _construct(where, cls, spec, [nn.Parameter(torch.zeros(2, 2))])
         return one_line(error)
@@ -169,9 +168,11 @@ def _refusal(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameter: T
 
 def _construct(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameters: list[Any]) -> Optimizer:
     try:
-        return cls(parameters, **_values(spec))  # type: ignore[call-arg]
+        return cls(parameters, **_values(spec))
     except Exception as error:  # classes check their values with errors of their own
-        raise ConfigError(f"params.yaml: {where}: {spec.class_} refuses its hyperparameters: {one_line(error)}") from None
+        raise ConfigError(
+            f"params.yaml: {where}: {spec.class_} refuses its hyperparameters: {one_line(error)}"
+        ) from None
 
 
 def _values(spec: OptimizerSpec) -> dict[str, Any]:

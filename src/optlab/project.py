@@ -31,9 +31,7 @@ def enter() -> Path:
     return here.relative_to(top)
 
 
-def data_folder(dataset: str) -> Path:
-    """Where the files of a data set lie, relative to the top; all pipelines share them."""
-    return Path("data") / dataset
+DATA = Path("data") / "cifar10"  # relative to the top; all pipelines share the files
 
 
 def git_state() -> dict[str, str]:

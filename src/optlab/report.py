@@ -112,7 +112,16 @@ def _write_table(compared: Comparison, path: Path) -> None:
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
-    header = ["optimizer", "seed", "epoch", "train_loss", "running_loss", "validation_loss", "validation_accuracy", "lr"]
+    header = [
+        "optimizer",
+        "seed",
+        "epoch",
+        "train_loss",
+        "running_loss",
+        "validation_loss",
+        "validation_accuracy",
+        "lr",
+    ]
     rows = [
         [run.files.optimizer, run.files.seed, *(epoch[key] for key in header[2:])]
         for run in compared.runs

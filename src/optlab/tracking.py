@@ -170,7 +170,9 @@ def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> s
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
     described = event["dataset"]
-    dataset = MetaDataset(HTTPDatasetSource(described["source"]), name=described["name"], digest=described["digest"])
+    dataset: Any = MetaDataset(  # type: ignore[abstract]
+        HTTPDatasetSource(described["source"]), name=described["name"], digest=described["digest"]
+    )
     tag = InputTag("mlflow.data.context", "training")
     client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
     return run_id
@@ -199,7 +201,7 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
     from optlab import conditions, weights
 
     path = Path(event["path"])
-    if not path.exists() or sha256(path) != event["sha256"] or client.get_run(run_id).outputs.model_outputs:
+    if not path.exists() or sha256(path) != event["sha256"] or logged_model(client, run_id):
         return
     network, _ = weights.read(path)
     experiment = client.get_run(run_id).info.experiment_id
@@ -216,6 +218,12 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
     )
     mlflow.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+
+
+def logged_model(client: "MlflowClient", run_id: str) -> str | None:
+    """The id of the model that a run has logged, if any."""
+    outputs = client.get_run(run_id).outputs
+    return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None
 
 
 def runs_by_weights(client: "MlflowClient", experiment: str, digests: list[str]) -> Iterator[Any]:

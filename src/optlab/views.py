@@ -64,10 +64,9 @@ def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison)
 
 def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     """Give the champion's logged model the alias; a model that is registered already gets no second version."""
-    outputs = client.get_run(run.info.run_id).outputs.model_outputs
-    if not outputs:
+    model_id = tracking.logged_model(client, run.info.run_id)
+    if model_id is None:
         return
-    model_id = outputs[0].model_id
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     known = next((version for version in versions if version.model_id == model_id), None)
     if known is None:

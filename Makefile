@@ -1,0 +1,47 @@
+# `make help` lists the targets. Everything runs in .venv, which `make` creates from the pinned set.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro tutorial ui test lint bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+install: $(VENV)/installed ## Create .venv and install the pinned packages
+
+repro: $(VENV)/installed ## Download, train every optimizer, evaluate, compare
+	optlab check
+	dvc repro
+
+tutorial: $(VENV)/installed ## Replay the tutorial's experiment
+	cd tutorial && optlab check
+	dvc repro tutorial/dvc.yaml
+
+ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
+	MLFLOW_WORKERS=1 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui
+
+test: $(VENV)/installed ## Run the tests
+	pytest
+
+lint: $(VENV)/installed ## Check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench: $(VENV)/installed-bench ## Measure the speed on this machine
+	python benchmarks/throughput.py
+
+clean: ## Remove .venv and the caches of the tools
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,66 @@
+"""The class of any picture, by a trained network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+
+from optlab import project, weights
+from optlab.data import CLASSES, IMAGE_SIZE, to_input
+from optlab.errors import ImageError, RecordError
+from optlab.record import MODELS, REPORTS, read_json
+
+
+def champion_weights() -> Path:
+    """The weights of the best run of the comparison at the top of the repository.
+
+    Raises:
+        RecordError: there is no comparison yet, or no run of it completed.
+    """
+    top = project.root()
+    champion = read_json(top / REPORTS / "champion.json").get("champion")
+    if champion is None:
+        raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
+    return top / MODELS / f"{champion}.safetensors"
+
+
+def load(path: Path) -> nn.Module:
+    """The network with these weights; errors as in `weights.read`."""
+    return weights.read(path)[0]
+
+
+def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """For each image, its path and (class, probability), the likeliest first. All are opened before the first.
+
+    Raises:
+        ImageError: a file is missing or no image.
+    """
+    pictures = [read_image(path) for path in paths]
+    for path, pixels in zip(paths, pictures, strict=True):
+        with torch.inference_mode():
+            probabilities = model(to_input(pixels)).softmax(1)[0]
+        order = probabilities.argsort(descending=True).tolist()
+        yield path, [(CLASSES[index], float(probabilities[index])) for index in order]
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """Any image as uint8, shape (1, 32, 32, 3): upright, on white where transparent, cut to a square, scaled.
+
+    Raises:
+        ImageError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ImageError(f"{path}: {reason}: give a PNG, JPEG, WebP or the like") from None
+    white = Image.new("RGBA", upright.size, "white")
+    picture = Image.alpha_composite(white, upright).convert("RGB")
+    small = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(small))[None]
