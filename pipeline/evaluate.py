@@ -33,7 +33,7 @@ def main() -> None:
 
     files = record.RunFiles(folder, name, seed)
     trained = record.read_json(files.training)
-    model, digest = weights.read(files.weights)
+    model, digest = weights.read(files.weights, settings.model)
     logits = training.predict(model, test)
     finite = bool(torch.isfinite(logits).all())
     measured = evaluation.metrics(logits, test.labels) if finite else evaluation.undefined()
@@ -49,7 +49,7 @@ def main() -> None:
     for path in figures.of_run(log.folder, files.id, trained["history"], measured["confusion"]):
         log.artifact(path, "figures")
     if trained["status"] == "completed":
-        log.append("model", path=str(files.weights), sha256=digest, name=files.id)
+        log.append("model", path=str(files.weights), sha256=digest, name=files.id, model=settings.model)
     tracking.push_pending()
 
 

@@ -116,7 +116,8 @@ def verdict(compared: Comparison) -> str:
             f"add seeds in params.yaml before you rely on a small difference."
         )
     gap = abs(figure.mean - second.mean)
-    return f"{text} The next, {rows[1].optimizer}, is {gap:.4g} away; the standard deviation over seeds is {figure.sd:.2g}."
+    spread = f"the standard deviation over seeds is {figure.sd:.2g}"
+    return f"{text} The next, {rows[1].optimizer}, is {gap:.4g} away; {spread}."
 
 
 def _row(name: str, runs: list[Run]) -> Row:

@@ -20,6 +20,7 @@ from optlab.errors import ConfigError
 PARAMS = Path("params.yaml")
 CLASS_COUNT = 10
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
+SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 Hyperparameter = bool | int | float | str | None | list[int | float]
@@ -132,6 +133,12 @@ class OptimizerSpec(BaseModel):
         return dict(self.__pydantic_extra__)
 
     @model_validator(mode="after")
+    def _one_fallback(self) -> "OptimizerSpec":
+        if self.fallback and self.fallback.fallback:
+            raise ValueError("fallback.fallback would never be used: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _learning_rate(self) -> "OptimizerSpec":
         lr = self.hyperparameters.get("lr", 0.0)
         if isinstance(lr, bool) or not isinstance(lr, int | float):
@@ -218,7 +225,7 @@ def load(path: Path = PARAMS) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_describe(path, text, error)) from None
+        raise ConfigError(_describe(path, text, values, error)) from None
 
 
 def _read(path: Path) -> str:
@@ -230,51 +237,37 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
 
 
-def _describe(path: Path, text: str, error: ValidationError) -> str:
+def _describe(path: Path, text: str, values: Any, error: ValidationError) -> str:
     """The first error as `params.yaml:LINE: key: what is wrong`, with a count of the others."""
     # A misspelt key is both unknown and missing: the first says more.
     errors = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     first = errors[0]
-    # Names of union members and of the check on a mapping's key are pydantic's, not the user's.
-    known = {
-        "[key]",
-        "bool",
-        "int",
-        "float",
-        "str",
-        "list[union[int,float]]",
-        "constant",
-        "cosine",
-        "one_cycle",
-        "step",
-    }
-    location = [part for part in first["loc"] if part not in known]
-    line = _line(text, location)
-    key = ".".join(str(part) for part in location)
+    location = _own_location(first["loc"], values)
+    key, problem = ".".join(str(part) for part in location), _problem(first, location)
+    # A check over several keys says first which one it is about; that one may have a line of its own.
+    line = _line(text, [*location, *problem.split()[0].split(".")])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "bool_type" else ""
-    return f"{path}{f':{line}' if line else ''}: {key + ': ' if key else ''}{_problem(first, location)}{more}"
+    return f"{path}{f':{line}' if line else ''}: {key + ': ' if key else ''}{problem}{more}"
 
 
 def _problem(error: Any, location: Sequence[Any]) -> str:
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(location[-1]), _fields(location[:-1]))}"
+        return f"unknown key{did_you_mean(str(location[-1]), _fields(error['loc'][:-1]))}"
     if kind == "missing":
         return "missing: add this key"
-    if kind == "string_pattern_mismatch":
+    if kind == "string_pattern_mismatch" or error["loc"][-1:] == ("[key]",):
         return "a name here is a lower-case letter, then lower-case letters, digits or underscores: rename it"
-    if "optimizers" in location and value is None:
-        return (
-            "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`"
-            if len(location) == 1
-            else "has no body: give it one, such as {class: Adam, lr: 0.001}"
-        )
+    if location == ["optimizers"] and value is None:
+        return "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`"
+    if location[:1] == ["optimizers"] and len(location) == 2 and value is None:
+        return "has no body: give it one, such as {class: Adam, lr: 0.001}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"must be a mapping of keys to values, not {value!r}"
     if kind == "too_short":
         return "empty: give it at least one entry"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return "name must be one of constant, cosine, one_cycle, step"
+        return f"name must be one of {', '.join(SCHEDULES)}"
     if kind == "bool_type" and len(location) > 2:
         return f"must be a number, true, false, text or a list of numbers, not {value!r}"
     message = error["msg"].removeprefix("Value error, ")
@@ -282,14 +275,26 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
     return message if kind == "value_error" else f"{message}, not {value!r}"
 
 
+def _own_location(location: Sequence[Any], values: Any) -> list[Any]:
+    """The keys of the file in pydantic's location, which also names members of unions and checks of keys."""
+    own: list[Any] = []
+    for part in location:
+        inside = isinstance(values, dict) and part in values
+        if not inside and (part in SCHEDULES or part == "[key]" or (own and not isinstance(values, dict | list))):
+            continue
+        own.append(part)
+        within = inside or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        values = values[part] if within else None
+    depth = 4 if own[2:3] == ["fallback"] else 3  # below it are the members of a hyperparameter's union
+    return own[:depth] if own[:1] == ["optimizers"] else own
+
+
 def _fields(location: Sequence[Any]) -> list[str]:
     """The keys that are known at a place of params.yaml."""
-    models: dict[str, type[BaseModel]] = {"data": Data, "training": Training}
-    if not location:
-        return list(Config.model_fields)
-    if location[-1] == "schedule":
-        return list(StepSchedule.model_fields)
-    return list(models[location[0]].model_fields) if location[0] in models else []
+    schedules: tuple[type[BaseModel], ...] = (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule)
+    models: dict[tuple[Any, ...], type[BaseModel]] = {(): Config, ("data",): Data, ("training",): Training}
+    models |= {("training", "schedule", name): each for name, each in zip(SCHEDULES, schedules, strict=True)}
+    return list(models[tuple(location)].model_fields)
 
 
 def _line(text: str, location: Sequence[Any]) -> int | None:

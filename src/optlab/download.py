@@ -1,6 +1,7 @@
 """CIFAR-10 from whichever source answers, checked by the same six digests, put in place whole or not at all."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from optlab import archives
 from optlab.data import DIGESTS, read_verified
-from optlab.errors import DataError, OptlabError
+from optlab.errors import DataError, OptlabError, one_line
 
 ARCHIVE_VARIABLE = "CIFAR10_ARCHIVE"
 
@@ -69,7 +70,7 @@ def ensure(folder: Path, dataset: str) -> str:
                 _install(archives.read(source.fetch(Path(temporary))), folder, dataset, source.name)
             return f"{folder}: downloaded from {source.name}, all digests match"
         except (OptlabError, OSError) as error:
-            reasons.append(f"{source.name}: {' '.join(str(error).split())}")
+            reasons.append(f"{source.name}: {one_line(error)}")
             print(f"  no: {reasons[-1]}", flush=True)
     raise DataError(
         f"CIFAR-10 could not be downloaded: {'; '.join(reasons)}. By hand: get cifar-10-python.tar.gz or "
@@ -96,15 +97,17 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
         with urllib.request.urlopen(url, timeout=SILENCE_S) as response, target.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
             with _bar(total, "download") as bar:
-                while block := response.read(1 << 16):
+                while block := response.read1(1 << 16):
                     file.write(block)
                     seen.update(block)
                     bar.update(len(block))
                     _check_speed(bar.n, time.monotonic() - started)
     except urllib.error.URLError as error:
         raise DataError(f"not reachable ({error.reason})") from None
-    except (TimeoutError, ValueError) as error:
-        raise DataError(f"no byte within {SILENCE_S:g} s ({error})") from None
+    except TimeoutError:
+        raise DataError(f"no byte within {SILENCE_S:g} s") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DataError(f"broke off ({type(error).__name__}: {one_line(error)})") from None
     if total and bar.n != total:
         raise DataError(f"ended after {bar.n:,} of {total:,} bytes")
     if seen.hexdigest() != md5:

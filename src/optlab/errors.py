@@ -7,6 +7,9 @@ from collections.abc import Callable
 class OptlabError(Exception):
     """Base of every error that is shown as one line, without a traceback."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
 
 class ConfigError(OptlabError):
     """params.yaml, or a class or path that it names, cannot be used."""
@@ -33,7 +36,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except OptlabError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -42,7 +45,4 @@ def run(main: Callable[[], None]) -> None:
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has none."""
-    text = str(error).strip()
-    return (
-        " ".join(text.split()) if isinstance(error, OptlabError) else (text.splitlines() or [type(error).__name__])[0]
-    )
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,7 @@
     start     run, experiment, params, tags, time
     metrics   points: [[name, value, time, step], …]
     artifact  path, folder, sha256
-    model     path, sha256, name
+    model     path, sha256, name, model
     tags      tags
     end       status, time
 
@@ -68,6 +68,12 @@ class Journal:
             for number, line in enumerate(file):
                 if number >= start and line.endswith("\n"):
                     yield json.loads(line)
+
+
+def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
+    """An epoch's figures under MLflow's names; what is None is left out."""
+    figures = {key: value for key, value in epoch.items() if key != "epoch" and value is not None}
+    return [(f"epoch/{key}", value, when, epoch["epoch"]) for key, value in figures.items()]
 
 
 def all_journals() -> list[Journal]:

@@ -43,9 +43,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"zilliax": zilliax, "resnet18": re
 
 
 def build(name: str, seed: int) -> nn.Module:
-    """A new network in channels_last memory, its initial weights a function of (name, seed) alone.
+    """A new network, its initial weights a function of (name, seed) alone.
 
-    It seeds torch's global generator, so what a model draws while it trains (dropout) is repeatable too.
+    It seeds torch's global generator, so what a model draws while it trains (dropout) is repeatable too. The weights
+    stay contiguous: the channels_last memory of the images decides the convolutions' layout, with the same speed and
+    the same bits, and optimizers that flatten gradients, as LBFGS does, need contiguous ones.
 
     Raises:
         ConfigError: the name is unknown, or what it names does not return a module.
@@ -54,11 +56,14 @@ def build(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     try:
         model = factory()
-    except TypeError as error:
-        raise ConfigError(f"params.yaml: model: {name} must be callable without arguments: {error}") from None
+    except Exception as error:  # whatever a foreign callable raises
+        raise ConfigError(
+            f"params.yaml: model: {name} cannot be built: called without arguments, it raised "
+            f"{type(error).__name__}: {error}"
+        ) from None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"params.yaml: model: {name} returned a {type(model).__name__}, not a torch.nn.Module")
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def resolve(path: str, where: str, known: Any = ()) -> Any:

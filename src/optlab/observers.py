@@ -1,5 +1,6 @@
 """What watches a training: the progress bar, and the journal."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -9,7 +10,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from optlab.journal import Journal, Point, now_ms
+from optlab.journal import Journal, Point, epoch_points, now_ms
 from optlab.training import Epoch, Observer
 
 FLUSH_S = 2.0
@@ -82,15 +83,7 @@ class JournalWriter(Observer):
 
     def on_epoch(self, epoch: Epoch) -> None:
         when, elapsed = now_ms(), time.monotonic() - self._epoch_began
-        values = {
-            "train/loss": epoch.train_loss,
-            "train/running_loss": epoch.running_loss,
-            "train/learning_rate": epoch.lr,
-            "train/images_per_second": self._images / elapsed,
-            "validation/loss": epoch.validation_loss,
-            "validation/accuracy": epoch.validation_accuracy,
-        }
-        self._points += [(key, value, when, epoch.epoch) for key, value in values.items() if value is not None]
+        self._points += epoch_points(dataclasses.asdict(epoch) | {"images_per_second": self._images / elapsed}, when)
         self.flush(epoch.epoch)
         self._images, self._epoch_began = 0, time.monotonic()
 

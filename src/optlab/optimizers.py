@@ -117,14 +117,31 @@ def build(name: str, spec: OptimizerSpec, model: nn.Module) -> Stepper:
 
 
 def check(config: Config) -> None:
-    """Build the model and every optimizer once, before a byte is downloaded or a step is trained.
+    """Build the model and every optimizer and take one step without data, before a byte is downloaded.
+
+    Some values, such as a third beta for Adam, are refused by a class's first step only.
 
     Raises:
         ConfigError: one line with the place in params.yaml and the remedy.
     """
     model = build_model(config.model, seed=0)
     for name, spec in config.optimizers.items():
-        build(name, spec, model)
+        stepper = build(name, spec, model)
+
+        def closure(stepper: Stepper = stepper) -> Tensor:
+            stepper.zero_grad()
+            loss = torch.stack([value.mean() for value in model.parameters() if value.requires_grad]).sum()
+            loss.backward()
+            return loss
+
+        try:
+            stepper.train()
+            stepper.step(closure)
+        except Exception as error:  # classes check their values with errors of their own
+            raise ConfigError(
+                f"params.yaml: optimizers.{name}: {spec.class_} fails in its first step: {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from None
 
 
 def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:

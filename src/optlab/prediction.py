@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 
-from optlab import project, weights
+from optlab import config, project, weights
 from optlab.data import CLASSES, IMAGE_SIZE, to_input
 from optlab.errors import ImageError, RecordError
 from optlab.record import MODELS, REPORTS, read_json
@@ -28,8 +28,8 @@ def champion_weights() -> Path:
 
 
 def load(path: Path) -> nn.Module:
-    """The network with these weights; errors as in `weights.read`."""
-    return weights.read(path)[0]
+    """The network with these weights, of the model that params.yaml names; errors as in `weights.read`."""
+    return weights.read(path, config.load(project.root() / config.PARAMS).model)[0]
 
 
 def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from optlab import data, project
 from optlab.config import Config
-from optlab.journal import Journal, now_ms
+from optlab.journal import Journal, epoch_points, now_ms
 
 EXPERIMENT = "optlab"
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -103,10 +103,8 @@ def restored(config: Config, folder: Path, name: str, seed: int, trained: dict[s
     when = now_ms()
     steps = [loss for losses in trained["step_losses"] for loss in losses]
     points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
-    names = {"train_loss": "train/loss", "running_loss": "train/running_loss", "lr": "train/learning_rate",
-             "validation_loss": "validation/loss", "validation_accuracy": "validation/accuracy"}  # fmt: skip
     for epoch in trained["history"]:
-        points += [(key, epoch[own], when, epoch["epoch"]) for own, key in names.items() if epoch[own] is not None]
+        points += epoch_points(epoch, when)
     journal.metrics(points)
     journal.append("tags", tags={"weights.sha256": digest})
     journal.append("end", status=trained["status"], time=now_ms())

@@ -14,10 +14,10 @@ def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> 
     total = steps_per_epoch * epochs
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if isinstance(schedule, OneCycleSchedule):
-        rise = warmup or _ONE_CYCLE_RISE * total
-        if step < rise:
-            return _cosine(_ONE_CYCLE_START, 1, step / rise)
-        return _cosine(1, _ONE_CYCLE_END, (step - rise) / max(1, total - 1 - rise))
+        top = (warmup or _ONE_CYCLE_RISE * total) - 1  # the step with the whole learning rate
+        if step < top:
+            return _cosine(_ONE_CYCLE_START, 1, step / top)
+        return _cosine(1, _ONE_CYCLE_END, (step - top) / max(1, total - 1 - top))
     if step < warmup:
         return (step + 1) / warmup
     if schedule.name == "cosine":

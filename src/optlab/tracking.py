@@ -79,6 +79,12 @@ class Live:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
+    @property
+    def thread_id(self) -> int:
+        """The thread that does it, for those who want to know what it costs."""
+        assert self._thread.ident is not None
+        return self._thread.ident
+
     def wake(self) -> None:
         """Say that the journal has grown."""
         self._wake.set()
@@ -203,7 +209,7 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
     path = Path(event["path"])
     if not path.exists() or sha256(path) != event["sha256"] or logged_model(client, run_id):
         return
-    network, _ = weights.read(path)
+    network, _ = weights.read(path, event["model"])
     experiment = client.get_run(run_id).info.experiment_id
     logged = mlflow.initialize_logged_model(
         name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"

@@ -139,7 +139,7 @@ def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, traine
     if not math.isfinite(losses[-1]):
         return Epoch(epoch, None, None, None, None, lr)
     last = len(trained) - batch_size * (len(losses) - 1)
-    mean = math.fsum(losses[:-1] + [losses[-1] * last / batch_size]) * batch_size / len(trained)
+    mean = math.fsum([*losses[:-1], losses[-1] * last / batch_size]) * batch_size / len(trained)
     running = float(torch.tensor(losses, dtype=torch.float32).numpy().cumsum()[-1])
     if not len(validation):
         return Epoch(epoch, mean, running, None, None, lr)

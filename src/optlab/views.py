@@ -19,8 +19,8 @@ CHAMPION = "champion"
 _VIEW = "comparison"
 _COLUMNS = (
     "attributes.`Start Time`", "tags.`status`", "params.`optimizer.class`", "params.`optimizer.lr`",
-    "params.`optimizer.weight_decay`", "params.`seed`", "metrics.`validation/accuracy`", "metrics.`validation/loss`",
-    "metrics.`train/loss`", "metrics.`test/accuracy`", "metrics.`test/loss`",
+    "params.`optimizer.weight_decay`", "params.`seed`", "metrics.`epoch/validation_accuracy`",
+    "metrics.`epoch/validation_loss`", "metrics.`epoch/train_loss`", "metrics.`test/accuracy`", "metrics.`test/loss`",
     "metrics.`test/expected_calibration_error`",
 )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
 
 def _save_view(client: "MlflowClient", experiment: str, chosen_by: str) -> None:
     """Store the table's columns, order and filter under the name that the address refers to."""
-    key = "metrics.`validation/accuracy`" if chosen_by == "validation_accuracy" else "metrics.`train/loss`"
+    key = "metrics.`epoch/validation_accuracy`" if chosen_by == "validation_accuracy" else "metrics.`epoch/train_loss`"
     state = {
         "selectedColumns": list(_COLUMNS),
         "orderByKey": key,
@@ -97,6 +97,6 @@ def _addresses(experiment: str, run_ids: list[str]) -> str:
     return (
         f"{start}\n"
         f"  the sorted table  {base}?viewStateShareKey={_VIEW}&workflowType=machine_learning\n"
-        f"  the charts        {base}?compareRunsMode=CHART&workflowType=machine_learning\n"
+        f"  the charts        {base}?compareRunsMode=CHART&viewStateShareKey={_VIEW}&workflowType=machine_learning\n"
         f"  side by side      {store.ui_url()}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
     )

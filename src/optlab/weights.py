@@ -23,12 +23,14 @@ def write(path: Path, model: nn.Module, model_name: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read(path: Path) -> tuple[nn.Module, str]:
+def read(path: Path, model_name: str) -> tuple[nn.Module, str]:
     """The model with these weights, in evaluation mode, and the SHA-256 of the file.
 
+    The file names its model, but only the caller decides which one is built: a name can be a callable's path.
+
     Raises:
-        WeightsError: the file is missing, truncated, no safetensors, or does not fit the model it names.
-        ConfigError: the model it names cannot be built.
+        WeightsError: the file is missing, truncated, no safetensors, or of another model.
+        ConfigError: the model cannot be built.
     """
     try:
         content = path.read_bytes()
@@ -41,10 +43,14 @@ def read(path: Path) -> tuple[nn.Module, str]:
         raise WeightsError(f"{path}: damaged or not safetensors ({error}): delete it, then run `dvc repro`") from None
     if name is None:
         raise WeightsError(f"{path}: does not say which model it belongs to: it was not written by optlab")
-    model = models.build(name, seed=0)
+    if name != model_name:
+        raise WeightsError(
+            f"{path}: belongs to the model {name!r}, but params.yaml says {model_name!r}: run `dvc repro`"
+        )
+    model = models.build(model_name, seed=0)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        raise WeightsError(f"{path}: does not fit the model {name}: {text}") from None
+        raise WeightsError(f"{path}: does not fit the model {model_name}: {text}") from None
     return model.eval(), hashlib.sha256(content).hexdigest()

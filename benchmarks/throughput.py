@@ -1,0 +1,297 @@
+"""Images per second of one training on the CPU: the tutorial's loop, Lightning, and optlab, on the same batches.
+
+    python benchmarks/throughput.py            # writes benchmarks/RESULTS.md
+
+Each contender runs in a process of its own, all of them in turn in every round; a ratio is taken within a round,
+and the median over the rounds is reported with its extremes. Starting up (imports, reading the data) is not counted.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from optlab import conditions, config, data, models, project, training
+from optlab.journal import Journal
+from optlab.observers import JournalWriter, Progress
+from optlab.optimizers import build
+from optlab.runlog import facts
+from optlab.tracking import Live
+
+BATCH, LR, WARMUP = 64, 0.01, 20  # steps that are not timed
+TOP = Path(__file__).resolve().parents[1]
+RESULTS = TOP / "benchmarks" / "RESULTS.md"
+
+
+def settings(images: int, precision: str, epochs: int = 1) -> config.Config:
+    """The comparison's own params.yaml, with SGD alone and less of the data."""
+    values = config.load(TOP / config.PARAMS).model_dump(by_alias=True)
+    values["optimizers"] = {"sgd": {"class": "SGD", "lr": LR}}
+    values["data"]["train_size"] = images
+    values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH}
+    return config.Config.model_validate(values)
+
+
+def tutorial_loader(images: int) -> Iterable[Any]:
+    """torchvision's CIFAR10, ToTensor and a DataLoader, over the images that optlab trains on."""
+    import torchvision
+
+    split = data.load(TOP / project.DATA, settings(images, "fp32").data).train
+
+    class InMemory(torchvision.datasets.CIFAR10):  # type: ignore[misc]
+        """Its own `__getitem__`, with the arrays filled from the verified files instead of its pickles."""
+
+        def __init__(self) -> None:
+            self.data, self.targets = split.images.numpy(), split.labels.tolist()
+            self.transform, self.target_transform = torchvision.transforms.ToTensor(), None
+
+    order = data.epoch_order(0, 1, images, shuffle=True).tolist()
+    return DataLoader(Subset(InMemory(), order), batch_size=BATCH)
+
+
+def run_tutorial(images: int, warmup: int = WARMUP) -> dict[str, float]:
+    """The tutorial's loop as it is written there."""
+    loader, loss = tutorial_loader(images), nn.CrossEntropyLoss()
+    network = models.zilliax().to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
+    running_loss: Any = 0.0
+    started, seen = 0.0, 0
+    for step, (images_, targets) in enumerate(loader):
+        if step == warmup:
+            started = time.perf_counter()
+        result = loss(network(images_), targets)
+        optimizer.zero_grad()
+        result.backward()
+        optimizer.step()
+        running_loss = running_loss + result
+        seen += len(targets) if step >= warmup else 0
+    return {"rate": seen / (time.perf_counter() - started)}
+
+
+def run_lightning(images: int) -> dict[str, float]:
+    """Lightning's Trainer with its defaults: progress bar, logger, checkpoint."""
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.loss = models.zilliax(), nn.CrossEntropyLoss()
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = self.loss(self.network(batch[0]), batch[1])
+            self.log("train_loss", loss, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=LR)
+
+    class Clock(lightning.Callback):
+        started = rate = 0.0
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            if index == WARMUP:
+                self.started = time.perf_counter()
+
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            self.rate = (images - WARMUP * BATCH) / (time.perf_counter() - self.started)
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = lightning.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=folder, callbacks=[clock])
+        trainer.fit(Module(), tutorial_loader(images))
+    return {"rate": clock.rate}
+
+
+class Clock(training.Observer):
+    """Times the steps after the warm-up, as whoever waits for the training sees them."""
+
+    def __init__(self) -> None:
+        self.seen, self.started, self.ended = 0, 0.0, 0.0
+
+    def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
+        if step == WARMUP - 1:
+            self.started = time.perf_counter()
+        elif step >= WARMUP:
+            self.seen += images
+            self.ended = time.perf_counter()
+
+
+class Timed(training.Observer):
+    """Adds up the wall time spent in another observer."""
+
+    def __init__(self, inner: training.Observer) -> None:
+        self._inner, self.spent = inner, 0.0
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        started = time.perf_counter()
+        method(*arguments)
+        self.spent += time.perf_counter() - started
+
+    def on_start(self, *arguments: Any) -> None:
+        self._call(self._inner.on_start, *arguments)
+
+    def on_step(self, *arguments: Any) -> None:
+        self._call(self._inner.on_step, *arguments)
+
+    def on_epoch(self, *arguments: Any) -> None:
+        self._call(self._inner.on_epoch, *arguments)
+
+
+def run_optlab(images: int, precision: str, epochs: int = 1) -> dict[str, float]:
+    """One training as the pipeline does it, with progress, journal and MLflow, in a repository of its own.
+
+    `logging`: the wall time in progress bar and journal, plus the CPU time of the thread that fills MLflow, over the
+    wall time of the training.
+    """
+    chosen = settings(images, precision, epochs)
+    splits = data.load(TOP / project.DATA, chosen.data)
+    device = conditions.apply(chosen.training.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / ".dvc").mkdir()
+        (Path(folder) / ".dvc" / "config").touch()
+        os.chdir(folder)
+        journal = Journal.create("sgd-0")
+        live = Live(journal)
+        opening = facts(chosen, Path(), "sgd", 0, conditions.current(device))
+        logs = [Timed(Progress(epochs, images)), Timed(JournalWriter(journal, opening, live.wake))]
+        clock = Clock()
+        started = time.perf_counter()
+        training.train(chosen, "sgd", 0, splits, device, [*logs, clock])
+        elapsed = time.perf_counter() - started
+        thread = time.clock_gettime(time.pthread_getcpuclockid(live.thread_id))
+        live.finish()
+        os.chdir(TOP)
+    spent = sum(log.spent for log in logs) + thread
+    return {"rate": clock.seen / (clock.ended - clock.started), "logging": spent / elapsed}
+
+
+def run_peak(precision: str) -> dict[str, float]:
+    """The machine's own matrix product, 2048 × 2048, the best of many: FLOP/s; and the FLOP of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size, best = 2048, 0.0
+    matrix = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    for _ in range(30 if precision == "fp32" else 5):
+        started = time.perf_counter()
+        matrix @ matrix
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    model = models.build("zilliax", 0)
+    stepper = build("sgd", settings(BATCH * 10, "fp32").optimizer("sgd"), model)
+    with FlopCounterMode(display=False) as counter:
+        training.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
+    return {"peak": best, "flop": counter.get_total_flops() / BATCH}
+
+
+CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "tutorial": lambda arguments: run_tutorial(arguments.images),
+    "lightning": lambda arguments: run_lightning(arguments.images),
+    "optlab fp32": lambda arguments: run_optlab(arguments.images, "fp32"),
+    "optlab bf16": lambda arguments: run_optlab(arguments.bf16_images, "bf16"),
+    "peak fp32": lambda arguments: run_peak("fp32"),
+    "peak bf16": lambda arguments: run_peak("bf16"),
+    "default": lambda arguments: run_optlab(45_000, "fp32", config.load(TOP / config.PARAMS).training.epochs),
+}
+
+
+def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run one contender in a process of its own."""
+    command = [sys.executable, __file__, "--contender", contender, "--images", str(arguments.images)]
+    command += ["--bf16-images", str(arguments.bf16_images)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{contender} failed:\n{result.stderr}")
+    values: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    print(contender, {key: f"{value:.4g}" for key, value in values.items()}, flush=True)
+    return values
+
+
+def noop_seconds() -> list[float] | None:
+    """The wall time of `dvc repro` with nothing to do, five times; None if there is something to do."""
+    if "up to date" not in subprocess.run(["dvc", "status"], capture_output=True, text=True, cwd=TOP).stdout:
+        return None
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(["dvc", "repro"], capture_output=True, check=True, cwd=TOP)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=20_000, help="images per measurement")
+    parser.add_argument("--bf16-images", type=int, default=0, help="the same for bf16; fewer where it is emulated")
+    parser.add_argument("--contender", choices=CONTENDERS, help="measure this one only, and print JSON")
+    arguments = parser.parse_args()
+    threads = config.load(TOP / config.PARAMS).training.threads
+    torch.set_num_threads(threads)
+    native = conditions.bf16_is_native(torch.device("cpu"))
+    arguments.bf16_images = arguments.bf16_images or (arguments.images if native else 3_200)
+    if arguments.contender:
+        print(json.dumps(CONTENDERS[arguments.contender](arguments)))
+        return
+    names = [name for name in CONTENDERS if name != "default"]
+    rounds = [{name: measure(name, arguments) for name in names} for _ in range(arguments.rounds)]
+    default, noop = measure("default", arguments), noop_seconds()
+    RESULTS.write_text(report(rounds, default, noop, threads, native))
+    print(RESULTS.read_text())
+
+
+def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[float] | None, threads: int,
+           native: bool) -> str:  # fmt: skip
+    """The table in markdown."""
+    facts_ = conditions.current(torch.device("cpu"))
+    lines = [
+        "# Throughput",
+        "",
+        f"{facts_['cpu']}, {os.cpu_count()} cores, {facts_['cpu_capability']}, {threads} threads; torch "
+        f"{facts_['packages']['torch']}, Python {facts_['python']}. `make bench`, n = {len(rounds)} rounds; median "
+        f"(least – most). Batches of {BATCH}, SGD, the tutorial's network.",
+        "",
+        "| loop | images/s | over the tutorial's loop | FLOP/s over the matrix-product peak |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in ("tutorial", "lightning", "optlab fp32", "optlab bf16"):
+        peak = "peak bf16" if "bf16" in name else "peak fp32"
+        rates = [each[name]["rate"] for each in rounds]
+        ratios = [each[name]["rate"] / each["tutorial"]["rate"] for each in rounds]
+        shares = [each[name]["rate"] * each[peak]["flop"] / each[peak]["peak"] for each in rounds]
+        lines.append(f"| {name} | {spread(rates, '.0f')} | {spread(ratios, '.2f')} | {spread(shares, '.0%')} |")
+    peaks = {
+        name: statistics.median(each[name]["peak"] for each in rounds) / 1e9 for name in ("peak fp32", "peak bf16")
+    }
+    lines += [
+        "",
+        f"The machine's matrix product of 2048 × 2048: {peaks['peak fp32']:.0f} GFLOP/s in fp32, "
+        f"{peaks['peak bf16']:.0f} in bf16. One image takes {rounds[0]['peak fp32']['flop'] / 1e6:.1f} MFLOP, forward "
+        f"and backward (torch.utils.flop_counter).",
+        "",
+        f"Logging in the default training (progress, journal, MLflow): {default['logging']:.2%} of its time, at "
+        f"{default['rate']:.0f} images/s.",
+    ]
+    if not native:
+        lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]
+    if noop:
+        lines += ["", f"`dvc repro` with nothing to do: {spread(noop, '.2f')} s (n = {len(noop)})."]
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], form: str) -> str:
+    """median (least – most)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The small sample of CIFAR-10 and a configuration that trains on it in a second."""
+
+from pathlib import Path
+
+import pytest
+
+from optlab import download
+from optlab.config import Config
+
+ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A folder with the six files of cifar10_sample, put there by the library itself."""
+    folder = tmp_path_factory.mktemp("project") / "data" / "cifar10_sample"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(download.ARCHIVE_VARIABLE, str(ARCHIVE))
+        download.ensure(folder, "cifar10_sample")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """A function that returns the small configuration, changed.
+
+    `data` and `training` take the keys to change; `model`, `seeds` and `optimizers` are replaced whole.
+    """
+    return _small_config
+
+
+def _small_config(data=None, training=None, **changes):
+    values = {
+        "model": "zilliax",
+        "seeds": [0],
+        "data": {"dataset": "cifar10_sample", "train_size": 400, "validation_size": 100} | (data or {}),
+        "training": {"epochs": 1, "batch_size": 64, "threads": 2} | (training or {}),
+        "optimizers": {"sgd": {"class": "SGD", "lr": 0.01}, "adam": {"class": "Adam", "lr": 0.001}},
+    }
+    return Config.model_validate(values | changes)

@@ -1,0 +1,165 @@
+"""What MLflow holds after a run, and what happens where it cannot be reached."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+LOOK = """
+import json, logging, mlflow
+logging.disable(logging.WARNING)
+client = mlflow.MlflowClient()
+experiment = client.get_experiment_by_name("optlab")
+runs = client.search_runs([experiment.experiment_id])
+def history(run, key):
+    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
+def files(run, path=None):
+    found = []
+    for item in client.list_artifacts(run.info.run_id, path):
+        found += files(run, item.path) if item.is_dir else [item.path]
+    return found
+print(json.dumps({
+    "location": experiment.artifact_location,
+    "view": experiment.tags.get("mlflow.sharedViewState.comparison"),
+    "runs": [{
+        "id": run.info.run_id, "name": run.info.run_name, "status": run.info.status,
+        "start": run.info.start_time, "end": run.info.end_time,
+        "params": run.data.params, "tags": run.data.tags, "metrics": run.data.metrics,
+        "steps": history(run, "step/loss"), "epochs": history(run, "epoch/validation_loss"), "files": files(run),
+        "inputs": [i.dataset.digest for i in run.inputs.dataset_inputs],
+        "models": [m.model_id for m in run.outputs.model_outputs] if run.outputs else [],
+    } for run in runs],
+}))
+"""
+
+
+def look(project, **environment):
+    result = project.run(sys.executable, "-c", LOOK, **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def logged(reproduced):
+    """The bare client's view, with nothing configured, in the repository."""
+    return look(reproduced[0])
+
+
+def run_of(logged, name):
+    (run,) = [run for run in logged["runs"] if run["name"] == name]  # training and evaluation share one
+    return run
+
+
+def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduced):
+    run = run_of(logged, "adam")
+    trained = json.loads((reproduced[0].top / "runs/adam-0/train.json").read_text())
+    assert run["status"] == "FINISHED"
+    assert run["params"]["optimizer.lr"] == "0.001"
+    assert run["params"]["optimizer.betas"] == "(0.9, 0.999)"  # a default of the class
+    assert run["params"]["training.batch_size"] == "64"
+    losses = [loss for epoch in trained["step_losses"] for loss in epoch]
+    assert [step for step, _, _ in run["steps"]] == list(range(14))
+    assert [value for _, value, _ in run["steps"]] == pytest.approx(losses)
+    assert [step for step, _, _ in run["epochs"]] == [1, 2]
+    assert (
+        run["metrics"]["test/accuracy"]
+        == json.loads((reproduced[0].top / "runs/adam-0/test.json").read_text())["test_accuracy"]
+    )
+    assert run["tags"]["weights.sha256"] == trained["weights_sha256"]
+    assert run["tags"]["status"] == "completed"
+    assert run["tags"]["mlflow.runColor"].startswith("#")
+    assert len(run["tags"]["mlflow.source.git.commit"]) == 40
+    assert run["tags"]["git.dirty"] in ("yes", "no")
+    assert len(run["inputs"]) == 1
+    assert {"weights/adam-0.safetensors", "figures/curves.png", "figures/confusion_matrix.png"} <= set(run["files"])
+
+
+def test_times_are_those_of_the_training(logged):
+    run = run_of(logged, "sgd")
+    times = [time for _, _, time in run["steps"]]
+    assert run["start"] <= times[0] <= times[-1] <= run["end"]
+    assert times == sorted(times)
+
+
+def test_artifacts_move_with_the_repository(logged, copied):
+    assert logged["location"].startswith("mlruns/")
+    run = run_of(look(copied), "adam")
+    assert "weights/adam-0.safetensors" in run["files"]
+    path = copied.top / "mlruns" / logged["location"].split("/")[1] / run["id"] / "artifacts/weights/adam-0.safetensors"
+    assert path.read_bytes() == (copied.top / "models/adam-0.safetensors").read_bytes()
+
+
+def test_the_champion_answers(reproduced, tmp_path):
+    """Served from another process with bare MLflow, the champion gives the outputs of the weights in the record."""
+    project, _ = reproduced
+    champion = json.loads((project.top / "reports/champion.json").read_text())["champion"]
+    images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
+    (tmp_path / "in.json").write_text(json.dumps({"inputs": images.tolist()}))
+    answer = tmp_path / "out.json"
+    result = project.run(
+        "mlflow", "models", "predict", "-m", "models:/optlab-cifar10@champion", "--env-manager", "local",
+        "-i", str(tmp_path / "in.json"), "-t", "json", "-o", str(answer),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    import torch
+
+    from optlab import weights
+
+    model, _ = weights.read(project.top / "models" / f"{champion}.safetensors", "zilliax")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(json.loads(answer.read_text())["predictions"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_artifact_is_a_pickle(reproduced):
+    names = [path.name for path in (reproduced[0].top / "mlruns").rglob("*") if path.is_file()]
+    assert any(name.endswith(".pt2") for name in names), names
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".bin"))]
+
+
+def test_two_first_stages_at_once_share_one_new_database(fresh):
+    fresh.edit("params.yaml", "threads: 2", "threads: 1")
+    assert fresh.stage("download").returncode == 0
+    command = [sys.executable, "pipeline/train.py"]
+    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src")}
+    pair = [
+        subprocess.Popen([*command, name, "0"], cwd=fresh.top, env=environment, stderr=subprocess.PIPE, text=True)
+        for name in ("sgd", "adam")
+    ]
+    for process in pair:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert "warning" not in errors
+    assert sorted(run["name"] for run in look(fresh)["runs"]) == ["adam", "sgd"]
+
+
+def test_a_server_that_is_away_costs_nothing_but_a_warning(copied):
+    """The training ends as usual; with a reachable store, the next stage sends what is missing, with its times."""
+    record = (copied.top / "runs/adam-0/train.json").read_bytes()
+    before = look(copied)
+    # Port 9 of this machine: nothing listens there.
+    result = copied.stage("train", "adam", "0", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("warning") == 1
+    assert (copied.top / "runs/adam-0/train.json").read_bytes() == record
+    assert len(look(copied)["runs"]) == len(before["runs"])
+    assert copied.stage("evaluate", "adam", "0").returncode == 0
+    after = look(copied)
+    (new,) = [run for run in after["runs"] if run["id"] not in {old["id"] for old in before["runs"]}]
+    assert [step for step, _, _ in new["steps"]] == list(range(14))
+    assert new["steps"][-1][2] <= new["end"]
+    assert new["metrics"]["test/accuracy"] == run_of(before, "adam")["metrics"]["test/accuracy"]
+
+
+def test_only_the_present_comparison_is_marked(copied):
+    copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
+    assert copied.run("dvc", "repro").returncode == 0
+    runs = look(copied)["runs"]
+    assert len(runs) == 3
+    marks = {(run["params"]["optimizer.lr"], run["tags"]["comparison"]) for run in runs}
+    assert marks == {("0.01", "current"), ("0.001", "earlier"), ("0.003", "current")}
+    assert copied.run("optlab", "show").returncode == 0
+    assert len(look(copied)["runs"]) == 3

@@ -1,0 +1,172 @@
+"""`dvc repro` as a user runs it, on the small sample."""
+
+import csv
+import json
+import re
+
+import pytest
+
+
+def stages_in(result):
+    return set(re.findall(r"Running stage '([^']+)'", result.stdout + result.stderr))
+
+
+def test_the_table_and_the_addresses_are_printed(reproduced):
+    _, printed = reproduced
+    assert re.search(r"adam +1 +completed +\d+\.\d\d %", printed)
+    assert "viewStateShareKey=comparison&workflowType=machine_learning" in printed
+    assert "compareRunsMode=CHART" in printed
+    assert "Run `mlflow ui` here" in printed
+
+
+def test_everything_is_written(reproduced):
+    project, _ = reproduced
+    for name in ("models/adam-0.safetensors", "runs/adam-0/train.json", "runs/adam-0/test.json", "reports/report.html",
+                 "runs/adam-0/predictions.csv", "reports/comparison.md", "reports/curves.png"):  # fmt: skip
+        assert (project.top / name).stat().st_size > 100, name
+    page = (project.top / "reports" / "report.html").read_text()
+    assert "http" not in page.replace("<!doctype html>", "")  # nothing is fetched when it opens
+
+
+def test_the_record_is_consistent(reproduced):
+    project, _ = reproduced
+    trained = json.loads((project.top / "runs/adam-0/train.json").read_text())
+    assert [len(losses) for losses in trained["step_losses"]] == [7, 7]  # 400 images in batches of 64, two epochs
+    running = sum(trained["step_losses"][0])
+    assert trained["history"][0]["running_loss"] == pytest.approx(running, rel=1e-5)
+    tested = json.loads((project.top / "runs/adam-0/test.json").read_text())
+    with (project.top / "runs/adam-0/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    right = sum(row["actual"] == row["predicted"] for row in rows)
+    assert tested["test_accuracy"] == right / len(rows)
+    assert sum(map(sum, tested["confusion"])) == len(rows) == 100
+
+
+def test_nothing_in_the_record_depends_on_the_moment(reproduced):
+    project, _ = reproduced
+    for path in [*project.top.glob("runs/*/*.json"), *project.top.glob("reports/*.[cmj]*")]:
+        text = path.read_text()
+        assert str(project.top) not in text
+        assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[789]\d{8}\b", text), path
+
+
+def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
+    lock = (copied.top / "dvc.lock").read_bytes()
+    result = copied.run("dvc", "repro", "--force")
+    assert result.returncode == 0, result.stderr
+    assert "Running stage 'train@adam-0'" in result.stdout
+    assert (copied.top / "dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("lr: 0.001", "lr: 0.002", {"train@adam-0", "compare"}),
+        ("threads: 2", "threads: 1", {"train@adam-0", "evaluate@adam-0", "train@sgd-0", "evaluate@sgd-0", "compare"}),
+        ("epochs: 2", "epochs: 3", {"train@adam-0", "train@sgd-0", "compare"}),
+        ("seeds: [0]", "# more\nseeds: [0]", set()),
+        ("seeds: [0]", "seedling: 3\nseeds: [0]", {"compare"}),
+        ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"train@nadam-0"}),
+        ("  sgd: {class: SGD, lr: 0.01}\n", "", {"compare"}),
+    ],
+    ids=["adam's lr", "threads", "epochs", "comment", "unknown key", "new optimizer", "optimizer removed"],
+)
+def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
+    """A dry run names the stages whose own parameters changed; those behind them follow if their inputs change."""
+    copied.edit("params.yaml", old, new)
+    assert stages_in(copied.run("dvc", "repro", "--dry")) == expected
+
+
+def test_adam_s_learning_rate_reruns_adam_and_the_comparison_and_nothing_else(copied):
+    copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
+    sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
+    assert stages_in(copied.run("dvc", "repro")) == {"train@adam-0", "evaluate@adam-0", "compare"}
+    assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
+    assert "up to date" in copied.run("dvc", "repro").stdout
+
+
+def test_an_unknown_key_stops_with_one_line(copied):
+    copied.edit("params.yaml", "seeds: [0]", "seed: 3\nseeds: [0]")
+    result = copied.run("dvc", "repro")
+    assert result.returncode != 0
+    assert "error: params.yaml:2: seed: unknown key: did you mean seeds?" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_misspelt_optimizer_stops_before_anything_is_trained(copied):
+    copied.edit("params.yaml", "class: SGD", "class: Adm")
+    weights = (copied.top / "models" / "adam-0.safetensors").read_bytes()
+    result = copied.run("dvc", "repro")
+    assert result.returncode != 0
+    assert "did you mean Adam?" in result.stderr
+    assert (copied.top / "models" / "adam-0.safetensors").read_bytes() == weights
+
+
+def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied):
+    copied.edit("params.yaml", "lr: 0.01", "lr: 1.0e+30")
+    result = copied.run("dvc", "repro")
+    assert result.returncode == 0, result.stderr
+    trained = json.loads((copied.top / "runs/sgd-0/train.json").read_text())
+    tested = json.loads((copied.top / "runs/sgd-0/test.json").read_text())
+    assert trained["status"] == tested["status"] == "diverged"
+    assert trained["step_losses"][0][0] == pytest.approx(2.3, abs=0.1)
+    assert trained["step_losses"][-1][-1] is None
+    assert re.search(r"sgd +1 +diverged", result.stdout)
+    assert "diverged" in (copied.top / "reports" / "report.html").read_text()
+    assert json.loads((copied.top / "reports/champion.json").read_text())["champion"] == "adam-0"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "stage", "message"),
+    [
+        ("data/cifar10/test_batch.bin", lambda path: path.unlink(), "train", "No such file"),
+        ("data/cifar10/data_batch_3.bin", lambda path: path.write_bytes(b"x" * 307300), "train", "altered"),
+        ("models/sgd-0.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-9]), "evaluate", "damaged"),
+        ("models/sgd-0.safetensors", lambda path: path.write_text("hello"), "evaluate", "not safetensors"),
+        ("runs/sgd-0/train.json", lambda path: path.write_text("{"), "evaluate", "damaged"),
+    ],
+    ids=["data missing", "data altered", "weights truncated", "weights of text", "record damaged"],
+)
+def test_damaged_inputs_are_refused_in_one_line(copied, name, damage, stage, message):
+    damage(copied.top / name)
+    before = (copied.top / "reports" / "comparison.md").read_bytes()
+    result = copied.stage(stage, "sgd", "0")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 1
+    assert len(lines) == 1
+    assert name in lines[0]
+    assert message in lines[0]
+    assert "run `dvc" in lines[0]
+    assert "Traceback" not in result.stderr
+    assert (copied.top / "reports" / "comparison.md").read_bytes() == before
+
+
+def test_dvc_shows_metrics_plots_and_parameters(copied):
+    metrics = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert metrics["runs/adam-0/test.json"]["data"]["test_accuracy"] > 0
+    copied.run("git", "add", "-A")
+    copied.run("git", "commit", "-qm", "record")
+    copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
+    assert "optimizers.adam.lr" in copied.run("dvc", "params", "diff").stdout
+    shown = copied.run("dvc", "plots", "show", "--json")
+    plots = json.loads(shown.stdout)["data"]
+    assert shown.returncode == 0
+    assert {"validation accuracy", "training loss", "confusion matrices"} <= set(plots)
+    assert len(plots["validation accuracy"]) == 1  # one figure for all optimizers
+
+
+def test_the_tutorial_s_pipeline(reproduced, tmp_path):
+    project = reproduced[0].copy(tmp_path / "tutorial")
+    project.edit("tutorial/params.yaml", "train_size: 10000", "dataset: cifar10_sample, train_size: 100")
+    project.edit("tutorial/params.yaml", "epochs: 20", "epochs: 3")
+    result = project.run("dvc", "repro", "tutorial/dvc.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "adam_fast-0  epoch 3/3  running loss" in result.stdout
+    assert "trained on the test split" in result.stdout
+    claims = (project.top / "tutorial" / "reports" / "claims.md").read_text()
+    assert "| Adam falls faster than SGD |" in claims
+    assert (project.top / "mlflow.db").exists()
+    assert not (project.top / "tutorial" / "mlflow.db").exists()
+    trained = json.loads((project.top / "tutorial/runs/adam-0/train.json").read_text())
+    assert trained["validation_accuracy"] is None
+    assert not list(project.top.glob("**/runs/**/.gitignore"))  # one at the top says it all

@@ -1,0 +1,80 @@
+"""A small project of its own: the repository's files, the sample for data, and a shrunken params.yaml."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
+
+PARAMS = """\
+model: zilliax
+seeds: [0]
+data: {dataset: cifar10_sample, train_size: 400, validation_size: 100}
+training: {epochs: 2, batch_size: 64, precision: fp32, threads: 2, schedule: {name: constant, warmup_epochs: 0}}
+optimizers:
+  sgd: {class: SGD, lr: 0.01}
+  adam: {class: Adam, lr: 0.001}
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A git and DVC repository in a temporary folder."""
+
+    top: Path
+
+    def run(self, *command: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there, with that repository's own code and nothing of the caller's MLflow settings."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC"))}
+        own |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.top / "src"),
+            "CIFAR10_ARCHIVE": str(SAMPLE),
+        }
+        return subprocess.run(
+            command, cwd=self.top / folder, env=own | environment, capture_output=True, text=True, timeout=600
+        )
+
+    def stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run one stage module without DVC."""
+        return self.run(sys.executable, f"pipeline/{name}.py", *arguments, **environment)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace text in a file; it must be there."""
+        text = (self.top / path).read_text()
+        assert old in text
+        (self.top / path).write_text(text.replace(old, new))
+
+    def copy(self, target: Path) -> "Project":
+        """Everything, outputs and stores included, in another place."""
+        shutil.copytree(self.top, target, symlinks=True)
+        return Project(target)
+
+
+def create(top: Path) -> Project:
+    """The tracked and new files of this repository in a new one, without its record."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=TOP, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if name.startswith(("runs/", "reports/", "tests/", "tutorial/runs", "tutorial/reports")) or "dvc.lock" in name:
+            continue
+        if (TOP / name).is_file():
+            (top / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TOP / name, top / name)
+    (top / "params.yaml").write_text(PARAMS)
+    project = Project(top)
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.name", "test"],
+        ["git", "config", "user.email", "test@example.org"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-qm", "start"],
+    ):
+        assert project.run(*command).returncode == 0
+    return project

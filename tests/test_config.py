@@ -1,0 +1,334 @@
+"""params.yaml is checked whole and by name: every bad input is one line with its place and the remedy."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optlab import config, optimizers
+from optlab.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+GOOD = """\
+model: zilliax
+seeds: [0, 1]
+data:
+  dataset: cifar10_sample
+  train_size: 400
+  validation_size: 100
+training:
+  epochs: 2
+  batch_size: 64
+  threads: 2
+  schedule: {name: constant}
+optimizers:
+  sgd: {class: SGD, lr: 0.01}
+  adam:
+    class: Adam
+    lr: 0.001
+"""
+BEFORE_OPTIMIZERS = GOOD[: GOOD.index("optimizers:")]
+RENAME = "rename it"
+
+
+def load(folder, text):
+    path = folder / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return config.load(path)
+
+
+def refusal(folder, text):
+    """The message, with the file's folder taken off its front."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(str(folder))
+    return message.removeprefix(f"{folder}/")
+
+
+def edited(old, new):
+    assert GOOD.count(old) == 1, f"{old!r} must name one place of the good file"
+    return GOOD.replace(old, new)
+
+
+def of_test_split(train_size, validation_size):
+    return (
+        GOOD.replace("  train_size: 400", f"  train_split: test\n  train_size: {train_size}")
+        .replace("validation_size: 100", f"validation_size: {validation_size}")
+        .replace("batch_size: 64", "batch_size: 10")
+    )
+
+
+def test_the_good_file_loads(tmp_path):
+    loaded = load(tmp_path, GOOD)
+    assert loaded.runs() == [("sgd", 0), ("sgd", 1), ("adam", 0), ("adam", 1)]
+    assert loaded.optimizer("adam").class_ == "Adam"
+    assert loaded.optimizer("adam").hyperparameters == {"lr": 0.001}
+    assert loaded.training.precision == "fp32"
+    assert loaded.data.train_split == "train" and loaded.data.shuffle
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file here: run from the folder that holds it$"):
+        config.load(tmp_path / "nowhere.yaml")
+
+
+def test_folder_in_place_of_the_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path)
+
+
+FILES = {
+    "empty": ("", "params.yaml: ", "the file is empty"),
+    "comments only": ("# nothing\n", "params.yaml: ", "git checkout"),
+    "a list": ("- a\n", "params.yaml: ", "expected `key: value` lines, found a list"),
+    "a word": ("hello\n", "params.yaml: ", "expected `key: value` lines, found a str"),
+    "not UTF-8": (GOOD.encode() + b"# \xe9\n", "params.yaml: ", "cannot be read as UTF-8 text"),
+    "control character": (GOOD + "# \x01\n", "params.yaml: ", "not valid YAML"),
+    "open bracket": (edited("[0, 1]", "[0, 1"), "params.yaml:3: ", "not valid YAML"),
+    "tab": (edited("  epochs", "\tepochs"), "params.yaml:8: ", "indent with spaces, not with a tab"),
+    "two documents": (GOOD + "---\na: 1\n", "params.yaml:17: ", "not valid YAML"),
+    "unknown alias": (edited("model: zilliax", "model: *x"), "params.yaml:1: ", "undefined alias"),
+    "code as a tag": (edited("zilliax", "!!python/name:os.abort"), "params.yaml:1: ", "not valid YAML"),
+    "duplicate key": (edited("seeds: [0, 1]", "seeds: [0]\nseeds: [1]"), "params.yaml:3: ", 'duplicate key "seeds"'),
+    "duplicate optimizer": (edited("  adam:", "  sgd:"), "params.yaml:14: ", 'duplicate key "sgd"'),
+    "duplicate hyperparameter": (edited("lr: 0.01}", "lr: 0.01, lr: 1}"), "params.yaml:13: ", 'duplicate key "lr"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "place", "phrase"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_mapping(tmp_path, text, place, phrase):
+    message = refusal(tmp_path, text)
+    assert message.startswith(place)
+    assert phrase in message
+
+
+EDITS = {
+    "unknown key": ("model:", "modle:", "1: modle", "did you mean model?"),
+    "unknown key of data": ("  train_size:", "  trian_size:", "5: data.trian_size", "did you mean train_size?"),
+    "unknown key of training": ("  epochs:", "  epoch:", "8: training.epoch", "did you mean epochs?"),
+    "unknown key of schedule": (
+        "{name: constant}", "{name: step, step_epochs: 1, gama: 0.5}",
+        "11: training.schedule.gama", "did you mean gamma?"),
+    "unknown key far from any": ("model:", "qqqq: 1\nmodel:", "1: qqqq", "unknown key"),
+    "misspelt class": ("{class: SGD", "{clas: SGD", "13: optimizers.sgd", "class"),
+    "missing section": ("training:", "training_:", "7: training_", "did you mean training?"),
+    "missing key": ("  epochs: 2\n", "", "7: training.epochs", "add this key"),
+    "text for a whole number": ("epochs: 2", "epochs: two", "8: training.epochs", "valid integer, not 'two'"),
+    "fraction for a whole number": ("epochs: 2", "epochs: 2.0", "8: training.epochs", "valid integer, not 2.0"),
+    "true for a whole number": ("epochs: 2", "epochs: true", "8: training.epochs", "valid integer, not True"),
+    "nothing for a whole number": ("epochs: 2", "epochs:", "8: training.epochs", "valid integer, not None"),
+    "no epochs": ("epochs: 2", "epochs: 0", "8: training.epochs", "greater than or equal to 1, not 0"),
+    "no threads": ("threads: 2", "threads: 0", "10: training.threads", "greater than or equal to 1, not 0"),
+    "too many threads": ("threads: 2", "threads: 5000", "10: training.threads", "equal to 1024, not 5000"),
+    "unknown precision": (
+        "threads: 2", "threads: 2\n  precision: fp16", "11: training.precision", "'fp32' or 'bf16', not 'fp16'"),
+    "text for true or false": (
+        "  train_size", "  shuffle: 'no'\n  train_size", "5: data.shuffle", "valid boolean, not 'no'"),
+    "unknown data set": ("cifar10_sample", "cifar100", "4: data.dataset", "'cifar10_sample', not 'cifar100'"),
+    "unknown split": (
+        "  train_size", "  train_split: val\n  train_size", "5: data.train_split", "'train' or 'test', not 'val'"),
+    "number for a model": ("zilliax", "3", "1: model", "valid string, not 3"),
+    "no model": ("zilliax", "''", "1: model", "at least 1 character"),
+    # seeds
+    "one bare seed": ("[0, 1]", "5", "2: seeds", "valid list, not 5"),
+    "no seeds": ("[0, 1]", "[]", "2: seeds", "at least one entry"),
+    "null seeds": ("[0, 1]", "", "2: seeds", "valid list, not None"),
+    "range of seeds": ("[0, 1]", "0..4", "2: seeds", "valid list, not '0..4'"),
+    "duplicate seed": ("[0, 1]", "[0, 3, 3]", "2: seeds", "seed 3 is listed twice"),
+    "negative seed": ("[0, 1]", "[0, -1]", "2: seeds.1", "greater than or equal to 0, not -1"),
+    "seed of 33 bits": ("[0, 1]", "[4294967296]", "2: seeds.0", "less than 4294967296"),
+    "text as a seed": ("[0, 1]", "[a]", "2: seeds.0", "valid integer, not 'a'"),
+    # learning rates
+    "negative lr": ("lr: 0.01}", "lr: -0.1}", "13: optimizers.sgd", "lr must be a number from 0 up, not -0.1"),
+    "negative lr on a line of its own": ("lr: 0.001", "lr: -1", "16: optimizers.adam", "lr must be a number"),
+    "lr of NaN": ("lr: 0.01}", "lr: .nan}", "13: optimizers.sgd.lr", "not nan"),
+    "infinite lr": ("lr: 0.01}", "lr: .inf}", "13: optimizers.sgd.lr", "not inf"),
+    "overflowing lr": ("lr: 0.01}", "lr: 1e400}", "13: optimizers.sgd.lr", "not inf"),
+    "text as lr": ("lr: 0.01}", "lr: fast}", "13: optimizers.sgd", "lr must be a number, not 'fast'"),
+    "quoted lr": ("lr: 0.01}", "lr: '0.01'}", "13: optimizers.sgd", "lr must be a number, not '0.01'"),
+    "true as lr": ("lr: 0.01}", "lr: true}", "13: optimizers.sgd", "lr must be a number, not True"),
+    # sizes
+    "batch above the data": ("batch_size: 64", "batch_size: 401", "9: training.batch_size", "make it smaller"),
+    "empty batch": ("batch_size: 64", "batch_size: 0", "9: training.batch_size", "greater than or equal to 1"),
+    "uneven train_size": ("400", "405", "5: data.train_size", "multiple of 10, the number of classes, not 405"),
+    "uneven validation_size": ("100", "95", "6: data.validation_size", "multiple of 10"),
+    "no training images": ("400", "0", "5: data.train_size", "greater than or equal to 10"),
+    "negative validation_size": ("100", "-10", "6: data.validation_size", "greater than or equal to 0"),
+    "more than the data set": ("400", "410", "5: data", "is 510, but the train split of cifar10_sample has 500"),
+    "no validation split": ("100", "0", "6: data", "validation_size must be at least 10"),
+    # schedules
+    "warm-up as long as the run": (
+        "{name: constant}", "{name: cosine, warmup_epochs: 2}",
+        "11: training", "schedule.warmup_epochs is 2, which must be less than epochs, 2"),
+    "negative warm-up": (
+        "{name: constant}", "{name: cosine, warmup_epochs: -1}",
+        "11: training.schedule.warmup_epochs", "greater than or equal to 0"),
+    "endless warm-up": (
+        "{name: constant}", "{name: one_cycle, warmup_epochs: .inf}",
+        "11: training.schedule.warmup_epochs", "finite number"),
+    "wrong schedule": ("{name: constant}", "{name: linear}", "11: training.schedule", "constant, cosine, one_cycle"),
+    "schedule without a name": ("{name: constant}", "{}", "11: training.schedule", "name must be one of"),
+    "bare schedule": ("{name: constant}", "cosine", "11: training.schedule", "must be a mapping"),
+    "step without its length": (
+        "{name: constant}", "{name: step}", "11: training.schedule.step_epochs", "add this key"),
+    "growing step": (
+        "{name: constant}", "{name: step, step_epochs: 1, gamma: 2}",
+        "11: training.schedule.gamma", "less than or equal to 1, not 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "place", "phrase"), EDITS.values(), ids=EDITS)
+def test_one_wrong_value(tmp_path, old, new, place, phrase):
+    message = refusal(tmp_path, edited(old, new))
+    # A check over several keys may name its own key after a colon instead of a dot.
+    assert message.replace(": ", ".").startswith("params.yaml:" + place.replace(": ", ".")), message
+    assert phrase in message
+
+
+def test_a_key_of_another_schedule_is_not_its_own_suggestion(tmp_path):
+    message = refusal(tmp_path, edited("{name: constant}", "{name: cosine, gamma: 0.1}"))
+    assert message.startswith("params.yaml:11: training.schedule.gamma: unknown key")
+    assert "did you mean gamma" not in message
+
+
+OPTIMIZERS = {
+    "no key": ("", "optimizers", "add this key"),
+    "null": ("optimizers:\n", "12: optimizers", "such as `adam: {class: Adam, lr: 0.001}`"),
+    "empty mapping": ("optimizers: {}\n", "12: optimizers", "give it at least one"),
+    "no body": ("optimizers:\n  sgd:\n", "13: optimizers.sgd", "has no body: give it one, such as {class: Adam"),
+    "list": ("optimizers: [SGD]\n", "12: optimizers", "must be a mapping"),
+    "list of mappings": ("optimizers:\n  - class: SGD\n", "12: optimizers", "must be a mapping"),
+    "one word": ("optimizers: SGD\n", "12: optimizers", "must be a mapping"),
+    "word as a body": ("optimizers:\n  sgd: SGD\n", "13: optimizers.sgd", "must be a mapping"),
+    "body without a class": ("optimizers:\n  sgd: {lr: 1}\n", "13: optimizers.sgd.class", "add this key"),
+    "number as a class": ("optimizers:\n  sgd: {class: 3}\n", "13: optimizers.sgd.class", "string, not 3"),
+    "empty class": ("optimizers:\n  sgd: {class: ''}\n", "13: optimizers.sgd.class", "at least 1 character"),
+    "words in a list": ("optimizers:\n  sgd: {class: SGD, x: [a]}\n", "13: optimizers.sgd.x", "list of numbers"),
+    "mapping as a value": ("optimizers:\n  sgd: {class: SGD, x: {a: 1}}\n", "13: optimizers.sgd.x", "numbers"),
+    "date as a value": ("optimizers:\n  sgd: {class: SGD, x: 2024-01-01}\n", "13: optimizers.sgd.x", "numbers"),
+    "word as a fallback": (
+        "optimizers:\n  muon: {class: Muon, fallback: AdamW}\n", "13: optimizers.muon.fallback", "be a mapping"),
+    "fallback without a class": (
+        "optimizers:\n  muon: {class: Muon, fallback: {lr: 1}}\n", "13: optimizers.muon.fallback.class", "add this"),
+    "fallback with a bad lr": (
+        "optimizers:\n  muon: {class: Muon, fallback: {class: SGD, lr: -1}}\n", "13: optimizers.muon.fallback",
+        "lr must be a number from 0 up"),
+    # Names that become DVC's stage names and parameter paths.
+    "whole number as a name": ("optimizers:\n  1: {class: SGD}\n", "13: optimizers.1", RENAME),
+    "fraction as a name": ("optimizers:\n  1.5: {class: SGD}\n", "13: optimizers.1.5", RENAME),
+    "dot in a name": ("optimizers:\n  sgd.fast: {class: SGD}\n", "13: optimizers.sgd.fast", RENAME),
+    "dash in a name": ("optimizers:\n  sgd-fast: {class: SGD}\n", "13: optimizers.sgd-fast", RENAME),
+    "upper case in a name": ("optimizers:\n  SGD: {class: SGD}\n", "13: optimizers.SGD", RENAME),
+    "space in a name": ("optimizers:\n  sgd fast: {class: SGD}\n", "13: optimizers.sgd fast", RENAME),
+    "letter beyond ASCII in a name": ("optimizers:\n  é: {class: SGD}\n", "13: optimizers.é", RENAME),
+    "empty name": ("optimizers:\n  '': {class: SGD}\n", "13: optimizers.", RENAME),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "place", "phrase"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_bad_optimizers(tmp_path, text, place, phrase):
+    message = refusal(tmp_path, BEFORE_OPTIMIZERS + text)
+    separator = ":" if place[0].isdigit() else ": "
+    assert message.startswith(f"params.yaml{separator}{place}: "), message
+    assert phrase in message
+
+
+@pytest.mark.parametrize("name", ["true", "null", "2024-01-01"])
+def test_a_name_that_yaml_turns_into_something_else(tmp_path, name):
+    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{class: SGD}}\n")
+    assert message.startswith("params.yaml:1") and "optimizers" in message
+    assert RENAME in message
+
+
+def test_an_empty_class_is_not_called_an_empty_body(tmp_path):
+    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  sgd:\n    lr: 1\n    class:\n")
+    assert message.startswith("params.yaml:15: optimizers.sgd.class: ")
+    assert "no body" not in message
+
+
+# The schema has parts of these names: they must not be taken out of a user's own path.
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle", "step", "bool", "int", "float", "str"])
+def test_an_optimizer_keeps_its_name_in_messages(tmp_path, name):
+    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{lr: 1}}\n")
+    assert message.startswith(f"params.yaml:13: optimizers.{name}.class: missing")
+
+
+SPLITS = {
+    "test split with validation": (of_test_split(50, 50), ":7: data", "validation_size must be 0 when train_split"),
+    "more than the test split": (of_test_split(110, 0), ":6: data", "the test split of cifar10_sample has 100"),
+}
+
+
+@pytest.mark.parametrize(("text", "place", "phrase"), SPLITS.values(), ids=SPLITS)
+def test_sizes_of_the_test_split(tmp_path, text, place, phrase):
+    message = refusal(tmp_path, text)
+    assert message.startswith("params.yaml" + place), message
+    assert phrase in message
+
+
+ACCEPTED = {
+    "the whole test split": of_test_split(100, 0),
+    "the whole train split": edited("validation_size: 100", "validation_size: 100"),
+    "a batch of all images": edited("batch_size: 64", "batch_size: 400"),
+    "lines that end as on Windows": GOOD.replace("\n", "\r\n"),
+    "warm-up of half an epoch": edited("{name: constant}", "{name: cosine, warmup_epochs: 0.5}"),
+    "a learning rate of zero": edited("lr: 0.01}", "lr: 0}"),
+    "pairs, true and text": edited("lr: 0.01}", "betas: [0.9, 0.999], nesterov: true, mode: fast, x: null}"),
+}
+
+
+@pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
+def test_what_is_good_is_accepted(tmp_path, text):
+    load(tmp_path, text)
+
+
+def test_several_problems_are_counted(tmp_path):
+    text = edited("epochs: 2", "epochs: 0").replace("threads: 2", "threads: 0")
+    assert refusal(tmp_path, text).endswith("(and 1 more)")
+
+
+# YAML 1.1 reads 1e-3 as text, and so do the parsers that most Python programs use.
+@pytest.mark.parametrize(("written", "value"), [("1e-3", 0.001), ("1E-3", 0.001), ("1.0e-3", 0.001), ("2", 2)])
+def test_numbers(tmp_path, written, value):
+    loaded = load(tmp_path, edited("lr: 0.01}", f"lr: {written}}}"))
+    assert loaded.optimizer("sgd").hyperparameters == {"lr": value}
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "tutorial/params.yaml"])
+def test_the_files_of_the_repository(path):
+    loaded = config.load(ROOT / path)
+    optimizers.check(loaded)
+    assert loaded.data.dataset == "cifar10"
+
+
+def test_the_commented_optimizers_can_be_uncommented(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    uncommented, count = re.subn(r"^  # (\w+: \{class:)", r"  \1", text, flags=re.MULTILINE)
+    assert count >= 4
+    before, after = config.load(ROOT / "params.yaml"), load(tmp_path, uncommented)
+    assert len(after.optimizers) == len(before.optimizers) + count
+    optimizers.check(after)
+
+
+def test_an_unknown_optimizer_is_named_with_its_neighbour(small_config):
+    with pytest.raises(ConfigError, match=r"^params\.yaml: there is no optimizer 'adm': did you mean adam\?$"):
+        small_config().optimizer("adm")
+
+
+def test_the_configuration_is_frozen(small_config):
+    with pytest.raises(ValueError, match="frozen"):
+        small_config().training.epochs = 3
+
+
+def test_run_id():
+    assert config.run_id("adam", 0) == "adam-0"
+
+
+def test_importing_the_configuration_costs_no_torch():
+    code = "import sys, optlab.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,163 @@
+"""Networks by name or by path; their initial weights are a function of (seed, name) alone."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from optlab import models
+from optlab.errors import ConfigError
+
+ZILLIAX = [
+    "Conv2d(3, 32, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))",
+    "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+    "Conv2d(32, 32, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))",
+    "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+    "Conv2d(32, 64, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))",
+    "MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)",
+    "Flatten(start_dim=1, end_dim=-1)",
+    "Linear(in_features=1024, out_features=64, bias=True)",
+    "Linear(in_features=64, out_features=10, bias=True)",
+]
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that puts a module's source beside params.yaml and returns its name, new for every test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"user_models_{abs(hash(tmp_path))}"
+
+    def write(source):
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    return write
+
+
+def size(model):
+    return sum(value.numel() for value in model.parameters())
+
+
+def test_zilliax_is_the_tutorials_network():
+    model = models.build("zilliax", seed=0)
+    assert [str(layer) for layer in model] == ZILLIAX
+    # weights and biases: 3·32·25+32, 32·32·25+32, 32·64·25+64, 1024·64+64, 64·10+10
+    assert size(model) == 2432 + 25632 + 51264 + 65600 + 650 == 145578
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_ten_outputs_per_image(name):
+    model = models.build(name, seed=0).eval()
+    with torch.inference_mode():
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_resnet18_has_the_stem_for_small_images():
+    model = models.build("resnet18", seed=0)
+    assert str(model.conv1) == "Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"
+    assert isinstance(model.maxpool, nn.Identity)
+    # torchvision's 11,689,512 for 1000 classes, less 990 outputs of 512 weights and a bias, less 64·3·(49-9)
+    assert size(model) == 11_689_512 - 990 * 513 - 64 * 3 * 40
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_weights_are_contiguous_and_the_images_decide_the_layout(name):
+    """LBFGS and its like view each gradient as one row, which channels_last weights would not allow."""
+    model = models.build(name, seed=0)
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    assert all(value.is_contiguous() and value.grad.is_contiguous() for value in model.parameters())
+    assert first(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_initial_weights_depend_on_seed_and_name_only(name):
+    torch.manual_seed(99)
+    first = models.build(name, seed=3)
+    torch.rand(17)
+    models.build("zilliax", seed=5)
+    second = models.build(name, seed=3)
+    assert same(first, second)
+    assert not same(first, models.build(name, seed=4))
+
+
+def test_initial_weights_are_those_of_torch_after_the_seed():
+    torch.manual_seed(7)
+    expected = nn.Conv2d(3, 32, 5, padding=2)
+    assert torch.equal(models.build("zilliax", seed=7)[0].weight, expected.weight)
+
+
+def test_what_a_model_draws_while_it_trains_is_repeatable():
+    first = (models.build("zilliax", seed=1), torch.rand(5))[1]
+    second = (models.build("zilliax", seed=1), torch.rand(5))[1]
+    assert torch.equal(first, second)
+
+
+def test_a_callable_of_a_module_beside_params_yaml(module):
+    name = module(
+        "from torch import nn\n"
+        "def tiny():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )  # fmt: skip
+    first, second = models.build(f"{name}.tiny", seed=0), models.build(f"{name}.tiny", seed=0)
+    assert size(first) == 30730
+    assert same(first, second)
+
+
+REFUSED = {
+    "misspelt": ("zilliaks", "did you mean zilliax?"),
+    "another case": ("ResNet18", "did you mean resnet18?"),
+    "unlike any": ("qqqq", "unknown name"),
+    "no such package": ("no_such_package.net", "cannot import no_such_package"),
+    "no such attribute": ("torchvision.models.resnet19", "did you mean resnet18?"),
+    "needs arguments": ("torch.nn.Linear", "called without arguments, it raised"),
+    "explains itself in many lines": ("torch.zeros", "called without arguments, it raised"),
+    "a number": ("math.pi", "called without arguments, it raised"),
+    "returns no module": ("collections.OrderedDict", "returned a OrderedDict, not a torch.nn.Module"),
+    "empty": ("", "unknown name"),
+    "only dots": ("..", "correct the path"),
+}
+
+
+@pytest.mark.parametrize(("name", "phrase"), REFUSED.values(), ids=REFUSED)
+def test_bad_names(name, phrase):
+    with pytest.raises(ConfigError) as caught:
+        models.build(name, seed=0)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(f"params.yaml: model: {name}"), message
+    assert phrase in message
+
+
+def test_a_model_that_fails_while_it_is_built(module):
+    name = module("def broken():\n    raise ValueError('two\\nlines')\n")
+    with pytest.raises(ConfigError, match=rf"^params\.yaml: model: {name}\.broken.*two") as caught:
+        models.build(f"{name}.broken", seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_fails_while_it_is_imported(module):
+    name = module("import no_such_package\n")
+    with pytest.raises(ConfigError, match=r"cannot import \w+ \(ModuleNotFoundError: No module named 'no_such_p"):
+        models.build(f"{name}.net", seed=0)
+
+
+def test_torchvision_can_be_imported_first_in_a_new_process():
+    """Its compiled part is a CUDA build on the package index, and cannot load beside a CPU build of torch."""
+    code = (
+        "import torchvision, torch\n"
+        "from torchvision.transforms import v2\n"
+        "assert v2.functional.hflip(torch.arange(3).view(1, 1, 3)).flatten().tolist() == [2, 1, 0]\n"
+        "torchvision.models.resnet18(); torchvision.datasets.CIFAR10; torchvision.ops.nms\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

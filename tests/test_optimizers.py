@@ -1,0 +1,309 @@
+"""Optimizers by name: each dense class trains as it does by hand, and a wrong entry is refused with the remedy."""
+
+import sys
+
+import pytest
+import schedulefree
+import torch
+import torch.nn.functional as F
+
+from optlab import data, models, optimizers, training
+from optlab.config import OptimizerSpec
+from optlab.errors import ConfigError
+
+DENSE = {name: cls for name, cls in optimizers.torch_classes().items() if cls is not torch.optim.SparseAdam}
+MUON = {"class": "Muon", "lr": 0.02, "fallback": {"class": "AdamW", "lr": 0.001}}
+STEPS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Batches are too small to share out, and threads that wait for a busy processor take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def batches(sample, small_config):
+    """Two batches of 32 real images."""
+    split = data.load(sample, small_config().data).train
+    return list(data.batches(split, torch.arange(32 * STEPS), 32))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A function that puts a module's source beside params.yaml and returns its name, new for every test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"user_module_{abs(hash(tmp_path))}"
+
+    def write(source):
+        (tmp_path / f"{name}.py").write_text(source)
+        return name
+
+    return write
+
+
+def spec(**entry):
+    return OptimizerSpec.model_validate(entry)
+
+
+def built(**entry):
+    model = models.build("zilliax", seed=0)
+    return model, optimizers.build("mine", spec(**entry), model)
+
+
+def train_ours(batches, **entry):
+    model, stepper = built(**entry)
+    stepper.train()
+    losses = [training.train_step(model, stepper, *batch, "fp32") for batch in batches]
+    stepper.eval()
+    return model, losses
+
+
+def train_by_hand(batches, make, closure=False):
+    """The usual loop of torch's documentation, without anything of ours but the initial weights."""
+    model = models.build("zilliax", seed=0)
+    optimizer = make(model.parameters())
+    losses = []
+    for images, labels in batches:
+
+        def compute(images=images, labels=labels):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            return loss
+
+        if closure:
+            losses.append(float(optimizer.step(compute).detach()))
+        else:
+            losses.append(float(compute().detach()))
+            optimizer.step()
+    return model, losses
+
+
+def assert_same_weights(ours, theirs):
+    for (name, value), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_all_classes_of_torch_are_known():
+    assert {"SGD", "Adam", "AdamW", "LBFGS", "Muon", "Adafactor", "SparseAdam"} <= set(optimizers.torch_classes())
+    assert "Optimizer" not in optimizers.torch_classes()
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_dense_class_changes_every_parameter(batches, name):
+    entry = {"Muon": MUON, "LBFGS": {"class": "LBFGS", "max_iter": 4}}.get(name, {"class": name})
+    before = models.build("zilliax", seed=0)
+    after, losses = train_ours(batches, **entry)
+    for (key, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.isfinite(new).all(), key
+        assert not torch.equal(old, new), key
+    assert losses[0] == pytest.approx(2.3, abs=0.1)  # ln 10: the loss is the one before the update
+
+
+@pytest.mark.parametrize("name", [name for name in DENSE if name != "Muon"])
+def test_every_class_does_what_it_does_by_hand(batches, name):
+    ours, our_losses = train_ours(batches, **{"class": name})
+    theirs, their_losses = train_by_hand(batches, DENSE[name], closure=name == "LBFGS")
+    assert_same_weights(ours, theirs)
+    assert our_losses == their_losses
+
+
+HYPERPARAMETERS = {
+    "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    "Adam": {"lr": 0.003, "betas": [0.8, 0.95], "eps": 1e-6, "amsgrad": True},
+    "RMSprop": {"lr": 0.002, "alpha": 0.9, "centered": True},
+    "LBFGS": {"lr": 0.1, "max_iter": 4},
+}
+
+
+@pytest.mark.parametrize(("name", "values"), HYPERPARAMETERS.items(), ids=HYPERPARAMETERS)
+def test_hyperparameters_reach_the_class(batches, name, values):
+    ours, _ = train_ours(batches, **{"class": name}, **values)
+    theirs, _ = train_by_hand(batches, lambda weights: DENSE[name](weights, **values), closure=name == "LBFGS")
+    default, _ = train_by_hand(batches, DENSE[name], closure=name == "LBFGS")
+    assert_same_weights(ours, theirs)
+    assert not torch.equal(ours[0].weight, default[0].weight)
+
+
+def test_muon_takes_the_matrices_and_its_fallback_the_rest():
+    model, stepper = built(**MUON)
+    taken, rest = ({id(value) for value in each.param_groups[0]["params"]} for each in stepper.optimizers)
+    assert [type(each).__name__ for each in stepper.optimizers] == ["Muon", "AdamW"]
+    assert taken == {id(value) for value in model.parameters() if value.ndim == 2}
+    assert rest == {id(value) for value in model.parameters() if value.ndim != 2}
+
+
+def test_muon_with_fallback_does_what_the_two_do_by_hand(batches):
+    ours, _ = train_ours(batches, **MUON)
+
+    class Both:
+        def __init__(self, parameters):
+            values = list(parameters)
+            self.each = [
+                torch.optim.Muon([value for value in values if value.ndim == 2], lr=0.02),
+                torch.optim.AdamW([value for value in values if value.ndim != 2], lr=0.001),
+            ]
+
+        def zero_grad(self):
+            for each in self.each:
+                each.zero_grad()
+
+        def step(self):
+            for each in self.each:
+                each.step()
+
+    assert_same_weights(ours, train_by_hand(batches, Both)[0])
+
+
+def test_a_fallback_that_is_not_needed_is_not_built():
+    _, stepper = built(**{"class": "SGD", "fallback": {"class": "Adam"}})
+    assert [type(each).__name__ for each in stepper.optimizers] == ["SGD"]
+
+
+def test_every_learning_rate_is_scaled_and_never_compounded():
+    _, stepper = built(**MUON)
+    assert [stepper.scale_lr(factor) for factor in (0.25, 1, 0.5, 0.5)] == [0.005, 0.02, 0.01, 0.01]
+    assert [group["lr"] for each in stepper.optimizers for group in each.param_groups] == [0.01, 0.0005]
+
+
+def test_hyperparameters_in_force_include_the_defaults():
+    _, stepper = built(**MUON)
+    values = stepper.hyperparameters()
+    assert (values["class"], values["lr"], values["momentum"]) == ("Muon", 0.02, 0.95)
+    assert (values["fallback.class"], values["fallback.lr"], values["fallback.eps"]) == ("AdamW", 0.001, 1e-8)
+
+
+REFUSED = {
+    "misspelt class": ({"class": "Adm"}, "optimizers.mine.class: Adm", "did you mean Adam?"),
+    "lower case": ({"class": "adamw"}, "optimizers.mine.class: adamw", "did you mean AdamW?"),
+    "unlike any class": ({"class": "zzzz"}, "optimizers.mine.class: zzzz", "unknown name"),
+    "misspelt in a path": ({"class": "torch.optim.Adm"}, "optimizers.mine.class", "did you mean Adam?"),
+    "misspelt hyperparameter": (
+        {"class": "SGD", "momentun": 0.9}, "optimizers.mine.momentun", "did you mean momentum?"),
+    "hyperparameter of another class": (
+        {"class": "SGD", "betas": [0.9, 0.99]}, "optimizers.mine.betas", "it takes lr, momentum"),
+    "the parameters themselves": ({"class": "SGD", "params": 1}, "optimizers.mine.params", "no such hyperparameter"),
+    "negative momentum": ({"class": "SGD", "momentum": -1}, "optimizers.mine: SGD", "Invalid momentum value: -1"),
+    "text as momentum": ({"class": "SGD", "momentum": "much"}, "optimizers.mine: SGD", "refuses its hyperparam"),
+    "nesterov alone": ({"class": "SGD", "nesterov": True}, "optimizers.mine: SGD", "requires a momentum"),
+    "one beta": ({"class": "Adam", "betas": 0.9}, "optimizers.mine: Adam", "refuses its hyperparameters"),
+    "beta of one": ({"class": "Adam", "betas": [0.9, 1.0]}, "optimizers.mine: Adam", "Invalid beta parameter"),
+    "no optimizer": ({"class": "torch.nn.Linear"}, "optimizers.mine.class", "no subclass of torch.optim.Optimizer"),
+    "a scheduler": ({"class": "torch.optim.lr_scheduler.StepLR"}, "optimizers.mine.class", "no subclass"),
+    "a number": ({"class": "math.pi"}, "optimizers.mine.class: math.pi", "no subclass"),
+    "the base class": ({"class": "torch.optim.Optimizer"}, "optimizers.mine", "refuses its hyperparameters"),
+    "sparse": ({"class": "SparseAdam"}, "optimizers.mine.class: SparseAdam", "use Adam"),
+    "sparse by its path": ({"class": "torch.optim.SparseAdam"}, "optimizers.mine.class: SparseAdam", "use Adam"),
+    "path that does not import": ({"class": "no_such_package.Lion"}, "optimizers.mine.class", "install it, or correct"),
+    "relative path": ({"class": "..Adam"}, "optimizers.mine.class: ..Adam", "correct the path"),
+    "muon without fallback": ({"class": "Muon"}, "optimizers.mine: Muon", "add `fallback: {class: AdamW, lr: 0.001}`"),
+    "muon with a bad momentum": ({**MUON, "momentum": -3}, "optimizers.mine: Muon", "momentum should be >= 0"),
+    "misspelt fallback": (
+        {"class": "Muon", "fallback": {"class": "AdmW"}}, "optimizers.mine.fallback.class", "did you mean AdamW?"),
+    "fallback with a bad value": (
+        {"class": "Muon", "fallback": {"class": "SGD", "momentum": -1}}, "optimizers.mine.fallback: SGD",
+        "Invalid momentum value"),
+    "fallback that refuses as well": (
+        {"class": "Muon", "fallback": {"class": "Muon"}}, "optimizers.mine.fallback: Muon", "only supports 2D"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "place", "phrase"), REFUSED.values(), ids=REFUSED)
+def test_bad_entries(entry, place, phrase):
+    with pytest.raises(ConfigError) as caught:
+        built(**entry)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(f"params.yaml: {place}"), message
+    assert phrase in message
+
+
+def test_values_that_only_fail_in_the_first_step_are_refused_by_the_check(small_config):
+    """Adam's constructor takes three betas; its step does not."""
+    config = small_config(optimizers={"mine": {"class": "Adam", "betas": [0.9, 0.99, 0.999]}})
+    with pytest.raises(ConfigError, match=r"^params\.yaml: optimizers\.mine: "):
+        optimizers.check(config)
+
+
+def test_a_fallback_of_a_fallback_is_refused(small_config):
+    """It would never be built: to accept it would be to ignore it."""
+    nested = {"class": "Muon", "fallback": {"class": "SGD", "fallback": {"class": "Adam"}}}
+    with pytest.raises((ConfigError, ValueError)):
+        optimizers.check(small_config(optimizers={"mine": nested}))
+
+
+def test_check_names_the_entry_that_is_wrong(small_config):
+    config = small_config(optimizers={"sgd": {"class": "SGD"}, "second": {"class": "Adm"}})
+    with pytest.raises(ConfigError, match=r"optimizers\.second\.class: Adm"):
+        optimizers.check(config)
+
+
+def test_check_accepts_what_trains(small_config):
+    optimizers.check(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
+
+
+def test_check_refuses_a_bad_model(small_config):
+    with pytest.raises(ConfigError, match="did you mean zilliax"):
+        optimizers.check(small_config(model="zilliaks"))
+
+
+SIGN = """
+import torch
+
+class Sign(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(selfARGUMENTS):
+        for group in self.param_groups:
+            for value in group["params"]:
+                value -= group["lr"] * value.grad.sign()
+"""
+
+
+def test_a_class_in_the_working_folder_whose_step_takes_no_closure(batches, module):
+    name = module(SIGN.replace("ARGUMENTS", ""))
+    before = models.build("zilliax", seed=0)
+    after, losses = train_ours(batches[:1], **{"class": f"{name}.Sign", "lr": 0.25})
+    change = (after[0].weight - before[0].weight).detach().abs()
+    assert change.unique().numpy() == pytest.approx(0.25, abs=1e-6)
+    assert losses[0] == pytest.approx(2.3, abs=0.1)
+
+
+def test_a_misspelt_hyperparameter_of_a_class_by_path(module):
+    name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
+    with pytest.raises(ConfigError, match=r"optimizers\.mine\.rl: .* has no such hyperparameter"):
+        built(**{"class": f"{name}.Sign", "rl": 0.25})
+
+
+def test_a_module_that_fails_while_it_is_imported(module):
+    name = module("raise RuntimeError('two\\nlines')\n")
+    with pytest.raises(ConfigError, match=r"cannot import \w+ \(RuntimeError: two lines\): install it, or correct"):
+        built(**{"class": f"{name}.Sign"})
+
+
+def test_schedule_free_is_told_to_train_and_to_evaluate(sample, small_config):
+    """It keeps two sets of weights: untold, it stops at the first step, and is evaluated with the wrong set."""
+    entry = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
+    config = small_config(optimizers={"mine": entry})
+    splits = data.load(sample, config.data)
+    ours = training.train(config, "mine", 0, splits, torch.device("cpu")).model
+
+    theirs = models.build("zilliax", seed=0)
+    optimizer = schedulefree.AdamWScheduleFree(theirs.parameters(), lr=0.01)
+    optimizer.train()
+    order = data.epoch_order(0, 1, 400, shuffle=True)
+    for images, labels in data.batches(splits.train, order, 64):
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(images), labels).backward()
+        optimizer.step()
+    trained = theirs[0].weight.clone()
+    optimizer.eval()
+    assert_same_weights(ours, theirs)
+    assert not torch.equal(ours[0].weight, trained)

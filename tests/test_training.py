@@ -1,0 +1,133 @@
+"""The loop: what it computes, what it tells, and that it computes the same bits again."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from optlab import conditions, data, models, optimizers, training, weights
+
+
+@pytest.fixture(scope="module")
+def device():
+    return conditions.apply(threads=2)
+
+
+def run(config, sample, device, name="sgd", seed=0, observers=()):
+    return training.train(config, name, seed, data.load(sample, config.data), device, observers)
+
+
+def digest(outcome, tmp_path):
+    return weights.write(tmp_path / "w.safetensors", outcome.model, "zilliax")
+
+
+def test_it_is_the_plain_loop(small_config, sample, device):
+    """The same losses as torch's documentation's loop over the same batches."""
+    config = small_config()
+    outcome = run(config, sample, device, "adam")
+    splits = data.load(sample, config.data)
+    model = models.build("zilliax", 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizers["adam"].hyperparameters["lr"])
+    losses = []
+    for images, labels in data.batches(splits.train, data.epoch_order(0, 1, len(splits.train), True), 64):
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert outcome.step_losses == [losses]
+    (epoch,) = outcome.epochs
+    # 400 images in batches of 64: six whole ones and one of 16.
+    assert epoch.train_loss == pytest.approx((64 * sum(losses[:6]) + 16 * losses[6]) / 400)
+    assert epoch.running_loss == pytest.approx(sum(losses), rel=1e-6)
+    logits = model(data.to_input(splits.validation.images))
+    assert epoch.validation_loss == pytest.approx(float(F.cross_entropy(logits, splits.validation.labels)), rel=1e-5)
+    assert epoch.validation_accuracy == float((logits.argmax(1) == splits.validation.labels).double().mean())
+
+
+VARIANTS = {
+    "fp32": {},
+    "bf16": {"training": {"precision": "bf16", "batch_size": 200}},
+    "cosine": {"training": {"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": 0.5}}},
+    "resnet18": {"model": "resnet18", "training": {"batch_size": 50}, "data": {"train_size": 100}},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_twice_is_the_same_bits(small_config, sample, device, tmp_path, changes):
+    config = small_config(**changes)
+    first = run(config, sample, device, "adam")
+    torch.rand(7)  # what the process draws in between must not matter
+    second = run(config, sample, device, "adam")
+    assert first.step_losses == second.step_losses
+    assert first.epochs == second.epochs
+    assert digest(first, tmp_path) == digest(second, tmp_path)
+    assert digest(run(config, sample, device, "adam", seed=1), tmp_path) != digest(first, tmp_path)
+
+
+def test_bf16_is_another_computation(small_config, sample, device):
+    full = run(small_config(), sample, device)
+    half = run(small_config(training={"precision": "bf16"}), sample, device)
+    assert half.step_losses != full.step_losses
+    assert half.step_losses[0] == pytest.approx(full.step_losses[0], rel=0.02)
+
+
+def test_the_schedule_sets_the_learning_rate(small_config, sample, device):
+    schedule = {"name": "step", "step_epochs": 1, "gamma": 0.1}
+    outcome = run(small_config(training={"epochs": 3, "schedule": schedule}), sample, device)
+    lr = small_config().optimizers["sgd"].hyperparameters["lr"]
+    assert [epoch.lr for epoch in outcome.epochs] == pytest.approx([lr, lr / 10, lr / 100])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_there(small_config, sample, device):
+    config = small_config(optimizers={"sgd": {"class": "SGD", "lr": 1e30}}, training={"epochs": 3})
+    outcome = run(config, sample, device)
+    assert outcome.status == "diverged"
+    assert len(outcome.epochs) == len(outcome.step_losses) < 3
+    assert not math.isfinite(outcome.step_losses[-1][-1])
+    assert all(math.isfinite(loss) for loss in outcome.step_losses[-1][:-1])
+    assert outcome.epochs[-1].train_loss is None
+
+
+class Listener(training.Observer):
+    def __init__(self):
+        self.heard = []
+
+    def on_start(self, run, steps_per_epoch, hyperparameters, parameters):
+        self.heard.append(("start", run, steps_per_epoch, hyperparameters["lr"], parameters))
+
+    def on_step(self, epoch, step, loss, images):
+        self.heard.append((epoch, step, images))
+
+    def on_epoch(self, epoch):
+        self.heard.append(("epoch", epoch.epoch))
+
+
+def test_observers_hear_everything_in_order(small_config, sample, device):
+    listener = Listener()
+    run(small_config(training={"epochs": 2, "batch_size": 200}), sample, device, observers=[listener])
+    lr = small_config().optimizers["sgd"].hyperparameters["lr"]
+    assert listener.heard == [
+        ("start", "sgd-0", 2, lr, 145578),
+        (1, 0, 200), (1, 1, 200), ("epoch", 1),
+        (2, 2, 200), (2, 3, 200), ("epoch", 2),
+    ]  # fmt: skip
+
+
+def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, sample, device):
+    """The model that comes out is the one that was validated, not the point where training would go on."""
+    config = small_config(optimizers={"free": {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}})
+    outcome = run(config, sample, device, "free")
+    validation = data.load(sample, config.data).validation
+    loss, _ = training.loss_and_accuracy(training.predict(outcome.model, validation), validation.labels)
+    assert loss == outcome.epochs[-1].validation_loss
+
+
+@pytest.mark.parametrize("name", sorted(set(optimizers.torch_classes()) - {"SparseAdam"}))
+def test_every_dense_class_trains_an_epoch(small_config, sample, device, name):
+    spec = {"class": name} | ({"fallback": {"class": "AdamW", "lr": 0.001}} if name == "Muon" else {})
+    config = small_config(optimizers={"mine": spec}, data={"train_size": 100, "validation_size": 100})
+    outcome = run(config, sample, device, "mine")
+    assert len(outcome.step_losses[0]) == 2
+    assert all(math.isfinite(loss) for loss in outcome.step_losses[0])

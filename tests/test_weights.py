@@ -1,0 +1,145 @@
+"""Weights come back as they were written; every other file is refused with one line, and nothing in it runs."""
+
+import hashlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from optlab import models, weights
+from optlab.errors import WeightsError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.build("zilliax", seed=1)
+
+
+@pytest.fixture
+def written(tmp_path, model):
+    path = tmp_path / "models" / "adam-0.safetensors"
+    weights.write(path, model, "zilliax")
+    return path
+
+
+def test_round_trip(tmp_path, model):
+    path = tmp_path / "new" / "folder" / "adam-0.safetensors"
+    digest = weights.write(path, model, "zilliax")
+    loaded, again = weights.read(path, "zilliax")
+    assert digest == again == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    assert not loaded.training
+
+
+def test_round_trip_of_buffers(tmp_path):
+    """A batch normalization's running figures are part of the network, and are no parameters."""
+    model = models.build("resnet18", seed=0)
+    model.bn1.running_mean += 0.5
+    weights.write(tmp_path / "a.safetensors", model, "resnet18")
+    loaded, _ = weights.read(tmp_path / "a.safetensors", "resnet18")
+    assert torch.equal(loaded.bn1.running_mean, model.bn1.running_mean)
+
+
+def test_same_weights_same_bytes(tmp_path, model):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert weights.write(first, model, "zilliax") == weights.write(second, models.build("zilliax", 1), "zilliax")
+    assert first.read_bytes() == second.read_bytes()
+    weights.write(second, models.build("zilliax", 2), "zilliax")
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_the_memory_layout_does_not_change_the_bytes(tmp_path, model):
+    other = models.build("zilliax", seed=1).to(memory_format=torch.channels_last)
+    first = weights.write(tmp_path / "a.safetensors", model, "zilliax")
+    assert first == weights.write(tmp_path / "b.safetensors", other, "zilliax")
+
+
+def tensors(model):
+    return {key: value.contiguous() for key, value in model.state_dict().items()}
+
+
+def renamed(model):
+    values = tensors(model)
+    values["other"] = values.pop("0.weight")
+    return values
+
+
+DAMAGED = {
+    "truncated": (lambda good, model: good[:-100], "damaged or not safetensors"),
+    "header cut": (lambda good, model: good[:20], "damaged or not safetensors"),
+    "longer": (lambda good, model: good + b"\0" * 8, "damaged or not safetensors"),
+    "empty": (lambda good, model: b"", "damaged or not safetensors"),
+    "text": (lambda good, model: b"hello world, this is no safetensors file\n", "damaged or not safetensors"),
+    "header of a petabyte": (lambda good, model: (1 << 50).to_bytes(8, "little") + good[8:], "damaged or not saf"),
+    "no metadata": (lambda good, model: save(tensors(model)), "does not say which model"),
+    "other metadata": (lambda good, model: save(tensors(model), metadata={"format": "pt"}), "does not say which mod"),
+    "another model": (
+        lambda good, model: save(tensors(model), metadata={"model": "resnet18"}), "belongs to the model 'resnet18'"),
+    "another name of a tensor": (
+        lambda good, model: save(renamed(model), metadata={"model": "zilliax"}), "does not fit the model zilliax"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "phrase"), DAMAGED.values(), ids=DAMAGED)
+def test_a_file_that_does_not_fit(written, model, damage, phrase):
+    written.write_bytes(damage(written.read_bytes(), model))
+    assert_refused(written, phrase)
+
+
+def test_a_missing_file(tmp_path):
+    assert_refused(tmp_path / "none.safetensors", "No such file or directory: run `dvc repro` or `dvc pull`")
+
+
+def test_a_folder(tmp_path):
+    assert_refused(tmp_path, "run `dvc repro` or `dvc pull`")
+
+
+def assert_refused(path, phrase):
+    with pytest.raises(WeightsError) as caught:
+        weights.read(path, "zilliax")
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert message.startswith(f"{path}: ")
+    assert phrase in message
+
+
+class Touch:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_under_the_name_does_nothing(tmp_path, written):
+    marker = tmp_path / "executed"
+    written.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
+    assert_refused(written, "damaged or not safetensors")
+    assert not marker.exists()
+
+
+def test_a_zipped_pickle_under_the_name_does_nothing(tmp_path, written):
+    marker = tmp_path / "executed"
+    torch.save({"0.weight": Touch(marker)}, written)
+    assert_refused(written, "damaged or not safetensors")
+    assert not marker.exists()
+
+
+def test_the_model_that_a_file_names_is_not_called_blindly(written, model):
+    """The name is part of the file: whoever made the file must not choose what is called here."""
+    written.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
+    code = (
+        "import pathlib, sys\n"
+        "from optlab import errors, weights\n"
+        'errors.run(lambda: weights.read(pathlib.Path(sys.argv[1]), "zilliax"))\n'
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.returncode
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
