@@ -14,11 +14,12 @@ Times are milliseconds since 1970, as MLflow counts them: replaying a line twice
 
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 JOURNALS = Path(".optlab") / "journal"
 
@@ -49,8 +50,16 @@ class Journal:
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, whole, before anything else happens."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        with self.path.open("ab+") as file:
+            if file.tell() and self._last_byte(file) != b"\n":  # a kill cut the line before
+                line = b"\n" + line
+            file.write(line)
+
+    @staticmethod
+    def _last_byte(file: BinaryIO) -> bytes:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
 
     def metrics(self, points: list[Point]) -> None:
         """Write (name, value, time in ms, step) points."""
@@ -61,13 +70,21 @@ class Journal:
         self.append("artifact", path=str(path), folder=folder, sha256=sha256(path))
 
     def events(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The events from number `start` on; a last line cut short by a kill is left out."""
+        """The events from number `start` on. A line cut short by a kill is an event `cut`, or left out at the end."""
         if not self.path.exists():
             return
         with self.path.open() as file:
             for number, line in enumerate(file):
                 if number >= start and line.endswith("\n"):
-                    yield json.loads(line)
+                    yield self._parse(line)
+
+    @staticmethod
+    def _parse(line: str) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            return {"event": "cut"}
+        return event
 
 
 def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:

@@ -1,0 +1,155 @@
+"""The journal, and its replay into a real MLflow database."""
+
+import json
+import shutil
+
+import pytest
+
+from optlab import journal, store, tracking
+
+DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """A repository with an empty MLflow database; creating one takes seconds."""
+    top = tmp_path_factory.mktemp("store")
+    (top / ".dvc").mkdir()
+    (top / ".dvc" / "config").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        store.connect()
+    return top
+
+
+@pytest.fixture
+def top(database, tmp_path, monkeypatch):
+    """A copy of it, as the working directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(database, tmp_path / "top")
+    monkeypatch.chdir(tmp_path / "top")
+    return tmp_path / "top"
+
+
+def begun(run="adam-0"):
+    """A journal as a training begins it."""
+    log = journal.Journal.create(run)
+    log.append("start", time=1000, name="adam", experiment="optlab", params={"lr": "0.1"}, tags={}, dataset=DATASET)
+    return log
+
+
+def logged():
+    client = store.connect()
+    runs = client.search_runs([store.experiment(client, "optlab")])
+    return client, runs
+
+
+def losses(client, run):
+    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, "step/loss")]
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(top):
+    log = begun()
+    with log.path.open("a") as file:
+        file.write('{"event": "metr')
+    assert [event["event"] for event in log.events()] == ["start"]
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    assert [event["event"] for event in log.events()] == ["start", "cut", "metrics"]
+    assert [event["event"] for event in log.events(2)] == ["metrics"]
+    assert tracking.push_pending()
+    client, (run,) = logged()
+    assert losses(client, run) == [(0, 2.5, 1001)]
+
+
+def test_what_comes_out_is_what_went_in_with_its_times(top):
+    log = begun()
+    log.metrics([("step/loss", 2.5, 1001, 0), ("step/loss", 2.25, 1002, 1)])
+    log.append("tags", tags={"weights.sha256": "abc"})
+    log.append("end", status="completed", time=2000)
+    tracking.Replay(log).push()
+    client, (run,) = logged()
+    assert (run.info.start_time, run.info.end_time, run.info.status) == (1000, 2000, "FINISHED")
+    assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
+    assert run.data.params == {"lr": "0.1"}
+    assert run.data.tags["weights.sha256"] == "abc"
+
+
+def test_in_pieces_or_again_from_the_start_is_the_same_run(top):
+    log = begun()
+    tracking.Replay(log).push()
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    tracking.Replay(log).push()
+    # Killed after MLflow had everything, before that was noted: the whole journal is sent once more.
+    (log.folder / "synced.json").unlink()
+    log.metrics([("step/loss", 2.25, 1002, 1)])
+    tracking.Replay(log).push()
+    client, (run,) = logged()
+    assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
+
+
+def test_a_deleted_database_is_filled_again(top):
+    log = begun()
+    tracking.Replay(log).push()
+    for path in top.glob("mlflow.db*"):
+        path.unlink()
+    assert tracking.push_pending()
+    assert len(logged()[1]) == 1
+
+
+def test_a_journal_that_never_started_holds_nothing_up(top):
+    stopped = journal.Journal.create("sgd-0")
+    stopped.append("end", status="interrupted", time=1)
+    begun()
+    assert tracking.push_pending()
+    assert [run.info.run_name for run in logged()[1]] == ["adam"]
+
+
+def test_a_damaged_journal_is_named_and_the_others_are_sent(top, capsys):
+    damaged = begun("sgd-0")
+    damaged.path.write_text('{"event": "start"}\n')
+    begun()
+    assert not tracking.push_pending()
+    assert capsys.readouterr().err.count("warning") == 1
+    assert len(logged()[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [("completed", "FINISHED"), ("diverged", "FINISHED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
+)
+def test_every_status_is_shown(top, status, shown):
+    log = begun()
+    log.append("end", status=status, time=2000)
+    tracking.Replay(log).push()
+    _, (run,) = logged()
+    assert (run.info.status, run.data.tags["status"]) == (shown, status)
+
+
+def test_a_file_that_was_replaced_is_not_sent_as_the_run_s(top):
+    log = begun()
+    kept, replaced = top / "kept.txt", top / "replaced.txt"
+    for path in (kept, replaced):
+        path.write_text("mine")
+        log.artifact(path)
+    replaced.write_text("another run's")
+    tracking.Replay(log).push()
+    client, (run,) = logged()
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["kept.txt"]
+
+
+def test_the_newest_journal_with_the_weights_is_found(top):
+    older, newer, other = begun(), begun(), begun("adam-01")
+    for log in (older, newer, other):
+        log.append("tags", tags={"weights.sha256": "abc"})
+    found = journal.find("adam-0", "abc")
+    assert found is not None and found.folder in (older.folder, newer.folder)
+    assert journal.find("adam-0", "abd") is None
+
+
+def test_the_state_names_the_store_it_is_about(top, monkeypatch):
+    log = begun()
+    tracking.Replay(log).push()
+    assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
+    assert tracking.Replay(log).pending()
