@@ -49,7 +49,7 @@ def main() -> None:
     for path in figures.of_run(log.folder, files.id, trained["history"], measured["confusion"]):
         log.artifact(path, "figures")
     if trained["status"] == "completed":
-        log.append("model", path=str(files.weights), sha256=digest, name=files.id, model=settings.model)
+        log.model(files.weights, files.id, settings.model)
     tracking.push_pending()
 
 

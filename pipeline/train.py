@@ -6,7 +6,7 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 import sys
 
 from optlab import conditions, config, data, errors, optimizers, project, record, training, weights
-from optlab.journal import Journal, now_ms
+from optlab.journal import Journal
 from optlab.observers import JournalWriter, Progress
 from optlab.runlog import ending, facts
 from optlab.tracking import Live
@@ -38,7 +38,7 @@ def main() -> None:
             record.write_json(files.conditions, in_force)
             journal.artifact(files.weights, "weights")
             journal.append("tags", tags={"weights.sha256": digest})
-            journal.append("end", status=outcome.status, time=now_ms())
+            journal.end(outcome.status)
     finally:
         live.finish()
 

@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from optlab import journal, store, tracking
+from optlab import journal, runlog, store, tracking
 
 DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
 
@@ -89,12 +90,38 @@ def test_in_pieces_or_again_from_the_start_is_the_same_run(top):
 
 
 def test_a_deleted_database_is_filled_again(top):
-    log = begun()
-    tracking.Replay(log).push()
+    for name in ("adam-0", "sgd-0"):
+        tracking.Replay(begun(name)).push()
     for path in top.glob("mlflow.db*"):
         path.unlink()
     assert tracking.push_pending()
+    assert len(logged()[1]) == 2
+
+
+def test_what_the_store_refuses_for_good_is_reported_once_and_passed_over(top, capsys):
+    """A run that somebody deleted in the UI takes no more metrics; that must not stop what comes after."""
+    log = begun()
+    tracking.Replay(log).push()
+    client, (run,) = logged()
+    client.delete_run(run.info.run_id)
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    begun("sgd-0")
+    assert tracking.push_pending()
+    assert "refuses the metrics" in capsys.readouterr().err
+    assert tracking.push_pending()
+    assert capsys.readouterr().err == ""
     assert len(logged()[1]) == 1
+
+
+def test_a_deleted_experiment_comes_back(top):
+    log = begun()
+    tracking.Replay(log).push()
+    client, _ = logged()
+    client.delete_experiment(store.experiment(client, "optlab"))
+    begun("sgd-0")
+    assert tracking.push_pending()
+    assert "sgd-0" in {journal.folder.name.split("-", 2)[2].rpartition("-")[0] for journal in journal.all_journals()}
+    assert logged()[1]
 
 
 def test_a_journal_that_never_started_holds_nothing_up(top):
@@ -109,7 +136,7 @@ def test_a_damaged_journal_is_named_and_the_others_are_sent(top, capsys):
     damaged = begun("sgd-0")
     damaged.path.write_text('{"event": "start"}\n')
     begun()
-    assert not tracking.push_pending()
+    tracking.push_pending()
     assert capsys.readouterr().err.count("warning") == 1
     assert len(logged()[1]) == 1
 
@@ -126,16 +153,26 @@ def test_every_status_is_shown(top, status, shown):
     assert (run.info.status, run.data.tags["status"]) == (shown, status)
 
 
-def test_a_file_that_was_replaced_is_not_sent_as_the_run_s(top):
+def test_a_file_is_kept_though_the_next_run_replaces_it(top):
+    """DVC removes a stage's outputs and the stage writes new files: the run's own is still there to be sent."""
     log = begun()
-    kept, replaced = top / "kept.txt", top / "replaced.txt"
-    for path in (kept, replaced):
-        path.write_text("mine")
-        log.artifact(path)
-    replaced.write_text("another run's")
+    weights = top / "adam-0.safetensors"
+    weights.write_text("mine")
+    log.artifact(weights)
+    weights.unlink()
+    weights.write_text("another run's")
     tracking.Replay(log).push()
     client, (run,) = logged()
-    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["kept.txt"]
+    assert Path(client.download_artifacts(run.info.run_id, "adam-0.safetensors")).read_text() == "mine"
+
+
+def test_figures_held_back_are_written_before_the_end(top):
+    log = begun()
+    log.before_end = lambda: log.metrics([("step/loss", 2.5, 1001, 0)])
+    with pytest.raises(KeyboardInterrupt), runlog.ending(log):
+        raise KeyboardInterrupt
+    assert [event["event"] for event in log.events()] == ["start", "metrics", "end"]
+    assert list(log.events())[-1]["status"] == "interrupted"
 
 
 def test_the_newest_journal_with_the_weights_is_found(top):

@@ -11,9 +11,12 @@ TOP = Path(__file__).resolve().parents[1]
 # What watches a training or shows its result, and cannot change a byte of it.
 WATCHING = {"errors", "journal", "observers", "project", "runlog", "store", "tracking", "views", "__init__"}
 # evaluate draws figures for MLflow only, and imports what training.py imports, but builds no optimizer.
-NOT_USED = {"evaluate": {"figures", "optimizers", "schedules"}, "download": {"config", "data", "models", "optimizers"},
-            "compare": {"models", "optimizers", "schedules", "training", "conditions", "weights"},
-            "train": {"figures"}}  # fmt: skip
+NOT_USED = {
+    "download": {"config", "data", "models", "optimizers"},
+    "train": {"figures"},
+    "evaluate": {"colours", "figures", "optimizers", "schedules"},
+    "compare": {"models", "optimizers", "schedules", "training", "conditions", "weights"},
+}
 
 
 def imported(path):

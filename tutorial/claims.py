@@ -38,7 +38,7 @@ def running_losses(folder: Path, optimizer: str) -> list[float]:
 def findings(losses: dict[str, list[float]]) -> list[Finding]:
     """The tutorial's three checkable claims."""
     sgd, adam, fast, adamw = losses["sgd"], losses["adam"], losses["adam_fast"], losses["adamw"]
-    ahead = sum(a < s for a, s in zip(adam, sgd, strict=True))
+    ahead = sum(a < s for a, s in zip(adam, sgd, strict=False))
     lowest = min(range(len(fast)), key=fast.__getitem__) + 1
     rises = len(fast) > lowest and all(value > fast[lowest - 1] for value in fast[lowest:])
     near = abs(lowest - UNSTABLE_EPOCH) <= NEAR

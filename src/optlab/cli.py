@@ -18,7 +18,7 @@ app = typer.Typer(
 @app.command()
 def check() -> None:
     """Check the params.yaml of this folder, whole, before anything is run."""
-    settings = config.load()
+    settings = config.load(project.enter() / config.PARAMS)
     from optlab import optimizers
 
     optimizers.check(settings)

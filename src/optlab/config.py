@@ -5,7 +5,6 @@ What only torch can tell (does the class exist, does it take this hyperparameter
 """
 
 import difflib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,12 +14,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from optlab.errors import ConfigError
+from optlab.errors import ConfigError, one_line
 
 PARAMS = Path("params.yaml")
 CLASS_COUNT = 10
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+MAXIMUM_LR = 1e300
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 Hyperparameter = bool | int | float | str | None | list[int | float]
@@ -143,8 +143,8 @@ class OptimizerSpec(BaseModel):
         lr = self.hyperparameters.get("lr", 0.0)
         if isinstance(lr, bool) or not isinstance(lr, int | float):
             raise ValueError(f"lr must be a number, not {lr!r}")
-        if lr < 0 or not math.isfinite(lr):
-            raise ValueError(f"lr must be a number from 0 up, not {lr!r}")
+        if not 0 <= lr < MAXIMUM_LR:
+            raise ValueError(f"lr must be a number from 0 up, and finite, not {str(lr)[:40]}")
         return self
 
 
@@ -216,8 +216,8 @@ def load(path: Path = PARAMS) -> Config:
         problem = (error.problem or str(error)).splitlines()[0]
         hint = ": indent with spaces, not with a tab" if "\\t" in problem else ""
         raise ConfigError(f"{where}: not valid YAML: {problem}{hint}") from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
     if values is None:
         raise ConfigError(f"{path}: the file is empty: restore it with `git checkout {path}`")
     if not isinstance(values, dict):

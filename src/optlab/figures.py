@@ -1,16 +1,19 @@
 """Figures: the curves of all optimizers in one, confusion matrices, one run's own curves."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from optlab.colours import colour
 from optlab.data import CLASSES
-from optlab.runlog import colour
+
+# A figure is part of the record: it must not depend on a user's own settings, or on a screen.
+matplotlib.rcdefaults()
+matplotlib.use("Agg")
 
 Curves = list[tuple[str, list[dict[str, Any]]]]
 
@@ -64,11 +67,18 @@ def confusion(matrix: list[list[int]], title: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG: the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as a PNG, the same bytes each time; the figure is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, metadata={"Software": None})
     plt.close(figure)
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write it as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(figure))
     return path
 
 

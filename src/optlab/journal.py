@@ -4,20 +4,20 @@
 
     start     run, experiment, params, tags, time
     metrics   points: [[name, value, time, step], …]
-    artifact  path, folder, sha256
-    model     path, sha256, name, model
+    artifact  path, folder
+    model     path, name, model
     tags      tags
     end       status, time
 
 Times are milliseconds since 1970, as MLflow counts them: replaying a line twice changes nothing.
 """
 
-import hashlib
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +36,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.before_end: Callable[[], None] = lambda: None  # set by who still holds figures back
 
     @classmethod
     def create(cls, run: str) -> "Journal":
@@ -66,8 +67,29 @@ class Journal:
         self.append("metrics", points=points)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Name a file that belongs to the run, with its digest."""
-        self.append("artifact", path=str(path), folder=folder, sha256=sha256(path))
+        """Keep a file that belongs to the run, and name it."""
+        self.append("artifact", path=str(self._keep(path)), folder=folder)
+
+    def model(self, path: Path, name: str, model: str) -> None:
+        """Keep weights, to be logged as a model of that name."""
+        self.append("model", path=str(self._keep(path)), name=name, model=model)
+
+    def end(self, status: str) -> None:
+        """Close the journal."""
+        self.before_end()
+        self.append("end", status=status, time=now_ms())
+
+    def _keep(self, path: Path) -> Path:
+        """The file under a name in the journal's folder: what lies at its old place may be another run's by then."""
+        kept = self.folder / path.name
+        if kept == path:
+            return path
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(path, kept)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, kept)
+        return kept
 
     def events(self, start: int = 0) -> Iterator[dict[str, Any]]:
         """The events from number `start` on. A line cut short by a kill is an event `cut`, or left out at the end."""
@@ -106,8 +128,3 @@ def find(run: str, weights_sha256: str) -> Journal | None:
         if any(event.get("tags", {}).get("weights.sha256") == weights_sha256 for event in journal.events()):
             return journal
     return None
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

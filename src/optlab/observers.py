@@ -65,8 +65,11 @@ class JournalWriter(Observer):
     def __init__(self, journal: Journal, facts: dict[str, Any], written: Callable[[], None]) -> None:
         self._journal, self._facts, self._written = journal, facts, written
         self._points: list[Point] = []
-        self._flushed = self._measured = self._epoch_began = time.monotonic()
-        self._images = 0
+        self._flushed = self._epoch_began = time.monotonic()
+        self._measured = self._flushed - SYSTEM_S + FLUSH_S  # the first sample comes soon
+        self._images = self._step = 0
+        psutil.cpu_percent()  # the first call has nothing to compare with
+        journal.before_end = self.flush
 
     def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
         own = {f"optimizer.{key}": value for key, value in hyperparameters.items()}
@@ -78,19 +81,20 @@ class JournalWriter(Observer):
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._points.append(("step/loss", _finite(loss), now_ms(), step))
         self._images += images
+        self._step = step
         if time.monotonic() - self._flushed > FLUSH_S:
-            self.flush(step)
+            self.flush()
 
     def on_epoch(self, epoch: Epoch) -> None:
         when, elapsed = now_ms(), time.monotonic() - self._epoch_began
         self._points += epoch_points(dataclasses.asdict(epoch) | {"images_per_second": self._images / elapsed}, when)
-        self.flush(epoch.epoch)
+        self.flush()
         self._images, self._epoch_began = 0, time.monotonic()
 
-    def flush(self, step: int) -> None:
+    def flush(self) -> None:
         """Write what has gathered."""
         if time.monotonic() - self._measured > SYSTEM_S:
-            self._points += _system(step)
+            self._points += _system(self._step)
             self._measured = time.monotonic()
         if self._points:
             self._journal.metrics(self._points)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optlab.config import Config, OptimizerSpec, did_you_mean
+from optlab.config import CLASS_COUNT, Config, OptimizerSpec, did_you_mean
 from optlab.errors import ConfigError, one_line
 from optlab.models import build as build_model
 from optlab.models import resolve
@@ -125,6 +125,7 @@ def check(config: Config) -> None:
         ConfigError: one line with the place in params.yaml and the remedy.
     """
     model = build_model(config.model, seed=0)
+    _check_outputs(config.model, model)
     for name, spec in config.optimizers.items():
         stepper = build(name, spec, model)
 
@@ -142,6 +143,20 @@ def check(config: Config) -> None:
                 f"params.yaml: optimizers.{name}: {spec.class_} fails in its first step: {type(error).__name__}: "
                 f"{one_line(error)}"
             ) from None
+
+
+def _check_outputs(name: str, model: nn.Module) -> None:
+    try:
+        with torch.inference_mode():
+            shape: Any = tuple(model.eval()(torch.zeros(2, 3, 32, 32)).shape)
+    except Exception as error:  # whatever a foreign module raises
+        shape = f"{type(error).__name__}: {one_line(error)}"
+    if shape != (2, CLASS_COUNT):
+        raise ConfigError(
+            f"params.yaml: model: {name}: for two images of shape (3, 32, 32) it must return logits of shape "
+            f"(2, {CLASS_COUNT}), not {shape}"
+        )
+    model.train()
 
 
 def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:

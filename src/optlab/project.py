@@ -39,7 +39,12 @@ def git_state() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    return {"git.commit": commit, "git.dirty": "yes" if _git("status", "--porcelain", "-uno") else "no"}
+    # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
+    outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
+    return {
+        "git.commit": commit,
+        "git.dirty": "yes" if _git("status", "--porcelain", "-uno", "--", ".", *outputs) else "no",
+    }
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,7 +3,6 @@
 import base64
 import csv
 import html
-import io
 from pathlib import Path
 
 from optlab import figures
@@ -158,11 +157,8 @@ def _html(compared: Comparison, curves: Path) -> str:
     ]
     for run in compared.runs:
         if run.tested["confusion"]:
-            buffer = io.BytesIO()
-            drawn = figures.confusion(run.tested["confusion"], run.files.id)
-            drawn.savefig(buffer, dpi=80, metadata={"Software": None})
-            figures.plt.close(drawn)
-            body.append(f'<img src="{_data_uri(buffer.getvalue())}" alt="confusion matrix of {run.files.id}">')
+            image = _data_uri(figures.png(figures.confusion(run.tested["confusion"], run.files.id), dpi=80))
+            body.append(f'<img src="{image}" alt="confusion matrix of {run.files.id}">')
     body.append(f"<p>{html.escape(_definitions(compared))}</p>")
     return _PAGE.format(body="\n".join(body))
 

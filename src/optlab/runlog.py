@@ -1,29 +1,20 @@
 """What is said about a run besides its figures: the facts that open its journal, and how it ended."""
 
 import signal
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from optlab import data, project
-from optlab.config import Config
+from optlab import data, models, optimizers, project
+from optlab.colours import colour
+from optlab.config import Config, run_id
 from optlab.journal import Journal, epoch_points, now_ms
+from optlab.record import RunFiles
 
 EXPERIMENT = "optlab"
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-
-# The colours of the common optimizers in every chart; others get one by their name.
-COLOURS = {"sgd": "#1f77b4", "adam": "#ff7f0e", "adamw": "#2ca02c", "momentum": "#17becf", "rmsprop": "#9467bd",
-           "nadam": "#8c564b", "muon": "#d62728", "lbfgs": "#7f7f7f"}  # fmt: skip
-_MORE_COLOURS = ("#e377c2", "#bcbd22", "#393b79", "#637939", "#8c6d31", "#843c39", "#7b4173", "#3182bd")
-
-
-def colour(optimizer: str) -> str:
-    """The colour of an optimizer, always the same."""
-    return COLOURS.get(optimizer) or _MORE_COLOURS[zlib.crc32(optimizer.encode()) % len(_MORE_COLOURS)]
 
 
 def experiment(folder: Path) -> str:
@@ -40,7 +31,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: dict[s
     params["device"] = conditions["device"]
     git = project.git_state()
     tags = git | {
-        "optlab.run": f"{name}-{seed}",
+        "optlab.run": run_id(name, seed),
         "optimizer": name,
         "status": "running",
         "mlflow.runColor": colour(name),
@@ -71,7 +62,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: dict[s
 
 @contextmanager
 def ending(journal: Journal) -> Iterator[None]:
-    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`."""
+    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -80,10 +71,10 @@ def ending(journal: Journal) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        journal.append("end", status="interrupted", time=now_ms())
+        journal.end("interrupted")
         raise
     except BaseException:
-        journal.append("end", status="failed", time=now_ms())
+        journal.end("failed")
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -91,13 +82,12 @@ def ending(journal: Journal) -> Iterator[None]:
 
 def restored(config: Config, folder: Path, name: str, seed: int, trained: dict[str, Any], digest: str) -> Journal:
     """A journal for weights that were not trained here but came with the record: its times are those of now."""
-    journal = Journal.create(f"{name}-{seed}")
+    files = RunFiles(folder, name, seed)
+    journal = Journal.create(files.id)
     unknown = {"device": "unknown", "cpu": "unknown", "cpu_capability": "unknown", "python": "unknown"}
     opening = facts(config, folder, name, seed, unknown | {"packages": {"torch": "unknown"}})
-    spec = config.optimizer(name)
-    opening["params"] |= {"optimizer.class": spec.class_} | {
-        f"optimizer.{key}": str(value) for key, value in spec.hyperparameters.items()
-    }
+    stepper = optimizers.build(name, config.optimizer(name), models.build(config.model, seed))
+    opening["params"] |= {f"optimizer.{key}": str(value) for key, value in stepper.hyperparameters().items()}
     opening["tags"]["optlab.restored"] = "yes"
     journal.append("start", **opening)
     when = now_ms()
@@ -106,8 +96,9 @@ def restored(config: Config, folder: Path, name: str, seed: int, trained: dict[s
     for epoch in trained["history"]:
         points += epoch_points(epoch, when)
     journal.metrics(points)
+    journal.artifact(files.weights, "weights")
     journal.append("tags", tags={"weights.sha256": digest})
-    journal.append("end", status=trained["status"], time=now_ms())
+    journal.end(trained["status"])
     return journal
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,18 @@ def uri() -> str:
 def is_local() -> bool:
     """Whether runs go to the repository's own database."""
     return uri() == _own_uri()
+
+
+def identity() -> str:
+    """The tracking URI, with the database's time of birth: one that was deleted and made again is another store."""
+    if not is_local():
+        return uri()
+    try:
+        with closing(sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True)) as database:
+            (born,) = database.execute("SELECT min(creation_time) FROM experiments").fetchone()
+    except sqlite3.Error:
+        return ""
+    return f"{uri()}#{born}"
 
 
 def _own_uri() -> str:
@@ -73,6 +86,8 @@ def experiment(client: "MlflowClient", name: str) -> str:
     with _locked():
         found = client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         identity = str(client.create_experiment(name))
         if is_local():

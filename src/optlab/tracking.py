@@ -11,43 +11,56 @@ from filelock import FileLock
 
 from optlab import store
 from optlab.errors import one_line
-from optlab.journal import Journal, all_journals, sha256
+from optlab.journal import Journal, all_journals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH = 1000  # MLflow's limit for the metrics of one call
 _RETRY_S = 30.0
+_PATIENCE_S = 120.0
+_REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "BAD_REQUEST",
+)
+_LATER = "all is in .optlab/journal, and the next stage sends it"
 _STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class Replay:
     """Brings one run in MLflow to what its journal says; `push` can be called any number of times.
 
-    How far it got is kept beside the journal, for each tracking URI.
+    How far it got is kept beside the journal, for the store that it was last sent to. An event that the store refuses
+    for what it says is reported and passed over: it would be refused for ever.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._state_path = journal.folder / "synced.json"
 
-    def push(self) -> str | None:
-        """Send the events that MLflow does not have yet; returns the run's id, None while nothing is there.
+    def push(self) -> None:
+        """Send the events that MLflow does not have yet.
 
         Raises:
-            Exception: whatever MLflow raises; the next call goes on from there.
+            Exception: whatever MLflow raises when it cannot be reached; the next call goes on from there.
         """
-        with FileLock(self._journal.folder / "lock"):
-            state = self._state()
-            events = list(self._journal.events(state["events"]))
-            client = store.connect() if events else None
-            for event in events:
-                assert client is not None
-                state["run_id"] = _send(client, self._journal, state["run_id"], event)
+        with FileLock(self._journal.folder / "lock", timeout=_PATIENCE_S):
+            if not self.pending():
+                return
+            client = store.connect()
+            state = self._state()  # once there is a database: a new one has nothing yet
+            for event in self._journal.events(state["events"]):
+                try:
+                    state["run_id"] = _send(client, self._journal, state["run_id"], event)
+                except Exception as error:
+                    if not _is_final(error):
+                        raise
+                    _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
                 state["events"] += 1
                 self._save(state)
-        run_id: str | None = state["run_id"]
-        return run_id
 
     def pending(self) -> bool:
         """Whether there are events that MLflow does not have yet."""
@@ -55,13 +68,11 @@ class Replay:
 
     def _state(self) -> dict[str, Any]:
         try:
-            state = json.loads(self._state_path.read_text())
+            state: dict[str, Any] = json.loads(self._state_path.read_text())
         except (OSError, ValueError):
             state = {}
-        fresh = {"uri": store.uri(), "run_id": None, "events": 0}
-        # The local database can have been deleted: what was sent to it is gone, so it is sent again.
-        lost = store.is_local() and not store.DATABASE.exists()
-        return fresh if lost or state.get("uri") != store.uri() else state
+        here = store.identity()
+        return state if here and state.get("store") == here else {"store": here, "run_id": None, "events": 0}
 
     def _save(self, state: dict[str, Any]) -> None:
         temporary = self._state_path.with_suffix(".new")
@@ -89,11 +100,13 @@ class Live:
         """Say that the journal has grown."""
         self._wake.set()
 
-    def finish(self, patience_s: float = 120.0) -> None:
-        """Push the rest; give up after `patience_s`, or at the first trouble."""
+    def finish(self) -> None:
+        """Push the rest; give up when it takes too long, or at the first trouble."""
         self._ending.set()
         self._wake.set()
-        self._thread.join(patience_s)
+        self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive():
+            _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
 
     def _work(self) -> None:
         while True:
@@ -104,7 +117,7 @@ class Live:
                 self._replay.push()
             except Exception as error:
                 if not self._warned:
-                    _warn(error)
+                    _warn(f"does not take the run now ({one_line(error)[:200]}): {_LATER}")
                     self._warned = True
                 if not ending:
                     self._ending.wait(_RETRY_S)
@@ -113,7 +126,17 @@ class Live:
 
 
 def push_pending() -> bool:
-    """Push every journal; True if MLflow now has everything. Gives up after two that it does not take."""
+    """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
+    answer: list[bool] = []
+    thread = threading.Thread(target=lambda: answer.append(_push_all()), name="mlflow", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    if not answer:
+        _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
+    return answer == [True]
+
+
+def _push_all() -> bool:
     failures = 0
     for journal in all_journals():
         replay = Replay(journal)
@@ -121,21 +144,25 @@ def push_pending() -> bool:
             if replay.pending():
                 replay.push()
         except Exception as error:
-            _warn(error)
+            _warn(f"does not take {journal.folder.name} now ({one_line(error)[:200]}): {_LATER}")
             failures += 1
             if failures == 2:
                 break
     return not failures
 
 
-def _warn(error: Exception) -> None:
-    text = one_line(error)
-    print(
-        f"warning: MLflow at {store.uri()} does not take the run now ({text[:200]}): all is in .optlab/journal, and "
-        f"the next stage sends it",
-        file=sys.stderr,
-        flush=True,
-    )
+def _is_final(error: Exception) -> bool:
+    """Whether the same event would be refused again: not if the store was away, overloaded, or failed inside."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    # What the store's clients raise on a bad connection is an OSError, or a database's own error.
+    return isinstance(error, FileNotFoundError | LookupError | TypeError | ValueError | ImportError | RuntimeError)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: MLflow at {store.uri()} {text}", file=sys.stderr, flush=True)
 
 
 def _send(client: "MlflowClient", journal: Journal, run_id: str | None, event: dict[str, Any]) -> str | None:
@@ -147,10 +174,7 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str | None, event: d
     if kind == "metrics":
         _metrics(client, run_id, event["points"])
     elif kind == "artifact":
-        path = Path(event["path"])
-        # A file that was replaced since belongs to another run.
-        if path.exists() and sha256(path) == event["sha256"]:
-            client.log_artifact(run_id, str(path), event["folder"] or None)
+        client.log_artifact(run_id, event["path"], event["folder"] or None)
     elif kind == "model":
         _model(client, run_id, event)
     elif kind == "tags":
@@ -210,22 +234,25 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
 
     from optlab import conditions, weights
 
-    path = Path(event["path"])
-    if not path.exists() or sha256(path) != event["sha256"] or logged_model(client, run_id):
+    if logged_model(client, run_id):
         return
-    network, _ = weights.read(path, event["model"])
+    network, _ = weights.read(Path(event["path"]), event["model"])
     experiment = client.get_run(run_id).info.experiment_id
     logged = mlflow.initialize_logged_model(
         name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"
     )
-    mlflow.pytorch.log_model(
-        network,
-        name=event["name"],
-        model_id=logged.model_id,
-        # Two images: the export of a batch of one would take batches of one only.
-        input_example=np.zeros((2, 3, 32, 32), np.float32),
-        pip_requirements=[f"{name}=={conditions.public_version(name)}" for name in ("torch", "mlflow")],
-    )
+    try:
+        mlflow.pytorch.log_model(
+            network,
+            name=event["name"],
+            model_id=logged.model_id,
+            # Two images: the export of a batch of one would take batches of one only.
+            input_example=np.zeros((2, 3, 32, 32), np.float32),
+            pip_requirements=[f"{name}=={conditions.public_version(name)}" for name in ("torch", "mlflow")],
+        )
+    except Exception:
+        mlflow.finalize_logged_model(logged.model_id, "FAILED")
+        raise
     mlflow.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
 
@@ -236,10 +263,9 @@ def logged_model(client: "MlflowClient", run_id: str) -> str | None:
     return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None
 
 
-def runs_by_weights(client: "MlflowClient", experiment: str, digests: list[str]) -> Iterator[Any]:
-    """For each digest of weights, the newest MLflow run that has them, or None."""
-    for digest in digests:
-        found = client.search_runs(
-            [experiment], f"tags.`weights.sha256` = '{digest}'", max_results=1, order_by=["start_time DESC"]
-        )
+def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:
+    """For each (id of a run, digest of its weights), the newest MLflow run with both, or None."""
+    for name, digest in runs:
+        wanted = f"tags.`optlab.run` = '{name}' AND tags.`weights.sha256` = '{digest}'"
+        found = client.search_runs([experiment], wanted, max_results=1, order_by=["start_time DESC"])
         yield found[0] if found else None

@@ -99,6 +99,8 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
                 break
         stepper.eval()
         outcome.step_losses.append(losses)
+        if not all(bool(value.isfinite().all()) for value in model.parameters()):
+            outcome.status = "diverged"
         outcome.epochs.append(_summary(epoch, losses, lr, settings.batch_size, train_split, model, validation))
         for observer in observers:
             observer.on_epoch(outcome.epochs[-1])
@@ -144,7 +146,9 @@ def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, traine
     if not len(validation):
         return Epoch(epoch, mean, running, None, None, lr)
     loss, accuracy = loss_and_accuracy(predict(model, validation), validation.labels.cpu())
-    return Epoch(epoch, mean, running, loss if math.isfinite(loss) else None, accuracy, lr)
+    if not math.isfinite(loss):
+        return Epoch(epoch, mean, running, None, None, lr)
+    return Epoch(epoch, mean, running, loss, accuracy, lr)
 
 
 def _count(model: nn.Module) -> int:

@@ -29,8 +29,7 @@ def publish(compared: Comparison, folder: Path) -> str:
     """Bring MLflow up to date and return what to tell the user; trouble with a server is a warning."""
     name = experiment_name(folder)
     try:
-        if not tracking.push_pending():
-            return "MLflow was not reached: the reports are complete, the runs are in .optlab/journal."
+        tracking.push_pending()
         client = store.connect()
         experiment = store.experiment(client, name)
         current = _mark_current(client, experiment, compared)
@@ -47,10 +46,10 @@ def publish(compared: Comparison, folder: Path) -> str:
 
 def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison) -> dict[str, Any]:
     """Tag the runs of this comparison, and untag those of earlier ones; returns id of run → MLflow run."""
-    digests = [run.trained["weights_sha256"] for run in compared.runs]
+    wanted = [(run.files.id, run.trained["weights_sha256"]) for run in compared.runs]
     found = {
         run.files.id: logged
-        for run, logged in zip(compared.runs, tracking.runs_by_weights(client, experiment, digests), strict=True)
+        for run, logged in zip(compared.runs, tracking.find_runs(client, experiment, wanted), strict=True)
         if logged is not None
     }
     keep = {logged.info.run_id for logged in found.values()}

@@ -1,0 +1,20 @@
+"""One colour per optimizer, the same in every figure, table and chart."""
+
+import zlib
+
+COLOURS = {
+    "sgd": "#1f77b4",
+    "adam": "#ff7f0e",
+    "adamw": "#2ca02c",
+    "momentum": "#17becf",
+    "rmsprop": "#9467bd",
+    "nadam": "#8c564b",
+    "muon": "#d62728",
+    "lbfgs": "#7f7f7f",
+}
+_MORE = ("#e377c2", "#bcbd22", "#393b79", "#637939", "#8c6d31", "#843c39", "#7b4173", "#3182bd")
+
+
+def colour(optimizer: str) -> str:
+    """The common optimizers have one each; any other gets one by its name."""
+    return COLOURS.get(optimizer) or _MORE[zlib.crc32(optimizer.encode()) % len(_MORE)]

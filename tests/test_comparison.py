@@ -1,0 +1,71 @@
+"""What the comparison says, from records written by hand."""
+
+import pytest
+
+from optlab import comparison, record, report
+
+
+def write(folder, config, accuracies, diverged=()):
+    """A record in which run number i, in the order of params.yaml, has the i-th validation accuracy."""
+    for (name, seed), accuracy in zip(config.runs(), accuracies, strict=True):
+        files = record.RunFiles(folder, name, seed)
+        bad = files.id in diverged
+        status = "diverged" if bad else "completed"
+        epoch = {"epoch": 1, "train_loss": 1.0, "running_loss": 7.0, "validation_loss": 1.0,
+                 "validation_accuracy": accuracy, "lr": 0.1}  # fmt: skip
+        record.write_json(files.training, {
+            "status": status, "epochs": 1, "train_loss": None if bad else 1.0,
+            "validation_loss": None if bad else 1.0, "validation_accuracy": None if bad else accuracy,
+            "weights_sha256": "0", "history": [epoch], "step_losses": [[1.0]],
+        })  # fmt: skip
+        figures = dict.fromkeys(("test_loss", "test_accuracy", "expected_calibration_error"), None if bad else 0.5)
+        record.write_json(files.test, {"status": status} | figures | {"class_accuracy": [], "confusion": []})
+
+
+def collected(tmp_path, config, *arguments, **keywords):
+    write(tmp_path, config, *arguments, **keywords)
+    return comparison.collect(config, tmp_path)
+
+
+def test_the_best_validation_accuracy_comes_first(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(), [0.4, 0.6])
+    assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
+    assert compared.champion.files.id == "adam-0"
+    assert "adam has the best validation accuracy, 60.00% (n = 1)" in comparison.verdict(compared)
+    assert "add seeds" in comparison.verdict(compared)
+
+
+def test_several_seeds_give_mean_and_standard_deviation(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.8, 0.5, 0.6])
+    first, second = compared.rows
+    assert (first.optimizer, first.validation_accuracy.mean) == ("sgd", pytest.approx(0.6))
+    # Two values 0.4 apart: the sample standard deviation is 0.4 / sqrt(2).
+    assert first.validation_accuracy.sd == pytest.approx(0.4 / 2**0.5)
+    assert second.validation_accuracy.mean == pytest.approx(0.55)
+    assert compared.champion.files.id == "sgd-1"
+    assert "60.00 ± 28.28 %" in report.text_table(compared)
+
+
+def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.9, 0.9, 0.5, 0.6], diverged=["sgd-1"])
+    assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
+    assert compared.rows[1].status == "1 of 2 diverged"
+    assert "1 of 2 diverged" in report.text_table(compared)
+    assert compared.champion.files.id == "sgd-0"  # the best run that completed
+
+
+def test_nothing_completed(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(), [0.9, 0.9], diverged=["sgd-0", "adam-0"])
+    assert compared.champion is None
+    assert "nothing to choose" in comparison.verdict(compared)
+    report.write(compared, tmp_path)
+    assert record.read_json(tmp_path / "reports" / "champion.json")["champion"] is None
+
+
+def test_the_same_record_gives_the_same_files(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(), [0.4, 0.6])
+    report.write(compared, tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()}
+    report.write(compared, tmp_path)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()} == before
+    assert len(before) == 7
