@@ -144,7 +144,7 @@ EDITS = {
     "seed of 33 bits": ("[0, 1]", "[4294967296]", "2: seeds.0", "less than 4294967296"),
     "text as a seed": ("[0, 1]", "[a]", "2: seeds.0", "valid integer, not 'a'"),
     # learning rates
-    "negative lr": ("lr: 0.01}", "lr: -0.1}", "13: optimizers.sgd", "lr must be a number from 0 up, and finite, not -0.1"),
+    "negative lr": ("lr: 0.01}", "lr: -0.1}", "13: optimizers.sgd", "from 0 up, and finite, not -0.1"),
     "negative lr on a line of its own": ("lr: 0.001", "lr: -1", "16: optimizers.adam", "lr must be a number"),
     "lr of NaN": ("lr: 0.01}", "lr: .nan}", "13: optimizers.sgd.lr", "not nan"),
     "infinite lr": ("lr: 0.01}", "lr: .inf}", "13: optimizers.sgd.lr", "not inf"),
