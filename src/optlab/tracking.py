@@ -40,6 +40,8 @@ class Replay:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._state_path = journal.folder / "synced.json"
+        self._client: MlflowClient | None = None
+        self._connected_to = ""
 
     def push(self) -> None:
         """Send the events that MLflow does not have yet.
@@ -50,7 +52,7 @@ class Replay:
         with FileLock(self._journal.folder / "lock", timeout=_PATIENCE_S):
             if not self.pending():
                 return
-            client = store.connect()
+            client = self._connect()
             state = self._state()  # once there is a database: a new one has nothing yet
             for event in self._journal.events(state["events"]):
                 try:
@@ -61,6 +63,13 @@ class Replay:
                     _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
                 state["events"] += 1
                 self._save(state)
+
+    def _connect(self) -> "MlflowClient":
+        """One client for all pushes, as long as the store is the same: making one costs more than a push."""
+        if self._client is None or self._connected_to != store.identity():
+            self._client = store.connect()
+            self._connected_to = store.identity()
+        return self._client
 
     def pending(self) -> bool:
         """Whether there are events that MLflow does not have yet."""
