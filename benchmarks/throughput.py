@@ -268,8 +268,8 @@ def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[f
         "# Throughput",
         "",
         f"{facts_['cpu']}, {os.cpu_count()} cores, {facts_['cpu_capability']}, {threads} threads; torch "
-        f"{facts_['packages']['torch']}, Python {facts_['python']}. `make bench` with {images:,} images each, n = {len(rounds)} rounds; median "
-        f"(least – most). Batches of {BATCH}, SGD, the tutorial's network.",
+        f"{facts_['packages']['torch']}, Python {facts_['python']}. `make bench` with {images:,} images each, "
+        f"n = {len(rounds)} rounds; median (least – most). Batches of {BATCH}, SGD, the tutorial's network.",
         "",
         "| loop | images/s | over the tutorial's loop | FLOP/s over the matrix-product peak |",
         "| --- | --- | --- | --- |",
