@@ -13,7 +13,7 @@ from tqdm import tqdm
 from optlab.journal import Journal, Point, epoch_points, now_ms
 from optlab.training import Epoch, Observer
 
-FLUSH_S = 5.0  # each push to MLflow costs some 20 ms
+FLUSH_S = 5.0
 SYSTEM_S = 10.0
 
 
