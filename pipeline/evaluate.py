@@ -5,38 +5,23 @@ Usage: python pipeline/evaluate.py OPTIMIZER SEED
 
 import sys
 
-import torch
-
-from optlab import (
-    conditions,
-    config,
-    data,
-    errors,
-    evaluation,
-    figures,
-    journal,
-    project,
-    record,
-    runlog,
-    tracking,
-    training,
-    weights,
-)
+from optlab import config, errors, numerics, project
 
 
 def main() -> None:
     name, seed = sys.argv[1], int(sys.argv[2])
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
+    numerics.prepare(settings.training)  # before anything imports torch
+    from optlab import conditions, data, evaluation, figures, journal, record, runlog, tracking, training, weights
+
     conditions.apply(settings.training.threads)
     test = data.load_test(project.DATA, settings.data)
-
     files = record.RunFiles(folder, name, seed)
     trained = record.read_json(files.training)
     model, digest = weights.read(files.weights, settings.model)
     logits = training.predict(model, test)
-    finite = bool(torch.isfinite(logits).all())
-    measured = evaluation.metrics(logits, test.labels) if finite else evaluation.undefined()
+    measured = evaluation.metrics(logits, test.labels)
     evaluation.write_predictions(files.predictions, logits, test.labels)
     record.write_json(files.test, {"status": trained["status"]} | measured)
     if measured["test_accuracy"] is not None:

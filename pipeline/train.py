@@ -5,21 +5,25 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 
 import sys
 
-from optlab import conditions, config, data, errors, optimizers, project, record, training, weights
-from optlab.journal import Journal
-from optlab.observers import JournalWriter, Progress
-from optlab.runlog import ending, facts
-from optlab.tracking import Live
+from optlab import config, errors, numerics, project
 
 
 def main() -> None:
     name, seed = sys.argv[1], int(sys.argv[2])
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
+    numerics.prepare(settings.training)  # before anything imports torch
+    from optlab import conditions, data, observers, optimizers, record, training, weights
+    from optlab.journal import Journal
+    from optlab.runlog import ending, facts
+    from optlab.tracking import Live
+
     device = conditions.apply(settings.training.threads)
     optimizers.check(settings)
     if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
+    for sentence in numerics.limits(settings):
+        print(sentence)
     splits = data.load(project.DATA, settings.data)
 
     files = record.RunFiles(folder, name, seed)
@@ -28,11 +32,11 @@ def main() -> None:
     live = Live(journal)
     try:
         with ending(journal):
-            observers = [
-                Progress(settings.training.epochs, len(splits.train)),
-                JournalWriter(journal, facts(settings, folder, name, seed, in_force), live.wake),
+            watching = [
+                observers.progress(settings.training.epochs, len(splits.train)),
+                observers.JournalWriter(journal, facts(settings, folder, name, seed, in_force), live.wake),
             ]
-            outcome = training.train(settings, name, seed, splits, device, observers)
+            outcome = training.train(settings, name, seed, splits, device, watching)
             digest = weights.write(files.weights, outcome.model, settings.model)
             record.write_json(files.training, record.training_record(outcome, digest))
             record.write_json(files.conditions, in_force)

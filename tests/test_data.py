@@ -34,9 +34,10 @@ def records(split):
     return [bytes([label]) + row.tobytes() for label, row in zip(split.labels.tolist(), planes, strict=True)]
 
 
-def test_sizes_and_types(splits):
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (400, 100, 100)
-    for split in (splits.train, splits.validation, splits.test):
+def test_sizes_and_types(splits, sample, small_config):
+    test = data.load_test(sample, small_config().data)
+    assert (len(splits.train), len(splits.validation), len(test)) == (400, 100, 100)
+    for split in (splits.train, splits.validation, test):
         assert split.images.dtype == torch.uint8 and split.images.shape == (len(split), 32, 32, 3)
         assert split.labels.dtype == torch.int64 and split.labels.shape == (len(split),)
 
@@ -66,20 +67,20 @@ def test_images_stay_in_file_order(sample, splits):
         assert places == sorted(places)
 
 
-def test_the_test_split_is_the_file_itself(sample, splits, small_config):
+def test_the_test_split_is_the_file_itself(sample, small_config):
     content = (sample / "test_batch.bin").read_bytes()
-    assert b"".join(records(splits.test)) == content
     assert b"".join(records(data.load_test(sample, small_config().data))) == content
 
 
-def test_a_label_and_a_pixel_by_hand(sample, splits):
+def test_a_label_and_a_pixel_by_hand(sample, small_config):
+    test = data.load_test(sample, small_config().data)
     content = (sample / "test_batch.bin").read_bytes()
     image, row, column = 7, 5, 11
     start = image * RECORD
-    assert splits.test.labels[image] == content[start]
+    assert test.labels[image] == content[start]
     pixel = [content[start + 1 + plane * 1024 + row * 32 + column] for plane in range(3)]
     assert len(set(pixel)) == 3, "a grey pixel could not tell the planes apart"
-    assert splits.test.images[image, row, column].tolist() == pixel
+    assert test.images[image, row, column].tolist() == pixel
 
 
 def test_the_split_is_the_same_in_every_call(sample, small_config, splits):
@@ -196,6 +197,7 @@ def test_a_folder_in_place_of_a_file(copy, small_config):
 def assert_refused(folder, small_config, pattern):
     with pytest.raises(DataError, match=pattern) as caught:
         data.load(folder, small_config().data)
+        data.load_test(folder, small_config().data)
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,18 @@ from ruamel.yaml import YAML
 TOP = Path(__file__).resolve().parents[1]
 
 # What watches a training or shows its result, and cannot change a byte of it.
-WATCHING = {"errors", "journal", "observers", "project", "runlog", "store", "tracking", "views", "__init__"}
+WATCHING = {
+    "errors",
+    "journal",
+    "observers",
+    "processes",
+    "project",
+    "runlog",
+    "store",
+    "tracking",
+    "views",
+    "__init__",
+}
 # evaluate draws figures for MLflow only, and imports what training.py imports, but builds no optimizer.
 NOT_USED = {
     "download": {"config", "data", "models", "optimizers"},

@@ -1,11 +1,14 @@
-"""The command line: `optlab check`, `optlab show`, `optlab predict`."""
+"""The command line: `optlab check`, `repro`, `show`, `predict`, `release`, `reproduce`."""
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from optlab import config, errors, project
+from optlab import config, errors, numerics, project
 
 app = typer.Typer(
     add_completion=False,
@@ -22,8 +25,25 @@ def check() -> None:
     from optlab import optimizers
 
     optimizers.check(settings)
+    for sentence in numerics.limits(settings):
+        print(sentence, file=sys.stderr)
     count = len(settings.runs())
     print(f"{config.PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
+
+
+@app.command()
+def repro(
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores divided by threads.")] = None,
+) -> None:
+    """Do what `dvc repro` does, with the runs side by side."""
+    folder = project.enter()
+    settings = config.load(folder / config.PARAMS)
+    from optlab import jobs as side_by_side
+    from optlab import optimizers
+
+    optimizers.check(settings)
+    at_once = jobs or max(1, len(os.sched_getaffinity(0)) // settings.training.threads)
+    side_by_side.repro(settings, folder, min(at_once, len(settings.runs())))
 
 
 @app.command()
@@ -48,6 +68,65 @@ def predict(
     model = prediction.load(weights or prediction.champion_weights())
     for path, ranked in prediction.predict(model, images):
         print(f"{path}  " + ", ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
+
+
+@app.command()
+def release(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
+    push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
+) -> None:
+    """Commit the finished comparison and tag it, with its table as the tag's message."""
+    if project.enter() != Path():
+        raise errors.RevisionError("run `optlab release` at the top of the repository")
+    from optlab import comparison
+    from optlab import release as releasing
+
+    compared = comparison.collect(config.load(), Path())
+    commit = releasing.release(compared, tag)
+    print(f"{tag} is commit {commit[:12]}")
+    print(releasing.mark(compared, tag))
+    for sentence in releasing.push(tag) if push else []:
+        print(sentence)
+
+
+@app.command()
+def reproduce(
+    revision: Annotated[str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.")],
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]…", help="Such as adam-0; default: all.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Under this machine's own conditions.")] = False,
+    fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins, first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+) -> None:
+    """Train a past run again from its git revision, and say whether it is the same.
+
+    Exit status: 0 identical, 3 within tolerance, 1 different, 2 could not be run.
+    """
+    try:
+        status = _reproduce(revision, runs or [], here, fresh_env, as_json)
+    except errors.OptlabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    raise typer.Exit(status)
+
+
+def _reproduce(name: str, names: list[str], here: bool, fresh: bool, as_json: bool) -> int:
+    if project.enter() != Path():
+        raise errors.RevisionError("run `optlab reproduce` at the top of the repository")
+    from optlab import reproduction, verdicts
+    from optlab.revision import Revision
+
+    revision = Revision.parse(name)
+    runs = reproduction.runs_of(revision, names)
+    differing = {} if fresh else reproduction.package_differences(revision, runs)
+    for package, (recorded, installed) in differing.items():
+        print(f"warning: {package} {recorded} was recorded, {installed} is installed", file=sys.stderr)
+    results = []
+    with contextlib.closing(reproduction.reproduce(revision, runs, here, fresh, quiet=as_json)) as reproduced:
+        for result in reproduced:
+            verdicts.log(revision, result, reproduction.recorded_weights(revision, result.run))
+            results.append(result)
+    print(verdicts.as_json(revision, results) if as_json else verdicts.as_text(revision, results))
+    return verdicts.exit_status(results)
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ class Figure:
 
     mean: float
     sd: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _row(name: str, runs: list[Run]) -> Row:
         if any(value is None for value in values) or any(run.status == "diverged" for run in runs):
             return None
         sd = statistics.stdev(values) if len(values) > 1 else None
-        return Figure(statistics.fmean(values), sd, len(values))
+        return Figure(statistics.fmean(values), sd)
 
     return Row(
         name,

@@ -8,9 +8,26 @@ from typing import Any
 
 import torch
 
+from optlab.numerics import PORTABLE
+
 # Read by the libraries while they load. CUBLAS_WORKSPACE_CONFIG makes cuBLAS repeatable.
-VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "CUBLAS_WORKSPACE_CONFIG")
+VARIABLES = (*PORTABLE, "MKL_ENABLE_INSTRUCTIONS", "CUBLAS_WORKSPACE_CONFIG")
 PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "dvc")
+
+# oneDNN's names of instruction sets, the richest first, and the flags of /proc/cpuinfo that each needs; the names are
+# those that ONEDNN_MAX_CPU_ISA takes (oneDNN's developer guide, "CPU Dispatcher Control").
+ONEDNN_ISAS = {
+    "AVX512_CORE_AMX_FP16": ("amx_fp16",),
+    "AVX512_CORE_AMX": ("amx_int8", "amx_bf16"),
+    "AVX512_CORE_FP16": ("avx512_fp16",),
+    "AVX512_CORE_BF16": ("avx512_bf16",),
+    "AVX512_CORE_VNNI": ("avx512_vnni",),
+    "AVX512_CORE": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX2": ("avx2",),
+    "AVX": ("avx",),
+    "SSE41": ("sse4_1",),
+}
 
 
 def public_version(package: str) -> str:
@@ -32,10 +49,11 @@ def current(device: torch.device) -> dict[str, Any]:
     """The conditions in force, without times, host names or paths: the same on machines of the same kind."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn_isa": onednn_isa(os.environ.get("ONEDNN_MAX_CPU_ISA")),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "variables": {name: os.environ.get(name) for name in VARIABLES},
@@ -50,7 +68,19 @@ def bf16_is_native(device: torch.device) -> bool:
     return not flags or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _version(package: str) -> str | None:
+def onednn_isa(limit: str | None = None) -> str | None:
+    """The instruction set that oneDNN uses under a limit, as ONEDNN_MAX_CPU_ISA names it: the richest of the CPU's.
+
+    None where the CPU's flags cannot be read.
+    """
+    flags = set(_cpu_info("flags").split())
+    names = list(ONEDNN_ISAS)
+    allowed = names[names.index(limit.upper()) :] if limit and limit.upper() in names else names
+    return next((name for name in allowed if flags.issuperset(ONEDNN_ISAS[name])), None)
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

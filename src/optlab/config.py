@@ -21,6 +21,7 @@ CLASS_COUNT = 10
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300
+PORTABLE_THREADS = (1, 2, 4)  # with which `numerics: portable` gives the same bits; docs/determinism.md
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 Hyperparameter = bool | int | float | str | None | list[int | float]
@@ -106,6 +107,7 @@ class Training(Strict):
     batch_size: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(ge=1, le=1024)
+    numerics: Literal["fast", "portable"] = "fast"
     schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
     @model_validator(mode="after")
@@ -115,6 +117,17 @@ class Training(Strict):
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, which must be less than epochs, "
                 f"{self.epochs}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _portable(self) -> "Training":
+        if self.numerics == "portable" and self.threads not in PORTABLE_THREADS:
+            raise ValueError(
+                f"threads must be 1, 2 or 4 with `numerics: portable`, not {self.threads}: other numbers round in "
+                f"ways of their own"
+            )
+        if self.numerics == "portable" and self.precision != "fp32":
+            raise ValueError("precision must be fp32 with `numerics: portable`: no CPU held to AVX2 multiplies bf16")
         return self
 
 

@@ -63,32 +63,28 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on, is chosen by, and is evaluated on. `validation` can be empty."""
+    """What a run trains on, and what it is chosen by, which can be empty."""
 
     train: Split
     validation: Split
-    test: Split
 
 
 def load(folder: Path, config: Data) -> Splits:
-    """Read the six files once, check each against its digest, and split them.
+    """Read the files that are trained on, check each against its digest, and split them.
 
     The validation images are drawn class by class with a fixed seed, so they are the same for every run.
 
     Raises:
         DataError: a file is missing or is not what was downloaded.
     """
-    test = _decode(read_verified(folder, config.dataset, TEST_FILE))
-    if config.train_split == "test":
-        pool = test
-    else:
-        pool = _decode(b"".join(read_verified(folder, config.dataset, name) for name in TRAIN_FILES))
+    names = (TEST_FILE,) if config.train_split == "test" else TRAIN_FILES
+    pool = _decode(b"".join(read_verified(folder, config.dataset, name) for name in names))
     validation, train = _stratified(pool.labels.numpy(), config.validation_size, config.train_size)
-    return Splits(_take(pool, train), _take(pool, validation), test)
+    return Splits(_take(pool, train), _take(pool, validation))
 
 
 def load_test(folder: Path, config: Data) -> Split:
-    """The test split alone; the rest as in `load`."""
+    """The split that runs are evaluated on; the rest as in `load`."""
     return _decode(read_verified(folder, config.dataset, TEST_FILE))
 
 

@@ -27,6 +27,14 @@ class RecordError(OptlabError):
     """A file of the record is missing or damaged."""
 
 
+class RevisionError(OptlabError):
+    """A git revision cannot be released or reproduced."""
+
+
+class RunsFailedError(OptlabError):
+    """Stages of a pipeline failed."""
+
+
 class ImageError(OptlabError):
     """A file given to `optlab predict` is no image."""
 

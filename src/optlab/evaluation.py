@@ -15,12 +15,14 @@ CALIBRATION_BINS = 15
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
+    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix; undefined if a logit is not finite.
 
     Args:
-        logits: float32, shape (n, 10), all finite.
+        logits: float32, shape (n, 10).
         labels: int64, shape (n,).
     """
+    if not torch.isfinite(logits).all():
+        return undefined()
     loss, accuracy = loss_and_accuracy(logits, labels)
     confusion = confusion_matrix(logits.argmax(1), labels)
     per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
@@ -34,7 +36,7 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def undefined() -> dict[str, Any]:
-    """The same keys for a run whose weights are not finite: every value None."""
+    """The same keys for a run whose outputs are not finite: the figures None, the lists empty."""
     return dict.fromkeys(("test_loss", "test_accuracy", "expected_calibration_error")) | {
         "class_accuracy": [],
         "confusion": [],

@@ -1,7 +1,9 @@
 """What watches a training: the progress bar, and the journal."""
 
 import dataclasses
+import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +15,18 @@ from tqdm import tqdm
 from optlab.journal import Journal, Point, epoch_points, now_ms
 from optlab.training import Epoch, Observer
 
+# Set by whoever shows the progress of several trainings at once, each of which then prints lines for a program.
+PROGRESS_VARIABLE = "OPTLAB_PROGRESS"
+PROGRESS_MARK = "::progress "
+
 FLUSH_S = 5.0
 SYSTEM_S = 10.0
+
+
+def progress(epochs: int, images_per_epoch: int) -> Observer:
+    """A bar for a person, or lines for a program that asked for them."""
+    kind = ProgressLines if os.environ.get(PROGRESS_VARIABLE) == "lines" else Progress
+    return kind(epochs, images_per_epoch)
 
 
 class Progress(Observer):
@@ -38,19 +50,32 @@ class Progress(Observer):
             self._shown = time.monotonic()
 
     def on_epoch(self, epoch: Epoch) -> None:
-        if epoch.train_loss is None:
-            text = "diverged: the loss is not finite"
-        elif epoch.validation_accuracy is None:
-            text = f"running loss {epoch.running_loss:.1f}"
-        else:
-            text = (
-                f"training loss {epoch.train_loss:.4f}, validation loss {_number(epoch.validation_loss)}, "
-                f"validation accuracy {epoch.validation_accuracy:.2%}"
-            )
+        if epoch.train_loss is not None and epoch.validation_accuracy is not None:
             self._accuracy = f", val {epoch.validation_accuracy:.1%}"
-        self._bar.write(f"{self._bar.desc}  epoch {epoch.epoch}/{self._epochs}  {text}")
+        self._bar.write(f"{self._bar.desc}  epoch {epoch.epoch}/{self._epochs}  {_in_words(epoch)}")
         if epoch.epoch == self._epochs or epoch.train_loss is None:
             self._bar.close()
+
+
+class ProgressLines(Observer):
+    """Twice a second one line of JSON after a mark, and the same line per epoch as for a person."""
+
+    def __init__(self, epochs: int, images_per_epoch: int) -> None:
+        self._epochs, self._total = epochs, epochs * images_per_epoch
+        self._images, self._shown = 0, 0.0
+
+    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
+        self._run = run
+
+    def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
+        self._images += images
+        if time.monotonic() - self._shown > 0.5:
+            state = {"images": self._images, "total": self._total, "loss": loss}
+            print(f"{PROGRESS_MARK}{json.dumps(state)}", flush=True)
+            self._shown = time.monotonic()
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        print(f"{self._run}  epoch {epoch.epoch}/{self._epochs}  {_in_words(epoch)}", flush=True)
 
 
 class JournalWriter(Observer):
@@ -101,6 +126,17 @@ class JournalWriter(Observer):
             self._points = []
         self._flushed = time.monotonic()
         self._written()
+
+
+def _in_words(epoch: Epoch) -> str:
+    if epoch.train_loss is None:
+        return "diverged: the loss is not finite"
+    if epoch.validation_accuracy is None:
+        return f"running loss {epoch.running_loss:.1f}"
+    return (
+        f"training loss {epoch.train_loss:.4f}, validation loss {_number(epoch.validation_loss)}, "
+        f"validation accuracy {epoch.validation_accuracy:.2%}"
+    )
 
 
 def _system(step: int) -> list[Point]:

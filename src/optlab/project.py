@@ -36,20 +36,21 @@ DATA = Path("data") / "cifar10"  # relative to the top; all pipelines share the 
 
 def git_state() -> dict[str, str]:
     """The commit, and whether tracked files differ from it; nothing outside a git repository."""
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
     # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
     outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
     return {
         "git.commit": commit,
-        "git.dirty": "yes" if _git("status", "--porcelain", "-uno", "--", ".", *outputs) else "no",
+        "git.dirty": "yes" if git("status", "--porcelain", "-uno", "--", ".", *outputs) else "no",
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """What a git command prints, without the last newline; None if it fails."""
     try:
         result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip()
+    return result.stdout.rstrip("\n")

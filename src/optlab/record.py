@@ -4,13 +4,15 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optlab.config import run_id
 from optlab.errors import RecordError
-from optlab.training import Outcome
+
+if TYPE_CHECKING:
+    from optlab.training import Outcome
 
 MODELS = Path("models")
 RUNS = Path("runs")
@@ -54,7 +56,7 @@ class RunFiles:
         return self.folder / RUNS / self.id / "conditions.json"
 
 
-def training_record(outcome: Outcome, weights_sha256: str) -> dict[str, Any]:
+def training_record(outcome: "Outcome", weights_sha256: str) -> dict[str, Any]:
     """The content of train.json. The scalars come first: DVC shows them as metrics and skips the lists."""
     last = outcome.epochs[-1]
     return {

@@ -1,13 +1,11 @@
 """What is said about a run besides its figures: the facts that open its journal, and how it ended."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from optlab import data, models, optimizers, project
+from optlab import data, models, optimizers, processes, project
 from optlab.colours import colour
 from optlab.config import Config, run_id
 from optlab.journal import Journal, epoch_points, now_ms
@@ -64,20 +62,15 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: dict[s
 def ending(journal: Journal) -> Iterator[None]:
     """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with processes.terminable():
+            yield
     except KeyboardInterrupt:
         journal.end("interrupted")
         raise
     except BaseException:
         journal.end("failed")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def restored(config: Config, folder: Path, name: str, seed: int, trained: dict[str, Any], digest: str) -> Journal:

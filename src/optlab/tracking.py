@@ -196,9 +196,7 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str | None, event: d
 
 def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> str:
     """Find the journal's run by its tag, or create it with its original time."""
-    from mlflow.data.http_dataset_source import HTTPDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag, Param
+    from mlflow.entities import Param
 
     experiment = store.experiment(client, event["experiment"])
     key = journal.folder.name
@@ -212,13 +210,21 @@ def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> s
     params = [Param(name, str(value)[:6000]) for name, value in event["params"].items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
-    described = event["dataset"]
+    if event["dataset"]:
+        _dataset(client, run_id, event["dataset"])
+    return run_id
+
+
+def _dataset(client: "MlflowClient", run_id: str, described: dict[str, str]) -> None:
+    from mlflow.data.http_dataset_source import HTTPDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
     dataset: Any = MetaDataset(  # type: ignore[abstract]
         HTTPDatasetSource(described["source"]), name=described["name"], digest=described["digest"]
     )
     tag = InputTag("mlflow.data.context", "training")
     client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
-    return run_id
 
 
 def _metrics(client: "MlflowClient", run_id: str, points: list[Any]) -> None:

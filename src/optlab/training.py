@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optlab import models, optimizers, schedules
-from optlab.config import Config
+from optlab.config import Config, run_id
 from optlab.data import Split, Splits, batches, epoch_order, to_input
 
 Status = Literal["completed", "diverged"]
@@ -82,7 +82,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
     steps = math.ceil(len(train_split) / settings.batch_size)
     outcome = Outcome("completed", model)
     for observer in observers:
-        observer.on_start(f"{name}-{seed}", steps, stepper.hyperparameters(), _count(model))
+        observer.on_start(run_id(name, seed), steps, stepper.hyperparameters(), _count(model))
     for epoch in range(1, settings.epochs + 1):
         order = epoch_order(seed, epoch, len(train_split), config.data.shuffle)
         losses, lr = [], 0.0

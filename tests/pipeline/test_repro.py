@@ -63,7 +63,7 @@ def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
     [
         ("lr: 0.001", "lr: 0.002", {"train@adam-0", "compare"}),
         ("threads: 2", "threads: 1", {"train@adam-0", "evaluate@adam-0", "train@sgd-0", "evaluate@sgd-0", "compare"}),
-        ("epochs: 2", "epochs: 3", {"train@adam-0", "train@sgd-0", "compare"}),
+        ("epochs: 2", "epochs: 3", {"train@adam-0", "evaluate@adam-0", "train@sgd-0", "evaluate@sgd-0", "compare"}),
         ("seeds: [0]", "# more\nseeds: [0]", set()),
         ("seeds: [0]", "seedling: 3\nseeds: [0]", {"compare"}),
         ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"train@nadam-0"}),
@@ -119,7 +119,7 @@ def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied)
 @pytest.mark.parametrize(
     ("name", "damage", "stage", "message"),
     [
-        ("data/cifar10/test_batch.bin", lambda path: path.unlink(), "train", "No such file"),
+        ("data/cifar10/test_batch.bin", lambda path: path.unlink(), "evaluate", "No such file"),
         ("data/cifar10/data_batch_3.bin", lambda path: path.write_bytes(b"x" * 307300), "train", "altered"),
         ("models/sgd-0.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-9]), "evaluate", "damaged"),
         ("models/sgd-0.safetensors", lambda path: path.write_text("hello"), "evaluate", "not safetensors"),

@@ -1,0 +1,102 @@
+"""A finished comparison under a git tag that holds all that is needed to compute it again."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from optlab import project, record, store
+from optlab.comparison import Comparison
+from optlab.errors import RevisionError, one_line
+from optlab.report import text_table
+from optlab.revision import DVC
+from optlab.runlog import experiment
+
+# What the stages write into git, and what decides them: the only paths that a release commits.
+_OWN = ("params.yaml", "dvc.lock", str(record.RUNS), str(record.REPORTS))
+
+
+def release(compared: Comparison, tag: str) -> str:
+    """Commit params.yaml, dvc.lock and the record, and make the annotated tag; returns the commit's hash.
+
+    Raises:
+        RevisionError: the tag exists or is no valid name, stages are out of date, or other files are changed.
+    """
+    if project.git("check-ref-format", f"refs/tags/{tag}") is None:
+        raise RevisionError(f"{tag}: not a valid name for a git tag")
+    if project.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
+        raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
+    foreign = [path for path in changed_files() if not path.startswith(_OWN)]
+    if foreign:
+        raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
+    stale = stale_stages()
+    if stale:
+        raise RevisionError(f"{stale[0]} is out of date: run `dvc repro` first ({len(stale)} such stages)")
+    own = [path for path in _OWN if Path(path).exists()]
+    _git("add", "--", *own)
+    if project.git("diff", "--cached", "--name-only"):
+        _git("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
+    _git("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{text_table(compared)}")
+    return project.git("rev-parse", "HEAD") or ""
+
+
+def changed_files() -> list[str]:
+    """Files that differ from the last commit, new ones included."""
+    listed = project.git("status", "--porcelain", "--untracked-files=all", "-z") or ""
+    # The first two characters are the state; of a renamed file, the old name follows as an entry of its own.
+    return [entry[3:] if entry[2:3] == " " else entry for entry in listed.split("\0") if entry]
+
+
+def stale_stages() -> list[str]:
+    """The stages of the pipeline at the top that `dvc repro` would run.
+
+    Raises:
+        RevisionError: DVC cannot tell.
+    """
+    result = subprocess.run([*DVC, "status", "--json", "dvc.yaml"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RevisionError(f"dvc status failed: {(result.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    return list(json.loads(result.stdout or "{}"))
+
+
+def mark(compared: Comparison, tag: str) -> str:
+    """Tag the MLflow runs of the comparison, so that they can be filtered; returns a sentence about it."""
+    from optlab import tracking
+
+    try:
+        client = store.connect()
+        identity = store.experiment(client, experiment(Path()))
+        wanted = [(run.files.id, run.trained["weights_sha256"]) for run in compared.runs]
+        found = [run for run in tracking.find_runs(client, identity, wanted) if run is not None]
+        for run in found:
+            # One tag per release: a run can belong to several.
+            client.set_tag(run.info.run_id, f"release.{tag}", "yes")
+    except Exception as error:
+        return f"MLflow was not reached, so its runs are not marked: {one_line(error)[:200]}"
+    return f"{len(found)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
+
+
+def push(tag: str) -> list[str]:
+    """Push the tag, and the outputs if there is a DVC remote; returns sentences about both.
+
+    Raises:
+        RevisionError: git or DVC refused.
+    """
+    remote = (project.git("remote") or "").splitlines()
+    if not remote:
+        raise RevisionError("there is no git remote to push to: `git remote add origin URL` first")
+    _git("push", "--quiet", remote[0], f"refs/tags/{tag}")
+    sentences = [f"pushed {tag} to {remote[0]}"]
+    listed = subprocess.run([*DVC, "remote", "list"], capture_output=True, text=True, check=False).stdout.strip()
+    if not listed:
+        return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
+    result = subprocess.run([*DVC, "push", "--quiet"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RevisionError(f"dvc push failed: {(result.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    return [*sentences, f"pushed the outputs to {listed.split()[0]}"]
+
+
+def _git(*arguments: str) -> None:
+    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if result.returncode:
+        text = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        raise RevisionError(f"git {arguments[0]}: {text[0] if text else 'failed'}")

@@ -1,0 +1,138 @@
+"""`optlab repro --jobs`: the runs side by side, with the lock of plain `dvc repro`, and nothing left when it stops."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from optlab.jobs import Lock, cores_for
+
+
+def lock_of(project):
+    return YAML(typ="safe").load(project.top / "dvc.lock")["stages"]
+
+
+def processes_of(project):
+    """The processes that work in the project's folder, or below it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(project.top) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def test_side_by_side_leaves_the_lock_of_plain_repro(reproduced, fresh):
+    """With the lock of plain `dvc repro` and nothing else, as in a fresh clone: the same bytes afterwards."""
+    lock = (reproduced[0].top / "dvc.lock").read_bytes()
+    (fresh.top / "dvc.lock").write_bytes(lock)
+    result = fresh.run("optlab", "repro", "--jobs", "2")
+    assert result.returncode == 0, result.stderr
+    assert set(re.findall(r"^(\w+-0)  epoch 2/2", result.stdout, re.MULTILINE)) == {"sgd-0", "adam-0"}
+    assert re.search(r"adam +1 +completed", result.stdout)
+    assert (fresh.top / "dvc.lock").read_bytes() == lock
+    assert "up to date" in fresh.run("dvc", "repro").stdout
+
+
+OPTIMIZER = """
+import torch
+
+class Broken(torch.optim.SGD):
+    steps = 0
+
+    def step(self, closure=None):
+        Broken.steps += 1
+        if Broken.steps > 5:  # the check before the training takes one
+            raise RuntimeError("the moon is in the wrong house")
+        return super().step(closure)
+"""
+
+
+def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
+    (fresh.top / "mine.py").write_text(OPTIMIZER)
+    fresh.edit("params.yaml", "  adam: {class: Adam, lr: 0.001}", "  broken: {class: mine.Broken, lr: 0.01}")
+    fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
+    result = fresh.run("optlab", "repro", "--jobs", "2")
+    assert result.returncode == 1
+    *reasons, summary = result.stderr.splitlines()
+    assert summary.startswith("error: 2 of 4 runs failed: broken-0, broken-1: ")
+    assert any("broken-0: RuntimeError: the moon is in the wrong house" in line for line in reasons), result.stderr
+    assert list(lock_of(fresh)) == ["download", "train@sgd-0", "evaluate@sgd-0", "train@sgd-1", "evaluate@sgd-1"]
+    assert not (fresh.top / "reports" / "comparison.md").exists()
+    before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
+    fresh.edit("mine.py", "> 5", "> 500")
+    result = fresh.run("optlab", "repro", "--jobs", "2")
+    assert result.returncode == 0, result.stderr
+    assert set(re.findall(r"^(\w+-\d)  epoch", result.stdout, re.MULTILINE)) == {"broken-0", "broken-1"}
+    assert (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_stops_every_child(fresh, number):
+    fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
+    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src"), "CIFAR10_ARCHIVE": str(sample_archive())}
+    command = [Path(sys.executable).parent / "optlab", "repro", "--jobs", "2"]
+    parent = subprocess.Popen(command, cwd=fresh.top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list((fresh.top / ".optlab" / "journal").glob("*/events.jsonl"))) < 2:  # both have begun to train
+        assert time.monotonic() < deadline and parent.poll() is None, parent.communicate()[0]
+        time.sleep(0.2)
+    assert len(processes_of(fresh)) >= 5  # optlab, two of DVC, two trainings
+    parent.send_signal(number)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 130, output
+    assert "stopped: what is complete is kept" in output
+    assert "failed" not in output
+    assert processes_of(fresh) == []
+    ends = [path.read_text().splitlines()[-1] for path in (fresh.top / ".optlab" / "journal").glob("*/events.jsonl")]
+    assert all('"status": "interrupted"' in line for line in ends)
+    status = fresh.run("dvc", "status")
+    assert status.returncode == 0 and "lock" not in status.stderr, status.stderr
+
+
+def sample_archive():
+    import projects
+
+    return projects.SAMPLE
+
+
+def test_twelve_at_once_on_the_cores_there_are(fresh):
+    fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2, 3, 4, 5]")
+    fresh.edit("params.yaml", "epochs: 2", "epochs: 1")
+    result = fresh.run("optlab", "repro", "--jobs", "12")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not re.search("lock|warning", result.stdout + result.stderr, re.IGNORECASE)
+    assert len(lock_of(fresh)) == 2 + 2 * 12
+    assert "up to date" in fresh.run("dvc", "repro").stdout
+
+
+def test_each_job_has_cores_of_its_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 4, 5, 7})
+    assert cores_for(1) == [{2, 3, 4, 5, 7}]
+    assert cores_for(2) == [{2, 3}, {4, 5}]
+    assert cores_for(5) == [{2}, {3}, {4}, {5}, {7}]
+    assert cores_for(6) == [{2}, {3}, {4}, {5}, {7}, {2}]
+
+
+def test_the_order_of_the_lock(tmp_path):
+    path = tmp_path / "dvc.lock"
+    head = "schema: '2.0'\nstages:\n"
+    path.write_text(head + "  train@b-0:\n    cmd: b\n")
+    lock = Lock(path, ["a-0", "b-0"])
+    path.write_text(
+        head + "".join(f"  {name}:\n    cmd: x\n" for name in ("train@b-0", "other", "evaluate@b-0", "train@a-0"))
+    )
+    lock.restore_order()
+    assert re.findall(r"^  (\S+):$", path.read_text(), re.MULTILINE) == [
+        "train@b-0", "train@a-0", "evaluate@b-0", "other"
+    ]  # fmt: skip

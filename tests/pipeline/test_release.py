@@ -1,0 +1,178 @@
+"""Release a comparison, go on, and reproduce it from its tag: the verdict, and what must not pass."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+from optlab.conditions import onednn_isa
+
+
+def commit(project, message):
+    assert project.run("git", "add", "-A").returncode == 0
+    assert project.run("git", "commit", "-qm", message).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def released(reproduced, tmp_path_factory):
+    """A project with the tag v1, in which parameters and code have changed since."""
+    project = reproduced[0].copy(tmp_path_factory.mktemp("released") / "project")
+    result = project.run("optlab", "release", "v1")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"2 of 2 runs marked in MLflow", result.stdout)
+    project.edit("params.yaml", "lr: 0.001", "lr: 0.002")
+    project.edit("src/optlab/data.py", "[seed, epoch]", "[seed, epoch, 1]")
+    result = project.run("dvc", "repro")
+    assert result.returncode == 0, result.stderr
+    commit(project, "another comparison")
+    return project
+
+
+@pytest.fixture
+def project(released, tmp_path):
+    return released.copy(tmp_path / "project")
+
+
+def state(project):
+    """What a reproduction must leave as it was."""
+    cache = sorted(path.name for path in (project.top / ".dvc" / "cache").rglob("*") if path.is_file())
+    asked = (["status", "--short"], ["worktree", "list"], ["branch"])
+    return [(project.top / "dvc.lock").read_bytes(), cache, *(project.run("git", *words).stdout for words in asked)]
+
+
+def reproduce(project, *words, **environment):
+    before = state(project)
+    result = project.run("optlab", "reproduce", *words, "--json", **environment)
+    assert state(project) == before
+    return result, json.loads(result.stdout) if result.stdout else None
+
+
+def test_the_tag_holds_the_table_and_the_record(released):
+    message = released.run("git", "tag", "-l", "--format=%(contents)", "v1").stdout
+    assert re.search(r"adam +1 +completed +\d+\.\d\d %", message)
+    files = released.run("git", "ls-tree", "-r", "--name-only", "v1").stdout.split()
+    assert {
+        "params.yaml",
+        "dvc.lock",
+        "constraints.txt",
+        "runs/adam-0/train.json",
+        "runs/adam-0/conditions.json",
+    } <= set(files)
+
+
+def test_a_past_run_is_identical(project):
+    """Other parameters and other code are in the working tree; the tag's own are what runs.
+
+    In MLflow each is a run of its own, in an experiment of its own, that names the original.
+    """
+    result, verdicts = reproduce(project, "v1")
+    assert result.returncode == 0, result.stderr
+    assert [run["verdict"] for run in verdicts["runs"]] == ["identical", "identical"]
+    assert all(output["recorded"] == output["reproduced"] for run in verdicts["runs"] for output in run["outputs"])
+    code = (
+        "import mlflow, json, logging; logging.disable(50); c = mlflow.MlflowClient()\n"
+        "e = c.get_experiment_by_name('optlab-reproductions'); runs = c.search_runs([e.experiment_id])\n"
+        "o = [c.get_run(r.data.tags['reproduces.mlflow_run']) for r in runs]\n"
+        "print(json.dumps([[r.data.tags['verdict'], r.data.metrics['identical']] for r in runs]))\n"
+        "print(json.dumps([sorted(r.info.run_name for r in o), [r.data.tags['release.v1'] for r in o]]))"
+    )
+    *_, logged, originals = project.run(sys.executable, "-c", code).stdout.splitlines()
+    assert json.loads(logged) == [["identical", 1.0]] * 2
+    assert json.loads(originals) == [["adam", "sgd"], ["yes", "yes"]]
+
+
+def test_without_cache_or_remote(project):
+    shutil.rmtree(project.top / ".dvc" / "cache")
+    result = project.run("optlab", "reproduce", "v1", "sgd-0")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"sgd-0 +identical +4/4 outputs", result.stdout)
+    assert "adam-0" not in result.stdout
+    assert not (project.top / ".dvc" / "cache").exists()
+
+
+def rewrite_tag(project, path, change):
+    """Put the tag on a commit in which a file is changed."""
+    project.run("git", "stash", "-q")
+    assert project.run("git", "checkout", "-q", "v1").returncode == 0
+    text = (project.top / path).read_text()
+    (project.top / path).write_text(change(text))
+    assert (project.top / path).read_text() != text
+    commit(project, "tampered")
+    assert project.run("git", "tag", "-f", "v1").returncode == 0
+    assert project.run("git", "checkout", "-q", "master").returncode == 0
+
+
+def test_one_flipped_digit_in_a_recorded_digest_does_not_pass(project):
+    def flip(lock):
+        start = lock.index("md5: ", lock.index("path: models/sgd-0.safetensors")) + 5
+        return lock[:start] + ("0" if lock[start] != "0" else "1") + lock[start + 1 :]
+
+    rewrite_tag(project, "dvc.lock", flip)
+    result, verdicts = reproduce(project, "v1", "sgd-0")
+    assert result.returncode in (1, 3)
+    (run,) = verdicts["runs"]
+    assert run["verdict"] != "identical"
+    assert [output["path"] for output in run["outputs"] if output["recorded"] != output["reproduced"]] == [
+        "models/sgd-0.safetensors"
+    ]
+
+
+def test_a_loop_that_is_not_deterministic_does_not_pass(project):
+    """The recorded run drew one order of batches; the tag's code draws another at every call."""
+    rewrite_tag(project, "src/optlab/data.py", lambda code: code.replace("default_rng([seed, epoch])", "default_rng()"))
+    result, verdicts = reproduce(project, "v1", "adam-0")
+    assert result.returncode == 1
+    (run,) = verdicts["runs"]
+    assert run["verdict"] == "different"
+    assert run["first_difference"] == [1, 0]
+    assert run["gaps"]["step_loss"]["absolute"] > 0
+    assert run["gaps"]["weights"]["relative"] > 0  # the recorded weights are in the cache
+
+
+def test_conditions_are_replayed_unless_told_otherwise(project):
+    """Recorded with the instruction set held down, replayed so: the same. Under this machine's own: not."""
+    avx512 = (onednn_isa() or "").startswith("AVX512")
+    names = ("avx2", "AVX2") if avx512 else ("default", "SSE41")
+    low = dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"), names, strict=True))
+    project.run("git", "checkout", "-q", "v1")
+    assert project.run("dvc", "repro", "-f", "-s", "train@adam-0", **low).returncode == 0
+    assert project.run("dvc", "repro", "-s", "evaluate@adam-0", **low).returncode == 0
+    commit(project, "recorded on another machine")
+    project.run("git", "tag", "low")
+    project.run("git", "checkout", "-q", "master")
+    result, verdicts = reproduce(project, "low", "adam-0")
+    assert result.returncode == 0, (result.stderr, verdicts)
+    result, verdicts = reproduce(project, "low", "adam-0", "--here")
+    assert result.returncode in (1, 3)
+    assert verdicts["runs"][0]["verdict"] != "identical"
+    assert next(iter(verdicts["runs"][0]["conditions"])).startswith("variables.")
+
+
+REFUSED = {
+    "tag exists": (lambda project: None, "v1", "the tag exists"),
+    "bad name": (lambda project: None, "a b", "not a valid name"),
+    "other file changed": (lambda project: project.edit("README.md", "optlab", "Optlab"), "v2", "README.md is changed"),
+    "stale": (lambda project: project.edit("params.yaml", "lr: 0.002", "lr: 0.003"), "v2", "is out of date"),
+}
+
+
+@pytest.mark.parametrize(("change", "tag", "phrase"), REFUSED.values(), ids=REFUSED)
+def test_a_release_is_refused(project, change, tag, phrase):
+    change(project)
+    before = project.run("git", "rev-parse", "HEAD").stdout
+    result = project.run("optlab", "release", tag)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert phrase in line
+    assert project.run("git", "rev-parse", "HEAD").stdout == before
+    assert "v2" not in project.run("git", "tag").stdout
+
+
+@pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "it has sgd-0, adam-0")])
+def test_what_cannot_be_run_ends_with_2(released, words, phrase):
+    result = released.run("optlab", "reproduce", *words)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert phrase in line

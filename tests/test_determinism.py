@@ -1,0 +1,109 @@
+"""The lines of docs/determinism.md: where the same bits are promised, and where they are not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optlab import conditions, optimizers
+from optlab.numerics import PORTABLE
+
+TOP = Path(__file__).resolve().parents[1]
+CLASSES = sorted(set(optimizers.torch_classes()) - {"SparseAdam"})
+CASES = [f"zilliax:{name}:fp32:64" for name in CLASSES]
+CASES += ["zilliax:Adam:bf16:64", "resnet18:Adam:fp32:30", "zilliax:SGD:fp32:7"]
+PORTABLE_CASES = [case for case in CASES[: len(CLASSES)] if "LBFGS" not in case]
+PORTABLE_CASES += [f"zilliax:Adam:fp32:{size}" for size in (10, 32, 50, 100)]
+
+
+def digests(sample, threads, numerics, cases, cores=None):
+    """What a process of its own computes, on the given cores only."""
+    command = [sys.executable, TOP / "tests" / "digests.py", sample, threads, numerics, *cases]
+    if cores is not None:
+        command = ["taskset", "-c", cores, *command]
+    environment = {name: value for name, value in os.environ.items() if name not in conditions.VARIABLES}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    result = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def plain(sample):
+    return digests(sample, 2, "fast", CASES)
+
+
+def test_another_process_one_core_and_a_loaded_machine(sample, plain):
+    """All at once, and in the opposite order, so that what a process did before cannot matter either."""
+    core = str(min(os.sched_getaffinity(0)))
+    burn = [sys.executable, "-c", "while True: pass"]
+    load = [subprocess.Popen(["taskset", "-c", core, *burn]), subprocess.Popen(burn)]
+    try:
+        assert digests(sample, 2, "fast", CASES[::-1], cores=core) == plain
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def portable(sample):
+    return digests(sample, 1, "portable", PORTABLE_CASES)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_portable_bits_do_not_depend_on_the_number_of_threads(sample, portable, threads):
+    assert digests(sample, threads, "portable", PORTABLE_CASES) == portable
+
+
+def test_fast_bits_do(sample, plain):
+    """Or else the tests above could not see a difference."""
+    single = digests(sample, 1, "fast", ["zilliax:Adam:fp32:64", "resnet18:Adam:fp32:30"])
+    assert all(single[case] != plain[case] for case in single)
+
+
+def test_portable_bits_are_those_of_another_machine(portable):
+    """The file was written on one machine; on any other of its make the bits are the same."""
+    recorded = json.loads((TOP / "tests" / "data" / "portable.json").read_text())
+    vendor = re.search(r"^vendor_id\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    if not vendor or vendor[1] != recorded["vendor"]:
+        pytest.skip(f"recorded on a CPU of {recorded['vendor']}; nobody has tried it on one of another make")
+    assert portable == recorded["digests"]
+
+
+@pytest.mark.parametrize("limit", [None, "AVX512_CORE_VNNI", "AVX2", "SSE41"])
+def test_the_recorded_instruction_set_is_the_one_that_onednn_uses(limit):
+    """oneDNN itself says so, in other words, when it is asked to talk."""
+    said = {"AVX512_CORE_AMX": "AMX", "AVX512_CORE_BF16": "bfloat16", "AVX512_CORE_VNNI": "AVX-512 with Intel DL",
+            "AVX512_CORE": "AVX-512", "AVX2_VNNI": "AVX2 with Intel DL", "AVX2": "AVX2", "SSE41": "SSE4.1"}  # fmt: skip
+    code = "import torch; torch.nn.Conv2d(3, 32, 5)(torch.rand(64, 3, 32, 32))"
+    environment = os.environ | {"ONEDNN_VERBOSE": "1"} | ({"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
+    talk = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
+    (line,) = [line for line in talk.splitlines() if "cpu,isa:" in line]
+    name = conditions.onednn_isa(limit)
+    if name not in said:
+        pytest.skip(f"this CPU has {name}, which this test does not know")
+    assert said[name] in line
+
+
+def test_the_variables_are_in_force_when_set_by_the_program():
+    """Set after the interpreter has started and before torch is imported."""
+    code = (
+        "import os; os.environ |= {'ATEN_CPU_CAPABILITY': 'default'}\n"
+        "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.stdout.strip() == "DEFAULT"
+
+
+def test_every_test_that_the_table_names_is_there():
+    text = (TOP / "docs" / "determinism.md").read_text()
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", text)
+    assert len(named) > 8
+    for path, name in named:
+        assert f"def {name}(" in (TOP / path).read_text(), f"{path}::{name}"
