@@ -42,6 +42,7 @@ lint: $(VENV)/installed ## Check style and types
 
 bench: $(VENV)/installed-bench ## Measure the speed on this machine
 	python benchmarks/throughput.py
+	python benchmarks/side_by_side.py
 
 clean: ## Remove .venv and the caches of the tools
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

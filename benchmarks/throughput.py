@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Subset
 
 from optlab import conditions, config, data, models, project, store, training
 from optlab.journal import Journal
+from optlab.numerics import PORTABLE
 from optlab.observers import JournalWriter, Progress
 from optlab.optimizers import build
 from optlab.runlog import facts
@@ -206,6 +207,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "tutorial": lambda arguments: run_tutorial(arguments.images),
     "lightning": lambda arguments: run_lightning(arguments.images),
     "optlab fp32": lambda arguments: run_optlab(arguments.images, "fp32"),
+    "optlab portable": lambda arguments: run_optlab(arguments.images, "fp32"),  # `measure` sets its variables
     "optlab bf16": lambda arguments: run_optlab(arguments.bf16_images, "bf16"),
     "peak fp32": lambda arguments: run_peak("fp32"),
     "peak bf16": lambda arguments: run_peak("bf16"),
@@ -219,7 +221,8 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run one contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", contender, "--images", str(arguments.images)]
     command += ["--bf16-images", str(arguments.bf16_images)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | (PORTABLE if contender == "optlab portable" else {})
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         sys.exit(f"{contender} failed:\n{result.stderr}")
     values: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
@@ -269,12 +272,13 @@ def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[f
         "",
         f"{facts_['cpu']}, {os.cpu_count()} cores, {facts_['cpu_capability']}, {threads} threads; torch "
         f"{facts_['packages']['torch']}, Python {facts_['python']}. `make bench` with {images:,} images each, "
-        f"n = {len(rounds)} rounds; median (least – most). Batches of {BATCH}, SGD, the tutorial's network.",
+        f"n = {len(rounds)} rounds; median (least – most). Batches of {BATCH}, SGD, the tutorial's network; "
+        f"portable is fp32 with `numerics: portable`.",
         "",
         "| loop | images/s | over the tutorial's loop | FLOP/s over the matrix-product peak |",
         "| --- | --- | --- | --- |",
     ]
-    for name in ("tutorial", "lightning", "optlab fp32", "optlab bf16"):
+    for name in ("tutorial", "lightning", "optlab fp32", "optlab portable", "optlab bf16"):
         peak = "peak bf16" if "bf16" in name else "peak fp32"
         rates = [each[name]["rate"] for each in rounds]
         ratios = [each[name]["rate"] / each["tutorial"]["rate"] for each in rounds]
@@ -284,11 +288,15 @@ def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[f
     peaks = {
         name: statistics.median(each[name]["peak"] for each in rounds) / 1e9 for name in ("peak fp32", "peak bf16")
     }
+    costs = [1 - each["optlab portable"]["rate"] / each["optlab fp32"]["rate"] for each in rounds]
     lines += [
+        "",
+        f"`numerics: portable` costs {spread(costs, '.0%')} of the speed of `fast`.",
         "",
         f"The machine's own matrix product: {peaks['peak fp32']:.3g} GFLOP/s in fp32, "
         f"{peaks['peak bf16']:.3g} in bf16. One image takes {rounds[0]['peak fp32']['flop'] / 1e6:.1f} MFLOP, forward "
-        f"and backward (torch.utils.flop_counter).",
+        f"and backward (torch.utils.flop_counter). The product is MKL's, and no upper limit: "
+        f"oneDNN's convolutions can exceed it.",
         "",
         f"Logging in the default training (progress, journal, MLflow from its import to its last write): "
         f"{default['logging']:.2%} of its time (n = 1), at {default['rate']:.0f} images/s.",
@@ -300,7 +308,7 @@ def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[f
     return "\n".join(lines) + "\n"
 
 
-def spread(values: list[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
     """median (least – most)."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
 

@@ -1,7 +1,6 @@
 """The command line: `optlab check`, `repro`, `show`, `predict`, `release`, `reproduce`."""
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,7 +41,7 @@ def repro(
     from optlab import optimizers
 
     optimizers.check(settings)
-    at_once = jobs or max(1, len(os.sched_getaffinity(0)) // settings.training.threads)
+    at_once = jobs or max(1, len(side_by_side.available_cores()) // settings.training.threads)
     side_by_side.repro(settings, folder, min(at_once, len(settings.runs())))
 
 

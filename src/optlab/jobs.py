@@ -59,9 +59,16 @@ def _plain(problem: str, target: str) -> None:
         raise RunsFailedError(f"{problem}: see above")
 
 
+def available_cores() -> list[int]:
+    """The cores that this process may use; all of them where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def cores_for(jobs: int) -> list[set[int]]:
     """The cores of each job: an equal share of those this process may use, at least one."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = available_cores()
     share = max(1, len(cores) // jobs)
     return [{cores[(job * share + each) % len(cores)] for each in range(share)} for job in range(jobs)]
 
@@ -126,7 +133,8 @@ class Crew:
             [*DVC, "--wait-for-lock", "repro", "--single-item", *targets], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, errors="replace",
         ) as child:  # fmt: skip
-            os.sched_setaffinity(child.pid, cores)  # what it starts inherits it
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(child.pid, cores)  # what it starts inherits it
             self._children[run] = child
             if self._stopping.is_set():  # while this one was being started
                 processes.stop([child])

@@ -12,7 +12,7 @@ from optlab.revision import DVC
 from optlab.runlog import experiment
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
-_OWN = ("params.yaml", "dvc.lock", str(record.RUNS), str(record.REPORTS))
+_OWN = ("params.yaml", "dvc.lock", f"{record.RUNS}/", f"{record.REPORTS}/")
 
 
 def release(compared: Comparison, tag: str) -> str:

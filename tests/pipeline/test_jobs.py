@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+import projects
 import pytest
 from ruamel.yaml import YAML
 
@@ -17,18 +17,6 @@ from optlab.jobs import Lock, cores_for
 
 def lock_of(project):
     return YAML(typ="safe").load(project.top / "dvc.lock")["stages"]
-
-
-def processes_of(project):
-    """The processes that work in the project's folder, or below it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(project.top) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def test_side_by_side_leaves_the_lock_of_plain_repro(reproduced, fresh):
@@ -79,7 +67,7 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_stops_every_child(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
-    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src"), "CIFAR10_ARCHIVE": str(sample_archive())}
+    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src"), "CIFAR10_ARCHIVE": str(projects.SAMPLE)}
     command = [Path(sys.executable).parent / "optlab", "repro", "--jobs", "2"]
     parent = subprocess.Popen(command, cwd=fresh.top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               text=True, start_new_session=True)  # fmt: skip
@@ -87,23 +75,17 @@ def test_an_interruption_stops_every_child(fresh, number):
     while len(list((fresh.top / ".optlab" / "journal").glob("*/events.jsonl"))) < 2:  # both have begun to train
         assert time.monotonic() < deadline and parent.poll() is None, parent.communicate()[0]
         time.sleep(0.2)
-    assert len(processes_of(fresh)) >= 5  # optlab, two of DVC, two trainings
+    assert len(projects.processes_below(fresh.top)) >= 5  # optlab, two of DVC, two trainings
     parent.send_signal(number)
     output, _ = parent.communicate(timeout=60)
     assert parent.returncode == 130, output
     assert "stopped: what is complete is kept" in output
     assert "failed" not in output
-    assert processes_of(fresh) == []
+    assert projects.processes_below(fresh.top) == []
     ends = [path.read_text().splitlines()[-1] for path in (fresh.top / ".optlab" / "journal").glob("*/events.jsonl")]
     assert all('"status": "interrupted"' in line for line in ends)
     status = fresh.run("dvc", "status")
     assert status.returncode == 0 and "lock" not in status.stderr, status.stderr
-
-
-def sample_archive():
-    import projects
-
-    return projects.SAMPLE
 
 
 def test_twelve_at_once_on_the_cores_there_are(fresh):

@@ -1,10 +1,16 @@
 """Release a comparison, go on, and reproduce it from its tag: the verdict, and what must not pass."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import projects
 import pytest
 
 from optlab.conditions import onednn_isa
@@ -148,6 +154,43 @@ def test_conditions_are_replayed_unless_told_otherwise(project):
     assert result.returncode in (1, 3)
     assert verdicts["runs"][0]["verdict"] != "identical"
     assert next(iter(verdicts["runs"][0]["conditions"])).startswith("variables.")
+
+
+def test_from_the_remote_alone(project, tmp_path):
+    """Pushed with the release, then the cache is lost and the download does not answer."""
+    remote, stored = tmp_path / "remote.git", tmp_path / "stored"
+    assert project.run("git", "init", "-q", "--bare", str(remote)).returncode == 0
+    assert project.run("git", "remote", "add", "origin", str(remote)).returncode == 0
+    assert project.run("dvc", "remote", "add", "--local", "-d", "storage", str(stored)).returncode == 0
+    result = project.run("optlab", "release", "v2", "--push")
+    assert result.returncode == 0, result.stderr
+    assert "v2" in project.run("git", "ls-remote", "--tags", "origin").stdout
+    assert "pushed the outputs to storage" in result.stdout
+    shutil.rmtree(project.top / ".dvc" / "cache")
+    result, verdicts = reproduce(project, "v2", "sgd-0", CIFAR10_ARCHIVE="/there/is/no/such.tar.gz")
+    assert result.returncode == 0, (result.stderr, verdicts)
+    assert not (project.top / ".dvc" / "cache").exists()
+
+
+def test_an_interruption_leaves_nothing_behind(project, tmp_path):
+    before = state(project)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    rewrite_tag(project, "params.yaml", lambda text: text.replace("epochs: 2", "epochs: 5000"))
+    environment = os.environ | {"PYTHONPATH": str(project.top / "src"), "TMPDIR": str(folder)}
+    command = [Path(sys.executable).parent / "optlab", "reproduce", "v1", "adam-0"]
+    process = subprocess.Popen(command, cwd=project.top, env=environment, start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/tree/.optlab/journal/*/events.jsonl")):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert list(folder.glob("optlab-*")) == []
+    assert projects.processes_below(folder) == []
+    assert state(project) == before
 
 
 REFUSED = {
