@@ -56,6 +56,8 @@ def as_text(revision: Revision, results: list[Result]) -> str:
             f"  largest difference of {name.replace('_', ' ')}: {gap.absolute:.3g}, relative {gap.relative:.3g}"
             for name, gap in result.gaps.items()
         ]
+        if result.gaps and "weights" not in result.gaps:
+            lines.append("  the recorded weights are in no cache or remote here, so they are not compared")
         if result.conditions:
             lines.append("  conditions that differ, the likely cause first:")
             lines += [f"    {name}: {old} → {new}" for name, (old, new) in result.conditions.items()]
