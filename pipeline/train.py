@@ -39,7 +39,7 @@ def main() -> None:
             outcome = training.train(settings, name, seed, splits, device, watching)
             digest = weights.write(files.weights, outcome.model, settings.model)
             record.write_json(files.training, record.training_record(outcome, digest))
-            record.write_json(files.conditions, in_force)
+            record.write_json(files.conditions, in_force | {"weights_sha256": digest})
             journal.artifact(files.weights, "weights")
             journal.append("tags", tags={"weights.sha256": digest})
             journal.end(outcome.status)

@@ -90,6 +90,8 @@ FAR = {
     "validation": {"trained": ROUNDED | {"history": [{"train_loss": 2.0, "validation_loss": 1.2}]}},
     "accuracy": {"trained": ROUNDED, "tested": {"test_loss": 1.0, "test_accuracy": 0.53}},
     "test loss": {"trained": ROUNDED, "tested": {"test_loss": 1.1, "test_accuracy": 0.5}},
+    "no test loss": {"trained": ROUNDED, "tested": {"test_loss": None, "test_accuracy": None}},
+    "no loss": {"trained": changed(step_losses=[[2.5, None]])},
     "status": {"trained": ROUNDED | {"status": "diverged"}},
     "fewer steps": {"trained": changed(step_losses=[[2.5]])},
     "more epochs": {"trained": changed(step_losses=[[2.5, 1.5], [1.0]])},

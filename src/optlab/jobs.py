@@ -4,6 +4,7 @@ Every run is a DVC process of its own, `dvc --wait-for-lock repro --single-item`
 holds its lock while it looks and while it writes dvc.lock, and lets go while a stage's command runs.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -176,7 +177,8 @@ class Display:
     def show(self, run: str, line: str) -> bool:
         """Take a child's line, if it says how far it is or what an epoch brought."""
         if line.startswith(PROGRESS_MARK):
-            self._advance(run, json.loads(line.removeprefix(PROGRESS_MARK)))
+            with contextlib.suppress(ValueError):  # another line can run into it
+                self._advance(run, json.loads(line.removeprefix(PROGRESS_MARK)))
             return True
         if line.startswith((f"{run}  ", "warning:")):
             prefix = "" if line.startswith(run) else f"{run}  "

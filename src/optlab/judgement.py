@@ -130,6 +130,8 @@ def different_conditions(recorded: dict[str, Any], here: dict[str, Any]) -> dict
     if not recorded:
         return {"conditions": ("not recorded", "recorded")}
     before, after = _flat_names(recorded), _flat_names(here)
+    for conditions in (before, after):
+        conditions.pop("weights_sha256", None)  # says whose conditions they are, and is none
     names = [name for name in before | after if before.get(name) != after.get(name)]
     names.sort(key=lambda name: [*CAUSES, name.split(".")[0]].index(name.split(".")[0]))
     return {name: (before.get(name), after.get(name)) for name in names}
@@ -141,13 +143,16 @@ def md5(path: Path) -> str | None:
 
 
 def _within(gap: Gap | None, limit: Gap) -> bool:
-    """Figures that neither has are as close as can be."""
+    """A figure that neither has is as close as can be."""
     return gap is None or (gap.absolute <= limit.absolute and gap.relative <= limit.relative)
 
 
 def _gap(before: list[float | None], after: list[float | None]) -> Gap | None:
-    """Over the pairs of which both are finite; None if there is no such pair."""
-    pairs = [(one, other) for one, other in zip(before, after, strict=False) if one is not None and other is not None]
+    """Over the pairs that both have; infinite if only one of them has a figure, None if neither has any."""
+    every = list(zip(before, after, strict=False))
+    if any((one is None) != (other is None) for one, other in every):
+        return Gap(np.inf, np.inf)
+    pairs = [(one, other) for one, other in every if one is not None and other is not None]
     if not pairs:
         return None
     ours, theirs = np.array(pairs).T

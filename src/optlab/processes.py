@@ -20,10 +20,14 @@ def terminable() -> Iterator[None]:
     children could not be interrupted otherwise.
     """
 
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
     def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the clearing up short
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -12,7 +12,8 @@ from optlab.revision import DVC
 from optlab.runlog import experiment
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
-_OWN = ("params.yaml", "dvc.lock", f"{record.RUNS}/", f"{record.REPORTS}/")
+_FILES = ("params.yaml", "dvc.lock")
+_FOLDERS = (f"{record.RUNS}/", f"{record.REPORTS}/")
 
 
 def release(compared: Comparison, tag: str) -> str:
@@ -25,13 +26,14 @@ def release(compared: Comparison, tag: str) -> str:
         raise RevisionError(f"{tag}: not a valid name for a git tag")
     if project.git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
         raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
-    foreign = [path for path in changed_files() if not path.startswith(_OWN)]
+    foreign = [path for path in changed_files() if path not in _FILES and not path.startswith(_FOLDERS)]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
     stale = stale_stages()
     if stale:
         raise RevisionError(f"{stale[0]} is out of date: run `dvc repro` first ({len(stale)} such stages)")
-    own = [path for path in _OWN if Path(path).exists()]
+    _check_conditions(compared)
+    own = [path for path in (*_FILES, *_FOLDERS) if Path(path).exists()]
     _git("add", "--", *own)
     if project.git("diff", "--cached", "--name-only"):
         _git("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
@@ -39,9 +41,26 @@ def release(compared: Comparison, tag: str) -> str:
     return project.git("rev-parse", "HEAD") or ""
 
 
+def _check_conditions(compared: Comparison) -> None:
+    """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions."""
+    for run in compared.runs:
+        conditions = record.read_json(run.files.conditions) if run.files.conditions.exists() else {}
+        if conditions.get("weights_sha256") != run.trained["weights_sha256"]:
+            raise RevisionError(
+                f"{run.files.conditions}: missing, or of another training than these weights: "
+                f"run `dvc repro -f -s train@{run.files.id}`"
+            )
+
+
 def changed_files() -> list[str]:
-    """Files that differ from the last commit, new ones included."""
-    listed = project.git("status", "--porcelain", "--untracked-files=all", "-z") or ""
+    """Files that differ from the last commit, new ones included.
+
+    Raises:
+        RevisionError: git cannot tell.
+    """
+    listed = project.git("status", "--porcelain", "--untracked-files=all", "-z")
+    if listed is None:
+        raise RevisionError("`git status` failed: is this a git repository?")
     # The first two characters are the state; of a renamed file, the old name follows as an entry of its own.
     return [entry[3:] if entry[2:3] == " " else entry for entry in listed.split("\0") if entry]
 
@@ -89,10 +108,15 @@ def push(tag: str) -> list[str]:
     listed = subprocess.run([*DVC, "remote", "list"], capture_output=True, text=True, check=False).stdout.strip()
     if not listed:
         return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
-    result = subprocess.run([*DVC, "push", "--quiet"], capture_output=True, text=True, check=False)
+    result = subprocess.run([*DVC, "push", "dvc.yaml"], capture_output=True, text=True, check=False)
     if result.returncode:
         raise RevisionError(f"dvc push failed: {(result.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    return [*sentences, f"pushed the outputs to {listed.split()[0]}"]
+    missing = subprocess.run(
+        [*DVC, "status", "--cloud", "--json", "dvc.yaml"], capture_output=True, text=True, check=False
+    )
+    if missing.returncode or json.loads(missing.stdout or "{}"):
+        raise RevisionError("the DVC remote has not got every output: run `dvc status --cloud` to see which it lacks")
+    return [*sentences, "pushed the outputs to the DVC remote"]
 
 
 def _git(*arguments: str) -> None:

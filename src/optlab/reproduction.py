@@ -13,8 +13,9 @@ from typing import Any
 
 from optlab import processes, project
 from optlab.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
-from optlab.errors import RevisionError
+from optlab.errors import RecordError, RevisionError
 from optlab.judgement import Result, judge
+from optlab.numerics import PORTABLE
 from optlab.record import RunFiles
 from optlab.revision import Revision, checkout, restore
 
@@ -66,12 +67,19 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
             recorded = revision.read_json(_files(run).conditions) or {}
             environment = _environment(tree, programs, {} if here else replay_variables(recorded))
             names = [name for name in (f"train@{run}", f"evaluate@{run}") if name in stages]
+            outs = [each for name in names for each in stages[name]["outs"]]
+            for path in (*(each["path"] for each in outs), _files(run).conditions):
+                (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
             problems = (_run(stages[name]["cmd"], tree, environment, quiet) for name in names)
             problem = next(filter(None, problems), None)
-            if problem:
-                yield Result(run, "not run", [], reason=problem)
-            else:
-                yield judge(revision, tree, _files(run), [each for name in names for each in stages[name]["outs"]])
+            yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
+
+
+def _judged(revision: Revision, tree: Path, run: str, outs: list[dict[str, Any]]) -> Result:
+    try:
+        return judge(revision, tree, _files(run), outs)
+    except (RecordError, KeyError, TypeError, ValueError) as error:  # a record that another version wrote, or nobody
+        return Result(run, "not run", [], reason=f"its record cannot be compared: {type(error).__name__}: {error}")
 
 
 def recorded_weights(revision: Revision, run: str) -> str | None:
@@ -97,24 +105,26 @@ def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = N
 def replay_variables(recorded: dict[str, Any], isa: str | None = None) -> dict[str, str]:
     """The variables that bring the libraries to the recorded instruction sets, on a machine that has more.
 
-    Those that were set when it was recorded are set as they were. Where they were not set and the CPU had less than
-    this one, ATen, oneDNN and MKL are held to what it had; on a machine of the same kind nothing is set.
+    Those that were set when it was recorded are set as they were. Where none was and the CPU had less than this one,
+    ATen, oneDNN and MKL are held to what it had; on a machine of the same kind nothing is set.
 
     Args:
         recorded: the conditions of a run.
         isa: the richest instruction set here, by oneDNN's name; default: this CPU's.
     """
     variables = {name: value for name, value in recorded.get("variables", {}).items() if value is not None}
+    if set(PORTABLE) & set(variables):
+        return variables  # what is recorded is the variables' effect, and tells nothing of the CPU
     capability, isa = recorded.get("cpu_capability", ""), isa or onednn_isa()
     mine = "AVX512" if (isa or "").startswith("AVX512") else "AVX2" if (isa or "").startswith("AVX2") else "DEFAULT"
     if capability in _ATEN and _ATEN.index(capability) < _ATEN.index(mine):
-        variables.setdefault("ATEN_CPU_CAPABILITY", capability.lower())
+        variables["ATEN_CPU_CAPABILITY"] = capability.lower()
         if capability == "AVX2":
             variables.setdefault("MKL_ENABLE_INSTRUCTIONS", capability)
     richest_first = list(ONEDNN_ISAS)
     then = recorded.get("onednn_isa") or _ONEDNN_OF.get(capability)
     if isa and then in richest_first and richest_first.index(then) > richest_first.index(isa):
-        variables.setdefault("ONEDNN_MAX_CPU_ISA", then)
+        variables["ONEDNN_MAX_CPU_ISA"] = then
     return variables
 
 

@@ -105,9 +105,9 @@ def checkout(revision: Revision) -> Iterator[Path]:
             raise RevisionError(f"{revision.name}: git could not check it out: {result.stderr.strip()}")
         yield tree
     finally:
-        subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=top, capture_output=True, check=False)
+        forced = ["--force", "--force"]  # twice, for one that git was still writing
+        subprocess.run(["git", "worktree", "remove", *forced, str(tree)], cwd=top, capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run(["git", "worktree", "prune"], cwd=top, capture_output=True, check=False)
 
 
 def restore(tree: Path, stage: str) -> None:
@@ -123,6 +123,7 @@ def restore(tree: Path, stage: str) -> None:
     found = subprocess.run([*DVC, "cache", "dir"], capture_output=True, text=True, check=False).stdout.strip()
     for cache, verb in ((top / (found or ".dvc/cache"), "checkout"), (tree.parent / "cache", "pull")):
         for words in (["config", "--local", "cache.dir", str(cache)], [verb, stage]):
-            subprocess.run([*DVC, *words], cwd=tree, env=environment, capture_output=True, check=False)
-        if (tree / project.DATA).is_dir():
+            result = subprocess.run([*DVC, *words], cwd=tree, env=environment, capture_output=True, check=False)
+        if result.returncode == 0 and (tree / project.DATA).is_dir():
             return
+        shutil.rmtree(tree / project.DATA, ignore_errors=True)  # perhaps a part of it

@@ -82,7 +82,7 @@ def log(revision: Revision, result: Result, weights: str | None) -> None:
     journal.append("start", time=now, name=f"{result.run} of {revision.name}", experiment=EXPERIMENT, tags=tags,
                    params={f"differs.{name}": f"{old} → {new}" for name, (old, new) in result.conditions.items()},
                    dataset=None)  # fmt: skip
-    identical = float(all(output.identical for output in result.outputs))
+    identical = float(result.verdict == "identical")
     values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
     journal.metrics([(name, value, now, 0) for name, value in values.items()])
     journal.end("failed" if result.verdict == "not run" else "completed")

@@ -137,6 +137,16 @@ def test_a_loop_that_is_not_deterministic_does_not_pass(project):
     assert run["gaps"]["weights"]["relative"] > 0  # the recorded weights are in the cache
 
 
+def test_a_recorded_file_does_not_stand_in_for_one_that_is_not_written(project):
+    """git checks the record out with the code; a stage that leaves a file of it untouched has not reproduced it."""
+    rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("record.write_json(files.test, ", "dict("))
+    result, verdicts = reproduce(project, "v1", "sgd-0")
+    assert result.returncode == 2
+    (run,) = verdicts["runs"]
+    assert run["verdict"] == "not run"
+    assert "test.json" in run["reason"]
+
+
 def test_conditions_are_replayed_unless_told_otherwise(project):
     """Recorded with the instruction set held down, replayed so: the same. Under this machine's own: not."""
     avx512 = (onednn_isa() or "").startswith("AVX512")
@@ -165,7 +175,7 @@ def test_from_the_remote_alone(project, tmp_path):
     result = project.run("optlab", "release", "v2", "--push")
     assert result.returncode == 0, result.stderr
     assert "v2" in project.run("git", "ls-remote", "--tags", "origin").stdout
-    assert "pushed the outputs to storage" in result.stdout
+    assert "pushed the outputs to the DVC remote" in result.stdout
     shutil.rmtree(project.top / ".dvc" / "cache")
     result, verdicts = reproduce(project, "v2", "sgd-0", CIFAR10_ARCHIVE="/there/is/no/such.tar.gz")
     assert result.returncode == 0, (result.stderr, verdicts)
@@ -197,6 +207,11 @@ REFUSED = {
     "tag exists": (lambda project: None, "v1", "the tag exists"),
     "bad name": (lambda project: None, "a b", "not a valid name"),
     "other file changed": (lambda project: project.edit("README.md", "optlab", "Optlab"), "v2", "README.md is changed"),
+    "conditions of another training": (
+        lambda project: project.edit("runs/adam-0/conditions.json", '"weights_sha256": "', '"weights_sha256": "0'),
+        "v2",
+        "run `dvc repro -f -s train@adam-0`",
+    ),
     "stale": (lambda project: project.edit("params.yaml", "lr: 0.002", "lr: 0.003"), "v2", "is out of date"),
 }
 
@@ -213,7 +228,9 @@ def test_a_release_is_refused(project, change, tag, phrase):
     assert "v2" not in project.run("git", "tag").stdout
 
 
-@pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "it has sgd-0, adam-0")])
+@pytest.mark.parametrize(
+    ("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7: it has ")]
+)
 def test_what_cannot_be_run_ends_with_2(released, words, phrase):
     result = released.run("optlab", "reproduce", *words)
     assert result.returncode == 2
