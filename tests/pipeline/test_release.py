@@ -228,9 +228,7 @@ def test_a_release_is_refused(project, change, tag, phrase):
     assert "v2" not in project.run("git", "tag").stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7: it has ")]
-)
+@pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7")])
 def test_what_cannot_be_run_ends_with_2(released, words, phrase):
     result = released.run("optlab", "reproduce", *words)
     assert result.returncode == 2
