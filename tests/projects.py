@@ -29,17 +29,23 @@ class Project:
 
     top: Path
 
-    def run(self, *command: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command there, with that repository's own code and nothing of the caller's MLflow settings."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """That repository's own code, the sample, and nothing of the caller's MLflow settings.
+
+        MLflow puts its address into the environment of the process that calls it, which a test may have been.
+        """
         own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC"))}
-        own |= {
+        return own | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.top / "src"),
             "CIFAR10_ARCHIVE": str(SAMPLE),
         }
-        return subprocess.run(
-            command, cwd=self.top / folder, env=own | environment, capture_output=True, text=True, timeout=600
-        )
+
+    def run(self, *command: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there, to its end."""
+        own = self.environment | environment
+        return subprocess.run(command, cwd=self.top / folder, env=own, capture_output=True, text=True, timeout=600)
 
     def stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one stage module without DVC."""

@@ -67,10 +67,9 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_stops_every_child(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
-    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src"), "CIFAR10_ARCHIVE": str(projects.SAMPLE)}
     command = [Path(sys.executable).parent / "optlab", "repro", "--jobs", "2"]
-    parent = subprocess.Popen(command, cwd=fresh.top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, start_new_session=True)  # fmt: skip
+    parent = subprocess.Popen(command, cwd=fresh.top, env=fresh.environment, start_new_session=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     deadline = time.monotonic() + 120
     while len(list((fresh.top / ".optlab" / "journal").glob("*/events.jsonl"))) < 2:  # both have begun to train
         assert time.monotonic() < deadline and parent.poll() is None, parent.communicate()[0]

@@ -1,7 +1,6 @@
 """What MLflow holds after a run, and what happens where it cannot be reached."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -124,9 +123,8 @@ def test_two_first_stages_at_once_share_one_new_database(fresh):
     fresh.edit("params.yaml", "threads: 2", "threads: 1")
     assert fresh.stage("download").returncode == 0
     command = [sys.executable, "pipeline/train.py"]
-    environment = os.environ | {"PYTHONPATH": str(fresh.top / "src")}
     pair = [
-        subprocess.Popen([*command, name, "0"], cwd=fresh.top, env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, name, "0"], cwd=fresh.top, env=fresh.environment, stderr=subprocess.PIPE, text=True)
         for name in ("sgd", "adam")
     ]
     for process in pair:

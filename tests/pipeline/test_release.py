@@ -1,7 +1,6 @@
 """Release a comparison, go on, and reproduce it from its tag: the verdict, and what must not pass."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -187,7 +186,7 @@ def test_an_interruption_leaves_nothing_behind(project, tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
     rewrite_tag(project, "params.yaml", lambda text: text.replace("epochs: 2", "epochs: 5000"))
-    environment = os.environ | {"PYTHONPATH": str(project.top / "src"), "TMPDIR": str(folder)}
+    environment = project.environment | {"TMPDIR": str(folder)}
     command = [Path(sys.executable).parent / "optlab", "reproduce", "v1", "adam-0"]
     process = subprocess.Popen(command, cwd=project.top, env=environment, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
