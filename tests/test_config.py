@@ -34,6 +34,13 @@ BEFORE_OPTIMIZERS = GOOD[: GOOD.index("optimizers:")]
 RENAME = "rename it"
 
 
+# Ten lists of ten, each entry an alias of the list inside it: short in the file, endless when it is written out.
+ENDLESS = "1"
+for level in range(10):
+    ENDLESS = f"[&l{level} {ENDLESS}{f', *l{level}' * 9}]"
+HEXADECIMAL = "0x" + "f" * 5000  # Python reads it, and refuses to write it
+
+
 def load(folder, text):
     path = folder / "params.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -94,6 +101,9 @@ FILES = {
     "two documents": (GOOD + "---\na: 1\n", "params.yaml:17: ", "not valid YAML"),
     "unknown alias": (edited("model: zilliax", "model: *x"), "params.yaml:1: ", "undefined alias"),
     "code as a tag": (edited("zilliax", "!!python/name:os.abort"), "params.yaml:1: ", "not valid YAML"),
+    "nothing as a whole number": (edited("[0, 1]", '[!!int ""]'), "params.yaml: ", "not valid YAML"),
+    "word as true or false": (edited("[0, 1]", "[!!bool x]"), "params.yaml: ", "not valid YAML"),
+    "lists as a key": (edited("model:", "[[1]]:"), "params.yaml: ", "not valid YAML"),
     "duplicate key": (edited("seeds: [0, 1]", "seeds: [0]\nseeds: [1]"), "params.yaml:3: ", 'duplicate key "seeds"'),
     "duplicate optimizer": (edited("  adam:", "  sgd:"), "params.yaml:14: ", 'duplicate key "sgd"'),
     "duplicate hyperparameter": (edited("lr: 0.01}", "lr: 0.01, lr: 1}"), "params.yaml:13: ", 'duplicate key "lr"'),
@@ -188,6 +198,28 @@ def test_one_wrong_value(tmp_path, old, new, place, phrase):
     # A check over several keys may name its own key after a colon instead of a dot.
     assert message.replace(": ", ".").startswith("params.yaml:" + place.replace(": ", ".")), message
     assert phrase in message
+
+
+LONG = {
+    "endless seeds": ("[0, 1]", ENDLESS, "2: seeds.0", "valid integer"),
+    "endless number": ("epochs: 2", f"epochs: {ENDLESS}", "8: training.epochs", "valid integer"),
+    "endless section": ("{name: constant}", ENDLESS, "11: training.schedule", "must be a mapping"),
+    "endless name of a schedule": (
+        "{name: constant}", f"{{name: {ENDLESS}}}", "11: training.schedule", "constant, cosine, one_cycle"),
+    "endless lr": ("lr: 0.01}", f"lr: {ENDLESS}}}", "13: optimizers.sgd.lr", "list of numbers"),
+    "seed of 20,000 bits": ("[0, 1]", f"[{HEXADECIMAL}]", "2: seeds.0", "thousands of digits"),
+    "threads of 20,000 bits": ("threads: 2", f"threads: {HEXADECIMAL}", "10: training.threads", "thousands of"),
+    "lr of 20,000 bits": ("lr: 0.01}", f"lr: {HEXADECIMAL}}}", "13: optimizers.sgd", "thousands of digits"),
+    "long text": ("epochs: 2", f"epochs: {'two' * 1000}", "8: training.epochs", "valid integer, not 'twotwo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "place", "phrase"), LONG.values(), ids=LONG)
+def test_a_value_that_cannot_be_written_out(tmp_path, old, new, place, phrase):
+    message = refusal(tmp_path, edited(old, new))
+    assert message.startswith(f"params.yaml:{place}: "), message[:200]
+    assert phrase in message
+    assert len(message) < 500
 
 
 def test_a_key_of_another_schedule_is_not_its_own_suggestion(tmp_path):

@@ -151,6 +151,18 @@ def test_a_module_that_fails_while_it_is_imported(module):
         models.build(f"{name}.net", seed=0)
 
 
+def test_a_module_that_leaves_while_it_is_imported(module):
+    """A script without a main function reads the command line, and ends the program that imports it."""
+    name = module("import sys\nsys.exit()\n")
+    with pytest.raises(ConfigError, match=r"cannot import \w+ \(SystemExit: "):
+        models.build(f"{name}.net", seed=0)
+
+
+def test_a_model_that_leaves_while_it_is_built():
+    with pytest.raises(ConfigError, match=r"^params\.yaml: model: sys\.exit cannot be built: .* SystemExit:$"):
+        models.build("sys.exit", seed=0)
+
+
 def test_torchvision_can_be_imported_first_in_a_new_process():
     """Its compiled part is a CUDA build on the package index, and cannot load beside a CPU build of torch."""
     code = (

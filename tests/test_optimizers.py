@@ -247,6 +247,10 @@ def test_check_accepts_what_trains(small_config):
     optimizers.check(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
 
 
+def test_check_ends_though_the_first_step_would_not(small_config):
+    optimizers.check(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
+
+
 def test_check_refuses_a_bad_model(small_config):
     with pytest.raises(ConfigError, match="did you mean zilliax"):
         optimizers.check(small_config(model="zilliaks"))

@@ -5,13 +5,14 @@ What only torch can tell (does the class exist, does it take this hyperparameter
 """
 
 import difflib
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from optlab.errors import ConfigError, one_line
@@ -110,6 +111,14 @@ class Training(Strict):
     numerics: Literal["fast", "portable"] = "fast"
     schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _named(cls, schedule: Any) -> Any:
+        if isinstance(schedule, dict) and not isinstance(schedule.get("name", ""), str):
+            # pydantic would write the whole of it into its message, and a few aliases can make it endless.
+            raise ValueError(f"name must be one of {', '.join(SCHEDULES)}")
+        return schedule
+
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Training":
         if self.schedule.warmup_epochs >= self.epochs:
@@ -155,9 +164,9 @@ class OptimizerSpec(BaseModel):
     def _learning_rate(self) -> "OptimizerSpec":
         lr = self.hyperparameters.get("lr", 0.0)
         if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise ValueError(f"lr must be a number, not {lr!r}")
+            raise ValueError(f"lr must be a number, not {_shown(lr)}")
         if not 0 <= lr < MAXIMUM_LR:
-            raise ValueError(f"lr must be a number from 0 up, and finite, not {str(lr)[:40]}")
+            raise ValueError(f"lr must be a number from 0 up, and finite, not {_shown(lr)}")
         return self
 
 
@@ -229,8 +238,8 @@ def load(path: Path = PARAMS) -> Config:
         problem = (error.problem or str(error)).splitlines()[0]
         hint = ": indent with spaces, not with a tab" if "\\t" in problem else ""
         raise ConfigError(f"{where}: not valid YAML: {problem}{hint}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
+    except Exception as error:  # a value that does not fit its tag, as in `!!int ""`, raises whatever Python raises
+        raise ConfigError(f"{path}: not valid YAML: {type(error).__name__}: {one_line(error)}") from None
     if values is None:
         raise ConfigError(f"{path}: the file is empty: restore it with `git checkout {path}`")
     if not isinstance(values, dict):
@@ -276,16 +285,26 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
     if location[:1] == ["optimizers"] and len(location) == 2 and value is None:
         return "has no body: give it one, such as {class: Adam, lr: 0.001}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return f"must be a mapping of keys to values, not {value!r}"
+        return f"must be a mapping of keys to values, not {_shown(value)}"
     if kind == "too_short":
         return "empty: give it at least one entry"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"name must be one of {', '.join(SCHEDULES)}"
     if kind == "bool_type" and len(location) > 2:
-        return f"must be a number, true, false, text or a list of numbers, not {value!r}"
+        return f"must be a number, true, false, text or a list of numbers, not {_shown(value)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if kind == "value_error" else f"{message}, not {value!r}"
+    return message if kind == "value_error" else f"{message}, not {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    """The value as Python writes it, shortened: aliases in lists in lists can stand for billions of values."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 60, 60
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _own_location(location: Sequence[Any], values: Any) -> list[Any]:

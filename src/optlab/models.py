@@ -56,7 +56,7 @@ def build(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     try:
         model = factory()
-    except Exception as error:  # whatever a foreign callable raises
+    except (Exception, SystemExit) as error:  # whatever a foreign callable raises
         raise ConfigError(
             f"params.yaml: model: {name} cannot be built: called without arguments, it raised "
             f"{type(error).__name__}: {error}"
@@ -85,7 +85,7 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a foreign module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises while it is imported
         text = " ".join(str(error).split())
         raise ConfigError(
             f"params.yaml: {where}: cannot import {module_name} ({type(error).__name__}: {text}): "

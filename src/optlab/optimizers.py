@@ -1,7 +1,7 @@
 """Optimizers by name: every dense class of torch.optim, and any other by its dotted path."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,11 @@ from optlab.models import build as build_model
 from optlab.models import resolve
 
 Closure = Callable[[], Tensor]
+ENOUGH = 50  # evaluations of the loss in a checked step; LBFGS with `max_iter: 1000000000` would not come back
+
+
+class _EnoughError(Exception):
+    """Ends a step that goes on and on."""
 
 
 def torch_classes() -> dict[str, type[Optimizer]]:
@@ -129,7 +134,11 @@ def check(config: Config) -> None:
     for name, spec in config.optimizers.items():
         stepper = build(name, spec, model)
 
-        def closure(stepper: Stepper = stepper) -> Tensor:
+        left = iter(range(ENOUGH))
+
+        def closure(stepper: Stepper = stepper, left: Iterator[int] = left) -> Tensor:
+            if next(left, None) is None:
+                raise _EnoughError
             stepper.zero_grad()
             loss = torch.stack([value.mean() for value in model.parameters() if value.requires_grad]).sum()
             loss.backward()
@@ -138,6 +147,8 @@ def check(config: Config) -> None:
         try:
             stepper.train()
             stepper.step(closure)
+        except _EnoughError:
+            continue
         except Exception as error:  # classes check their values with errors of their own
             raise ConfigError(
                 f"params.yaml: optimizers.{name}: {spec.class_} fails in its first step: {type(error).__name__}: "
