@@ -1,9 +1,10 @@
 """Stage download: the six verified files of the data set under data/."""
 
-from optlab import config, download, errors, optimizers, project
+from optlab import config, download, errors, optimizers, processes, project
 
 
 def main() -> None:
+    processes.follow_caller()
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
     optimizers.check(settings)

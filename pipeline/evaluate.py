@@ -5,21 +5,22 @@ Usage: python pipeline/evaluate.py OPTIMIZER SEED
 
 import sys
 
-from optlab import config, errors, numerics, project
+from optlab import config, errors, locks, numerics, processes, project
 
 
 def main() -> None:
+    processes.follow_caller()
     name, seed = sys.argv[1], int(sys.argv[2])
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab import conditions, data, evaluation, figures, journal, record, runlog, tracking, training, weights
+    from optlab import conditions, data, evaluation, journal, record, runlog, tracking, training, weights
 
     conditions.apply(settings.training.threads)
     test = data.load_test(project.DATA, settings.data)
     files = record.RunFiles(folder, name, seed)
     trained = record.read_json(files.training)
-    model, digest = weights.read(files.weights, settings.model)
+    model, digest = weights.read(files.weights, settings.model, trained["weights_sha256"])
     logits = training.predict(model, test)
     measured = evaluation.metrics(logits, test.labels)
     evaluation.write_predictions(files.predictions, logits, test.labels)
@@ -29,12 +30,9 @@ def main() -> None:
     else:
         print(f"{files.id}  {trained['status']}: its outputs are not finite, so there are no test metrics")
 
-    log = journal.find(files.id, digest) or runlog.restored(settings, folder, name, seed, trained, digest)
-    runlog.test_metrics(log, measured)
-    for path in figures.of_run(log.folder, files.id, trained["history"], measured["confusion"]):
-        log.artifact(path, "figures")
-    if trained["status"] == "completed":
-        log.model(files.weights, files.id, settings.model)
+    with locks.holding(runlog.lock_name(folder, files.id), locks.PATIENCE_S):
+        log = journal.find(files.id, digest) or runlog.restored(settings, files, files.weights, trained, {})
+        runlog.evaluation(log, files.id, files.weights, trained, measured, settings.model)
     tracking.push_pending()
 
 

@@ -5,17 +5,17 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 
 import sys
 
-from optlab import config, errors, numerics, project
+from optlab import config, errors, locks, numerics, processes, project
 
 
 def main() -> None:
+    processes.follow_caller()
     name, seed = sys.argv[1], int(sys.argv[2])
     folder = project.enter()
     settings = config.load(folder / config.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab import conditions, data, observers, optimizers, record, training, weights
-    from optlab.journal import Journal
-    from optlab.runlog import ending, facts
+    from optlab import checkpoint, conditions, data, observers, optimizers, record, runlog, training, weights
+    from optlab.journal import Journal, resumable
     from optlab.tracking import Live
 
     device = conditions.apply(settings.training.threads)
@@ -28,23 +28,29 @@ def main() -> None:
 
     files = record.RunFiles(folder, name, seed)
     in_force = conditions.current(device)
-    journal = Journal.create(files.id)
-    live = Live(journal)
-    try:
-        with ending(journal):
-            watching = [
-                observers.progress(settings.training.epochs, len(splits.train)),
-                observers.JournalWriter(journal, facts(settings, folder, name, seed, in_force), live.wake),
-            ]
-            outcome = training.train(settings, name, seed, splits, device, watching)
-            digest = weights.write(files.weights, outcome.model, settings.model)
-            record.write_json(files.training, record.training_record(outcome, digest))
-            record.write_json(files.conditions, in_force | {"weights_sha256": digest})
-            journal.artifact(files.weights, "weights")
-            journal.append("tags", tags={"weights.sha256": digest})
-            journal.end(outcome.status)
-    finally:
-        live.finish()
+    key = checkpoint.key(settings, name, seed, in_force)
+    own = runlog.lock_name(folder, files.id)
+    with locks.holding(own, locks.PATIENCE_S):
+        journal = resumable(files.id, key) or Journal.create(files.id, key)
+        saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key, journal.to_disk)
+        live = Live(journal)
+        try:
+            with runlog.ending(journal):
+                opening = runlog.facts(settings, folder, name, seed, in_force)
+                watching = [
+                    observers.progress(settings.training.epochs, len(splits.train)),
+                    observers.JournalWriter(journal, opening, live.wake),
+                ]
+                outcome = training.train(settings, name, seed, splits, device, watching, saver)
+                digest = weights.write(files.weights, outcome.model, settings.model)
+                record.write_json(files.training, record.training_record(outcome, digest))
+                record.write_json(files.conditions, in_force | {"weights_sha256": digest})
+                journal.artifact(files.weights, "weights")
+                journal.append("tags", tags={"weights.sha256": digest})
+                journal.end(outcome.status)
+                saver.remove()
+        finally:
+            live.finish()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ TOP = Path(__file__).resolve().parents[1]
 WATCHING = {
     "errors",
     "journal",
+    "locks",
     "observers",
     "processes",
     "project",

@@ -94,8 +94,8 @@ class Listener(training.Observer):
     def __init__(self):
         self.heard = []
 
-    def on_start(self, run, steps_per_epoch, hyperparameters, parameters):
-        self.heard.append(("start", run, steps_per_epoch, hyperparameters["lr"], parameters))
+    def on_start(self, start):
+        self.heard.append(("start", start.run, start.steps_per_epoch, start.hyperparameters["lr"], start.parameters))
 
     def on_step(self, epoch, step, loss, images):
         self.heard.append((epoch, step, images))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from optlab import errors, project, record
+from optlab import errors, files, processes, project, record
 
 UNSTABLE_EPOCH = 16  # where the tutorial saw Adam at 0.01 begin to rise
 NEAR = 2  # epochs either way that still count as near it
@@ -20,12 +20,11 @@ class Finding:
 
 
 def main() -> None:
+    processes.follow_caller()
     folder = project.enter()
     losses = {name: running_losses(folder, name) for name in ("sgd", "adam", "adam_fast", "adamw")}
     text = report(losses)
-    path = folder / record.REPORTS / "claims.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    files.write(folder / record.REPORTS / "claims.md", text.encode())
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `optlab check`, `repro`, `show`, `predict`, `release`, `reproduce`."""
+"""The command line: `optlab check`, `repro`, `show`, `sync`, `predict`, `release`, `reproduce`."""
 
 import contextlib
 import sys
@@ -57,6 +57,42 @@ def show() -> None:
 
 
 @app.command()
+def sync(
+    revision: Annotated[
+        str | None, typer.Option("--from", metavar="REV", help="Fill MLflow from this git revision's record.")
+    ] = None,
+) -> None:
+    """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
+    if project.enter() != Path() and revision:
+        raise errors.RevisionError("run `optlab sync --from` at the top of the repository")
+    from optlab import backfill, store
+    from optlab.revision import Revision
+
+    sent = _send()
+    if revision:
+        for sentence in backfill.write(Revision.parse(revision)):
+            print(sentence, flush=True)
+        sent += _send()
+    print(f"MLflow at {store.uri()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send")
+
+
+def _send() -> int:
+    from optlab import store, tracking
+
+    sent = 0
+    try:
+        for name in tracking.push_all():
+            print(f"sent {name}", flush=True)
+            sent += 1
+    except Exception as error:  # whatever MLflow raises
+        raise errors.TrackingError(
+            f"MLflow at {store.uri()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"all is in .optlab/journal: repeat the command later"
+        ) from None
+    return sent
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files of any size and format.")],
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file; default: the champion's.")] = None,
@@ -64,7 +100,7 @@ def predict(
     """Name the class of each image, with the probabilities of the three likeliest classes."""
     from optlab import prediction
 
-    model = prediction.load(weights or prediction.champion_weights())
+    model = prediction.load(weights)
     for path, ranked in prediction.predict(model, images):
         print(f"{path}  " + ", ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
 

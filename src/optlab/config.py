@@ -229,7 +229,11 @@ def load(path: Path = PARAMS) -> Config:
     Raises:
         ConfigError: one line with the file, the line, the key and the remedy.
     """
-    text = _read(path)
+    return parse(_read(path), path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Check the text of a params.yaml; errors as in `load`, which call it by `path`."""
     try:
         values = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:

@@ -122,12 +122,12 @@ def epoch_order(seed: int, epoch: int, size: int, shuffle: bool) -> Tensor:
 
 
 def batches(split: Split, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) in that order, the last batch perhaps smaller.
+    """Yield (images, labels) in that order, the last batch perhaps smaller; none if `order` is empty.
 
     images: float32 in [0, 1], shape (b, 3, 32, 32), channels_last in memory, as torchvision's ToTensor scales
     them; labels: int64, shape (b,).
     """
-    for rows in order.to(split.labels.device).split(batch_size):
+    for rows in order.to(split.labels.device).split(batch_size) if len(order) else ():
         yield to_input(split.images[rows]), split.labels[rows]
 
 

@@ -1,7 +1,10 @@
 """Errors that a user can mend: each is one line that says where it is and what to do."""
 
+import errno
 import sys
 from collections.abc import Callable
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class OptlabError(Exception):
@@ -27,6 +30,18 @@ class RecordError(OptlabError):
     """A file of the record is missing or damaged."""
 
 
+class StorageError(OptlabError):
+    """A file cannot be written: the disk is full, or the place does not permit it."""
+
+
+class TrackingError(OptlabError):
+    """MLflow cannot be reached, or does not take what is sent."""
+
+
+class BusyError(OptlabError):
+    """Another process is at work on the same outputs."""
+
+
 class RevisionError(OptlabError):
     """A git revision cannot be released or reproduced."""
 
@@ -45,6 +60,12 @@ def run(main: Callable[[], None]) -> None:
         main()
     except OptlabError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}: make room or mend it, then run the same command again", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

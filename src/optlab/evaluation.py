@@ -1,12 +1,12 @@
 """Metrics on the test split."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optlab import files
 from optlab.config import CLASS_COUNT
 from optlab.data import CLASSES
 from optlab.training import loss_and_accuracy
@@ -67,9 +67,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
     """CSV, one line per test image in file order: image, actual, predicted, confidence."""
     confidence, predicted = logits.softmax(1).max(1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "actual", "predicted", "confidence"])
-        for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
-            writer.writerow([index, CLASSES[actual], CLASSES[guess], f"{sure:.6f}"])
+    rows = [["image", "actual", "predicted", "confidence"]]
+    for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
+        rows.append([str(index), CLASSES[actual], CLASSES[guess], f"{sure:.6f}"])
+    files.write_csv(path, rows)

@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from optlab import files
 from optlab.colours import colour
 from optlab.data import CLASSES
 
@@ -77,8 +78,7 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write it as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
+    files.write(path, png(figure))
     return path
 
 

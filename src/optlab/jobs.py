@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from optlab import processes
+from optlab import locks, processes
 from optlab.config import Config, run_id
 from optlab.errors import RunsFailedError
 from optlab.observers import PROGRESS_MARK, PROGRESS_VARIABLE
@@ -34,11 +34,12 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
 
     Raises:
         RunsFailedError: runs failed, or a stage before or after them.
+        BusyError: another process does it in this working tree.
     """
     pipeline = (folder / "dvc.yaml").as_posix()
     runs = [run_id(name, seed) for name, seed in config.runs()]
     lock = Lock(folder / "dvc.lock", runs)
-    with processes.terminable():
+    with locks.holding("repro"), processes.terminable():
         _plain("the data could not be had", "dvc.yaml:download")
         try:
             failures = Crew(pipeline, runs, jobs, config.training.threads).work()

@@ -2,16 +2,19 @@
 
 `events.jsonl` has one JSON object a line. Its kinds:
 
-    start     run, experiment, params, tags, time
+    start     name, experiment, params, tags, dataset, time
+    resume    step, after, number, time: a later process goes on with a run whose first one was stopped
     metrics   points: [[name, value, time, step], …]
-    artifact  path, folder
-    model     path, name, model
+    artifact  path, sha256, folder
+    model     path, sha256, name, model
     tags      tags
-    end       status, time
+    end       status, time; killed, if it was found without an end and without a process
 
 Times are milliseconds since 1970, as MLflow counts them: replaying a line twice changes nothing.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,9 +22,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from optlab import files, locks
+from optlab.errors import BusyError
 
 JOURNALS = Path(".optlab") / "journal"
+FIGURES = "figures"  # the folder of an evaluated run's pictures
+
+_KEY_DIGITS = 16
 
 Point = tuple[str, float, int, int]
 
@@ -39,10 +48,21 @@ class Journal:
         self.before_end: Callable[[], None] = lambda: None  # set by who still holds figures back
 
     @classmethod
-    def create(cls, run: str) -> "Journal":
-        """A new, empty journal; its folder's name starts with the time, so names sort by age."""
-        folder = JOURNALS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
+    def create(cls, run: str, key: str = "") -> "Journal":
+        """A new, empty journal; its folder's name starts with the time, so names sort by age.
+
+        Args:
+            key: a digest of all that decides the run, for `resumable` to find it by.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        ending = key[:_KEY_DIGITS] or uuid.uuid4().hex[:_KEY_DIGITS]
+        folder = JOURNALS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{ending}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise files.storage_error(folder, error) from None
         return cls(folder)
 
     @property
@@ -50,17 +70,45 @@ class Journal:
         return self.folder / "events.jsonl"
 
     def append(self, event: str, **values: Any) -> None:
-        """Write one event, whole, before anything else happens."""
-        line = json.dumps({"event": event, **values}).encode() + b"\n"
-        with self.path.open("ab+") as file:
-            if file.tell() and self._last_byte(file) != b"\n":  # a kill cut the line before
-                line = b"\n" + line
-            file.write(line)
+        """Write one event, whole, before anything else happens.
 
-    @staticmethod
-    def _last_byte(file: BinaryIO) -> bytes:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
+        Raises:
+            StorageError: it cannot be written; nothing of it is.
+        """
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        try:
+            with self.path.open("ab+", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a kill cut the line before
+                        line = b"\n" + line
+                try:
+                    while line:  # a disk that fills up takes a part of it first
+                        line = line[file.write(line) :]
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError as error:
+            raise files.storage_error(self.path, error) from None
+
+    def to_disk(self) -> None:
+        """Return when all that was written would survive a power failure."""
+        self.before_end()
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def begin(self, facts: dict[str, Any], steps_done: int) -> None:
+        """Say that the run starts; or, where an earlier process has said that, that it goes on after so many steps."""
+        lifecycle = self.lifecycle()
+        if not lifecycle:
+            self.append("start", **facts)
+            return
+        last = lifecycle[-1]
+        after = last["status"] if last["event"] == "end" and not last.get("killed") else "killed"
+        number = 1 + sum(each["event"] == "resume" for each in lifecycle)
+        self.append("resume", time=now_ms(), step=steps_done, after=after, number=number)
 
     def metrics(self, points: list[Point]) -> None:
         """Write (name, value, time in ms, step) points."""
@@ -68,45 +116,83 @@ class Journal:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a file that belongs to the run, and name it."""
-        self.append("artifact", path=str(self._keep(path)), folder=folder)
+        self.append("artifact", **self._keep(path), folder=folder)
 
     def model(self, path: Path, name: str, model: str) -> None:
         """Keep weights, to be logged as a model of that name."""
-        self.append("model", path=str(self._keep(path)), name=name, model=model)
+        self.append("model", **self._keep(path), name=name, model=model)
 
     def end(self, status: str) -> None:
         """Close the journal."""
         self.before_end()
         self.append("end", status=status, time=now_ms())
 
-    def _keep(self, path: Path) -> Path:
-        """The file under a name in the journal's folder: what lies at its old place may be another run's by then."""
-        kept = self.folder / path.name
-        if kept == path:
-            return path
-        kept.unlink(missing_ok=True)
-        try:
-            os.link(path, kept)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, kept)
-        return kept
+    def lifecycle(self) -> list[dict[str, Any]]:
+        """Its events of the kinds start, resume and end."""
+        return [event for event in self.events(skip="metrics") if event["event"] in ("start", "resume", "end")]
 
-    def events(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """The events from number `start` on. A line cut short by a kill is an event `cut`, or left out at the end."""
+    def recorded(self) -> dict[tuple[str, int], float]:
+        """(name, step) → the value last written there, of every metric."""
+        points = (point for event in self.events() for point in event.get("points", ()))
+        return {(name, step): value for name, value, _, step in points}
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it holds what the evaluation adds, up to the figures."""
+        return any(event.get("folder") == FIGURES for event in self.events(skip="metrics"))
+
+    def close_if_dead(self) -> None:
+        """If the run began, has no end, and no process is at work on it: end it at the time of its last figure."""
+        lifecycle = self.lifecycle()
+        if not lifecycle or lifecycle[-1]["event"] == "end":
+            return
+        with contextlib.suppress(BusyError), locks.holding(self.lock_name(lifecycle[0])):
+            if self.lifecycle()[-1]["event"] != "end":  # it may have ended by itself since
+                times = [when for event in self.events() for _, _, when, _ in event.get("points", ())]
+                last = max([lifecycle[-1]["time"], *times])
+                self.append("end", status="interrupted", time=last, killed=True)
+
+    @staticmethod
+    def lock_name(start: dict[str, Any]) -> str:
+        """The lock that a process holds while it is at work on the run that began so."""
+        return f"{start['experiment']}-{start['tags'].get('optlab.run', start['name'])}"
+
+    def _keep(self, path: Path) -> dict[str, str]:
+        """The file under a name in the journal's folder, and its SHA-256.
+
+        What lies at its old place may be another run's by the time it is sent.
+        """
+        kept = self.folder / path.name
+        if kept != path:
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:  # another file system, or one without links
+                try:
+                    shutil.copyfile(path, kept)
+                except OSError as error:
+                    raise files.storage_error(kept, error) from None
+        return {"path": str(kept), "sha256": hashlib.sha256(kept.read_bytes()).hexdigest()}
+
+    def events(self, start: int = 0, skip: str = "") -> Iterator[dict[str, Any]]:
+        """The events from number `start` on, but those of the kind `skip`.
+
+        A line cut short by a kill is an event `cut`, or left out at the end.
+        """
         if not self.path.exists():
             return
-        with self.path.open() as file:
+        with self.path.open(errors="replace") as file:
             for number, line in enumerate(file):
-                if number >= start and line.endswith("\n"):
+                if number >= start and line.endswith("\n") and not (skip and line.startswith(f'{{"event": "{skip}"')):
                     yield self._parse(line)
 
     @staticmethod
     def _parse(line: str) -> dict[str, Any]:
         try:
-            event: dict[str, Any] = json.loads(line)
+            event = json.loads(line)
         except ValueError:
-            return {"event": "cut"}
-        return event
+            event = None
+        return event if isinstance(event, dict) and "event" in event else {"event": "cut"}
 
 
 def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
@@ -120,11 +206,24 @@ def all_journals() -> list[Journal]:
     return [Journal(path.parent) for path in sorted(JOURNALS.glob("*/events.jsonl"))]
 
 
+def resumable(run: str, key: str) -> Journal | None:
+    """The newest journal of the run that this key decides; None if it was evaluated: a repetition is another run."""
+    for found in with_key(run, key):
+        return None if found.evaluated else found
+    return None
+
+
+def with_key(run: str, key: str) -> list[Journal]:
+    """The journals that were created for that run with that key, the newest first."""
+    return [Journal(folder) for folder in sorted(JOURNALS.glob(f"*-{run}-{key[:_KEY_DIGITS]}"), reverse=True)]
+
+
 def find(run: str, weights_sha256: str) -> Journal | None:
     """The newest journal of a run whose training ended with these weights."""
     for journal in reversed(all_journals()):
         if f"-{run}-" not in journal.folder.name:
             continue
-        if any(event.get("tags", {}).get("weights.sha256") == weights_sha256 for event in journal.events()):
+        events = journal.events(skip="metrics")
+        if any(event.get("tags", {}).get("weights.sha256") == weights_sha256 for event in events):
             return journal
     return None

@@ -13,7 +13,7 @@ import psutil
 from tqdm import tqdm
 
 from optlab.journal import Journal, Point, epoch_points, now_ms
-from optlab.training import Epoch, Observer
+from optlab.training import Epoch, Observer, Start
 
 # Set by whoever shows the progress of several trainings at once, each of which then prints lines for a program.
 PROGRESS_VARIABLE = "OPTLAB_PROGRESS"
@@ -37,11 +37,14 @@ class Progress(Observer):
         self._accuracy = ""
         self._shown = 0.0
 
-    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
+    def on_start(self, start: Start) -> None:
         # Where no person watches, a line now and then is enough.
         interval = 0.5 if sys.stderr.isatty() else 15.0
         total = self._epochs * self._size
-        self._bar = tqdm(total=total, desc=run, unit="img", mininterval=interval, leave=False, dynamic_ncols=True)
+        self._bar = tqdm(total=total, initial=start.images_done, desc=start.run, unit="img", mininterval=interval,
+                         leave=False, dynamic_ncols=True)  # fmt: skip
+        if start.steps_done:
+            self._bar.write(continues(start))
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._bar.update(images)
@@ -64,8 +67,10 @@ class ProgressLines(Observer):
         self._epochs, self._total = epochs, epochs * images_per_epoch
         self._images, self._shown = 0, 0.0
 
-    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
-        self._run = run
+    def on_start(self, start: Start) -> None:
+        self._run, self._images = start.run, start.images_done
+        if start.steps_done:
+            print(continues(start), flush=True)
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._images += images
@@ -81,6 +86,8 @@ class ProgressLines(Observer):
 class JournalWriter(Observer):
     """Writes the hyperparameters, every loss, the epochs' figures, the speed and the machine's load to a journal.
 
+    What an earlier, interrupted process has written there is not written again.
+
     Args:
         journal: where to.
         facts: what else its first event says, as from `runlog.facts`.
@@ -90,42 +97,56 @@ class JournalWriter(Observer):
     def __init__(self, journal: Journal, facts: dict[str, Any], written: Callable[[], None]) -> None:
         self._journal, self._facts, self._written = journal, facts, written
         self._points: list[Point] = []
-        self._flushed = self._epoch_began = time.monotonic()
-        self._measured = self._flushed - SYSTEM_S + FLUSH_S  # the first sample comes soon
+        self._known = journal.recorded()
+        self._woken = self._epoch_began = time.monotonic()
+        self._measured = self._woken - SYSTEM_S + FLUSH_S  # the first sample comes soon
         self._images = self._step = 0
         psutil.cpu_percent()  # the first call has nothing to compare with
         journal.before_end = self.flush
 
-    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
-        own = {f"optimizer.{key}": value for key, value in hyperparameters.items()}
-        params = self._facts["params"] | own | {"model.parameters": parameters, "steps_per_epoch": steps_per_epoch}
-        self._journal.append("start", **self._facts | {"params": {key: str(value) for key, value in params.items()}})
+    def on_start(self, start: Start) -> None:
+        own = {f"optimizer.{key}": value for key, value in start.hyperparameters.items()}
+        own |= {"model.parameters": start.parameters, "steps_per_epoch": start.steps_per_epoch}
+        params = {key: str(value) for key, value in (self._facts["params"] | own).items()}
+        self._journal.begin(self._facts | {"params": params}, start.steps_done)
         self._epoch_began = time.monotonic()
         self._written()
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
-        self._points.append(("step/loss", _finite(loss), now_ms(), step))
+        self._add([("step/loss", _finite(loss), now_ms(), step)])
         self._images += images
         self._step = step
-        if time.monotonic() - self._flushed > FLUSH_S:
-            self.flush()
+        if time.monotonic() - self._woken > FLUSH_S:
+            self._send()
 
     def on_epoch(self, epoch: Epoch) -> None:
         when, elapsed = now_ms(), time.monotonic() - self._epoch_began
-        self._points += epoch_points(dataclasses.asdict(epoch) | {"images_per_second": self._images / elapsed}, when)
-        self.flush()
+        speed = self._images / elapsed or None  # none if all its steps were done by an earlier process
+        self._add(epoch_points(dataclasses.asdict(epoch) | {"images_per_second": speed}, when))
+        self._send()
         self._images, self._epoch_began = 0, time.monotonic()
 
     def flush(self) -> None:
         """Write what has gathered."""
         if time.monotonic() - self._measured > SYSTEM_S:
-            self._points += _system(self._step)
+            self._add(_system(self._step))
             self._measured = time.monotonic()
         if self._points:
             self._journal.metrics(self._points)
             self._points = []
-        self._flushed = time.monotonic()
+
+    def _send(self) -> None:
+        self.flush()
+        self._woken = time.monotonic()
         self._written()
+
+    def _add(self, points: list[Point]) -> None:
+        self._points += [point for point in points if (point[0], point[3]) not in self._known]
+
+
+def continues(start: Start) -> str:
+    """A line about a training that goes on from a checkpoint."""
+    return f"{start.run}  continues after step {start.steps_done}, where it was interrupted"
 
 
 def _in_words(epoch: Epoch) -> str:

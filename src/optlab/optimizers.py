@@ -60,13 +60,17 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
-    def scale_lr(self, factor: float) -> float:
-        """Set every learning rate to `factor` times its configured value; returns the first one."""
+    def scale_lr(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its configured value."""
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, base in zip(groups, self._base_lr, strict=True):
             if base is not None and group["lr"] != base * factor:
                 group["lr"] = base * factor
-        return float(groups[0].get("lr", 0.0))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force, of the first group."""
+        return float(self.optimizers[0].param_groups[0].get("lr", 0.0))
 
     def train(self) -> None:
         """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""

@@ -11,25 +11,35 @@ from torch import nn
 from optlab import config, project, weights
 from optlab.data import CLASSES, IMAGE_SIZE, to_input
 from optlab.errors import ImageError, RecordError
-from optlab.record import MODELS, REPORTS, read_json
+from optlab.record import REPORTS, RunFiles, read_json
 
 
-def champion_weights() -> Path:
-    """The weights of the best run of the comparison at the top of the repository.
+def champion() -> RunFiles:
+    """The files of the best run of the comparison at the top of the repository.
 
     Raises:
         RecordError: there is no comparison yet, or no run of it completed.
     """
     top = project.root()
-    champion = read_json(top / REPORTS / "champion.json").get("champion")
-    if champion is None:
+    best = read_json(top / REPORTS / "champion.json").get("champion")
+    if best is None:
         raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
-    return top / MODELS / f"{champion}.safetensors"
+    optimizer, _, seed = best.rpartition("-")
+    return RunFiles(top, optimizer, int(seed))
 
 
-def load(path: Path) -> nn.Module:
-    """The network with these weights, of the model that params.yaml names; errors as in `weights.read`."""
-    return weights.read(path, config.load(project.root() / config.PARAMS).model)[0]
+def load(path: Path | None) -> nn.Module:
+    """The network with these weights, of the model that params.yaml names; None takes the champion's.
+
+    Raises:
+        WeightsError: as in `weights.read`; the champion's must be those that its record names.
+        RecordError: there is no champion, or its record is damaged.
+    """
+    model = config.load(project.root() / config.PARAMS).model
+    if path is not None:
+        return weights.read(path, model)[0]
+    files = champion()
+    return weights.read(files.weights, model, read_json(files.training)["weights_sha256"])[0]
 
 
 def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:

@@ -3,13 +3,51 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 PATIENCE_S = 20.0  # between asking a process to stop and killing it
+_LOOK_S = 0.5  # how often to see whether the caller is alive
+
+
+def follow_caller() -> None:
+    """Stop, as on SIGTERM, once a `dvc` or `optlab` that this process was started by is gone.
+
+    Killed, they leave what they started, which would then write beside the next one.
+    """
+    callers = [each for each in psutil.Process().parents() if _is_caller(each)]
+
+    def follow() -> None:
+        while all(_is_alive(each) for each in callers):
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if callers:
+        threading.Thread(target=follow, name="caller", daemon=True).start()
+
+
+def _is_caller(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:3]
+    except psutil.Error:
+        return False
+    return any(Path(word).name in ("dvc", "optlab") for word in words)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 @contextmanager

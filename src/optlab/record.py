@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optlab import files
 from optlab.config import run_id
 from optlab.errors import RecordError
 
@@ -80,8 +81,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
             lines.append(f'  "{key}": [\n    {rows}\n  ]')
         else:
             lines.append(f'  "{key}": {json.dumps(item, allow_nan=False)}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    files.write(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The comparison on paper: tables, curves, confusion matrices, and one HTML page that needs no network."""
 
 import base64
-import csv
 import html
 from pathlib import Path
 
-from optlab import figures
+from optlab import figures, files
 from optlab.comparison import Comparison, Figure, Row, verdict
 from optlab.data import CLASSES
 from optlab.record import REPORTS, write_json
@@ -28,8 +27,7 @@ TRAINED_ON_TEST = (
 def write(compared: Comparison, folder: Path) -> None:
     """Write everything under reports/; the same record gives the same bytes."""
     reports = folder / REPORTS
-    reports.mkdir(parents=True, exist_ok=True)
-    (reports / "comparison.md").write_text(_markdown(compared))
+    files.write(reports / "comparison.md", _markdown(compared).encode())
     _write_table(compared, reports / "comparison.csv")
     _write_history(compared, reports / "history.csv")
     _write_confusion(compared, reports / "confusion.csv")
@@ -45,7 +43,7 @@ def write(compared: Comparison, folder: Path) -> None:
     )
     drawn = [(run.files.optimizer, run.trained["history"]) for run in compared.runs]
     figures.save(figures.curves(drawn), reports / "curves.png")
-    (reports / "report.html").write_text(_html(compared, reports / "curves.png"))
+    files.write(reports / "report.html", _html(compared, reports / "curves.png").encode())
 
 
 def text_table(compared: Comparison) -> str:
@@ -107,7 +105,7 @@ def _write_table(compared: Comparison, path: Path) -> None:
         pairs = [value for figure in found for value in ((figure.mean, figure.sd) if figure else (None, None))]
         return [row.optimizer, len(row.statuses), row.status, *pairs]
 
-    _write_csv(path, header, [values(row) for row in compared.rows])
+    files.write_csv(path, [header, *(values(row) for row in compared.rows)])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
@@ -126,7 +124,7 @@ def _write_history(compared: Comparison, path: Path) -> None:
         for run in compared.runs
         for epoch in run.trained["history"]
     ]
-    _write_csv(path, header, rows)
+    files.write_csv(path, [header, *rows])
 
 
 def _write_confusion(compared: Comparison, path: Path) -> None:
@@ -136,12 +134,7 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
         for actual, counts in enumerate(run.tested["confusion"])
         for predicted, count in enumerate(counts)
     ]
-    _write_csv(path, ["run", "actual", "predicted", "images"], rows)
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[object]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
 def _html(compared: Comparison, curves: Path) -> str:

@@ -1,8 +1,12 @@
 """Where MLflow keeps things: `mlflow.db` and `mlruns/` here, or the server in MLFLOW_TRACKING_URI."""
 
+import http.client
 import logging
 import os
 import sqlite3
+import ssl
+import urllib.error
+import urllib.request
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -11,12 +15,14 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from optlab import project
+from optlab.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE = Path("mlflow.db")
 _LOCK = Path(".optlab") / "store.lock"
+_KNOCK_S = 5.0
 _LOCAL_UI = "http://127.0.0.1:5000"
 
 # MLflow's own defaults let one call to a dead server block for minutes.
@@ -26,6 +32,7 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -48,7 +55,7 @@ def identity() -> str:
             (born,) = database.execute("SELECT min(creation_time) FROM experiments").fetchone()
     except sqlite3.Error:
         return ""
-    return f"{uri()}#{born}"
+    return f"{DATABASE}#{born}"  # not where it lies: the repository can be moved
 
 
 def _own_uri() -> str:
@@ -61,9 +68,14 @@ def ui_url() -> str:
 
 
 def connect() -> "MlflowClient":
-    """A client, with the database created if there is none. The working directory must be the top."""
+    """A client, with the database created if there is none. The working directory must be the top.
+
+    Raises:
+        ConnectionError: a server does not answer.
+    """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _knock()
     import mlflow
 
     for noisy in ("mlflow", "alembic"):
@@ -75,6 +87,23 @@ def connect() -> "MlflowClient":
             _create_database()
     mlflow.set_tracking_uri(uri())
     return mlflow.MlflowClient(uri())
+
+
+def _knock() -> None:
+    """See whether a server answers at all: MLflow's client takes minutes to find out that one hangs."""
+    if not uri().startswith("http"):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri().rstrip('/')}/health", timeout=_KNOCK_S):
+            pass
+    except urllib.error.HTTPError:
+        return  # an answer, though perhaps not a good one: MLflow's client has the words for it
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return  # it answers; MLFLOW_TRACKING_INSECURE_TLS is the client's to judge
+        raise ConnectionError(f"no answer: {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(f"no answer: {one_line(error)}") from None
 
 
 def experiment(client: "MlflowClient", name: str) -> str:

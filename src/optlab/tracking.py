@@ -1,8 +1,11 @@
 """MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
 
+import hashlib
 import json
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH = 1000  # MLflow's limit for the metrics of one call
+_ROOM = 50_000_000  # bytes of free disk below which no error is an event's own fault
 _RETRY_S = 30.0
 _PATIENCE_S = 120.0
 _REFUSALS = (
@@ -26,7 +30,7 @@ _REFUSALS = (
     "RESOURCE_ALREADY_EXISTS",
     "BAD_REQUEST",
 )
-_LATER = "all is in .optlab/journal, and the next stage sends it"
+_LATER = "all is in .optlab/journal, and the next stage or `optlab sync` sends it"
 _STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -59,6 +63,7 @@ class Replay:
                     state["run_id"] = _send(client, self._journal, state["run_id"], event)
                 except Exception as error:
                     if not _is_final(error):
+                        self._client = None  # connect anew next time: the server may be another by then
                         raise
                     _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
                 state["events"] += 1
@@ -137,7 +142,7 @@ class Live:
 def push_pending() -> bool:
     """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
     answer: list[bool] = []
-    thread = threading.Thread(target=lambda: answer.append(_push_all()), name="mlflow", daemon=True)
+    thread = threading.Thread(target=lambda: answer.append(_push_quietly()), name="mlflow", daemon=True)
     thread.start()
     thread.join(_PATIENCE_S)
     if not answer:
@@ -145,19 +150,40 @@ def push_pending() -> bool:
     return answer == [True]
 
 
-def _push_all() -> bool:
-    failures = 0
+def _push_quietly() -> bool:
+    try:
+        for _ in push_all():
+            pass
+    except Exception as error:
+        _warn(f"does not take the runs now ({one_line(error)[:200]}): {_LATER}")
+        return False
+    return True
+
+
+def push_all() -> Iterator[str]:
+    """Push every journal; yields the name of each that had something to send. Ends the runs of dead processes.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached; the rest is still to be sent.
+    """
+    trouble = None
     for journal in all_journals():
+        journal.close_if_dead()
         replay = Replay(journal)
+        if not replay.pending():
+            continue
         try:
-            if replay.pending():
-                replay.push()
+            replay.push()
+        except ConnectionError:
+            raise
         except Exception as error:
-            _warn(f"does not take {journal.folder.name} now ({one_line(error)[:200]}): {_LATER}")
-            failures += 1
-            if failures == 2:
-                break
-    return not failures
+            if trouble is not None:
+                raise
+            trouble = error  # one journal that the server fails on must not hold up the others
+            continue
+        yield journal.folder.name
+    if trouble is not None:
+        raise trouble
 
 
 def _is_final(error: Exception) -> bool:
@@ -166,6 +192,8 @@ def _is_final(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
+    if shutil.disk_usage(".").free < _ROOM:  # libraries raise whatever they like then
+        return False
     # What the store's clients raise on a bad connection is an OSError, or a database's own error.
     return isinstance(error, FileNotFoundError | LookupError | TypeError | ValueError | ImportError | RuntimeError)
 
@@ -180,9 +208,12 @@ def _send(client: "MlflowClient", journal: Journal, run_id: str | None, event: d
         return _start(client, journal, event)
     if run_id is None:  # it was stopped before its start: there is nothing to show
         return None
-    if kind == "metrics":
+    if kind == "resume":
+        _resume(client, run_id, event)
+    elif kind == "metrics":
         _metrics(client, run_id, event["points"])
     elif kind == "artifact":
+        _check(event)
         client.log_artifact(run_id, event["path"], event["folder"] or None)
     elif kind == "model":
         _model(client, run_id, event)
@@ -213,6 +244,23 @@ def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> s
     if event["dataset"]:
         _dataset(client, run_id, event["dataset"])
     return run_id
+
+
+def _resume(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
+    """The run is at work again, and says when it was interrupted."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(event["time"] / 1000))
+    told = f"{event['after']}; at {when} it went on after step {event['step']}"
+    _tags(client, run_id, {
+        "status": "running", "interruptions": event["number"], f"interruption.{event['number']}": told
+    })  # fmt: skip
+    client.update_run(run_id, status="RUNNING")
+
+
+def _check(event: dict[str, Any]) -> None:
+    """Refuse a file that is no longer what was kept for the run."""
+    digest = hashlib.sha256(Path(event["path"]).read_bytes()).hexdigest()
+    if event.get("sha256") not in (None, digest):  # journals of older versions have none
+        raise ValueError(f"{event['path']} was altered since it was written: SHA-256 differs")
 
 
 def _dataset(client: "MlflowClient", run_id: str, described: dict[str, str]) -> None:
@@ -251,8 +299,10 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
 
     if logged_model(client, run_id):
         return
-    network, _ = weights.read(Path(event["path"]), event["model"])
+    network, _ = weights.read(Path(event["path"]), event["model"], event.get("sha256"))
     experiment = client.get_run(run_id).info.experiment_id
+    for unfinished in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(unfinished.model_id)  # a kill or an error cut it short
     logged = mlflow.initialize_logged_model(
         name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"
     )
@@ -276,6 +326,17 @@ def logged_model(client: "MlflowClient", run_id: str) -> str | None:
     """The id of the model that a run has logged, if any."""
     outputs = client.get_run(run_id).outputs
     return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None
+
+
+def find_run(experiment: str, run: str, weights: str) -> str | None:
+    """The id of the newest MLflow run of that id with weights of that SHA-256 in the experiment of that name, or None.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    client = store.connect()
+    found = next(find_runs(client, store.experiment(client, experiment), [(run, weights)]))
+    return str(found.info.run_id) if found else None
 
 
 def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:

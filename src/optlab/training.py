@@ -55,11 +55,32 @@ class Outcome:
     step_losses: list[list[float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What is known before the first step.
+
+    Attributes:
+        run: its id.
+        steps_per_epoch: the last one of an epoch may see fewer images.
+        hyperparameters: those in force, by name.
+        parameters: how many trainable numbers the model has.
+        steps_done: steps that an earlier, interrupted process has done.
+        images_done: the images of those steps.
+    """
+
+    run: str
+    steps_per_epoch: int
+    hyperparameters: dict[str, object]
+    parameters: int
+    steps_done: int
+    images_done: int
+
+
 class Observer:
     """Is told what happens in a training; does nothing by default, and can change nothing."""
 
-    def on_start(self, run: str, steps_per_epoch: int, hyperparameters: dict[str, object], parameters: int) -> None:
-        """Before the first step. `parameters` counts the model's trainable numbers."""
+    def on_start(self, start: Start) -> None:
+        """Before the first step of this process."""
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         """After a step: `step` counts from 0 over the whole run, `images` are those of this batch."""
@@ -68,40 +89,55 @@ class Observer:
         """After an epoch and its validation."""
 
 
+class Saver:
+    """Keeps what a killed training goes on from; this one keeps nothing."""
+
+    def restore(self, outcome: Outcome, stepper: optimizers.Stepper) -> bool:
+        """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never."""
+        return False
+
+    def after_step(self, outcome: Outcome, stepper: optimizers.Stepper) -> None:
+        """Perhaps save; the losses of the step are in the outcome already."""
+
+
 def train(config: Config, name: str, seed: int, splits: Splits, device: torch.device,
-          observers: Sequence[Observer] = ()) -> Outcome:  # fmt: skip
-    """Train one optimizer with one seed.
+          observers: Sequence[Observer] = (), saver: Saver | None = None) -> Outcome:  # fmt: skip
+    """Train one optimizer with one seed, from where `saver` has it or from the start: the result is the same.
 
     Raises:
         ConfigError: the model or the optimizer cannot be built.
     """
-    settings, spec = config.training, config.optimizer(name)
+    settings, spec, saver = config.training, config.optimizer(name), saver or Saver()
     model = models.build(config.model, seed).to(device)
     stepper = optimizers.build(name, spec, model)
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     steps = math.ceil(len(train_split) / settings.batch_size)
     outcome = Outcome("completed", model)
+    saver.restore(outcome, stepper)
+    start = _start(run_id(name, seed), outcome, stepper, len(train_split), settings.batch_size)
     for observer in observers:
-        observer.on_start(run_id(name, seed), steps, stepper.hyperparameters(), _count(model))
-    for epoch in range(1, settings.epochs + 1):
-        order = epoch_order(seed, epoch, len(train_split), config.data.shuffle)
-        losses, lr = [], 0.0
+        observer.on_start(start)
+    for epoch in range(len(outcome.epochs) + 1, settings.epochs + 1):
+        if len(outcome.step_losses) < epoch:
+            outcome.step_losses.append([])
+        losses = outcome.step_losses[-1]  # of the steps of this epoch that are done
+        order = epoch_order(seed, epoch, len(train_split), config.data.shuffle)[len(losses) * settings.batch_size :]
         model.train()
         stepper.train()
-        for index, (images, labels) in enumerate(batches(train_split, order, settings.batch_size)):
-            step = (epoch - 1) * steps + index
-            lr = stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
+        for images, labels in batches(train_split, order, settings.batch_size):
+            step = (epoch - 1) * steps + len(losses)
+            stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
             losses.append(train_step(model, stepper, images, labels, settings.precision))
             for observer in observers:
                 observer.on_step(epoch, step, losses[-1], len(labels))
             if not math.isfinite(losses[-1]):
                 outcome.status = "diverged"
                 break
+            saver.after_step(outcome, stepper)
         stepper.eval()
-        outcome.step_losses.append(losses)
         if not all(bool(value.isfinite().all()) for value in model.parameters()):
             outcome.status = "diverged"
-        outcome.epochs.append(_summary(epoch, losses, lr, settings.batch_size, train_split, model, validation))
+        outcome.epochs.append(_summary(epoch, losses, stepper.lr, settings.batch_size, train_split, model, validation))
         for observer in observers:
             observer.on_epoch(outcome.epochs[-1])
         if outcome.status == "diverged":
@@ -151,5 +187,9 @@ def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, traine
     return Epoch(epoch, mean, running, loss, accuracy, lr)
 
 
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+def _start(run: str, outcome: Outcome, stepper: optimizers.Stepper, size: int, batch_size: int) -> Start:
+    parameters = sum(value.numel() for value in outcome.model.parameters() if value.requires_grad)
+    images = sum(min(len(losses) * batch_size, size) for losses in outcome.step_losses)
+    steps = math.ceil(size / batch_size)
+    done = sum(len(losses) for losses in outcome.step_losses)
+    return Start(run, steps, stepper.hyperparameters(), parameters, done, images)

@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any
 
-from optlab import store, tracking
+from optlab import runlog, tracking
 from optlab.journal import Journal, now_ms
 from optlab.judgement import Result
 from optlab.revision import Revision
@@ -94,9 +94,7 @@ def _original(run: str, weights: str | None) -> str | None:
     if weights is None:
         return None
     try:
-        client = store.connect()
-        found = next(tracking.find_runs(client, store.experiment(client, "optlab"), [(run, weights)]))
+        return tracking.find_run(runlog.EXPERIMENT, run, weights)
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None
-    return str(found.info.run_id) if found else None

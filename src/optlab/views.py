@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REGISTERED_MODEL = "optlab-cifar10"
 CHAMPION = "champion"
+_AWAY = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
 _VIEW = "comparison"
 _COLUMNS = (
     "attributes.`Start Time`", "tags.`status`", "params.`optimizer.class`", "params.`optimizer.lr`",
@@ -29,7 +30,8 @@ def publish(compared: Comparison, folder: Path) -> str:
     """Bring MLflow up to date and return what to tell the user; trouble with a server is a warning."""
     name = experiment_name(folder)
     try:
-        tracking.push_pending()
+        if not tracking.push_pending():
+            return _AWAY
         client = store.connect()
         experiment = store.experiment(client, name)
         current = _mark_current(client, experiment, compared)
@@ -40,7 +42,7 @@ def publish(compared: Comparison, folder: Path) -> str:
         _save_view(client, experiment, compared.chosen_by)
     except Exception as error:
         print(f"warning: MLflow at {store.uri()}: {one_line(error)[:200]}", file=sys.stderr)
-        return "MLflow was not reached: the reports are complete."
+        return _AWAY
     return _addresses(experiment, [run.info.run_id for run in current.values()])
 
 

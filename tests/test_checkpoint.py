@@ -1,0 +1,270 @@
+"""A training that was cut off goes on to the same bytes; a checkpoint is whole or refused, and of this run alone."""
+
+import hashlib
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from optlab import checkpoint, conditions, data, models, optimizers, training, weights
+
+
+@pytest.fixture(scope="module")
+def device():
+    return conditions.apply(threads=2)
+
+
+class Cut(Exception):
+    """Stands for a kill: whatever the process held in memory is gone."""
+
+
+class CutAfter(training.Observer):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, epoch, step, loss, images):
+        if step == self.step:
+            raise Cut
+
+
+class EveryStep(checkpoint.Checkpoint):
+    """Saves after every step, so that a cut can come at any place between two steps."""
+
+    def after_step(self, outcome, stepper):
+        self.save(outcome, stepper)
+
+
+def nothing():
+    pass
+
+
+def run(config, sample, device, name="mine", saver=None, cut=None):
+    observers = [] if cut is None else [CutAfter(cut)]
+    return training.train(config, name, 0, data.load(sample, config.data), device, observers, saver)
+
+
+def cut_and_continued(config, sample, device, folder, cut):
+    with pytest.raises(Cut):
+        run(config, sample, device, saver=EveryStep(folder, nothing), cut=cut)
+    torch.rand(7)  # what another process draws in between must not matter
+    return run(config, sample, device, saver=EveryStep(folder, nothing))
+
+
+def assert_same(first, second, tmp_path, model="zilliax"):
+    assert second.step_losses == first.step_losses
+    assert second.epochs == first.epochs
+    assert second.status == first.status
+    digests = [weights.write(tmp_path / "w.safetensors", outcome.model, model) for outcome in (first, second)]
+    assert digests[0] == digests[1]
+
+
+SPECS = {name: {"class": name} for name in sorted(set(optimizers.torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})}
+SPECS["Muon"] = {"class": "Muon", "fallback": {"class": "AdamW", "lr": 0.001}}
+SPECS["LBFGS"] = {"class": "LBFGS", "lr": 0.1, "max_iter": 4}
+SPECS["LBFGS with line search"] = {"class": "LBFGS", "line_search_fn": "strong_wolfe", "max_iter": 4}
+SPECS["SGD with momentum"] = {"class": "SGD", "lr": 0.01, "momentum": 0.9, "nesterov": True}
+SPECS["Adam with amsgrad"] = {"class": "Adam", "amsgrad": True}
+SPECS["RMSprop, centered"] = {"class": "RMSprop", "centered": True, "momentum": 0.9}
+SPECS["Schedule-Free"] = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_optimizer_goes_on_to_the_same_bytes(small_config, sample, device, tmp_path, spec):
+    """Two epochs of five steps, cut in the middle of the first, at the end of it, and in the second."""
+    config = small_config(
+        optimizers={"mine": spec},
+        data={"train_size": 100, "validation_size": 100},
+        training={"epochs": 2, "batch_size": 20},
+    )
+    whole = run(config, sample, device)
+    for cut in (2, 5, 8):
+        continued = cut_and_continued(config, sample, device, tmp_path / str(cut), cut)
+        assert_same(whole, continued, tmp_path)
+
+
+SCHEDULES = {
+    "constant with warm-up": {"name": "constant", "warmup_epochs": 0.5},
+    "cosine": {"name": "cosine", "warmup_epochs": 0},
+    "one_cycle": {"name": "one_cycle", "warmup_epochs": 0},
+    "step": {"name": "step", "step_epochs": 1, "gamma": 0.1},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_schedule_goes_on_to_the_same_bytes(small_config, sample, device, tmp_path, schedule):
+    config = small_config(
+        optimizers={"mine": {"class": "Adam", "lr": 0.003}}, training={"epochs": 3, "schedule": schedule}
+    )
+    assert_same(run(config, sample, device), cut_and_continued(config, sample, device, tmp_path / "c", 9), tmp_path)
+
+
+class Dropping(nn.Sequential):
+    """Draws from torch's generator while it trains, and has a buffer that `state_dict` leaves out."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 10))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.seen += 1
+        return super().forward(images) * (1 + self.seen / 100)
+
+
+@pytest.mark.parametrize("model", ["dropping", "resnet18"])
+def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, monkeypatch, model):
+    monkeypatch.setitem(models.MODELS, "dropping", Dropping)
+    config = small_config(
+        model=model, optimizers={"mine": {"class": "Adam", "lr": 0.001}}, data={"train_size": 100},
+        training={"epochs": 2, "batch_size": 50},
+    )  # fmt: skip
+    whole = run(config, sample, device)
+    assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 2), tmp_path, model)
+
+
+@pytest.fixture
+def config(small_config):
+    return small_config(optimizers={"mine": {"class": "Adam", "lr": 0.001}}, training={"epochs": 2})
+
+
+@pytest.fixture
+def cut(config, sample, device, tmp_path):
+    """The folder with the checkpoint of a training that was cut off."""
+    folder = tmp_path / "run" / "key"
+    with pytest.raises(Cut):
+        run(config, sample, device, saver=EveryStep(folder, nothing), cut=9)
+    return folder
+
+
+class Remembers:
+    """A pickle of this creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "a flipped bit": flip,
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_one_is_refused_and_the_run_starts_over(config, sample, device, cut, tmp_path, capsys, damage):
+    (path,) = cut.glob("*.safetensors")
+    path.write_bytes(damage(path.read_bytes()))
+    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    assert "SHA-256" in capsys.readouterr().err
+    assert_same(run(config, sample, device), continued, tmp_path)
+
+
+def plant(folder, content):
+    """Put content there under a name that its digest agrees with."""
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / f"000000009-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", save({"a": torch.zeros(3)})], ids=["empty", "text", "other tensors"]
+)
+def test_one_that_is_none_is_refused(config, sample, device, cut, tmp_path, capsys, content):
+    plant(cut, content)
+    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    assert "refused" in capsys.readouterr().err
+    assert_same(run(config, sample, device), continued, tmp_path)
+
+
+def test_a_malicious_one_does_nothing(config, sample, device, cut, tmp_path, capsys):
+    plant(cut, pickle.dumps(Remembers(tmp_path / "executed")))
+    run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    assert "refused" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_one_of_another_optimizer_is_refused_whole(small_config, config, sample, device, cut, tmp_path, capsys):
+    """Though the folder's name forbids it: the weights that fit are not taken either."""
+    other = small_config(optimizers={"mine": {"class": "SGD", "lr": 0.01}}, training={"epochs": 2})
+    continued = run(other, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    assert "of another optimizer" in capsys.readouterr().err
+    assert_same(run(other, sample, device), continued, tmp_path)
+
+
+def test_a_kill_while_one_is_written_leaves_the_one_before(config, sample, device, cut, tmp_path, monkeypatch):
+    (path,) = cut.glob("*.safetensors")
+    (cut / f".000000010-{'0' * 64}.safetensors.new").write_bytes(path.read_bytes()[:1000])
+    continued = run(config, sample, device, saver=EveryStep(cut, nothing))
+    assert_same(run(config, sample, device), continued, tmp_path)
+    assert len(list(cut.iterdir())) == 1  # what the kill left is gone
+
+
+def test_a_full_disk_is_one_warning(config, sample, device, tmp_path, monkeypatch, capsys):
+    def full(path, content):
+        raise checkpoint.StorageError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(checkpoint.files, "write", full)
+    monkeypatch.setattr(checkpoint, "_SHORTEST_S", 0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
+    outcome = run(config, sample, device, saver=checkpoint.Checkpoint(tmp_path / "c", nothing))
+    monkeypatch.undo()
+    assert capsys.readouterr().err.count("warning") == 1
+    assert_same(run(config, sample, device), outcome, tmp_path)
+
+
+def test_it_is_written_as_often_as_its_share_allows(config, sample, device, tmp_path, monkeypatch):
+    """A save that costs a second is followed by 200 seconds without one."""
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    saver = checkpoint.Checkpoint(tmp_path, nothing)
+    saved = []
+
+    def save(outcome, stepper):
+        saved.append(clock[0])
+        clock[0] += 1
+
+    monkeypatch.setattr(saver, "save", save)
+    while clock[0] < 650:
+        clock[0] += 0.5
+        saver.after_step(None, None)
+    assert saved == [1.0, 202.0, 403.0, 604.0]
+
+
+def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    base = small_config()
+
+    def key(config=base, name="adam", seed=0, conditions=None):
+        return checkpoint.key(config, name, seed, conditions or {"threads": 2})
+
+    others = [
+        key(name="sgd"),
+        key(seed=1),
+        key(conditions={"threads": 1}),
+        key(small_config(model="resnet18")),
+        key(small_config(training={"epochs": 2})),
+        key(small_config(training={"schedule": {"name": "cosine"}})),
+        key(small_config(data={"train_size": 300})),
+        key(small_config(optimizers={"sgd": {"class": "SGD", "lr": 0.01}, "adam": {"class": "Adam", "lr": 0.002}})),
+    ]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_module_of_this_test.py").write_text("RATE = 1\n")
+    unread = key()
+    __import__("own_module_of_this_test")
+    others.append(key())
+    (tmp_path / "own_module_of_this_test.py").write_text("RATE = 2\n")
+    others.append(key())
+    assert len({unread, *others}) == len(others) + 1
+    # What is about another run does not matter.
+    more = small_config(optimizers={"sgd": {"class": "SGD", "lr": 0.5}, "adam": {"class": "Adam", "lr": 0.001}})
+    assert key(more) == key()
