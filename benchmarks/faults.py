@@ -1,6 +1,7 @@
 """Kills and server outages at random moments, on the small sample: what is lost, what is wrong, what is left.
 
 Usage: python benchmarks/faults.py kills|outages [--trials N] [--jobs N] [--seed N]
+       python benchmarks/faults.py checkpoints    (what they cost; the whole data set must be there)
 
 Each trial has a project of its own and runs `dvc repro` of one training and its evaluation. Prints a line per trial and
 a table; exit status 1 if anything was lost or wrong. MLflow's database is read with SQL, not with optlab's code.
@@ -8,21 +9,15 @@ a table; exit status 1 if anything was lost or wrong. MLflow's database is read 
 
 import argparse
 import hashlib
-import json
-import os
 import random
 import shutil
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import projects
 from projects import Project
+from servers import Server, journalled, metrics_in, runs_in, wait_until
 
 STAGES = ("train@adam-0", "evaluate@adam-0")
 COMMAND = ("dvc", "repro", "--single-item", *STAGES)
@@ -47,7 +43,7 @@ def base(folder: Path) -> Project:
     """A project with the data in place whose training takes some seconds on one thread."""
     folder.mkdir()
     project = projects.create(folder)
-    project.edit("params.yaml", "epochs: 2", "epochs: 100")
+    project.edit("params.yaml", "epochs: 2", "epochs: 40")
     project.edit("params.yaml", "threads: 2", "threads: 1")
     assert project.run("dvc", "repro", "download").returncode == 0
     return project
@@ -69,20 +65,6 @@ def printed_in(project: Project) -> Path:
 def digests(project: Project) -> list[str]:
     paths = [project.top / name for name in OUTPUTS]
     return [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing" for path in paths]
-
-
-def runs_in(database: Path) -> list[str]:
-    """The status of every run."""
-    with closing(sqlite3.connect(database)) as connection:
-        return [status for (status,) in connection.execute("SELECT status FROM runs")]
-
-
-def metrics_in(database: Path) -> Counter[tuple[Any, ...]]:
-    """(name, step, value, time) of every metric, and how often it is there."""
-    with closing(sqlite3.connect(database)) as connection:
-        return Counter(
-            connection.execute("SELECT key, step, CASE WHEN is_nan THEN 'nan' ELSE value END, timestamp FROM metrics")
-        )
 
 
 def computed(metrics: Counter[tuple[Any, ...]]) -> Counter[tuple[Any, ...]]:
@@ -151,51 +133,6 @@ def kill_trial(project: Project, wanted: Reference, folder: Path, moment: float,
             "kind": "after the end" if finished else f"{victim} killed", "continued": resumed}  # fmt: skip
 
 
-class Server:
-    """An MLflow server of its own, on SQLite, that can be killed, stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.database = folder / "server.db"
-        self.start()
-
-    def start(self) -> None:
-        environment = os.environ | {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        self.process = subprocess.Popen(
-            [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}",
-             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)],
-            cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
-        if not wait_until(self.answers, 120):
-            raise SystemExit("the MLflow server did not start")
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                return True
-        except OSError:
-            return False
-
-    def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
-
-
-def wait_until(condition: Any, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
 def outage_trial(project: Project, wanted: Reference, folder: Path, moment: float, kind: str) -> dict[str, Any]:
     """A server that goes away or hangs at a moment; back at once or after the end; then `optlab sync`."""
     own, server = project.copy(folder), Server(folder.with_name(f"{folder.name}-server"))
@@ -240,23 +177,49 @@ def outage_trial(project: Project, wanted: Reference, folder: Path, moment: floa
         server.process.wait()
 
 
-def journalled(project: Project) -> Counter[tuple[Any, ...]]:
-    """What the journal says MLflow should have, with its times."""
-    found: Counter[tuple[Any, ...]] = Counter()
-    for path in (project.top / ".optlab" / "journal").glob("*/events.jsonl"):
-        for line in path.read_text().splitlines():
-            for name, value, when, step in json.loads(line).get("points", ()):
-                found[name, step, value, when] += 1
-    return found
+def checkpoint_cost() -> None:
+    """The share of a training's time that goes into checkpoints, for a small network and a large one."""
+    from optlab import checkpoint, conditions, config, data, project, training
+
+    class Timed(checkpoint.Checkpoint):
+        times: list[float]
+
+        def save(self, outcome: Any, stepper: Any) -> None:
+            began = time.monotonic()
+            super().save(outcome, stepper)
+            self.times.append(time.monotonic() - began)
+
+    project.enter()
+    device = conditions.apply(2)
+    for model, images, epochs in (("zilliax", 45000, 5), ("resnet18", 2560, 1)):
+        settings = config.load().model_dump(by_alias=True) | {"model": model}
+        settings["data"] |= {"train_size": images, "validation_size": 100}
+        settings["training"] |= {"epochs": epochs}
+        parsed = config.Config.model_validate(settings)
+        splits = data.load(project.DATA, parsed.data)
+        with tempfile.TemporaryDirectory(dir=".optlab") as folder:
+            saver = Timed(Path(folder) / "run" / "key", lambda: None)
+            saver.times = []
+            began = time.monotonic()
+            training.train(parsed, "adam", 0, splits, device, [], saver)
+            seconds = time.monotonic() - began
+            size = max((path.stat().st_size for path in Path(folder).rglob("*.safetensors")), default=0)
+        print(
+            f"{model}, Adam: {len(saver.times)} checkpoints of {size / 1e6:.1f} MB in {seconds:.1f} s, "
+            f"{sum(saver.times) / seconds:.2%} of the time, median {sorted(saver.times)[len(saver.times) // 2]:.3f} s"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kills", "outages"))
+    parser.add_argument("what", choices=("kills", "outages", "checkpoints"))
     parser.add_argument("--trials", type=int)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.what == "checkpoints":
+        checkpoint_cost()
+        return
     trial, kinds, default = {
         "kills": (kill_trial, ("all", "stage", "dvc"), 50),
         "outages": (outage_trial, ("killed", "restarted", "hangs"), 20),

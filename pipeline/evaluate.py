@@ -33,6 +33,7 @@ def main() -> None:
     with locks.holding(runlog.lock_name(folder, files.id), locks.PATIENCE_S):
         log = journal.find(files.id, digest) or runlog.restored(settings, files, files.weights, trained, {})
         runlog.evaluation(log, files.id, files.weights, trained, measured, settings.model)
+        log.publish()
     tracking.push_pending()
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     settings = config.load(folder / config.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
     from optlab import checkpoint, conditions, data, observers, optimizers, record, runlog, training, weights
-    from optlab.journal import Journal, resumable
+    from optlab.journal import Journal, end_abandoned, resumable
     from optlab.tracking import Live
 
     device = conditions.apply(settings.training.threads)
@@ -32,7 +32,8 @@ def main() -> None:
     own = runlog.lock_name(folder, files.id)
     with locks.holding(own, locks.PATIENCE_S):
         journal = resumable(files.id, key) or Journal.create(files.id, key)
-        saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key, journal.to_disk)
+        end_abandoned(own, journal)
+        saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
         live = Live(journal)
         try:
             with runlog.ending(journal):
@@ -48,9 +49,10 @@ def main() -> None:
                 journal.artifact(files.weights, "weights")
                 journal.append("tags", tags={"weights.sha256": digest})
                 journal.end(outcome.status)
-                saver.remove()
+                journal.to_disk()
         finally:
             live.finish()
+        checkpoint.remove(own)  # last: a kill before this line costs the steps since the last checkpoint only
 
 
 if __name__ == "__main__":

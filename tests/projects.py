@@ -1,9 +1,13 @@
 """A small project of its own: the repository's files, the sample for data, and a shrunken params.yaml."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +65,52 @@ class Project:
         """Everything, outputs and stores included, in another place."""
         shutil.copytree(self.top, target, symlinks=True)
         return Project(target)
+
+
+def logged_runs(project: Project) -> dict[str, dict]:
+    """What the project's MLflow database has of each run, read without MLflow, which takes seconds to import."""
+    with contextlib.closing(sqlite3.connect(f"file:{project.top / 'mlflow.db'}?mode=ro", uri=True)) as database:
+        steps = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'step/loss' ORDER BY step"
+        return {
+            run: {
+                "name": name,
+                "status": status,
+                "tags": dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run])),
+                "steps": [step for (step,) in database.execute(steps, [run])],
+            }
+            for run, name, status in database.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        }
+
+
+@contextlib.contextmanager
+def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process beside the test; it is killed at the end, with all that follows it."""
+    with (project.top.parent / f"{project.top.name}.log").open("a") as log:
+        process = subprocess.Popen(
+            command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True, text=True
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 30
+        while processes_below(project.top) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def until(process: "subprocess.Popen[str]", reached: Callable[[], object]) -> None:
+    """Wait for it, as long as the process is at work."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, f"it ended, with exit status {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def checkpoints(project: Project, run: str = "adam-0") -> list[Path]:
+    """The checkpoints of a run that are whole."""
+    return list(project.top.glob(f".optlab/checkpoints/optlab-{run}/*/*/[0-9]*.safetensors"))
 
 
 def processes_below(folder: Path) -> list[psutil.Process]:

@@ -58,8 +58,8 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(top):
         file.write('{"event": "metr')
     assert [event["event"] for event in log.events()] == ["start"]
     log.metrics([("step/loss", 2.5, 1001, 0)])
-    assert [event["event"] for event in log.events()] == ["start", "cut", "metrics"]
-    assert [event["event"] for event in log.events(2)] == ["metrics"]
+    assert [event["event"] for event in log.events()] == ["start", "metrics"]
+    assert [event["event"] for event in log.events(1)] == ["metrics"]
     assert tracking.push_pending()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001)]
@@ -195,3 +195,65 @@ def test_the_state_names_the_store_it_is_about(top, monkeypatch):
     assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
     assert tracking.Replay(log).pending()
+
+
+def test_a_line_that_is_still_being_written_is_not_taken_for_a_damaged_one(top):
+    log = begun()
+    with log.path.open("a") as file:
+        file.write('{"event": "metrics", ')
+        file.flush()
+        seen = log.events()
+        assert next(seen)["event"] == "start"
+        assert list(seen) == []
+        file.write('"points": []}\n')
+    assert [event["event"] for event in log.events()] == ["start", "metrics"]
+
+
+def test_a_run_is_ended_at_its_last_figure_once_its_process_is_dead(top):
+    alive = begun("adam-0")
+    alive.metrics([("step/loss", 2.5, 1500, 0)])
+    hold = (
+        "import sys, time; from optlab import locks\nwith locks.holding('optlab-adam'):\n print('held', flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold + " sys.stdin.read()"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        alive.close_if_dead()
+        assert list(alive.events())[-1]["event"] == "metrics"
+        other.stdin.close()
+    alive.close_if_dead()
+    assert list(alive.events())[-1] == {"event": "end", "status": "interrupted", "time": 1500, "killed": True}
+    alive.close_if_dead()
+    assert len(list(alive.events())) == 3
+
+
+def test_a_server_that_fails_is_not_taken_for_one_that_refuses():
+    """MLflow calls a lost or exhausted connection to its own database a bad request."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
+
+    assert not tracking._is_final(MlflowException("QueuePool limit", error_code=BAD_REQUEST))
+    assert tracking._is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
+
+
+def test_a_draft_is_not_seen(top):
+    draft = journal.Journal.create("adam-0", "abc", draft=True)
+    draft.append("start", time=1, name="adam", experiment="optlab", params={}, tags={}, dataset=None)
+    assert journal.all_journals() == []
+    draft.publish()
+    assert [each.folder for each in journal.all_journals()] == [draft.folder]
+    assert len(list(draft.events())) == 1
+
+
+def test_a_state_that_is_ahead_of_the_journal_is_not_believed(top):
+    """After a power failure the count of what was sent can be there while the lines are not."""
+    log = begun()
+    tracking.Replay(log).push()
+    log.path.write_bytes(b"")
+    log.append("start", time=1000, name="adam", experiment="optlab", params={"lr": "0.1"}, tags={}, dataset=DATASET)
+    state = json.loads((log.folder / "synced.json").read_text())
+    (log.folder / "synced.json").write_text(json.dumps(state | {"events": 5}))
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    tracking.Replay(log).push()
+    client, (run,) = logged()
+    assert losses(client, run) == [(0, 2.5, 1001)]

@@ -25,6 +25,17 @@ def test_the_make_targets_it_names_exist(target):
     assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("name", ["determinism", "reliability"])
+def test_every_test_that_a_table_names_is_there(name):
+    text = (TOP / "docs" / f"{name}.md").read_text()
+    path, named = None, re.findall(r"`(tests/[a-z_/]+\.py)?(?:::(\w+))?`", text)
+    named = [pair for pair in named if any(pair)]
+    assert len(named) > 8
+    for given, test in named:
+        path = TOP / given if given else path  # `::name` is of the file named before
+        assert f"def {test}(" in path.read_text() if test else path.exists(), f"{path}::{test}"
+
+
 def test_the_record_was_made_by_this_code():
     """dvc.lock names the MD5 of every module a stage depends on: an edit without a new record shows here."""
     import hashlib

@@ -10,6 +10,7 @@ TOP = Path(__file__).resolve().parents[1]
 
 # What watches a training or shows its result, and cannot change a byte of it.
 WATCHING = {
+    "cache",
     "errors",
     "journal",
     "locks",
@@ -17,14 +18,16 @@ WATCHING = {
     "processes",
     "project",
     "runlog",
+    "sending",
     "store",
     "tracking",
     "views",
     "__init__",
 }
+# download takes from `files` the text of an error only.
 # evaluate draws figures for MLflow only, and imports what training.py imports, but builds no optimizer.
 NOT_USED = {
-    "download": {"config", "data", "models", "optimizers"},
+    "download": {"config", "data", "files", "models", "optimizers"},
     "train": {"figures"},
     "evaluate": {"colours", "figures", "optimizers", "schedules"},
     "compare": {"models", "optimizers", "schedules", "training", "conditions", "weights"},

@@ -64,4 +64,5 @@ def _write(revision: Revision, settings: config.Config, files: RunFiles, trained
             weights.write_bytes(content)
         journal = runlog.restored(settings, files, weights, trained, conditions, when, git)
         runlog.evaluation(journal, files.id, weights, trained, measured, settings.model, when)
+        journal.publish()
     return content is not None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from optlab import data, files
 from optlab.config import Config
-from optlab.errors import StorageError, one_line
+from optlab.errors import StorageError, one_line, say
 from optlab.optimizers import Stepper
 from optlab.training import Epoch, Outcome, Saver
 
@@ -35,8 +35,8 @@ _SHORTEST_S = 1.0  # between two of them
 def key(config: Config, name: str, seed: int, conditions: dict[str, Any]) -> str:
     """A digest of all that decides a run: parameters, data, code, packages and the machine's conditions.
 
-    The code is that of this package and of every module of the repository that is imported by now; the packages are
-    all that are installed. 32 hexadecimal digits of a SHA-256.
+    The code is that of this package and of every module of the repository that is imported by now; of the packages,
+    all that are installed, the versions count. 32 hexadecimal digits of a SHA-256.
     """
     packages = sorted(f"{each.metadata['Name']}=={each.version}" for each in distributions())
     decides = {
@@ -70,7 +70,7 @@ class Checkpoint(Saver):
     """Saves a training now and then, and brings it back.
 
     Args:
-        folder: of this run alone, named by its `key`.
+        folder: of this run alone: below one named by its `key`, and named by the journal that has its losses so far.
         before: called before each save; what it writes is on the disk before the checkpoint counts.
     """
 
@@ -84,11 +84,18 @@ class Checkpoint(Saver):
         """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never.
 
         A checkpoint that cannot be used is refused with a warning, and removed.
+
+        Raises:
+            StorageError: it cannot be read at all.
         """
         for path in sorted(self._folder.glob("*.safetensors"), reverse=True):
             untouched = _encode(_state(outcome, stepper))
             try:
                 _apply(_decode(_verified(path)), outcome, stepper)
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be read ({error.strerror}): mend that, or delete it") from None
+            except (MemoryError, torch.OutOfMemoryError):
+                raise  # the checkpoint is not to blame
             except Exception as error:  # whatever damage makes the readers raise
                 _apply(_decode(untouched), outcome, stepper)
                 _warn(f"{path}: refused ({one_line(error)[:200]}): the training starts over")
@@ -127,13 +134,14 @@ class Checkpoint(Saver):
             if other != path:
                 other.unlink()
 
-    def remove(self) -> None:
-        """The run is complete: nothing goes on from here, nor from what other parameters have left."""
-        shutil.rmtree(self._folder.parent, ignore_errors=True)
+
+def remove(run: str) -> None:
+    """A run of that name is complete: remove its checkpoints, and what other parameters have left."""
+    shutil.rmtree(CHECKPOINTS / run, ignore_errors=True)
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    say(f"warning: {text}")
 
 
 def _verified(path: Path) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optlab import cache
 from optlab.config import CLASS_COUNT, Data
 from optlab.errors import DataError
 
@@ -102,8 +103,8 @@ def read_verified(folder: Path, dataset: str, name: str) -> bytes:
     digest = hashlib.sha1(content).hexdigest()
     if digest != DIGESTS[dataset][name]:
         raise DataError(
-            f"{path}: altered after the download (SHA-1 {digest}, not {DIGESTS[dataset][name]}): delete it, "
-            f"then run `dvc repro download`"
+            f"{path}: altered after the download (SHA-1 {digest}, not {DIGESTS[dataset][name]}): "
+            f"{cache.remedy(path, content, 'dvc repro download')}"
         )
     return content
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from optlab import archives
+from optlab import archives, files
 from optlab.data import DIGESTS, read_verified
-from optlab.errors import DataError, OptlabError, one_line
+from optlab.errors import DISK_ERRORS, DataError, OptlabError, StorageError, one_line
 
 ARCHIVE_VARIABLE = "CIFAR10_ARCHIVE"
 
@@ -69,6 +69,8 @@ def ensure(folder: Path, dataset: str) -> str:
             with tempfile.TemporaryDirectory(prefix="cifar10-") as temporary:
                 _install(archives.read(source.fetch(Path(temporary))), folder, dataset, source.name)
             return f"{folder}: downloaded from {source.name}, all digests match"
+        except StorageError:  # the next source would find the same disk
+            raise
         except (OptlabError, OSError) as error:
             reasons.append(f"{source.name}: {one_line(error)}")
             print(f"  no: {reasons[-1]}", flush=True)
@@ -107,6 +109,8 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
     except TimeoutError:
         raise DataError(f"no byte within {SILENCE_S:g} s") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise files.storage_error(target, error) from None
         raise DataError(f"broke off ({type(error).__name__}: {one_line(error)})") from None
     if total and bar.n != total:
         raise DataError(f"ended after {bar.n:,} of {total:,} bytes")
@@ -180,18 +184,26 @@ def _complete(folder: Path, dataset: str) -> bool:
     return True
 
 
-def _install(files: dict[str, bytes], folder: Path, dataset: str, source: str) -> None:
-    """Check all six digests, then put the files under their final names in one step each."""
+def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str) -> None:
+    """Check all six digests, then put the files under their final names in one step each.
+
+    Raises:
+        DataError: a digest is another.
+        StorageError: they cannot be written; none is put in place.
+    """
     for name, expected in DIGESTS[dataset].items():
-        digest = hashlib.sha1(files[name]).hexdigest()
+        digest = hashlib.sha1(contents[name]).hexdigest()
         if digest != expected:
             raise DataError(f"{source}: {name} has SHA-1 {digest}, not the published {expected}: refused")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _scratch(folder) as scratch:
-        for name in DIGESTS[dataset]:
-            (scratch / name).write_bytes(files[name])
-        for name in DIGESTS[dataset]:
-            (scratch / name).replace(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _scratch(folder) as scratch:
+            for name in DIGESTS[dataset]:
+                (scratch / name).write_bytes(contents[name])
+            for name in DIGESTS[dataset]:
+                (scratch / name).replace(folder / name)
+    except OSError as error:
+        raise files.storage_error(folder, error) from None
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """Errors that a user can mend: each is one line that says where it is and what to do."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+_PREAMBLE = "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words
 
 
 class OptlabError(Exception):
@@ -59,19 +62,31 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except OptlabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         sys.exit(1)
+    except BrokenPipeError:  # who reads the output has stopped; a print at exit would raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}: make room or mend it, then run the same command again", file=sys.stderr)
+        say(f"error: {where}{error.strerror}: make room or mend it, then run the same command again")
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
+def say(text: str) -> None:
+    """Print an error or a warning on stderr, on a line of its own also where a progress bar is at work."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_PREAMBLE)]
+    return (lines or [type(error).__name__])[0]

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from optlab import locks, processes
+from optlab import files, locks, processes
 from optlab.config import Config, run_id
-from optlab.errors import RunsFailedError
+from optlab.errors import BusyError, RunsFailedError
 from optlab.observers import PROGRESS_MARK, PROGRESS_VARIABLE
 from optlab.revision import DVC
 
@@ -58,7 +59,24 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
 def _plain(problem: str, target: str) -> None:
     """Run a stage and what it needs the plain way, without DVC's account of what it skips."""
     if processes.run([*DVC, "--wait-for-lock", "repro", "--quiet", target]):
+        other = _other_dvc()
+        if other:
+            raise BusyError(f"repro: {other} is at work in this folder: wait for it to end, or stop it")
         raise RunsFailedError(f"{problem}: see above")
+
+
+def _other_dvc() -> str | None:
+    """The process, if any, that DVC has noted as at work on stages; `--quiet` keeps DVC from saying so."""
+    try:
+        noted = json.loads((Path(".dvc") / "tmp" / "rwlock").read_text())
+        entries = [
+            *noted.get("write", {}).values(),
+            *(each for many in noted.get("read", {}).values() for each in many),
+        ]
+        alive = [entry for entry in entries if psutil.pid_exists(entry["pid"])]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return f"process {alive[0]['pid']} (`{alive[0]['cmd']}`)" if alive else None
 
 
 def available_cores() -> list[int]:
@@ -128,7 +146,9 @@ class Crew:
     def _run(self, run: str, cores: set[int], display: "Display") -> str | None:
         """Train and evaluate one run; returns why it failed, or None."""
         targets = [f"{self.pipeline}:{stage}@{run}" for stage in ("train", "evaluate")]
-        environment = os.environ | {PROGRESS_VARIABLE: "lines", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            PROGRESS_VARIABLE: "lines", processes.CALLER_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
         if self.threads > len(cores):
             environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with subprocess.Popen(
@@ -148,8 +168,8 @@ class Crew:
 
 
 def _reason(lines: list[str], status: int) -> str:
-    """Our own error line, else the last of a traceback, else DVC's, else the last of all."""
-    text = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in lines]
+    """Our own error line, else the last of a traceback, else DVC's, else the last of all that is not blank."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "".join(lines)).replace("blocked by:\n", "blocked by:").splitlines()
     for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception)\b.*)", r"ERROR: (.*)", r"(.+)"):
         found = [match[1] for line in text if (match := re.match(pattern, line))]
         if found:
@@ -230,6 +250,4 @@ class Lock:
         order = [name for name in self._order if name in entries]
         order += [name for name in entries if name not in self._order]
         if order != list(entries):
-            fresh = self._path.with_suffix(".lock.new")
-            fresh.write_text(head + "".join(entries[name] for name in order))
-            fresh.replace(self._path)
+            files.write(self._path, (head + "".join(entries[name] for name in order)).encode())

@@ -21,6 +21,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from optlab.errors import BusyError
 JOURNALS = Path(".optlab") / "journal"
 FIGURES = "figures"  # the folder of an evaluated run's pictures
 
+_EVENTS = "events.jsonl"
 _KEY_DIGITS = 16
 
 Point = tuple[str, float, int, int]
@@ -44,15 +46,16 @@ class Journal:
     """An append-only list of events in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.path = folder, folder / _EVENTS
         self.before_end: Callable[[], None] = lambda: None  # set by who still holds figures back
 
     @classmethod
-    def create(cls, run: str, key: str = "") -> "Journal":
+    def create(cls, run: str, key: str = "", draft: bool = False) -> "Journal":
         """A new, empty journal; its folder's name starts with the time, so names sort by age.
 
         Args:
             key: a digest of all that decides the run, for `resumable` to find it by.
+            draft: nobody sees it until `publish` is called; a kill before that leaves nothing to be sent.
 
         Raises:
             StorageError: the folder cannot be made.
@@ -63,11 +66,10 @@ class Journal:
             folder.mkdir(parents=True)
         except OSError as error:
             raise files.storage_error(folder, error) from None
-        return cls(folder)
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "events.jsonl"
+        created = cls(folder)
+        if draft:
+            created.path = folder / "events.draft"
+        return created
 
     def append(self, event: str, **values: Any) -> None:
         """Write one event, whole, before anything else happens.
@@ -78,11 +80,8 @@ class Journal:
         line = json.dumps({"event": event, **values}).encode() + b"\n"
         try:
             with self.path.open("ab+", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                if size:
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a kill cut the line before
-                        line = b"\n" + line
+                size = _whole(file)
+                file.truncate(size)  # a kill cut the line after that
                 try:
                     while line:  # a disk that fills up takes a part of it first
                         line = line[file.write(line) :]
@@ -95,9 +94,23 @@ class Journal:
     def to_disk(self) -> None:
         """Return when all that was written would survive a power failure."""
         self.before_end()
+        self.sync()
+
+    def sync(self) -> None:
+        """Bring what is in the file to the disk."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
+
+    def length(self) -> int:
+        """How many whole lines it has."""
+        return sum(1 for _ in self.events())
+
+    def publish(self) -> None:
+        """End the draft: from now on the journal is seen, and sent."""
+        if self.path != self.folder / _EVENTS:
+            self.sync()
+            self.path = self.path.rename(self.folder / _EVENTS)
 
     def begin(self, facts: dict[str, Any], steps_done: int) -> None:
         """Say that the run starts; or, where an earlier process has said that, that it goes on after so many steps."""
@@ -107,6 +120,8 @@ class Journal:
             return
         last = lifecycle[-1]
         after = last["status"] if last["event"] == "end" and not last.get("killed") else "killed"
+        if after in ("completed", "diverged"):
+            after += ", but stopped before its result was recorded"
         number = 1 + sum(each["event"] == "resume" for each in lifecycle)
         self.append("resume", time=now_ms(), step=steps_done, after=after, number=number)
 
@@ -147,10 +162,14 @@ class Journal:
         if not lifecycle or lifecycle[-1]["event"] == "end":
             return
         with contextlib.suppress(BusyError), locks.holding(self.lock_name(lifecycle[0])):
-            if self.lifecycle()[-1]["event"] != "end":  # it may have ended by itself since
-                times = [when for event in self.events() for _, _, when, _ in event.get("points", ())]
-                last = max([lifecycle[-1]["time"], *times])
-                self.append("end", status="interrupted", time=last, killed=True)
+            self._end_of_dead()
+
+    def _end_of_dead(self) -> None:
+        lifecycle = self.lifecycle()
+        if lifecycle and lifecycle[-1]["event"] != "end":
+            times = [when for event in self.events() for _, _, when, _ in event.get("points", ())]
+            last = max([lifecycle[-1]["time"], *times])
+            self.append("end", status="interrupted", time=last, killed=True)
 
     @staticmethod
     def lock_name(start: dict[str, Any]) -> str:
@@ -177,13 +196,15 @@ class Journal:
     def events(self, start: int = 0, skip: str = "") -> Iterator[dict[str, Any]]:
         """The events from number `start` on, but those of the kind `skip`.
 
-        A line cut short by a kill is an event `cut`, or left out at the end.
+        A line at the end that is cut short, or still being written, is left out; a damaged one is an event `cut`.
         """
         if not self.path.exists():
             return
         with self.path.open(errors="replace") as file:
             for number, line in enumerate(file):
-                if number >= start and line.endswith("\n") and not (skip and line.startswith(f'{{"event": "{skip}"')):
+                if not line.endswith("\n"):
+                    return  # what follows by now is the rest of it
+                if number >= start and not (skip and line.startswith(f'{{"event": "{skip}"')):
                     yield self._parse(line)
 
     @staticmethod
@@ -193,6 +214,27 @@ class Journal:
         except ValueError:
             event = None
         return event if isinstance(event, dict) and "event" in event else {"event": "cut"}
+
+
+def _whole(file: FileIO) -> int:
+    """The number of bytes up to the end of the last whole line."""
+    size = file.seek(0, os.SEEK_END)
+    while size:
+        start = max(0, size - 65536)
+        file.seek(start)
+        found = file.read(size - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return 0
+
+
+def end_abandoned(lock: str, own: Journal) -> None:
+    """End every other journal of the runs that this lock guards; whoever holds it knows that they are dead."""
+    for journal in all_journals():
+        start = journal.lifecycle()[:1]
+        if start and journal.folder != own.folder and Journal.lock_name(start[0]) == lock:
+            journal._end_of_dead()
 
 
 def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:

@@ -1,5 +1,6 @@
 """One process at a time on the same outputs."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,8 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
             f"{name}: {_who(owner)} is at work on it in this folder: wait for it to end, or stop it"
         ) from None
     try:
-        owner.write_text(str(os.getpid()))
+        with contextlib.suppress(OSError):  # on a full disk, nobody is told who
+            owner.write_text(str(os.getpid()))
         yield
     finally:
         lock.release()

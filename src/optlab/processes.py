@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 PATIENCE_S = 20.0  # between asking a process to stop and killing it
+CALLER_VARIABLE = "OPTLAB_PID"  # of the `optlab repro` that starts several trainings
 _LOOK_S = 0.5  # how often to see whether the caller is alive
 
 
@@ -23,6 +24,8 @@ def follow_caller() -> None:
     Killed, they leave what they started, which would then write beside the next one.
     """
     callers = [each for each in psutil.Process().parents() if _is_caller(each)]
+    if _orphaned(callers):
+        raise KeyboardInterrupt
 
     def follow() -> None:
         while all(_is_alive(each) for each in callers):
@@ -33,6 +36,14 @@ def follow_caller() -> None:
 
     if callers:
         threading.Thread(target=follow, name="caller", daemon=True).start()
+
+
+def _orphaned(callers: list[psutil.Process]) -> bool:
+    """Whether one of them was gone before this process could look: their marks are in the environment."""
+    if "DVC_STAGE" in os.environ and not callers:  # set by DVC for what it starts
+        return True
+    number = os.environ.get(CALLER_VARIABLE)
+    return number is not None and not any(str(each.pid) == number for each in callers)
 
 
 def _is_caller(process: psutil.Process) -> bool:
@@ -58,7 +69,9 @@ def terminable() -> Iterator[None]:
     children could not be interrupted otherwise.
     """
 
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
+        numbers.append(signal.SIGHUP)
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in numbers:

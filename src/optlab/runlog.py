@@ -79,18 +79,19 @@ def _user() -> str:
 def ending(journal: Journal) -> Iterator[None]:
     """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
 
-    try:
-        with processes.terminable():
+    with processes.terminable():
+        try:
             yield
-    except BaseException as error:
-        with suppress(StorageError):  # on a full disk, the next process says that this one has ended
-            journal.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        raise
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when who reads its output is gone
+            with suppress(StorageError):  # on a full disk, the next process says that this one has ended
+                journal.end("interrupted" if stopped else "failed")
+            raise
 
 
 def restored(config: Config, files: RunFiles, weights: Path | None, trained: dict[str, Any], conditions: dict[str, Any],
              when: int | None = None, git: dict[str, str] | None = None) -> Journal:  # fmt: skip
-    """A journal for a run that was not trained here but came with the record, which has no times.
+    """A draft of a journal for a run that was not trained here but came with the record, which has no times.
 
     Args:
         weights: the file, where it is at hand.
@@ -100,7 +101,7 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: dic
         git: the tags of the revision that the record is from; default: the present one.
     """
     digest, when = trained["weights_sha256"], now_ms() if when is None else when
-    journal = Journal.create(files.id, digest)
+    journal = Journal.create(files.id, digest, draft=True)
     unknown = {"device": "unknown", "cpu": "unknown", "cpu_capability": "unknown", "python": "unknown"}
     known = unknown | {"packages": {"torch": "unknown"}} | conditions
     opening = facts(config, files.folder, files.optimizer, files.seed, known, git) | {"time": when}

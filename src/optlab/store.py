@@ -78,8 +78,8 @@ def connect() -> "MlflowClient":
     _knock()
     import mlflow
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs an error's traceback, and raises the error too
     # Said by torch's export for every small tensor, about a case that is not ours.
     warnings.filterwarnings("ignore", "No complete tensor found in the group")
     if is_local():
@@ -142,5 +142,9 @@ def _create_database() -> None:
 
     fresh = Path(f".mlflow.db.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    mlflow.MlflowClient(f"sqlite:///{fresh.absolute()}").search_experiments()
-    fresh.replace(DATABASE)
+    try:
+        mlflow.MlflowClient(f"sqlite:///{fresh.absolute()}").search_experiments()
+        fresh.replace(DATABASE)
+    finally:
+        for left in Path().glob(f"{fresh}*"):  # a full disk is not to be filled further
+            left.unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from optlab import store, tracking
+from optlab import journal, runlog, sending, store, tracking
 from optlab.comparison import Comparison
 from optlab.errors import one_line
 from optlab.runlog import experiment as experiment_name
@@ -30,6 +30,7 @@ def publish(compared: Comparison, folder: Path) -> str:
     """Bring MLflow up to date and return what to tell the user; trouble with a server is a warning."""
     name = experiment_name(folder)
     try:
+        _complete(compared)
         if not tracking.push_pending():
             return _AWAY
         client = store.connect()
@@ -44,6 +45,15 @@ def publish(compared: Comparison, folder: Path) -> str:
         print(f"warning: MLflow at {store.uri()}: {one_line(error)[:200]}", file=sys.stderr)
         return _AWAY
     return _addresses(experiment, [run.info.run_id for run in current.values()])
+
+
+def _complete(compared: Comparison) -> None:
+    """Evaluate in the journal what was trained once more with the same weights: DVC runs no second evaluation then."""
+    for run in compared.runs:
+        log = journal.find(run.files.id, run.trained["weights_sha256"])
+        if log is not None and not log.evaluated:
+            weights = run.files.weights if run.files.weights.exists() else None
+            runlog.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
 
 
 def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison)
 
 def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     """Give the champion's logged model the alias; a model that is registered already gets no second version."""
-    model_id = tracking.logged_model(client, run.info.run_id)
+    model_id = sending.logged_model(client, run.info.run_id)
     if model_id is None:
         return
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")

@@ -7,7 +7,7 @@ import safetensors
 from safetensors.torch import save
 from torch import nn
 
-from optlab import files, models
+from optlab import cache, files, models
 from optlab.errors import WeightsError
 
 
@@ -46,12 +46,13 @@ def read(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.M
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}: run `dvc repro` or `dvc pull`") from None
     except safetensors.SafetensorError as error:
-        raise WeightsError(f"{path}: damaged or not safetensors ({error}): delete it, then run `dvc repro`") from None
+        remedy = cache.remedy(path, content, "dvc repro")
+        raise WeightsError(f"{path}: damaged or not safetensors ({error}): {remedy}") from None
     digest = hashlib.sha256(content).hexdigest()
     if expected not in (None, digest):
         raise WeightsError(
             f"{path}: altered since it was written (SHA-256 {digest[:12]}…, recorded {str(expected)[:12]}…): "
-            f"delete it, then run `dvc repro`"
+            f"{cache.remedy(path, content, 'dvc repro')}"
         )
     if name is None:
         raise WeightsError(f"{path}: does not say which model it belongs to: it was not written by optlab")

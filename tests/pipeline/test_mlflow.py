@@ -1,11 +1,15 @@
 """What MLflow holds after a run, and what happens where it cannot be reached."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import projects
 import pytest
+from PIL import Image
 
 LOOK = """
 import json, logging, mlflow
@@ -89,6 +93,39 @@ def test_artifacts_move_with_the_repository(logged, copied):
     assert "weights/adam-0.safetensors" in run["files"]
     path = copied.top / "mlruns" / logged["location"].split("/")[1] / run["id"] / "artifacts/weights/adam-0.safetensors"
     assert path.read_bytes() == (copied.top / "models/adam-0.safetensors").read_bytes()
+
+
+PREDICT = """
+import logging, sys, mlflow, numpy as np
+logging.disable(logging.WARNING)
+model = mlflow.pyfunc.load_model("models:/optlab-cifar10@champion")
+print(np.asarray(model.predict(np.full((2, 3, 32, 32), 0.5, np.float32))).shape)
+(run,) = mlflow.MlflowClient().search_runs(["1"], "attributes.run_name = 'adam'")
+print(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="weights/adam-0.safetensors",
+                                          dst_path=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_all_works_in_another_place(reproduced, tmp_path, how):
+    project = reproduced[0].copy(tmp_path / "first")
+    if how == "moved":  # nothing may be left that the old place still answers for
+        (tmp_path / "elsewhere").mkdir()
+        shutil.move(project.top, tmp_path / "elsewhere" / "moved")
+        project = projects.Project(tmp_path / "elsewhere" / "moved")
+    # The tutorial's pipeline has not run: it is not asked about.
+    assert project.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
+    again = project.run("dvc", "repro")
+    assert (again.returncode, "Running stage" in again.stdout) == (0, False), again.stdout
+    assert "weights/adam-0.safetensors" in run_of(look(project), "adam")["files"]
+    result = project.run(sys.executable, "-c", PREDICT, str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    shape, downloaded = result.stdout.splitlines()[-2:]
+    assert shape == "(2, 10)"
+    assert Path(downloaded).read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
+    Image.new("L", (40, 40), 128).save(tmp_path / "grey.png")
+    assert project.run("optlab", "predict", str(tmp_path / "grey.png")).stdout.count("%") == 3
+    assert "has everything: no runs had something to send" in project.run("optlab", "sync").stdout
 
 
 def test_the_champion_answers(reproduced, tmp_path):

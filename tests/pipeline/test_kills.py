@@ -1,0 +1,144 @@
+"""Killed, or started twice: nothing is left at work, nothing is written by two, and the next call goes on."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import projects
+import pytest
+from projects import checkpoints, logged_runs, processes_below, started, until
+
+PROGRAMS = Path(sys.executable).parent
+DVC = (str(PROGRAMS / "dvc"), "repro")
+OPTLAB = (str(PROGRAMS / "optlab"), "repro", "--jobs", "2")
+STAGE = (sys.executable, "pipeline/train.py", "adam", "0")
+IMPATIENT = """
+import runpy, sys
+from optlab import locks
+locks.PATIENCE_S = 2.0
+sys.argv = ["pipeline/train.py", "adam", "0"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def project(longer, tmp_path):
+    return longer.copy(tmp_path / "project")
+
+
+def events_of(project, run="adam-0"):
+    """Those of the newest journal."""
+    path = max(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def gone_within(project, seconds):
+    deadline = time.monotonic() + seconds
+    while processes_below(project.top):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def assert_continued(project, before, undisturbed, interruptions):
+    """The bytes of an undisturbed run, and one run in MLflow for each training, with every step once."""
+    assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
+    runs = [each for run, each in logged_runs(project).items() if run not in before]
+    assert sorted(run["name"] for run in runs) == ["adam", "sgd"]
+    for run in runs:
+        assert run["status"] == "FINISHED"
+        assert run["steps"] == list(range(7 * 40))
+    assert next(run for run in runs if run["name"] == "adam")["tags"]["interruptions"] == interruptions
+
+
+@pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
+def test_the_training_stops_with_its_caller_and_the_next_call_goes_on(project, undisturbed, command):
+    before = logged_runs(project)
+    with started(project, *command) as caller:
+        until(caller, lambda: checkpoints(project))
+        assert any("pipeline/train.py" in each.cmdline() for each in processes_below(project.top))
+        caller.send_signal(signal.SIGKILL)
+        caller.wait()
+        assert gone_within(project, 20)
+    assert events_of(project)[-1]["event"] == "end"
+    assert events_of(project)[-1]["status"] == "interrupted"
+    again = project.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"adam-0  continues after step \d+", again.stdout), again.stdout
+    assert_continued(project, before, undisturbed, "1")
+    assert "up to date" in project.run("dvc", "repro").stdout
+
+
+def test_a_killed_training_is_ended_by_sync(project):
+    before = logged_runs(project)
+    with started(project, *STAGE) as process:
+        until(process, lambda: set(logged_runs(project)) - set(before))
+        (run,) = set(logged_runs(project)) - set(before)
+        until(process, lambda: any(each["event"] == "metrics" for each in events_of(project)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert logged_runs(project)[run]["status"] == "RUNNING"
+    result = project.run("optlab", "sync")
+    assert result.returncode == 0, result.stderr
+    assert logged_runs(project)[run]["status"] == "KILLED"
+    assert logged_runs(project)[run]["tags"]["status"] == "interrupted"
+
+
+def one_error(result):
+    text = result.stdout + result.stderr
+    assert "Traceback" not in text, text
+    assert result.returncode != 0
+    found = re.findall(r"^(?:error|ERROR): (.*)", text, re.MULTILINE)
+    assert found, text
+    return found
+
+
+def test_a_second_one_says_who_is_at_work(project):
+    """Of each kind beside each kind; no output appears, and one process at a time wrote each journal."""
+    project.edit("params.yaml", "epochs: 40", "epochs: 50000")
+    journals = set(project.top.glob(".optlab/journal/*"))
+
+    def new(run="adam-0"):
+        return [path for path in set(project.top.glob(f".optlab/journal/*-{run}-*")) - journals if any(path.iterdir())]
+
+    with started(project, *DVC) as first:
+        until(first, lambda: checkpoints(project) or checkpoints(project, "sgd-0"))
+        second = project.run(*DVC)
+        assert "is busy" in one_error(second)[0]
+        assert f"(PID {first.pid}): " in second.stderr
+        assert one_error(project.run(*OPTLAB)) == [
+            f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: wait for it to end, or stop it"
+        ]
+        assert len(new()) + len(new("sgd-0")) <= 2
+    with started(project, *OPTLAB) as first:
+        until(first, lambda: checkpoints(project) and checkpoints(project, "sgd-0"))
+        (line,) = one_error(project.run(*OPTLAB))
+        assert line.startswith(f"repro: process {first.pid} (`") and "optlab repro" in line
+        assert "is at work on it in this folder: wait for it to end, or stop it" in line
+        second = project.run(*DVC)
+        assert "is busy" in one_error(second)[0] and "(PID " in second.stderr
+        (line,) = one_error(project.run(sys.executable, "-c", IMPATIENT))
+        assert re.match(r"optlab-adam-0: process \d+ \(`.*pipeline/train.py adam 0`\) is at work", line), line
+        assert not list(project.top.glob("models/*"))  # each was removed before its training, and none has ended
+    assert len(new()) == len(new("sgd-0")) == 1
+    steps = [point[3] for event in events_of(project) for point in event.get("points", ()) if point[0] == "step/loss"]
+    assert steps == list(range(len(steps)))
+
+
+def test_two_stages_by_hand_take_turns(project, undisturbed):
+    """The second waits for the first, then does the same again, to the same bytes."""
+    with started(project, *STAGE) as first:
+        until(first, lambda: list(project.top.glob(".optlab/locks/optlab-adam-0.pid")) and checkpoints(project))
+        second = project.stage("train", "adam", "0")
+        assert first.poll() == 0  # by the time the second one ends
+    assert second.returncode == 0, second.stderr
+    assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
+    kinds = [event["event"] for event in events_of(project) if event["event"] in ("start", "resume", "end")]
+    assert kinds == ["start", "end", "resume", "end"]
+    assert os.listdir(project.top / ".optlab" / "checkpoints") == []  # noqa: PTH208
+    assert projects.processes_below(project.top) == []

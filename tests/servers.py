@@ -1,0 +1,90 @@
+"""A real MLflow server that can be killed, stopped and started again; what its database holds, read with SQL."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from projects import Project
+
+
+class Server:
+    """An MLflow server of its own, on SQLite, that can be killed, stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.database = folder / "server.db"
+        self.start()
+
+    def start(self) -> None:
+        environment = os.environ | {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        self.process = subprocess.Popen(
+            [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}",
+             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)],
+            cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        if not wait_until(self.answers, 120):
+            raise SystemExit("the MLflow server did not start")
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+
+def wait_until(condition: Any, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def runs_in(database: Path) -> list[str]:
+    """The status of every run."""
+    with closing(sqlite3.connect(database)) as connection:
+        return [status for (status,) in connection.execute("SELECT status FROM runs")]
+
+
+def metrics_in(database: Path) -> Counter[tuple[Any, ...]]:
+    """(name, step, value, time) of every metric, and how often it is there."""
+    with closing(sqlite3.connect(database)) as connection:
+        return Counter(
+            connection.execute("SELECT key, step, CASE WHEN is_nan THEN 'nan' ELSE value END, timestamp FROM metrics")
+        )
+
+
+def journalled(project: Project) -> Counter[tuple[Any, ...]]:
+    """What the journal says MLflow should have, with its times."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for path in (project.top / ".optlab" / "journal").glob("*/events.jsonl"):
+        for line in path.read_text().splitlines():
+            for name, value, when, step in json.loads(line).get("points", ()):
+                found[name, step, value, when] += 1
+    return found
