@@ -190,7 +190,7 @@ def checkpoint_cost() -> None:
             self.times.append(time.monotonic() - began)
 
     project.enter()
-    device = conditions.apply(2)
+    device = conditions.apply(config.load().training)
     for model, images, epochs in (("zilliax", 45000, 5), ("resnet18", 2560, 1)):
         settings = config.load().model_dump(by_alias=True) | {"model": model}
         settings["data"] |= {"train_size": images, "validation_size": 100}

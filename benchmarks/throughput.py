@@ -36,12 +36,12 @@ TOP = Path(__file__).resolve().parents[1]
 RESULTS = TOP / "benchmarks" / "RESULTS.md"
 
 
-def settings(images: int, precision: str, epochs: int = 1) -> config.Config:
+def settings(images: int, precision: str, epochs: int = 1, numerics: str = "fast") -> config.Config:
     """The comparison's own params.yaml, with SGD alone and less of the data."""
     values = config.load(TOP / config.PARAMS).model_dump(by_alias=True)
     values["optimizers"] = {"sgd": {"class": "SGD", "lr": LR}}
     values["data"]["train_size"] = images
-    values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH}
+    values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH, "numerics": numerics}
     return config.Config.model_validate(values)
 
 
@@ -150,16 +150,17 @@ class Timed(training.Observer):
         self._call(self._inner.on_epoch, *arguments)
 
 
-def run_optlab(images: int, precision: str, epochs: int = 1, connected: bool = True) -> dict[str, float]:
+def run_optlab(images: int, precision: str, epochs: int = 1, connected: bool = True,
+               numerics: str = "fast") -> dict[str, float]:  # fmt: skip
     """One training as the pipeline does it, with progress, journal and MLflow, in a repository of its own.
 
     `logging`: the wall time in progress bar and journal, plus the CPU time of the thread that fills MLflow, plus
     the time that the end waits for it, over the wall time of all. `connected`: MLflow is imported and has its database
     before the clock starts; a short measurement would count little else.
     """
-    chosen = settings(images, precision, epochs)
+    chosen = settings(images, precision, epochs, numerics)
     splits = data.load(TOP / project.DATA, chosen.data)
-    device = conditions.apply(chosen.training.threads)
+    device = conditions.apply(chosen.training)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
@@ -207,7 +208,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "tutorial": lambda arguments: run_tutorial(arguments.images),
     "lightning": lambda arguments: run_lightning(arguments.images),
     "optlab fp32": lambda arguments: run_optlab(arguments.images, "fp32"),
-    "optlab portable": lambda arguments: run_optlab(arguments.images, "fp32"),  # `measure` sets its variables
+    "optlab portable": lambda arguments: run_optlab(arguments.images, "fp32", numerics="portable"),
     "optlab bf16": lambda arguments: run_optlab(arguments.bf16_images, "bf16"),
     "peak fp32": lambda arguments: run_peak("fp32"),
     "peak bf16": lambda arguments: run_peak("bf16"),
@@ -221,7 +222,7 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run one contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", contender, "--images", str(arguments.images)]
     command += ["--bf16-images", str(arguments.bf16_images)]
-    environment = os.environ | (PORTABLE if contender == "optlab portable" else {})
+    environment = os.environ | (PORTABLE if contender == "optlab portable" else {})  # read while torch is imported
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         sys.exit(f"{contender} failed:\n{result.stderr}")

@@ -16,7 +16,7 @@ def main() -> None:
     numerics.prepare(settings.training)  # before anything imports torch
     from optlab import conditions, data, evaluation, journal, record, runlog, tracking, training, weights
 
-    conditions.apply(settings.training.threads)
+    conditions.apply(settings.training)
     test = data.load_test(project.DATA, settings.data)
     files = record.RunFiles(folder, name, seed)
     trained = record.read_json(files.training)

@@ -18,7 +18,7 @@ def main() -> None:
     from optlab.journal import Journal, end_abandoned, resumable
     from optlab.tracking import Live
 
-    device = conditions.apply(settings.training.threads)
+    device = conditions.apply(settings.training)
     optimizers.check(settings)
     if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")

@@ -12,8 +12,8 @@ from optlab import checkpoint, conditions, data, models, optimizers, training, w
 
 
 @pytest.fixture(scope="module")
-def device():
-    return conditions.apply(threads=2)
+def device(small_config):
+    return conditions.apply(small_config().training)
 
 
 class Cut(Exception):

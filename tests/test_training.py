@@ -10,8 +10,8 @@ from optlab import conditions, data, models, optimizers, training, weights
 
 
 @pytest.fixture(scope="module")
-def device():
-    return conditions.apply(threads=2)
+def device(small_config):
+    return conditions.apply(small_config().training)
 
 
 def run(config, sample, device, name="sgd", seed=0, observers=()):

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from optlab import portable
+from optlab.config import Training
 from optlab.numerics import PORTABLE
 
 # Read by the libraries while they load. CUBLAS_WORKSPACE_CONFIG makes cuBLAS repeatable.
@@ -35,9 +37,11 @@ def public_version(package: str) -> str:
     return version(package).partition("+")[0]
 
 
-def apply(threads: int) -> torch.device:
+def apply(training: Training) -> torch.device:
     """Fix the number of threads, choose repeatable algorithms, and return the device to train on."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(training.threads)
+    if training.numerics == "portable":
+        portable.install()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs speed

@@ -22,7 +22,6 @@ CLASS_COUNT = 10
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300
-PORTABLE_THREADS = (1, 2, 4)  # with which `numerics: portable` gives the same bits; docs/determinism.md
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 
 Hyperparameter = bool | int | float | str | None | list[int | float]
@@ -130,11 +129,6 @@ class Training(Strict):
 
     @model_validator(mode="after")
     def _portable(self) -> "Training":
-        if self.numerics == "portable" and self.threads not in PORTABLE_THREADS:
-            raise ValueError(
-                f"threads must be 1, 2 or 4 with `numerics: portable`, not {self.threads}: other numbers round in "
-                f"ways of their own"
-            )
         if self.numerics == "portable" and self.precision != "fp32":
             raise ValueError("precision must be fp32 with `numerics: portable`: no CPU held to AVX2 multiplies bf16")
         return self

@@ -1,8 +1,9 @@
 """Which instructions the numerical libraries may use: variables that they read while they load.
 
-`fast` leaves it to them. `portable` holds ATen, oneDNN and MKL to AVX2, and MKL to one code path for every number of
-threads, so that 1, 2 and 4 threads, and CPUs with and without AVX-512, round alike: docs/determinism.md says how far.
-Nothing here imports torch: once it is imported, the variables are without effect.
+`fast` leaves it to them. `portable` holds ATen and oneDNN to AVX2 and MKL to the one code path that Intel documents for
+every make of CPU, and `optlab.portable` replaces what still depends on the make or on the number of threads:
+docs/determinism.md says how far that holds. Nothing here imports torch: once it is imported, the variables are without
+effect.
 """
 
 import os
@@ -11,7 +12,8 @@ import sys
 from optlab.config import Config, Training
 from optlab.errors import ConfigError
 
-PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+MEASURED_MODELS = ("zilliax", "resnet18")  # with every dense class of torch.optim
 
 
 def prepare(training: Training) -> None:
@@ -35,19 +37,17 @@ def prepare(training: Training) -> None:
 
 
 def limits(config: Config) -> list[str]:
-    """Why `portable` does not give the same bits for every number of threads here, one sentence a reason.
-
-    Found by measurement: docs/determinism.md.
-    """
+    """What nobody has measured `portable` with, one sentence each: docs/determinism.md has what was."""
     if config.training.numerics == "fast":
         return []
-    found = []
-    if config.model != "zilliax":
-        found.append(f"model {config.model}: batch normalisation is summed by thread; only zilliax was found to agree")
-    for name, spec in config.optimizers.items():
-        if spec.class_ == "LBFGS" or "." in spec.class_:
-            found.append(f"optimizers.{name}: {spec.class_} is not among those found to agree")
-    sizes = {config.training.batch_size, config.data.train_size % config.training.batch_size}
-    for size in sorted(sizes & set(range(2, 10))):
-        found.append(f"batches of {size} images (2 to 9 do not agree): choose another batch_size, such as 50")
-    return [f"warning: numerics: portable: other numbers of threads give other bits: {reason}" for reason in found]
+    untried = [] if config.model in MEASURED_MODELS else [f"model: {config.model}"]
+    untried += [
+        f"optimizers.{name}: {spec.class_}"
+        for name, spec in config.optimizers.items()
+        if any("." in each.class_ for each in (spec, spec.fallback) if each)
+    ]
+    return [
+        f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "
+        f"may give other bits"
+        for each in untried
+    ]

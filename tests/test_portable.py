@@ -1,0 +1,175 @@
+"""What `numerics: portable` replaces: near to torch's own, and the same in every order."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from optlab import portable
+
+
+@pytest.fixture
+def installed():
+    """A function that computes twice: by torch's own operations, then by those that replace them."""
+
+    def both(compute):
+        assert portable._library is None
+        own = compute()
+        portable.install()
+        try:
+            return own, compute()
+        finally:
+            portable._library._destroy()
+            portable._library = None
+
+    return both
+
+
+def wide(seed, *shape):
+    """Numbers of both signs over fifteen powers of ten."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * 10 ** (torch.rand(shape, generator=generator) * 15 - 10)
+
+
+def test_the_order_of_64_terms_does_not_matter():
+    a, b = wide(0, 20, 64), wide(1, 64, 30)
+    orders = [torch.randperm(64, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
+    found = portable.product(a, b)
+    assert all(torch.equal(portable.product(a[:, order], b[order]), found) for order in orders)
+    assert not all(torch.equal(a[:, order] @ b[order], a @ b) for order in orders)  # or else this could not see it
+
+
+@pytest.mark.parametrize("terms", [1, 2, 63, 64, 65, 128, 1000, 1024])
+@pytest.mark.parametrize("values", [lambda *shape: torch.randn(shape), lambda *shape: torch.rand(shape)])
+def test_a_product_is_about_as_near_as_float32(terms, values):
+    torch.manual_seed(terms)
+    a, b = values(33, terms), values(terms, 17)
+    true = a.double() @ b.double()
+    own, other = ((each.double() - true).norm() / true.norm() for each in (a @ b, portable.product(a, b).float()))
+    assert other < max(3 * own, 2e-7)
+
+
+def test_a_product_of_small_whole_numbers_is_exact():
+    a, b = torch.arange(-50.0, 50).view(10, 10), torch.arange(100.0).view(10, 10)
+    assert torch.equal(portable.product(a, b), a.double() @ b.double())
+
+
+def test_a_product_of_nothing_and_of_zeros():
+    assert portable.product(torch.ones(3, 0), torch.ones(0, 2)).tolist() == [[0.0, 0.0]] * 3
+    assert portable.product(torch.zeros(3, 70), torch.ones(70, 2)).tolist() == [[0.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_stays_so(bad):
+    a = torch.ones(2, 100)
+    a[1, 70] = bad
+    found = portable.product(a, torch.ones(100, 3))
+    assert found[0].tolist() == [100.0] * 3
+    assert not found[1].isfinite().any()
+
+
+def test_tiny_and_huge_numbers():
+    a, b = torch.tensor([[1e-40, 3e38]]), torch.tensor([[1e-40, 0.0], [0.0, 3e38]])
+    found = portable.product(a, b)
+    assert found[0, 1] == pytest.approx(9e76)
+    assert portable.product(a[:, :1], b[:1, :1]).item() == pytest.approx(1e-80, rel=1e-4)  # a float32's last bits
+
+
+def test_square_roots_are_the_nearest_numbers(installed):
+    x = wide(3, 1000).abs()
+    _, found = installed(lambda: (x.sqrt(), x.clone().sqrt_(), x.double().sqrt(), torch.tensor(-1.0).sqrt()))
+    exact = [np.float32(math.sqrt(value)) for value in x.tolist()]  # a float64's root, rounded, is the nearest float32
+    assert found[0].tolist() == exact
+    assert found[1].tolist() == exact
+    assert found[2].tolist() == [math.sqrt(value) for value in x.tolist()]
+    assert math.isnan(found[3])
+
+
+def close(pair):
+    for own, other in zip(*pair, strict=True):
+        assert own.dtype == other.dtype
+        torch.testing.assert_close(other, own, rtol=2e-4, atol=2e-5)
+
+
+def test_linear_layers_and_their_gradients(installed):
+    x, w, b = torch.randn(50, 100, requires_grad=True), torch.randn(7, 100, requires_grad=True), torch.randn(7)
+    b.requires_grad_()
+
+    def compute():
+        y = F.linear(x, w, b)
+        return y, *torch.autograd.grad(y.square().sum(), (x, w, b))
+
+    close(installed(compute))
+    close(installed(lambda: (torch.addmm(b, x, w.t(), beta=0.5, alpha=2), torch.addmm(b, x, w.t(), beta=0))))
+    close(installed(lambda: ((x.bfloat16() @ w.bfloat16().t()).float() / 10, x.flatten().dot(x.flatten()))))
+
+
+def test_whole_numbers_are_left_alone(installed):
+    x = torch.arange(600)
+    own, other = installed(lambda: [x.view(20, 30) @ x.view(30, 20), x.dot(x), x.sum()])
+    assert all(torch.equal(one, two) for one, two in zip(own, other, strict=True))
+
+
+def test_factors_of_two_types_are_refused_as_ever(installed):
+    def compute():
+        with pytest.raises(RuntimeError, match="dtype"):
+            torch.ones(2, 3) @ torch.ones(3, 2).double()
+
+    installed(compute)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalisation(installed, affine, training):
+    x = torch.randn(6, 5, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def compute():
+        torch.manual_seed(0)
+        layer = torch.nn.BatchNorm2d(5, affine=affine).train(training)
+        for parameter in layer.parameters():
+            torch.nn.init.uniform_(parameter, 0.5, 2)
+        y = layer(x * 3 + 1)
+        gradients = torch.autograd.grad(
+            (y * torch.linspace(0, 1, y.numel()).view_as(y)).sum(), (x, *layer.parameters())
+        )
+        return y, *gradients, layer.running_mean, layer.running_var
+
+    close(installed(compute))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "settings"),
+    [(5, {"padding": 2}), (3, {"stride": 2, "padding": 1}), (1, {"stride": 2}), (1, {}), (1, {"groups": 2}),
+     (1, {"padding": 1}), (3, {"dilation": 2})],
+)  # fmt: skip
+@pytest.mark.parametrize("wanted", ["xwb", "wb", "x", "b", "xw"])
+def test_gradients_of_convolutions(installed, kernel, settings, wanted):
+    channels = 4 // settings.get("groups", 1)
+    tensors = {"x": torch.randn(3, 4, 9, 9), "w": torch.randn(6, channels, kernel, kernel), "b": torch.randn(6)}
+    for name in wanted:
+        tensors[name].requires_grad_()
+
+    def compute():
+        y = F.conv2d(tensors["x"], tensors["w"], tensors["b"], **settings)
+        return y, *torch.autograd.grad(y.square().sum(), [tensors[name] for name in wanted])
+
+    close(installed(compute))
+
+
+def test_sums(installed):
+    x = torch.randn(40, 50)
+    close(installed(lambda: (x.sum(), x.sum((0, 1)), x.sum(0), x.sum(1, keepdim=True), x.sum(dtype=torch.float64))))
+    assert portable.total(torch.ones(1000)) == 1000
+
+
+def test_the_number_of_threads_is_left_as_it_was(installed):
+    before = torch.get_num_threads()
+    x, w = torch.randn(3, 4, 8, 8), torch.randn(6, 4, 3, 3, requires_grad=True)
+    try:
+        torch.set_num_threads(3)
+        installed(lambda: F.conv2d(x, w).sum().backward())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
