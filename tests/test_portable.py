@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab import portable
+from optlab import exact, portable
 
 
 @pytest.fixture
@@ -33,11 +33,17 @@ def wide(seed, *shape):
     return torch.randn(shape, generator=generator) * 10 ** (torch.rand(shape, generator=generator) * 15 - 10)
 
 
-def test_the_order_of_64_terms_does_not_matter():
-    a, b = wide(0, 20, 64), wide(1, 64, 30)
+def dense(seed, *shape):
+    """Numbers with all their bits, of one sign and size: their sums need the most room."""
+    return 1 + torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("values", [wide, dense])
+def test_the_order_of_64_terms_does_not_matter(values):
+    a, b = values(0, 20, 64), values(1, 64, 30)
     orders = [torch.randperm(64, generator=torch.Generator().manual_seed(seed)) for seed in range(20)]
-    found = portable.product(a, b)
-    assert all(torch.equal(portable.product(a[:, order], b[order]), found) for order in orders)
+    found = exact.product(a, b)
+    assert all(torch.equal(exact.product(a[:, order], b[order]), found) for order in orders)
     assert not all(torch.equal(a[:, order] @ b[order], a @ b) for order in orders)  # or else this could not see it
 
 
@@ -47,34 +53,41 @@ def test_a_product_is_about_as_near_as_float32(terms, values):
     torch.manual_seed(terms)
     a, b = values(33, terms), values(terms, 17)
     true = a.double() @ b.double()
-    own, other = ((each.double() - true).norm() / true.norm() for each in (a @ b, portable.product(a, b).float()))
+    own, other = ((each.double() - true).norm() / true.norm() for each in (a @ b, exact.product(a, b).float()))
     assert other < max(3 * own, 2e-7)
+
+
+def test_a_product_is_as_near_as_its_largest_numbers_allow():
+    """What is far smaller than the largest of its 64 loses bits: that is the price."""
+    a, b = wide(5, 30, 64), wide(6, 64, 20)
+    largest = a.double().abs().amax(1, keepdim=True) * b.double().abs().amax(0, keepdim=True)
+    assert ((exact.product(a, b) - a.double() @ b.double()).abs() < 64 * 2**-22 * largest).all()
 
 
 def test_a_product_of_small_whole_numbers_is_exact():
     a, b = torch.arange(-50.0, 50).view(10, 10), torch.arange(100.0).view(10, 10)
-    assert torch.equal(portable.product(a, b), a.double() @ b.double())
+    assert torch.equal(exact.product(a, b), a.double() @ b.double())
 
 
 def test_a_product_of_nothing_and_of_zeros():
-    assert portable.product(torch.ones(3, 0), torch.ones(0, 2)).tolist() == [[0.0, 0.0]] * 3
-    assert portable.product(torch.zeros(3, 70), torch.ones(70, 2)).tolist() == [[0.0, 0.0]] * 3
+    assert exact.product(torch.ones(3, 0), torch.ones(0, 2)).tolist() == [[0.0, 0.0]] * 3
+    assert exact.product(torch.zeros(3, 70), torch.ones(70, 2)).tolist() == [[0.0, 0.0]] * 3
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_what_is_not_finite_stays_so(bad):
     a = torch.ones(2, 100)
     a[1, 70] = bad
-    found = portable.product(a, torch.ones(100, 3))
+    found = exact.product(a, torch.ones(100, 3))
     assert found[0].tolist() == [100.0] * 3
     assert not found[1].isfinite().any()
 
 
 def test_tiny_and_huge_numbers():
     a, b = torch.tensor([[1e-40, 3e38]]), torch.tensor([[1e-40, 0.0], [0.0, 3e38]])
-    found = portable.product(a, b)
+    found = exact.product(a, b)
     assert found[0, 1] == pytest.approx(9e76)
-    assert portable.product(a[:, :1], b[:1, :1]).item() == pytest.approx(1e-80, rel=1e-4)  # a float32's last bits
+    assert exact.product(a[:, :1], b[:1, :1]).item() == pytest.approx(1e-80, rel=1e-4)  # a float32's last bits
 
 
 def test_square_roots_are_the_nearest_numbers(installed):
@@ -106,18 +119,35 @@ def test_linear_layers_and_their_gradients(installed):
     close(installed(lambda: ((x.bfloat16() @ w.bfloat16().t()).float() / 10, x.flatten().dot(x.flatten()))))
 
 
-def test_whole_numbers_are_left_alone(installed):
-    x = torch.arange(600)
-    own, other = installed(lambda: [x.view(20, 30) @ x.view(30, 20), x.dot(x), x.sum()])
+def test_whole_numbers_and_float64_are_left_alone(installed):
+    x, y = torch.arange(600), torch.rand(600, dtype=torch.float64)
+    own, other = installed(
+        lambda: [x.view(20, 30) @ x.view(30, 20), x.dot(x), x.sum(), y.view(20, 30) @ y.view(30, 20)]
+    )
     assert all(torch.equal(one, two) for one, two in zip(own, other, strict=True))
 
 
-def test_factors_of_two_types_are_refused_as_ever(installed):
-    def compute():
-        with pytest.raises(RuntimeError, match="dtype"):
-            torch.ones(2, 3) @ torch.ones(3, 2).double()
+REFUSED = {
+    "two types": lambda: torch.ones(2, 3) @ torch.ones(3, 2).double(),
+    "shapes that do not fit": lambda: torch.ones(2, 3).mm(torch.ones(4, 2)),
+    "nothing by something": lambda: torch.ones(2, 0).mm(torch.ones(5, 3)),
+    "a matrix and a vector": lambda: torch.ones(2, 3).mm(torch.ones(3)),
+    "vectors of two lengths": lambda: torch.ones(1).dot(torch.ones(5)),
+    "matrices for vectors": lambda: torch.ones(2, 2).dot(torch.ones(2, 2)),
+    "a dimension twice": lambda: torch.ones(30, 40).sum((0, 0)),
+    "a dimension that is not there": lambda: torch.ones(600).sum(3),
+}
 
-    installed(compute)
+
+@pytest.mark.parametrize("compute", REFUSED.values(), ids=REFUSED)
+def test_what_torch_refuses_is_refused_in_its_own_words(installed, compute):
+    def message():
+        with pytest.raises((RuntimeError, IndexError)) as caught:
+            compute()
+        return str(caught.value)
+
+    own, other = installed(message)
+    assert own == other
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -142,12 +172,14 @@ def test_batch_normalisation(installed, affine, training):
 @pytest.mark.parametrize(
     ("kernel", "settings"),
     [(5, {"padding": 2}), (3, {"stride": 2, "padding": 1}), (1, {"stride": 2}), (1, {}), (1, {"groups": 2}),
-     (1, {"padding": 1}), (3, {"dilation": 2})],
+     (1, {"padding": 1}), (3, {"dilation": 2}), (4, {"stride": 3}),
+     (3, {"stride": (2, 3), "padding": (1, 0), "dilation": (1, 2)})],
 )  # fmt: skip
 @pytest.mark.parametrize("wanted", ["xwb", "wb", "x", "b", "xw"])
-def test_gradients_of_convolutions(installed, kernel, settings, wanted):
+@pytest.mark.parametrize("images", [1, 3])
+def test_gradients_of_convolutions(installed, kernel, settings, wanted, images):
     channels = 4 // settings.get("groups", 1)
-    tensors = {"x": torch.randn(3, 4, 9, 9), "w": torch.randn(6, channels, kernel, kernel), "b": torch.randn(6)}
+    tensors = {"x": torch.randn(images, 4, 9, 9), "w": torch.randn(6, channels, kernel, kernel), "b": torch.randn(6)}
     for name in wanted:
         tensors[name].requires_grad_()
 
@@ -160,8 +192,41 @@ def test_gradients_of_convolutions(installed, kernel, settings, wanted):
 
 def test_sums(installed):
     x = torch.randn(40, 50)
-    close(installed(lambda: (x.sum(), x.sum((0, 1)), x.sum(0), x.sum(1, keepdim=True), x.sum(dtype=torch.float64))))
-    assert portable.total(torch.ones(1000)) == 1000
+    one = x.view(1, -1)
+    close(
+        installed(
+            lambda: (
+                x.sum(),
+                x.sum((0, -1)),
+                x.sum(0),
+                x.sum(1, keepdim=True),
+                x.sum(dtype=torch.float64),
+                one.sum(1),
+                one.sum(),
+                one.sum(-1, keepdim=True),
+                x.bfloat16().sum().float(),
+                x.sum(()),
+            )
+        )
+    )
+    assert exact.total(torch.ones(1000)) == 1000
+
+
+def test_one_sum_is_the_same_for_every_number_of_threads(installed):
+    x = torch.randn(1, 100_000)
+    before = torch.get_num_threads()
+
+    def sums():
+        found = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found.append(torch.cat([x.sum(1), x[0].sum(0, keepdim=True), x.sum()[None], x[0].dot(x[0])[None]]))
+        torch.set_num_threads(before)
+        return found
+
+    own, other = installed(sums)
+    assert not all(torch.equal(each, own[0]) for each in own)  # or else this could not see it
+    assert all(torch.equal(each, other[0]) for each in other)
 
 
 def test_the_number_of_threads_is_left_as_it_was(installed):

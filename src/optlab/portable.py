@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_MANTISSA = 53  # bits of a float64
-_EXPONENT = 0x7FF << 52  # where it keeps its exponent
-_TERMS, _BITS_LEFT, _BITS_RIGHT = 64, 23, 24  # 2⁶ products of 23 and 24 bits need 6 + 23 + 24 = 53 bits to be added up
-_COLUMNS = 256  # of a sum in fixed order
+from optlab.exact import COLUMNS, product, total
+
+_WIDE = (torch.float32, torch.float64)
 _library: torch.library.Library | None = None
 
 
@@ -35,71 +33,33 @@ def install() -> None:
             _library.impl(name, make(original), "CPU", with_keyset=True)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, float64, the same whatever the order in which its terms are added.
-
-    The terms are taken 64 at a time. Both factors are rounded to whole multiples of a power of two, so few bits of them
-    that no sum of 64 products needs more than a float64's 53: nothing is rounded while they are added (the idea is that
-    of Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", Numer. Algorithms 59, 2012).
-    The sums of 64 are added in their order.
-
-    Args:
-        a: shape (m, k), of a floating type.
-        b: shape (k, n), likewise.
-
-    Returns:
-        float64, shape (m, n). A number of `a` keeps 23 bits, counted from the largest of the 64 in its row, one of `b`
-        24 in its column: the product is about as near to the true one as float32's own.
-    """
-    (m, k), n = a.shape, b.shape[1]
-    if not m * k * n:
-        return a.new_zeros(m, n, dtype=torch.float64)
-    if k % _TERMS and k > _TERMS:
-        a, b = F.pad(a, (0, -k % _TERMS)), F.pad(b, (0, 0, 0, -k % _TERMS))
-    size = min(k, _TERMS)
-    left = a.reshape(m, -1, size).transpose(0, 1)
-    right = b.reshape(-1, size, n)
-    parts = torch.bmm(_multiples(left, 2, _BITS_LEFT), _multiples(right, 1, _BITS_RIGHT))
-    return parts[0] if len(parts) == 1 else parts.sum(0)
-
-
-def total(values: Tensor) -> Tensor:
-    """The sum of all elements, in an order that depends on their number only; shape ()."""
-    flat = values.reshape(-1)
-    whole = len(flat) // _COLUMNS * _COLUMNS
-    columns = flat[:whole].view(-1, _COLUMNS).sum(0)
-    return torch.cat([columns, flat[whole:]]).sum()  # too few for a second thread
-
-
-def _multiples(x: Tensor, dim: int, bits: int) -> Tensor:
-    """float64: each number rounded to `bits` bits, counted from the largest along `dim`.
-
-    What is added to it and taken away again leaves a float64 room for just these multiples of a power of two.
-    """
-    largest = x.abs().amax(dim, keepdim=True).double()
-    power = (largest.view(torch.int64) & _EXPONENT).view(torch.float64)  # of two, and not above the largest
-    shift = power.mul_(3.0 * 2.0 ** (_MANTISSA - 1 - bits))
-    return x.double().add_(shift).sub_(shift)
-
-
 Kernel = Callable[..., Any]
 
 
-def _are_floats(*tensors: Tensor) -> bool:
-    """Whether all are of one floating type; what torch thinks of anything else is left to it."""
-    return tensors[0].is_floating_point() and len({each.dtype for each in tensors}) == 1
+def _are_single(*tensors: Tensor) -> bool:
+    """Whether all are of one floating type that keeps no more bits than float32."""
+    return tensors[0].dtype in (torch.float32, torch.bfloat16, torch.float16) and _alike(*tensors)
+
+
+def _alike(*tensors: Tensor) -> bool:
+    return len({each.dtype for each in tensors}) == 1
+
+
+def _fit(a: Tensor, b: Tensor) -> bool:
+    """Whether these are the factors of a product; what torch thinks of anything else is left to it."""
+    return a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0]
 
 
 def _mm(original: Kernel) -> Kernel:
     def mm(keys: Any, a: Tensor, b: Tensor) -> Tensor:
-        return product(a, b).to(a.dtype) if _are_floats(a, b) else original(keys, a, b)
+        return product(a, b).to(a.dtype) if _are_single(a, b) and _fit(a, b) else original(keys, a, b)
 
     return mm
 
 
 def _addmm(original: Kernel) -> Kernel:
     def addmm(keys: Any, bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        if not _are_floats(bias, a, b):
+        if not (_are_single(bias, a, b) and _fit(a, b)):
             return original(keys, bias, a, b, beta=beta, alpha=alpha)
         found = product(a, b).mul_(alpha)
         return (found.add_(bias.double() * beta) if beta else found).to(a.dtype)
@@ -109,26 +69,41 @@ def _addmm(original: Kernel) -> Kernel:
 
 def _dot(original: Kernel) -> Kernel:
     def dot(keys: Any, a: Tensor, b: Tensor) -> Tensor:
-        return total(a.double() * b.double()).to(a.dtype) if _are_floats(a, b) else original(keys, a, b)
+        if a.is_floating_point() and _alike(a, b) and a.dim() == b.dim() == 1 and len(a) == len(b):
+            return total(a.double() * b.double()).to(a.dtype)
+        return original(keys, a, b)
 
     return dot
 
 
 def _sum(original: Kernel) -> Kernel:
     def sum_(keys: Any, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-        # Over some dimensions, every sum has one thread; over all of them, each thread takes a part.
-        whole = not dim or len(dim) == x.dim()
-        if whole and not keepdim and x.is_floating_point() and x.numel() >= 2 * _COLUMNS:
-            return total(x.to(dtype or x.dtype))
+        # Where several sums result, each has one thread; where one does, every thread takes a part of it.
+        if x.dtype in _WIDE and dtype in (None, *_WIDE) and x.numel() >= 2 * COLUMNS and _is_one_sum(x, dim):
+            shape = [1] * x.dim() if keepdim else [1 for axis in range(x.dim()) if axis not in _axes(x, dim)]
+            return total(x.to(dtype or x.dtype)).reshape(shape)
         return original(keys, x, dim, keepdim, dtype=dtype)
 
     return sum_
 
 
+def _axes(x: Tensor, dim: Any) -> list[int]:
+    return [axis % x.dim() for axis in dim or range(x.dim())]
+
+
+def _is_one_sum(x: Tensor, dim: Any) -> bool:
+    """Whether the sum over these dimensions has one element; not if torch refuses the dimensions."""
+    if not x.dim() or not all(-x.dim() <= axis < x.dim() for axis in dim or ()):
+        return False
+    axes = _axes(x, dim)
+    kept = [x.shape[axis] for axis in range(x.dim()) if axis not in axes]
+    return len(set(axes)) == len(axes) and all(size == 1 for size in kept)
+
+
 def _sqrt(original: Kernel) -> Kernel:
     def sqrt(keys: Any, x: Tensor) -> Tensor:
         """The number nearest to the root, which is what IEEE 754 asks for; MKL gives its neighbour now and then."""
-        if x.dtype not in (torch.float32, torch.float64):
+        if x.dtype not in _WIDE:
             return original(keys, x)
         out = torch.empty_like(x)
         with np.errstate(invalid="ignore"):
@@ -142,7 +117,7 @@ def _sqrt_(original: Kernel) -> Kernel:
     apart = _sqrt(original)
 
     def sqrt_(keys: Any, x: Tensor) -> Tensor:
-        return x.copy_(apart(keys, x)) if x.dtype in (torch.float32, torch.float64) else original(keys, x)
+        return x.copy_(apart(keys, x)) if x.dtype in _WIDE else original(keys, x)
 
     return sqrt_
 
@@ -193,31 +168,71 @@ def _along(channels: Tensor, x: Tensor) -> Tensor:
     return channels.view(1, -1, *[1] * (x.dim() - 2))
 
 
+def _slow_convolution(original: Kernel) -> Kernel:
+    def _slow_conv2d_forward(keys: Any, x: Tensor, weight: Tensor, kernel_size: Any, bias: Any, stride: Any,
+                             padding: Any) -> Tensor:  # fmt: skip
+        """What torch takes for one image, or in one thread, is made of MKL's products: oneDNN's always, instead."""
+        if x.dtype != torch.float32:
+            return original(keys, x, weight, kernel_size, bias, stride, padding)
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, [1, 1], 1)
+
+    return _slow_conv2d_forward
+
+
 def _convolution_backward(original: Kernel) -> Kernel:
     def convolution_backward(keys: Any, grad: Tensor, x: Tensor, weight: Tensor, bias: Any, stride: list[int],
                              padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
                              groups: int, wanted: list[bool]) -> Any:  # fmt: skip
-        rest = (bias, stride, padding, dilation, transposed, output_padding, groups)
-        first = None
-        if wanted[0]:
-            # With a stride, oneDNN cuts the work otherwise for more than two threads.
-            with _at_most(2 if max(stride) > 1 else torch.get_num_threads()):
-                first = original(keys, grad, x, weight, *rest, [True, False, False])[0]
-        if not any(wanted[1:]):
-            return first, None, None
-        if _is_a_product(x, weight, padding, transposed, groups):
-            images = x[:, :, :: stride[0], :: stride[1]]
-            second = product(_pixels(grad).t(), _pixels(images)).to(weight.dtype).view_as(weight)
+        def gradients(grad: Tensor, x: Tensor, stride: list[int], wanted: list[bool]) -> Any:
+            rest = (bias, stride, padding, dilation, transposed, output_padding, groups)
+            return original(keys, grad, x, weight, *rest, wanted)
+
+        if x.dim() != 4 or transposed or groups != 1 or len(stride) != 2 or not len(x):
+            return gradients(grad, x, stride, wanted)
+        if len(x) == 1:  # torch takes another way for one image: MKL's products
+            grad, x = (torch.cat([each, torch.zeros_like(each)]) for each in (grad, x))
+            first, *others = convolution_backward(
+                keys, grad, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, wanted
+            )
+            return None if first is None else first[:1], *others
+        first = second = third = None
+        if tuple(weight.shape[2:]) == (1, 1) and not any(padding):
+            if wanted[0]:
+                found = product(_pixels(grad), weight.flatten(1)).to(x.dtype)
+                first = torch.zeros_like(x)
+                _strided(first, stride).copy_(found.view(*grad.shape[:1], *grad.shape[2:], -1).permute(0, 3, 1, 2))
+            if wanted[1]:
+                second = product(_pixels(grad).t(), _pixels(_strided(x, stride))).to(weight.dtype).view_as(weight)
             return first, second, grad.sum(_others(grad)) if wanted[2] else None
-        with _at_most(4):  # so many share the work by blocks of channels; more, by images as well
-            return first, *original(keys, grad, x, weight, *rest, [False, *wanted[1:]])[1:]
+        if wanted[0]:
+            first = gradients(*_without_stride(grad, x, weight, stride, padding, dilation), [True, False, False])[0]
+        if any(wanted[1:]):
+            with _at_most(4):  # so many share the work by blocks of channels; more, by images as well
+                _, second, third = gradients(grad, x, stride, [False, *wanted[1:]])
+        return first, second, third
 
     return convolution_backward
 
 
-def _is_a_product(x: Tensor, weight: Tensor, padding: list[int], transposed: bool, groups: int) -> bool:
-    """Whether the convolution is a matrix product for every pixel."""
-    return tuple(weight.shape[2:]) == (1, 1) and not any(padding) and not transposed and groups == 1 and x.dim() == 4
+def _strided(x: Tensor, stride: list[int]) -> Tensor:
+    """The pixels that a 1×1 convolution sees."""
+    return x[:, :, :: stride[0], :: stride[1]]
+
+
+def _without_stride(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
+                    dilation: list[int]) -> tuple[Tensor, Tensor, list[int]]:  # fmt: skip
+    """The gradient, with zeros between, of the same convolution without a stride.
+
+    How oneDNN cuts up the input's gradient of a strided one depends on the threads and on the size of the cache.
+    """
+    if max(stride) == 1:
+        return grad, x, stride
+    height, width = (
+        x.shape[axis + 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis + 2] - 1) for axis in (0, 1)
+    )
+    spread = grad.new_zeros(*grad.shape[:2], height, width).contiguous(memory_format=torch.channels_last)
+    spread[:, :, :: stride[0], :: stride[1]][:, :, : grad.shape[2], : grad.shape[3]] = grad
+    return spread, x, [1, 1]
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -249,5 +264,6 @@ _KERNELS: dict[str, Callable[[Kernel], Kernel]] = {
     "sqrt_": _sqrt_,
     "native_batch_norm": _batch_norm,
     "native_batch_norm_backward": _batch_norm_backward,
+    "_slow_conv2d_forward": _slow_convolution,
     "convolution_backward": _convolution_backward,
 }
