@@ -35,10 +35,11 @@ ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
 test: $(VENV)/installed ## Run the tests
 	pytest -n 2 --dist loadfile
 
-lint: $(VENV)/installed ## Check style and types
+lint: $(VENV)/installed ## Check style, types and imports
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-cache --no-logo
 
 bench: $(VENV)/installed-bench ## Measure the speed on this machine
 	python benchmarks/throughput.py

@@ -19,8 +19,8 @@ import torch
 from bad_params import TOP
 from safetensors.torch import load, save
 
-from optlab import archives
-from optlab.data import RECORD_BYTES, TEST_FILE
+from optlab.data import archives
+from optlab.data.dataset import RECORD_BYTES, TEST_FILE
 
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
 BOMB_BYTES = 100_000_000

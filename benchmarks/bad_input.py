@@ -27,9 +27,11 @@ import bad_params
 import psutil
 from ruamel.yaml import YAML
 
-from optlab import config, download, models, optimizers, weights
-from optlab.data import DIGESTS
-from optlab.errors import DataError, OptlabError, WeightsError
+from optlab.config import parameters, reading
+from optlab.data import download
+from optlab.data.dataset import DIGESTS
+from optlab.system.errors import DataError, OptlabError, WeightsError
+from optlab.training import models, optimizers, weights
 
 LIMIT_S = 20
 LIMIT_BYTES = 4_000_000_000  # beyond what this process has when it starts
@@ -102,10 +104,10 @@ def outcome(work: Callable[[], str], error: type[OptlabError], start: str) -> st
 
 def check_params(content: bytes) -> str:
     """What `optlab check` does, in this process."""
-    config.PARAMS.write_bytes(content)
+    parameters.PARAMS.write_bytes(content)
 
     def work() -> str:
-        settings = config.load()
+        settings = reading.load()
         optimizers.check(settings)
         said = YAML(typ="safe", pure=True).load(content)
         return (
@@ -126,7 +128,7 @@ def same(one: Any, other: Any) -> bool:
 
 def run_command(content: bytes) -> str:
     """What the command `optlab check` does."""
-    config.PARAMS.write_bytes(content)
+    parameters.PARAMS.write_bytes(content)
     command = [Path(sys.executable).parent / "optlab", "check"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC"))}
     environment["PYTHONPATH"] = str(bad_params.TOP / "src")

@@ -179,7 +179,10 @@ def outage_trial(project: Project, wanted: Reference, folder: Path, moment: floa
 
 def checkpoint_cost() -> None:
     """The share of a training's time that goes into checkpoints, for a small network and a large one."""
-    from optlab import checkpoint, conditions, config, data, project, training
+    from optlab.config import parameters, reading
+    from optlab.data import dataset
+    from optlab.system import repository
+    from optlab.training import checkpoint, conditions, loop
 
     class Timed(checkpoint.Checkpoint):
         times: list[float]
@@ -189,19 +192,19 @@ def checkpoint_cost() -> None:
             super().save(outcome, stepper)
             self.times.append(time.monotonic() - began)
 
-    project.enter()
-    device = conditions.apply(config.load().training)
+    repository.enter()
+    device = conditions.apply(reading.load().training)
     for model, images, epochs in (("zilliax", 45000, 5), ("resnet18", 2560, 1)):
-        settings = config.load().model_dump(by_alias=True) | {"model": model}
+        settings = reading.load().model_dump(by_alias=True) | {"model": model}
         settings["data"] |= {"train_size": images, "validation_size": 100}
         settings["training"] |= {"epochs": epochs}
-        parsed = config.Config.model_validate(settings)
-        splits = data.load(project.DATA, parsed.data)
+        parsed = parameters.Config.model_validate(settings)
+        splits = dataset.load(repository.DATA, parsed.data)
         with tempfile.TemporaryDirectory(dir=".optlab") as folder:
             saver = Timed(Path(folder) / "run" / "key", lambda: None)
             saver.times = []
             began = time.monotonic()
-            training.train(parsed, "adam", 0, splits, device, [], saver)
+            loop.train(parsed, "adam", 0, splits, device, [], saver)
             seconds = time.monotonic() - began
             size = max((path.stat().st_size for path in Path(folder).rglob("*.safetensors")), default=0)
         print(

@@ -19,7 +19,9 @@ import torch
 from ruamel.yaml import YAML
 from throughput import TOP, spread
 
-from optlab import conditions, config, project
+from optlab.config import parameters
+from optlab.system import repository
+from optlab.training import conditions
 
 RESULTS = TOP / "benchmarks" / "SIDE_BY_SIDE.md"
 SEEDS = [0, 1]  # of three optimizers: six runs
@@ -30,13 +32,13 @@ def seconds(precision: str, images: int, jobs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", TOP, top], check=True)
-        shutil.copytree(TOP / project.DATA, top / project.DATA)
+        shutil.copytree(TOP / repository.DATA, top / repository.DATA)
         yaml = YAML()
-        values = yaml.load(top / config.PARAMS)
+        values = yaml.load(top / parameters.PARAMS)
         values["seeds"] = SEEDS
         values["data"]["train_size"] = images
         values["training"] |= {"epochs": 1, "threads": 1, "precision": precision}
-        yaml.dump(values, top / config.PARAMS)
+        yaml.dump(values, top / parameters.PARAMS)
         environment = os.environ | {"PYTHONPATH": str(top / "src")}
         subprocess.run(["dvc", "repro", "--quiet", "download"], cwd=top, env=environment, check=True)
         started = time.perf_counter()

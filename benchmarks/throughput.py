@@ -23,33 +23,37 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from optlab import conditions, config, data, models, project, store, training
-from optlab.journal import Journal
-from optlab.numerics import PORTABLE
-from optlab.observers import JournalWriter, Progress
-from optlab.optimizers import build
-from optlab.runlog import facts
-from optlab.tracking import Live
+from optlab.config import parameters, reading
+from optlab.data import dataset
+from optlab.system import repository
+from optlab.tracking import server
+from optlab.tracking.facts import facts
+from optlab.tracking.journal import Journal
+from optlab.tracking.observers import JournalWriter, Progress
+from optlab.tracking.replay import Live
+from optlab.training import conditions, loop, models
+from optlab.training.numerics import PORTABLE
+from optlab.training.optimizers import build
 
 BATCH, LR, WARMUP = 64, 0.01, 20  # steps that are not timed
 TOP = Path(__file__).resolve().parents[1]
 RESULTS = TOP / "benchmarks" / "RESULTS.md"
 
 
-def settings(images: int, precision: str, epochs: int = 1, numerics: str = "fast") -> config.Config:
+def settings(images: int, precision: str, epochs: int = 1, numerics: str = "fast") -> parameters.Config:
     """The comparison's own params.yaml, with SGD alone and less of the data."""
-    values = config.load(TOP / config.PARAMS).model_dump(by_alias=True)
+    values = reading.load(TOP / parameters.PARAMS).model_dump(by_alias=True)
     values["optimizers"] = {"sgd": {"class": "SGD", "lr": LR}}
     values["data"]["train_size"] = images
     values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH, "numerics": numerics}
-    return config.Config.model_validate(values)
+    return parameters.Config.model_validate(values)
 
 
 def tutorial_loader(images: int) -> Iterable[Any]:
     """torchvision's CIFAR10, ToTensor and a DataLoader, over the images that optlab trains on."""
     import torchvision
 
-    split = data.load(TOP / project.DATA, settings(images, "fp32").data).train
+    split = dataset.load(TOP / repository.DATA, settings(images, "fp32").data).train
 
     class InMemory(torchvision.datasets.CIFAR10):  # type: ignore[misc]
         """Its own `__getitem__`, with the arrays filled from the verified files instead of its pickles."""
@@ -58,7 +62,7 @@ def tutorial_loader(images: int) -> Iterable[Any]:
             self.data, self.targets = split.images.numpy(), split.labels.tolist()
             self.transform, self.target_transform = torchvision.transforms.ToTensor(), None
 
-    order = data.epoch_order(0, 1, images, shuffle=True).tolist()
+    order = dataset.epoch_order(0, 1, images, shuffle=True).tolist()
     return DataLoader(Subset(InMemory(), order), batch_size=BATCH)
 
 
@@ -115,7 +119,7 @@ def run_lightning(images: int) -> dict[str, float]:
     return {"rate": clock.rate}
 
 
-class Clock(training.Observer):
+class Clock(loop.Observer):
     """Times the steps after the warm-up, as whoever waits for the training sees them."""
 
     def __init__(self) -> None:
@@ -129,10 +133,10 @@ class Clock(training.Observer):
             self.ended = time.perf_counter()
 
 
-class Timed(training.Observer):
+class Timed(loop.Observer):
     """Adds up the wall time spent in another observer."""
 
-    def __init__(self, inner: training.Observer) -> None:
+    def __init__(self, inner: loop.Observer) -> None:
         self._inner, self.spent = inner, 0.0
 
     def _call(self, method: Callable[..., None], *arguments: Any) -> None:
@@ -159,21 +163,21 @@ def run_optlab(images: int, precision: str, epochs: int = 1, connected: bool = T
     before the clock starts; a short measurement would count little else.
     """
     chosen = settings(images, precision, epochs, numerics)
-    splits = data.load(TOP / project.DATA, chosen.data)
+    splits = dataset.load(TOP / repository.DATA, chosen.data)
     device = conditions.apply(chosen.training)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
         if connected:
-            store.connect()
+            server.connect()
         journal = Journal.create("sgd-0")
         live = Live(journal)
         opening = facts(chosen, Path(), "sgd", 0, conditions.current(device))
         logs = [Timed(Progress(epochs, images)), Timed(JournalWriter(journal, opening, live.wake))]
         clock = Clock()
         started = time.perf_counter()
-        training.train(chosen, "sgd", 0, splits, device, [*logs, clock])
+        loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
         trained = time.perf_counter() - started
         thread = time.clock_gettime(time.pthread_getcpuclockid(live.thread_id))
         live.finish()
@@ -200,7 +204,7 @@ def run_peak(precision: str) -> dict[str, float]:
     model = models.build("zilliax", 0)
     stepper = build("sgd", settings(BATCH * 10, "fp32").optimizer("sgd"), model)
     with FlopCounterMode(display=False) as counter:
-        training.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
+        loop.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
     return {"peak": best, "flop": counter.get_total_flops() / BATCH}
 
 
@@ -213,7 +217,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "peak fp32": lambda arguments: run_peak("fp32"),
     "peak bf16": lambda arguments: run_peak("bf16"),
     "default": lambda arguments: run_optlab(
-        45_000, "fp32", config.load(TOP / config.PARAMS).training.epochs, connected=False
+        45_000, "fp32", reading.load(TOP / parameters.PARAMS).training.epochs, connected=False
     ),
 }
 
@@ -250,7 +254,7 @@ def main() -> None:
     parser.add_argument("--bf16-images", type=int, default=0, help="the same for bf16; fewer where it is emulated")
     parser.add_argument("--contender", choices=CONTENDERS, help="measure this one only, and print JSON")
     arguments = parser.parse_args()
-    threads = config.load(TOP / config.PARAMS).training.threads
+    threads = reading.load(TOP / parameters.PARAMS).training.threads
     torch.set_num_threads(threads)
     native = conditions.bf16_is_native(torch.device("cpu"))
     arguments.bf16_images = arguments.bf16_images or (arguments.images if native else 3_200)

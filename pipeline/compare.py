@@ -1,16 +1,19 @@
 """Stage compare: all runs → the table, the figures, the report, and the champion in MLflow's registry."""
 
-from optlab import comparison, config, errors, processes, project, report, views
+from optlab.config import parameters, reading
+from optlab.results import comparison, report
+from optlab.system import errors, processes, repository
+from optlab.tracking import publish
 
 
 def main() -> None:
     processes.follow_caller()
-    folder = project.enter()
-    settings = config.load(folder / config.PARAMS)
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
     print(report.text_table(compared))
-    print(views.publish(compared, folder))
+    print(publish.publish(compared, folder))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Stage download: the six verified files of the data set under data/."""
 
-from optlab import config, download, errors, optimizers, processes, project
+from optlab.config import parameters, reading
+from optlab.data import download
+from optlab.system import errors, processes, repository
+from optlab.training import optimizers
 
 
 def main() -> None:
     processes.follow_caller()
-    folder = project.enter()
-    settings = config.load(folder / config.PARAMS)
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
     optimizers.check(settings)
-    print(download.ensure(project.DATA, settings.data.dataset))
+    print(download.ensure(repository.DATA, settings.data.dataset))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,24 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 
 import sys
 
-from optlab import config, errors, locks, numerics, processes, project
+from optlab.config import parameters, reading
+from optlab.system import errors, locks, processes, repository
+from optlab.training import numerics
 
 
 def main() -> None:
     processes.follow_caller()
     name, seed = sys.argv[1], int(sys.argv[2])
-    folder = project.enter()
-    settings = config.load(folder / config.PARAMS)
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab import checkpoint, conditions, data, observers, optimizers, record, runlog, training, weights
-    from optlab.journal import Journal, end_abandoned, resumable
-    from optlab.tracking import Live
+    from optlab.data import dataset
+    from optlab.record import runs
+    from optlab.record.contents import Trained
+    from optlab.tracking import facts, observers
+    from optlab.tracking.journal import Journal, end_abandoned, resumable
+    from optlab.tracking.replay import Live
+    from optlab.training import checkpoint, conditions, loop, optimizers, weights
 
     device = conditions.apply(settings.training)
     optimizers.check(settings)
@@ -24,30 +30,32 @@ def main() -> None:
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in numerics.limits(settings):
         print(sentence)
-    splits = data.load(project.DATA, settings.data)
+    splits = dataset.load(repository.DATA, settings.data)
 
-    files = record.RunFiles(folder, name, seed)
+    files = runs.RunFiles(folder, name, seed)
     in_force = conditions.current(device)
     key = checkpoint.key(settings, name, seed, in_force)
-    own = runlog.lock_name(folder, files.id)
+    own = facts.lock_name(folder, files.id)
     with locks.holding(own, locks.PATIENCE_S):
         journal = resumable(files.id, key) or Journal.create(files.id, key)
         end_abandoned(own, journal)
         saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
         live = Live(journal)
         try:
-            with runlog.ending(journal):
-                opening = runlog.facts(settings, folder, name, seed, in_force)
+            with facts.ending(journal):
+                opening = facts.facts(settings, folder, name, seed, in_force)
                 watching = [
                     observers.progress(settings.training.epochs, len(splits.train)),
                     observers.JournalWriter(journal, opening, live.wake),
                 ]
-                outcome = training.train(settings, name, seed, splits, device, watching, saver)
+                outcome = loop.train(settings, name, seed, splits, device, watching, saver)
                 digest = weights.write(files.weights, outcome.model, settings.model)
-                record.write_json(files.training, record.training_record(outcome, digest))
-                record.write_json(files.conditions, in_force | {"weights_sha256": digest})
-                journal.artifact(files.weights, "weights")
-                journal.append("tags", tags={"weights.sha256": digest})
+                recorded = Trained.of(
+                    outcome.status, outcome.epochs, outcome.step_losses, outcome.hyperparameters, digest
+                )
+                recorded.write(files.training)
+                in_force.model_copy(update={"weights_sha256": digest}).write(files.conditions)
+                journal.weights(files.weights, digest)
                 journal.end(outcome.status)
                 journal.to_disk()
         finally:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from optlab import download
-from optlab.config import Config
+from optlab.config.parameters import Config
+from optlab.data import download
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from optlab import numerics
-from optlab.config import Config
+from optlab.config.parameters import Config
+from optlab.training import numerics
 
 
 def config(case: str, threads: int, kind: str) -> Config:
@@ -34,11 +34,12 @@ def main() -> None:
     folder, threads, kind, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     configs = {case: config(case, threads, kind) for case in cases}
     numerics.prepare(configs[cases[0]].training)
-    from optlab import conditions, data, training
+    from optlab.data import dataset
+    from optlab.training import conditions, loop
 
     device, found = conditions.apply(configs[cases[0]].training), {}
     for case, settings in configs.items():
-        outcome = training.train(settings, "mine", 0, data.load(folder, settings.data), device)
+        outcome = loop.train(settings, "mine", 0, dataset.load(folder, settings.data), device)
         digest = hashlib.sha256(repr((outcome.step_losses, outcome.epochs)).encode())
         for value in outcome.model.state_dict().values():
             digest.update(value.numpy().tobytes())

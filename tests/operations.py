@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from optlab.numerics import PORTABLE
+from optlab.training.numerics import PORTABLE
 
 os.environ |= PORTABLE
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from optlab import portable
+from optlab.training import portable
 
 CONVOLUTIONS = {"conv1": (3, 32, 32), "conv2": (32, 32, 16), "conv3": (32, 64, 8)}  # channels in and out, size
 LINEAR = {"linear1": (1024, 64), "linear2": (64, 10)}  # numbers in and out

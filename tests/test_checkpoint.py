@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from optlab import checkpoint, conditions, data, models, optimizers, training, weights
+from optlab.data import dataset
+from optlab.training import checkpoint, conditions, loop, models, optimizers, weights
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ class Cut(Exception):
     """Stands for a kill: whatever the process held in memory is gone."""
 
 
-class CutAfter(training.Observer):
+class CutAfter(loop.Observer):
     def __init__(self, step):
         self.step = step
 
@@ -42,7 +43,7 @@ def nothing():
 
 def run(config, sample, device, name="mine", saver=None, cut=None):
     observers = [] if cut is None else [CutAfter(cut)]
-    return training.train(config, name, 0, data.load(sample, config.data), device, observers, saver)
+    return loop.train(config, name, 0, dataset.load(sample, config.data), device, observers, saver)
 
 
 def cut_and_continued(config, sample, device, folder, cut):

@@ -2,24 +2,26 @@
 
 import pytest
 
-from optlab import comparison, record, report
+from optlab.record import runs
+from optlab.record.contents import Champion, Epoch, Evaluated, Trained
+from optlab.results import comparison, report
 
 
 def write(folder, config, accuracies, diverged=()):
     """A record in which run number i, in the order of params.yaml, has the i-th validation accuracy."""
     for (name, seed), accuracy in zip(config.runs(), accuracies, strict=True):
-        files = record.RunFiles(folder, name, seed)
+        files = runs.RunFiles(folder, name, seed)
         bad = files.id in diverged
         status = "diverged" if bad else "completed"
-        epoch = {"epoch": 1, "train_loss": 1.0, "running_loss": 7.0, "validation_loss": 1.0,
-                 "validation_accuracy": accuracy, "lr": 0.1}  # fmt: skip
-        record.write_json(files.training, {
-            "status": status, "epochs": 1, "train_loss": None if bad else 1.0,
-            "validation_loss": None if bad else 1.0, "validation_accuracy": None if bad else accuracy,
-            "weights_sha256": "0", "history": [epoch], "step_losses": [[1.0]],
-        })  # fmt: skip
-        figures = dict.fromkeys(("test_loss", "test_accuracy", "expected_calibration_error"), None if bad else 0.5)
-        record.write_json(files.test, {"status": status} | figures | {"class_accuracy": [], "confusion": []})
+        epoch = Epoch(
+            epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=accuracy, lr=0.1
+        )
+        Trained(
+            status=status, epochs=1, train_loss=None if bad else 1.0, validation_loss=None if bad else 1.0,
+            validation_accuracy=None if bad else accuracy, weights_sha256="0", history=[epoch], step_losses=[[1.0]],
+        ).write(files.training)  # fmt: skip
+        half = None if bad else 0.5
+        Evaluated(status=status, test_loss=half, test_accuracy=half, expected_calibration_error=half).write(files.test)
 
 
 def collected(tmp_path, config, *arguments, **keywords):
@@ -59,7 +61,7 @@ def test_nothing_completed(small_config, tmp_path):
     assert compared.champion is None
     assert "nothing to choose" in comparison.verdict(compared)
     report.write(compared, tmp_path)
-    assert record.read_json(tmp_path / "reports" / "champion.json")["champion"] is None
+    assert Champion.read(tmp_path / "reports" / "champion.json").champion is None
 
 
 def test_the_same_record_gives_the_same_files(small_config, tmp_path):

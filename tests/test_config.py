@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from optlab import config, optimizers
-from optlab.errors import ConfigError
+from optlab.config import parameters, reading
+from optlab.system.errors import ConfigError
+from optlab.training import optimizers
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +45,7 @@ HEXADECIMAL = "0x" + "f" * 5000  # Python reads it, and refuses to write it
 def load(folder, text):
     path = folder / "params.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return config.load(path)
+    return reading.load(path)
 
 
 def refusal(folder, text):
@@ -81,12 +82,12 @@ def test_the_good_file_loads(tmp_path):
 
 def test_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file here: run from the folder that holds it$"):
-        config.load(tmp_path / "nowhere.yaml")
+        reading.load(tmp_path / "nowhere.yaml")
 
 
 def test_folder_in_place_of_the_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        config.load(tmp_path)
+        reading.load(tmp_path)
 
 
 FILES = {
@@ -333,7 +334,7 @@ def test_numbers(tmp_path, written, value):
 
 @pytest.mark.parametrize("path", ["params.yaml", "tutorial/params.yaml"])
 def test_the_files_of_the_repository(path):
-    loaded = config.load(ROOT / path)
+    loaded = reading.load(ROOT / path)
     optimizers.check(loaded)
     assert loaded.data.dataset == "cifar10"
 
@@ -342,7 +343,7 @@ def test_the_commented_optimizers_can_be_uncommented(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     uncommented, count = re.subn(r"^  # (\w+: \{class:)", r"  \1", text, flags=re.MULTILINE)
     assert count >= 4
-    before, after = config.load(ROOT / "params.yaml"), load(tmp_path, uncommented)
+    before, after = reading.load(ROOT / "params.yaml"), load(tmp_path, uncommented)
     assert len(after.optimizers) == len(before.optimizers) + count
     optimizers.check(after)
 
@@ -358,7 +359,7 @@ def test_the_configuration_is_frozen(small_config):
 
 
 def test_run_id():
-    assert config.run_id("adam", 0) == "adam-0"
+    assert parameters.run_id("adam", 0) == "adam-0"
 
 
 def test_importing_the_configuration_costs_no_torch():

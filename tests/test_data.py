@@ -8,15 +8,15 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from optlab import data
-from optlab.errors import DataError
+from optlab.data import dataset
+from optlab.system.errors import DataError
 
 RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
 
 
 @pytest.fixture(scope="module")
 def splits(sample, small_config):
-    return data.load(sample, small_config().data)
+    return dataset.load(sample, small_config().data)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def records(split):
 
 
 def test_sizes_and_types(splits, sample, small_config):
-    test = data.load_test(sample, small_config().data)
+    test = dataset.load_test(sample, small_config().data)
     assert (len(splits.train), len(splits.validation), len(test)) == (400, 100, 100)
     for split in (splits.train, splits.validation, test):
         assert split.images.dtype == torch.uint8 and split.images.shape == (len(split), 32, 32, 3)
@@ -47,7 +47,7 @@ def test_every_class_is_there_equally_often(sample, small_config, train_size, va
     config = small_config(
         data={"train_size": train_size, "validation_size": validation_size}, training={"batch_size": 10}
     )
-    splits = data.load(sample, config.data)
+    splits = dataset.load(sample, config.data)
     assert splits.train.labels.bincount(minlength=10).tolist() == [train_size // 10] * 10
     assert splits.validation.labels.bincount(minlength=10).tolist() == [validation_size // 10] * 10
 
@@ -69,11 +69,11 @@ def test_images_stay_in_file_order(sample, splits):
 
 def test_the_test_split_is_the_file_itself(sample, small_config):
     content = (sample / "test_batch.bin").read_bytes()
-    assert b"".join(records(data.load_test(sample, small_config().data))) == content
+    assert b"".join(records(dataset.load_test(sample, small_config().data))) == content
 
 
 def test_a_label_and_a_pixel_by_hand(sample, small_config):
-    test = data.load_test(sample, small_config().data)
+    test = dataset.load_test(sample, small_config().data)
     content = (sample / "test_batch.bin").read_bytes()
     image, row, column = 7, 5, 11
     start = image * RECORD
@@ -86,13 +86,13 @@ def test_a_label_and_a_pixel_by_hand(sample, small_config):
 def test_the_split_is_the_same_in_every_call(sample, small_config, splits):
     np.random.seed(5)
     torch.manual_seed(5)
-    again = data.load(sample, small_config(seeds=[8]).data)
+    again = dataset.load(sample, small_config(seeds=[8]).data)
     assert records(again.train) == records(splits.train)
     assert records(again.validation) == records(splits.validation)
 
 
 def test_the_validation_images_do_not_depend_on_how_many_are_trained_on(sample, small_config, splits):
-    fewer = data.load(sample, small_config(data={"train_size": 100}).data)
+    fewer = dataset.load(sample, small_config(data={"train_size": 100}).data)
     assert records(fewer.validation) == records(splits.validation)
 
 
@@ -104,14 +104,14 @@ def test_the_split_is_the_same_in_every_version(splits):
 
 def test_training_on_the_test_split_in_file_order(sample, small_config):
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    splits = data.load(sample, config.data)
+    splits = dataset.load(sample, config.data)
     assert b"".join(records(splits.train)) == (sample / "test_batch.bin").read_bytes()
     assert len(splits.validation) == 0
 
 
 def test_batches_are_scaled_as_torchvision_does(splits):
     order = torch.tensor([3, 399, 0, 42, 17])
-    found = list(data.batches(splits.train, order, 2))
+    found = list(dataset.batches(splits.train, order, 2))
     assert [len(labels) for _, labels in found] == [2, 2, 1]
     images = torch.cat([images for images, _ in found])
     expected = torch.stack([to_tensor(splits.train.images[index].numpy()) for index in order])
@@ -121,23 +121,23 @@ def test_batches_are_scaled_as_torchvision_does(splits):
 
 
 def test_batches_are_channels_last(splits):
-    images, _ = next(data.batches(splits.train, torch.arange(4), 4))
+    images, _ = next(dataset.batches(splits.train, torch.arange(4), 4))
     assert images.shape == (4, 3, 32, 32)
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches_leave_the_split_as_it_was(splits):
     before = splits.train.images.clone()
-    list(data.batches(splits.train, torch.arange(400), 64))
+    list(dataset.batches(splits.train, torch.arange(400), 64))
     assert torch.equal(splits.train.images, before)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():
-    first = data.epoch_order(3, 1, 400, shuffle=True)
+    first = dataset.epoch_order(3, 1, 400, shuffle=True)
     np.random.rand(7)
     torch.rand(7)
-    data.epoch_order(9, 9, 400, shuffle=True)
-    assert torch.equal(first, data.epoch_order(3, 1, 400, shuffle=True))
+    dataset.epoch_order(9, 9, 400, shuffle=True)
+    assert torch.equal(first, dataset.epoch_order(3, 1, 400, shuffle=True))
 
 
 def test_the_order_leaves_the_global_generators_alone():
@@ -146,13 +146,13 @@ def test_the_order_leaves_the_global_generators_alone():
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(1)
     np.random.seed(1)
-    data.epoch_order(3, 1, 400, shuffle=True)
+    dataset.epoch_order(3, 1, 400, shuffle=True)
     assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
 
 
 @pytest.mark.parametrize("size", [1, 10, 400])
 def test_the_order_is_a_permutation(size):
-    order = data.epoch_order(0, 1, size, shuffle=True)
+    order = dataset.epoch_order(0, 1, size, shuffle=True)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(size))
 
@@ -160,13 +160,15 @@ def test_the_order_is_a_permutation(size):
 def test_seeds_and_epochs_give_different_orders():
     # (1, 2) and (2, 1) are both there: a sum of the two would not tell them apart.
     orders = {
-        tuple(data.epoch_order(seed, epoch, 400, shuffle=True).tolist()) for seed in range(3) for epoch in range(1, 4)
+        tuple(dataset.epoch_order(seed, epoch, 400, shuffle=True).tolist())
+        for seed in range(3)
+        for epoch in range(1, 4)
     }
     assert len(orders) == 9
 
 
 def test_without_shuffle_the_order_is_that_of_the_files():
-    assert data.epoch_order(5, 7, 6, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5]
+    assert dataset.epoch_order(5, 7, 6, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_5.bin", "test_batch.bin"])
@@ -196,8 +198,8 @@ def test_a_folder_in_place_of_a_file(copy, small_config):
 
 def assert_refused(folder, small_config, pattern):
     with pytest.raises(DataError, match=pattern) as caught:
-        data.load(folder, small_config().data)
-        data.load_test(folder, small_config().data)
+        dataset.load(folder, small_config().data)
+        dataset.load_test(folder, small_config().data)
     assert "\n" not in str(caught.value)
 
 
@@ -205,10 +207,10 @@ def test_training_on_the_test_split_needs_no_other_file(copy, small_config):
     for path in copy.glob("data_batch_*.bin"):
         path.unlink()
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    assert len(data.load(copy, config.data).train) == 100
+    assert len(dataset.load(copy, config.data).train) == 100
 
 
 def test_one_digest_names_the_whole_data_set():
-    names = {data.digest(dataset) for dataset in data.DIGESTS}
+    names = {dataset.digest(name) for name in dataset.DIGESTS}
     assert len(names) == 2
     assert all(len(name) == 32 and int(name, 16) for name in names)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optlab import conditions, optimizers
-from optlab.numerics import PORTABLE
+from optlab.training import conditions, optimizers
+from optlab.training.numerics import PORTABLE
 
 TOP = Path(__file__).resolve().parents[1]
 CLASSES = sorted(set(optimizers.torch_classes()) - {"SparseAdam"})

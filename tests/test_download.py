@@ -22,9 +22,9 @@ import pytest
 import torchvision
 from PIL import Image
 
-from optlab import archives, download
-from optlab.data import DIGESTS, TEST_FILE, TRAIN_FILES
-from optlab.errors import DataError
+from optlab.data import archives, download
+from optlab.data.dataset import DIGESTS, TEST_FILE, TRAIN_FILES
+from optlab.system.errors import DataError
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 NAMES = (*TRAIN_FILES, TEST_FILE)

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from optlab import evaluation
-from optlab.data import CLASSES
+from optlab.data.dataset import CLASSES
+from optlab.results import evaluation
 
 
 def logits_of(probabilities):
@@ -58,27 +58,27 @@ def plain_metrics(logits, labels):
 def test_against_plain_python(drawn):
     logits, labels = drawn
     loss, confusion, gap = plain_metrics(logits, labels)
-    found = evaluation.metrics(torch.tensor(logits), torch.tensor(labels))
-    assert found["test_loss"] == pytest.approx(loss, rel=1e-6)
-    assert found["confusion"] == confusion
-    assert found["test_accuracy"] == pytest.approx(sum(confusion[each][each] for each in range(10)) / 300)
-    assert found["expected_calibration_error"] == pytest.approx(gap, abs=1e-6)
-    assert found["class_accuracy"] == [
-        [name, pytest.approx(confusion[each][each] / sum(confusion[each]))] for each, name in enumerate(CLASSES)
+    found = evaluation.metrics("completed", torch.tensor(logits), torch.tensor(labels))
+    assert found.test_loss == pytest.approx(loss, rel=1e-6)
+    assert found.confusion == confusion
+    assert found.test_accuracy == pytest.approx(sum(confusion[each][each] for each in range(10)) / 300)
+    assert found.expected_calibration_error == pytest.approx(gap, abs=1e-6)
+    assert found.class_accuracy == [
+        (name, pytest.approx(confusion[each][each] / sum(confusion[each]))) for each, name in enumerate(CLASSES)
     ]
 
 
 def test_by_hand():
     """Three airplanes, one of them called an automobile, and a bird called a bird."""
     logits = logits_of([row(0, 0.9), row(0, 0.8), row(1, 0.7), row(2, 0.6)])
-    found = evaluation.metrics(logits, torch.tensor([0, 0, 0, 2]))
-    assert found["test_accuracy"] == 0.75
+    found = evaluation.metrics("completed", logits, torch.tensor([0, 0, 0, 2]))
+    assert found.test_accuracy == 0.75
     wrong = (1 - 0.7) / 9
     expected = -(math.log(0.9) + math.log(0.8) + math.log(wrong) + math.log(0.6)) / 4
-    assert found["test_loss"] == pytest.approx(expected, rel=1e-6)
-    assert found["class_accuracy"][:3] == [["airplane", pytest.approx(2 / 3)], ["automobile", 0.0], ["bird", 1.0]]
+    assert found.test_loss == pytest.approx(expected, rel=1e-6)
+    assert found.class_accuracy[:3] == [("airplane", pytest.approx(2 / 3)), ("automobile", 0.0), ("bird", 1.0)]
     # Each is alone in its bin of 1/15: the gaps are 1-0.9, 1-0.8, 0.7 and 1-0.6.
-    assert found["expected_calibration_error"] == pytest.approx((0.1 + 0.2 + 0.7 + 0.4) / 4, abs=1e-6)
+    assert found.expected_calibration_error == pytest.approx((0.1 + 0.2 + 0.7 + 0.4) / 4, abs=1e-6)
 
 
 def test_rows_of_the_confusion_matrix_are_the_actual_classes():
@@ -106,14 +106,14 @@ def test_calibration_error(cases, expected):
 
 
 def test_a_class_without_images_has_accuracy_zero_and_not_nan():
-    found = evaluation.metrics(logits_of([row(0, 0.9)]), torch.tensor([0]))
-    assert found["class_accuracy"][9] == ["truck", 0.0]
+    found = evaluation.metrics("completed", logits_of([row(0, 0.9)]), torch.tensor([0]))
+    assert found.class_accuracy[9] == ("truck", 0.0)
 
 
-def test_undefined_metrics_have_the_same_keys():
-    found = evaluation.metrics(logits_of([row(0, 0.9)]), torch.tensor([0]))
-    assert evaluation.undefined().keys() == found.keys()
-    assert not any(evaluation.undefined().values())
+def test_outputs_that_are_not_finite_have_no_figures():
+    found = evaluation.metrics("diverged", logits_of([row(0, 0.9)]) / 0, torch.tensor([0]))
+    assert found.status == "diverged"
+    assert not any(value for key, value in found if key != "status")
 
 
 def test_predictions_as_a_file(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optlab import journal, runlog, store, tracking
+from optlab.tracking import facts, journal, replay, server
 
 DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
 
@@ -22,7 +22,7 @@ def database(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store.connect()
+        server.connect()
     return top
 
 
@@ -43,8 +43,8 @@ def begun(run="adam-0"):
 
 
 def logged():
-    client = store.connect()
-    runs = client.search_runs([store.experiment(client, "optlab")])
+    client = server.connect()
+    runs = client.search_runs([server.experiment(client, "optlab")])
     return client, runs
 
 
@@ -60,7 +60,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(top):
     log.metrics([("step/loss", 2.5, 1001, 0)])
     assert [event["event"] for event in log.events()] == ["start", "metrics"]
     assert [event["event"] for event in log.events(1)] == ["metrics"]
-    assert tracking.push_pending()
+    assert replay.push_pending()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001)]
 
@@ -70,7 +70,7 @@ def test_what_comes_out_is_what_went_in_with_its_times(top):
     log.metrics([("step/loss", 2.5, 1001, 0), ("step/loss", 2.25, 1002, 1)])
     log.append("tags", tags={"weights.sha256": "abc"})
     log.append("end", status="completed", time=2000)
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, (run,) = logged()
     assert (run.info.start_time, run.info.end_time, run.info.status) == (1000, 2000, "FINISHED")
     assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
@@ -80,25 +80,25 @@ def test_what_comes_out_is_what_went_in_with_its_times(top):
 
 def test_in_pieces_or_again_from_the_start_is_the_same_run(top):
     log = begun()
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     log.metrics([("step/loss", 2.5, 1001, 0)])
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     # Killed after MLflow had everything, before that was noted: the whole journal is sent once more.
     (log.folder / "synced.json").unlink()
     log.metrics([("step/loss", 2.25, 1002, 1)])
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
 
 
 def test_a_deleted_database_is_filled_again(top):
     for name in ("adam-0", "sgd-0"):
-        tracking.Replay(begun(name)).push()
+        replay.Replay(begun(name)).push()
     for path in top.glob("mlflow.db*"):
         path.unlink()
     # In another process: MLflow keeps a connection to the deleted file open.
-    look = "from optlab import store, tracking; tracking.push_pending(); c = store.connect(); "
-    look += "print(len(c.search_runs([store.experiment(c, 'optlab')])))"
+    look = "from optlab.tracking import replay, server; replay.push_pending(); c = server.connect(); "
+    look += "print(len(c.search_runs([server.experiment(c, 'optlab')])))"
     result = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert result.stdout.strip() == "2", result.stderr
 
@@ -106,25 +106,25 @@ def test_a_deleted_database_is_filled_again(top):
 def test_what_the_store_refuses_for_good_is_reported_once_and_passed_over(top, capsys):
     """A run that somebody deleted in the UI takes no more metrics; that must not stop what comes after."""
     log = begun()
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, (run,) = logged()
     client.delete_run(run.info.run_id)
     log.metrics([("step/loss", 2.5, 1001, 0)])
     begun("sgd-0")
-    assert tracking.push_pending()
+    assert replay.push_pending()
     assert "refuses the metrics" in capsys.readouterr().err
-    assert tracking.push_pending()
+    assert replay.push_pending()
     assert capsys.readouterr().err == ""
     assert len(logged()[1]) == 1
 
 
 def test_a_deleted_experiment_comes_back(top):
     log = begun()
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, _ = logged()
-    client.delete_experiment(store.experiment(client, "optlab"))
+    client.delete_experiment(server.experiment(client, "optlab"))
     begun("sgd-0")
-    assert tracking.push_pending()
+    assert replay.push_pending()
     assert "sgd-0" in {journal.folder.name.split("-", 2)[2].rpartition("-")[0] for journal in journal.all_journals()}
     assert logged()[1]
 
@@ -133,7 +133,7 @@ def test_a_journal_that_never_started_holds_nothing_up(top):
     stopped = journal.Journal.create("sgd-0")
     stopped.append("end", status="interrupted", time=1)
     begun()
-    assert tracking.push_pending()
+    assert replay.push_pending()
     assert [run.info.run_name for run in logged()[1]] == ["adam"]
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_journal_is_named_and_the_others_are_sent(top, capsys):
     damaged = begun("sgd-0")
     damaged.path.write_text('{"event": "start"}\n')
     begun()
-    tracking.push_pending()
+    replay.push_pending()
     assert capsys.readouterr().err.count("warning") == 1
     assert len(logged()[1]) == 1
 
@@ -153,7 +153,7 @@ def test_a_damaged_journal_is_named_and_the_others_are_sent(top, capsys):
 def test_every_status_is_shown(top, status, shown):
     log = begun()
     log.append("end", status=status, time=2000)
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     _, (run,) = logged()
     assert (run.info.status, run.data.tags["status"]) == (shown, status)
 
@@ -166,7 +166,7 @@ def test_a_file_is_kept_though_the_next_run_replaces_it(top):
     log.artifact(weights)
     weights.unlink()
     weights.write_text("another run's")
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, (run,) = logged()
     assert Path(client.download_artifacts(run.info.run_id, "adam-0.safetensors")).read_text() == "mine"
 
@@ -174,7 +174,7 @@ def test_a_file_is_kept_though_the_next_run_replaces_it(top):
 def test_figures_held_back_are_written_before_the_end(top):
     log = begun()
     log.before_end = lambda: log.metrics([("step/loss", 2.5, 1001, 0)])
-    with pytest.raises(KeyboardInterrupt), runlog.ending(log):
+    with pytest.raises(KeyboardInterrupt), facts.ending(log):
         raise KeyboardInterrupt
     assert [event["event"] for event in log.events()] == ["start", "metrics", "end"]
     assert list(log.events())[-1]["status"] == "interrupted"
@@ -191,10 +191,10 @@ def test_the_newest_journal_with_the_weights_is_found(top):
 
 def test_the_state_names_the_store_it_is_about(top, monkeypatch):
     log = begun()
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
-    assert tracking.Replay(log).pending()
+    assert replay.Replay(log).pending()
 
 
 def test_a_line_that_is_still_being_written_is_not_taken_for_a_damaged_one(top):
@@ -212,9 +212,8 @@ def test_a_line_that_is_still_being_written_is_not_taken_for_a_damaged_one(top):
 def test_a_run_is_ended_at_its_last_figure_once_its_process_is_dead(top):
     alive = begun("adam-0")
     alive.metrics([("step/loss", 2.5, 1500, 0)])
-    hold = (
-        "import sys, time; from optlab import locks\nwith locks.holding('optlab-adam'):\n print('held', flush=True)\n"
-    )
+    hold = "import sys; from optlab.system import locks\nwith locks.holding('optlab-adam'):\n"
+    hold += " print('held', flush=True)\n"
     with subprocess.Popen([sys.executable, "-c", hold + " sys.stdin.read()"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
         assert other.stdout.readline() == "held\n"
@@ -232,8 +231,8 @@ def test_a_server_that_fails_is_not_taken_for_one_that_refuses():
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
-    assert not tracking._is_final(MlflowException("QueuePool limit", error_code=BAD_REQUEST))
-    assert tracking._is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
+    assert not replay._is_final(MlflowException("QueuePool limit", error_code=BAD_REQUEST))
+    assert replay._is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
 
 
 def test_a_draft_is_not_seen(top):
@@ -248,12 +247,12 @@ def test_a_draft_is_not_seen(top):
 def test_a_state_that_is_ahead_of_the_journal_is_not_believed(top):
     """After a power failure the count of what was sent can be there while the lines are not."""
     log = begun()
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     log.path.write_bytes(b"")
     log.append("start", time=1000, name="adam", experiment="optlab", params={"lr": "0.1"}, tags={}, dataset=DATASET)
     state = json.loads((log.folder / "synced.json").read_text())
     (log.folder / "synced.json").write_text(json.dumps(state | {"events": 5}))
     log.metrics([("step/loss", 2.5, 1001, 0)])
-    tracking.Replay(log).push()
+    replay.Replay(log).push()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001)]

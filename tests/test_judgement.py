@@ -6,16 +6,23 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from optlab import judgement
-from optlab.record import RunFiles
+from optlab.record.contents import Conditions
+from optlab.record.runs import RunFiles
+from optlab.reproduce import judgement
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
+
+
+def epoch(train_loss, validation_loss):
+    return {"epoch": 1, "train_loss": train_loss, "running_loss": 4.0, "validation_loss": validation_loss,
+            "validation_accuracy": 0.5, "lr": 0.1}  # fmt: skip
+
+
 TRAINED = {
-    "status": "completed",
-    "history": [{"epoch": 1, "train_loss": 2.0, "validation_loss": 1.0}],
-    "step_losses": [[2.5, 1.5]],
-}
-TESTED = {"test_loss": 1.0, "test_accuracy": 0.5}
+    "status": "completed", "epochs": 1, "train_loss": 2.0, "validation_loss": 1.0, "validation_accuracy": 0.5,
+    "weights_sha256": "0", "history": [epoch(2.0, 1.0)], "step_losses": [[2.5, 1.5]],
+}  # fmt: skip
+TESTED = {"status": "completed", "test_loss": 1.0, "test_accuracy": 0.5}
 WEIGHTS = {"a": np.ones((2, 2), np.float32), "b": np.float32([3, 4])}
 
 
@@ -25,8 +32,8 @@ class Recorded:
     def __init__(self, files, weights=None):
         self.files, self.weights = files, weights
 
-    def read_json(self, path):
-        return self.files.get(path.name)
+    def read(self, path):
+        return json.dumps(self.files[path.name]).encode()
 
     def output(self, path, outs):
         return self.weights
@@ -71,7 +78,7 @@ def test_the_same_bytes_are_identical(tmp_path):
 def test_rounding_is_within_tolerance(tmp_path):
     result = judged(
         tmp_path,
-        changed(step_losses=[[2.5, 1.50001]], history=[{"epoch": 1, "train_loss": 2.001, "validation_loss": 1.0}]),
+        changed(step_losses=[[2.5, 1.50001]], history=[epoch(2.001, 1.0)]),
         weights={"a": WEIGHTS["a"], "b": np.float32([3, 4.5])},
     )
     assert result.verdict == "within tolerance"
@@ -86,11 +93,11 @@ def test_rounding_is_within_tolerance(tmp_path):
 ROUNDED = changed(step_losses=[[2.5, 1.50001]])
 FAR = {
     "first loss": {"trained": changed(step_losses=[[2.5, 1.5001]])},
-    "loss": {"trained": ROUNDED | {"history": [{"train_loss": 2.03, "validation_loss": 1.0}]}},
-    "validation": {"trained": ROUNDED | {"history": [{"train_loss": 2.0, "validation_loss": 1.2}]}},
-    "accuracy": {"trained": ROUNDED, "tested": {"test_loss": 1.0, "test_accuracy": 0.53}},
-    "test loss": {"trained": ROUNDED, "tested": {"test_loss": 1.1, "test_accuracy": 0.5}},
-    "no test loss": {"trained": ROUNDED, "tested": {"test_loss": None, "test_accuracy": None}},
+    "loss": {"trained": ROUNDED | {"history": [epoch(2.03, 1.0)]}},
+    "validation": {"trained": ROUNDED | {"history": [epoch(2.0, 1.2)]}},
+    "accuracy": {"trained": ROUNDED, "tested": TESTED | {"test_loss": 1.0, "test_accuracy": 0.53}},
+    "test loss": {"trained": ROUNDED, "tested": TESTED | {"test_loss": 1.1, "test_accuracy": 0.5}},
+    "no test loss": {"trained": ROUNDED, "tested": TESTED | {"test_loss": None, "test_accuracy": None}},
     "no loss": {"trained": changed(step_losses=[[2.5, None]])},
     "status": {"trained": ROUNDED | {"status": "diverged"}},
     "fewer steps": {"trained": changed(step_losses=[[2.5]])},
@@ -120,9 +127,11 @@ def test_the_first_difference_is_named_by_epoch_and_step(before, after, expected
 
 
 def test_the_likeliest_cause_comes_first():
-    here = {"python": "3.12", "cpu_capability": "AVX512", "packages": {"torch": "2"}, "variables": {"MKL_CBWR": "AVX2"}}
-    found = judgement.different_conditions(CONDITIONS | {"new": 1}, here)
-    assert list(found) == ["variables.MKL_CBWR", "cpu_capability", "packages.torch", "python", "new"]
+    before = Conditions(**CONDITIONS)
+    here = Conditions(python="3.12", cpu_capability="AVX512", packages={"torch": "2"}, variables={"MKL_CBWR": "AVX2"},
+                      weights_sha256="1")  # fmt: skip
+    found = judgement.different_conditions(before, here)
+    assert list(found) == ["variables.MKL_CBWR", "cpu_capability", "packages.torch", "python"]
     assert found["packages.torch"] == ("1", "2")
-    assert judgement.different_conditions(CONDITIONS, CONDITIONS) == {}
-    assert judgement.different_conditions({}, CONDITIONS) == {"conditions": ("not recorded", "recorded")}
+    assert judgement.different_conditions(before, before) == {}
+    assert judgement.different_conditions(None, before) == {"conditions": ("not recorded", "recorded")}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from optlab import models
-from optlab.errors import ConfigError
+from optlab.system.errors import ConfigError
+from optlab.training import models
 
 ZILLIAX = [
     "Conv2d(3, 32, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2))",

@@ -1,19 +1,22 @@
 """Optimizers by name: each dense class trains as it does by hand, and a wrong entry is refused with the remedy."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import schedulefree
 import torch
 import torch.nn.functional as F
 
-from optlab import data, models, optimizers, training
-from optlab.config import OptimizerSpec
-from optlab.errors import ConfigError
+from optlab.config.parameters import OptimizerSpec
+from optlab.data import dataset
+from optlab.system.errors import ConfigError
+from optlab.training import loop, models, optimizers
 
 DENSE = {name: cls for name, cls in optimizers.torch_classes().items() if cls is not torch.optim.SparseAdam}
 MUON = {"class": "Muon", "lr": 0.02, "fallback": {"class": "AdamW", "lr": 0.001}}
 STEPS = 2
+TOP = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,8 +31,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def batches(sample, small_config):
     """Two batches of 32 real images."""
-    split = data.load(sample, small_config().data).train
-    return list(data.batches(split, torch.arange(32 * STEPS), 32))
+    split = dataset.load(sample, small_config().data).train
+    return list(dataset.batches(split, torch.arange(32 * STEPS), 32))
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def built(**entry):
 def train_ours(batches, **entry):
     model, stepper = built(**entry)
     stepper.train()
-    losses = [training.train_step(model, stepper, *batch, "fp32") for batch in batches]
+    losses = [loop.train_step(model, stepper, *batch, "fp32") for batch in batches]
     stepper.eval()
     return model, losses
 
@@ -284,6 +287,26 @@ def test_a_class_in_the_working_folder_whose_step_takes_no_closure(batches, modu
     assert losses[0] == pytest.approx(2.3, abs=0.1)
 
 
+def test_the_example_in_custom_moves_each_weight_by_the_learning_rate(batches, monkeypatch, capsys):
+    monkeypatch.chdir(TOP)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = models.build("zilliax", seed=0)
+    after, losses = train_ours(batches[:1], **{"class": "sign_descent.SignDescent", "lr": 0.25})
+    change = (after[0].weight - before[0].weight).detach().abs()
+    assert change.unique().numpy() == pytest.approx(0.25, abs=1e-6)
+    assert losses[0] == pytest.approx(2.3, abs=0.1)
+    assert capsys.readouterr().err == ""  # DVC watches the folder
+
+
+def test_a_module_elsewhere_in_the_repository_is_used_with_one_warning(module, capsys):
+    name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
+    for _ in range(3):
+        built(**{"class": f"{name}.Sign", "lr": 0.25})
+    assert capsys.readouterr().err == (
+        f"warning: {name}: DVC does not see when {name}.py changes: move it to custom/\n"
+    )
+
+
 def test_a_misspelt_hyperparameter_of_a_class_by_path(module):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     with pytest.raises(ConfigError, match=r"optimizers\.mine\.rl: .* has no such hyperparameter"):
@@ -300,14 +323,14 @@ def test_schedule_free_is_told_to_train_and_to_evaluate(sample, small_config):
     """It keeps two sets of weights: untold, it stops at the first step, and is evaluated with the wrong set."""
     entry = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
     config = small_config(optimizers={"mine": entry})
-    splits = data.load(sample, config.data)
-    ours = training.train(config, "mine", 0, splits, torch.device("cpu")).model
+    splits = dataset.load(sample, config.data)
+    ours = loop.train(config, "mine", 0, splits, torch.device("cpu")).model
 
     theirs = models.build("zilliax", seed=0)
     optimizer = schedulefree.AdamWScheduleFree(theirs.parameters(), lr=0.01)
     optimizer.train()
-    order = data.epoch_order(0, 1, 400, shuffle=True)
-    for images, labels in data.batches(splits.train, order, 64):
+    order = dataset.epoch_order(0, 1, 400, shuffle=True)
+    for images, labels in dataset.batches(splits.train, order, 64):
         optimizer.zero_grad()
         F.cross_entropy(theirs(images), labels).backward()
         optimizer.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab import exact, portable
+from optlab.training import exact, portable
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import torch
 from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
-from optlab.config import Schedule
-from optlab.schedules import factor
+from optlab.config.parameters import Schedule
+from optlab.training.schedules import factor
 
 STEPS, EPOCHS = 10, 6
 TOTAL = STEPS * EPOCHS

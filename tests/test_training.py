@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab import conditions, data, models, optimizers, training, weights
+from optlab.data import dataset
+from optlab.training import conditions, loop, models, optimizers, weights
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def device(small_config):
 
 
 def run(config, sample, device, name="sgd", seed=0, observers=()):
-    return training.train(config, name, seed, data.load(sample, config.data), device, observers)
+    return loop.train(config, name, seed, dataset.load(sample, config.data), device, observers)
 
 
 def digest(outcome, tmp_path):
@@ -26,11 +27,11 @@ def test_it_is_the_plain_loop(small_config, sample, device):
     """The same losses as torch's documentation's loop over the same batches."""
     config = small_config()
     outcome = run(config, sample, device, "adam")
-    splits = data.load(sample, config.data)
+    splits = dataset.load(sample, config.data)
     model = models.build("zilliax", 0)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizers["adam"].hyperparameters["lr"])
     losses = []
-    for images, labels in data.batches(splits.train, data.epoch_order(0, 1, len(splits.train), True), 64):
+    for images, labels in dataset.batches(splits.train, dataset.epoch_order(0, 1, len(splits.train), True), 64):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -41,7 +42,7 @@ def test_it_is_the_plain_loop(small_config, sample, device):
     # 400 images in batches of 64: six whole ones and one of 16.
     assert epoch.train_loss == pytest.approx((64 * sum(losses[:6]) + 16 * losses[6]) / 400)
     assert epoch.running_loss == pytest.approx(sum(losses), rel=1e-6)
-    logits = model(data.to_input(splits.validation.images))
+    logits = model(dataset.to_input(splits.validation.images))
     assert epoch.validation_loss == pytest.approx(float(F.cross_entropy(logits, splits.validation.labels)), rel=1e-5)
     assert epoch.validation_accuracy == float((logits.argmax(1) == splits.validation.labels).double().mean())
 
@@ -90,7 +91,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_there(small_config, sample, devi
     assert outcome.epochs[-1].train_loss is None
 
 
-class Listener(training.Observer):
+class Listener(loop.Observer):
     def __init__(self):
         self.heard = []
 
@@ -119,8 +120,8 @@ def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, samp
     """The model that comes out is the one that was validated, not the point where training would go on."""
     config = small_config(optimizers={"free": {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}})
     outcome = run(config, sample, device, "free")
-    validation = data.load(sample, config.data).validation
-    loss, _ = training.loss_and_accuracy(training.predict(outcome.model, validation), validation.labels)
+    validation = dataset.load(sample, config.data).validation
+    loss, _ = loop.loss_and_accuracy(loop.predict(outcome.model, validation), validation.labels)
     assert loss == outcome.epochs[-1].validation_loss
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from optlab import models, weights
-from optlab.errors import WeightsError
+from optlab.system.errors import WeightsError
+from optlab.training import models, weights
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_model_that_a_file_names_is_not_called_blindly(written, model):
     written.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
     code = (
         "import pathlib, sys\n"
-        "from optlab import errors, weights\n"
+        "from optlab.system import errors\nfrom optlab.training import weights\n"
         'errors.run(lambda: weights.read(pathlib.Path(sys.argv[1]), "zilliax"))\n'
     )
     done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from optlab import errors, files, processes, project, record
+from optlab.record import runs
+from optlab.record.contents import Trained
+from optlab.system import errors, files, processes, repository
 
 UNSTABLE_EPOCH = 16  # where the tutorial saw Adam at 0.01 begin to rise
 NEAR = 2  # epochs either way that still count as near it
@@ -21,17 +23,17 @@ class Finding:
 
 def main() -> None:
     processes.follow_caller()
-    folder = project.enter()
+    folder = repository.enter()
     losses = {name: running_losses(folder, name) for name in ("sgd", "adam", "adam_fast", "adamw")}
     text = report(losses)
-    files.write(folder / record.REPORTS / "claims.md", text.encode())
+    files.write(folder / runs.REPORTS / "claims.md", text.encode())
     print(text)
 
 
 def running_losses(folder: Path, optimizer: str) -> list[float]:
     """The running loss of each epoch; infinity where it was not finite."""
-    history = record.read_json(record.RunFiles(folder, optimizer, 0).training)["history"]
-    return [math.inf if epoch["running_loss"] is None else epoch["running_loss"] for epoch in history]
+    history = Trained.read(runs.RunFiles(folder, optimizer, 0).training).history
+    return [math.inf if epoch.running_loss is None else epoch.running_loss for epoch in history]
 
 
 def findings(losses: dict[str, list[float]]) -> list[Finding]:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from optlab import config, errors, numerics, project
+from optlab.config import parameters, reading
+from optlab.system import errors, repository
+from optlab.training import numerics
 
 app = typer.Typer(
     add_completion=False,
@@ -20,14 +22,14 @@ app = typer.Typer(
 @app.command()
 def check() -> None:
     """Check the params.yaml of this folder, whole, before anything is run."""
-    settings = config.load(project.enter() / config.PARAMS)
-    from optlab import optimizers
+    settings = reading.load(repository.enter() / parameters.PARAMS)
+    from optlab.training import optimizers
 
     optimizers.check(settings)
     for sentence in numerics.limits(settings):
         print(sentence, file=sys.stderr)
     count = len(settings.runs())
-    print(f"{config.PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
+    print(f"{parameters.PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
 
 
 @app.command()
@@ -35,10 +37,10 @@ def repro(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores divided by threads.")] = None,
 ) -> None:
     """Do what `dvc repro` does, with the runs side by side."""
-    folder = project.enter()
-    settings = config.load(folder / config.PARAMS)
-    from optlab import jobs as side_by_side
-    from optlab import optimizers
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
+    from optlab.execution import side_by_side
+    from optlab.training import optimizers
 
     optimizers.check(settings)
     at_once = jobs or max(1, len(side_by_side.available_cores()) // settings.training.threads)
@@ -48,12 +50,13 @@ def repro(
 @app.command()
 def show() -> None:
     """Print the comparison again, and the addresses to open in MLflow."""
-    folder = project.enter()
-    from optlab import comparison, report, views
+    folder = repository.enter()
+    from optlab.results import comparison, report
+    from optlab.tracking import publish
 
-    compared = comparison.collect(config.load(folder / config.PARAMS), folder)
+    compared = comparison.collect(reading.load(folder / parameters.PARAMS), folder)
     print(report.text_table(compared))
-    print(views.publish(compared, folder))
+    print(publish.publish(compared, folder))
 
 
 @app.command()
@@ -63,30 +66,32 @@ def sync(
     ] = None,
 ) -> None:
     """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
-    if project.enter() != Path() and revision:
+    if repository.enter() != Path() and revision:
         raise errors.RevisionError("run `optlab sync --from` at the top of the repository")
-    from optlab import backfill, store
-    from optlab.revision import Revision
+    from optlab.system.revision import Revision
+    from optlab.tracking import backfill, server
 
     sent = _send()
     if revision:
         for sentence in backfill.write(Revision.parse(revision)):
             print(sentence, flush=True)
         sent += _send()
-    print(f"MLflow at {store.uri()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send")
+    print(
+        f"MLflow at {server.uri()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+    )
 
 
 def _send() -> int:
-    from optlab import store, tracking
+    from optlab.tracking import replay, server
 
     sent = 0
     try:
-        for name in tracking.push_all():
+        for name in replay.push_all():
             print(f"sent {name}", flush=True)
             sent += 1
     except Exception as error:  # whatever MLflow raises
         raise errors.TrackingError(
-            f"MLflow at {store.uri()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"MLflow at {server.uri()} does not take the rest now ({errors.one_line(error)[:200]}): "
             f"all is in .optlab/journal: repeat the command later"
         ) from None
     return sent
@@ -98,7 +103,7 @@ def predict(
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file; default: the champion's.")] = None,
 ) -> None:
     """Name the class of each image, with the probabilities of the three likeliest classes."""
-    from optlab import prediction
+    from optlab.results import prediction
 
     model = prediction.load(weights)
     for path, ranked in prediction.predict(model, images):
@@ -111,12 +116,12 @@ def release(
     push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
 ) -> None:
     """Commit the finished comparison and tag it, with its table as the tag's message."""
-    if project.enter() != Path():
+    if repository.enter() != Path():
         raise errors.RevisionError("run `optlab release` at the top of the repository")
-    from optlab import comparison
-    from optlab import release as releasing
+    from optlab.reproduce import release as releasing
+    from optlab.results import comparison
 
-    compared = comparison.collect(config.load(), Path())
+    compared = comparison.collect(reading.load(), Path())
     commit = releasing.release(compared, tag)
     print(f"{tag} is commit {commit[:12]}")
     print(releasing.mark(compared, tag))
@@ -145,20 +150,20 @@ def reproduce(
 
 
 def _reproduce(name: str, names: list[str], here: bool, fresh: bool, as_json: bool) -> int:
-    if project.enter() != Path():
+    if repository.enter() != Path():
         raise errors.RevisionError("run `optlab reproduce` at the top of the repository")
-    from optlab import reproduction, verdicts
-    from optlab.revision import Revision
+    from optlab.reproduce import rerun, verdicts
+    from optlab.system.revision import Revision
 
     revision = Revision.parse(name)
-    runs = reproduction.runs_of(revision, names)
-    differing = {} if fresh else reproduction.package_differences(revision, runs)
+    runs = rerun.runs_of(revision, names)
+    differing = {} if fresh else rerun.package_differences(revision, runs)
     for package, (recorded, installed) in differing.items():
         print(f"warning: {package} {recorded} was recorded, {installed} is installed", file=sys.stderr)
     results = []
-    with contextlib.closing(reproduction.reproduce(revision, runs, here, fresh, quiet=as_json)) as reproduced:
+    with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, quiet=as_json)) as reproduced:
         for result in reproduced:
-            verdicts.log(revision, result, reproduction.recorded_weights(revision, result.run))
+            verdicts.log(revision, result, rerun.recorded_weights(revision, result.run))
             results.append(result)
     print(verdicts.as_json(revision, results) if as_json else verdicts.as_text(revision, results))
     return verdicts.exit_status(results)

@@ -12,7 +12,7 @@ import projects
 import pytest
 from ruamel.yaml import YAML
 
-from optlab.jobs import Lock, cores_for
+from optlab.execution.side_by_side import Lock, cores_for
 
 
 def lock_of(project):

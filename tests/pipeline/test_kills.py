@@ -18,7 +18,7 @@ OPTLAB = (str(PROGRAMS / "optlab"), "repro", "--jobs", "2")
 STAGE = (sys.executable, "pipeline/train.py", "adam", "0")
 IMPATIENT = """
 import runpy, sys
-from optlab import locks
+from optlab.system import locks
 locks.PATIENCE_S = 2.0
 sys.argv = ["pipeline/train.py", "adam", "0"]
 runpy.run_path(sys.argv[0], run_name="__main__")

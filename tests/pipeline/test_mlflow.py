@@ -142,7 +142,7 @@ def test_the_champion_answers(reproduced, tmp_path):
     assert result.returncode == 0, result.stderr
     import torch
 
-    from optlab import weights
+    from optlab.training import weights
 
     model, _ = weights.read(project.top / "models" / f"{champion}.safetensors", "zilliax")
     with torch.inference_mode():

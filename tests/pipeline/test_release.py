@@ -12,7 +12,7 @@ from pathlib import Path
 import projects
 import pytest
 
-from optlab.conditions import onednn_isa
+from optlab.training.conditions import onednn_isa
 
 
 def commit(project, message):
@@ -28,7 +28,7 @@ def released(reproduced, tmp_path_factory):
     assert result.returncode == 0, result.stderr
     assert re.search(r"2 of 2 runs marked in MLflow", result.stdout)
     project.edit("params.yaml", "lr: 0.001", "lr: 0.002")
-    project.edit("src/optlab/data.py", "[seed, epoch]", "[seed, epoch, 1]")
+    project.edit("src/optlab/data/dataset.py", "[seed, epoch]", "[seed, epoch, 1]")
     result = project.run("dvc", "repro")
     assert result.returncode == 0, result.stderr
     commit(project, "another comparison")
@@ -126,7 +126,9 @@ def test_one_flipped_digit_in_a_recorded_digest_does_not_pass(project):
 
 def test_a_loop_that_is_not_deterministic_does_not_pass(project):
     """The recorded run drew one order of batches; the tag's code draws another at every call."""
-    rewrite_tag(project, "src/optlab/data.py", lambda code: code.replace("default_rng([seed, epoch])", "default_rng()"))
+    rewrite_tag(
+        project, "src/optlab/data/dataset.py", lambda code: code.replace("default_rng([seed, epoch])", "default_rng()")
+    )
     result, verdicts = reproduce(project, "v1", "adam-0")
     assert result.returncode == 1
     (run,) = verdicts["runs"]
@@ -138,7 +140,7 @@ def test_a_loop_that_is_not_deterministic_does_not_pass(project):
 
 def test_a_recorded_file_does_not_stand_in_for_one_that_is_not_written(project):
     """git checks the record out with the code; a stage that leaves a file of it untouched has not reproduced it."""
-    rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("record.write_json(files.test, ", "dict("))
+    rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("measured.write(files.test)", "pass"))
     result, verdicts = reproduce(project, "v1", "sgd-0")
     assert result.returncode == 2
     (run,) = verdicts["runs"]

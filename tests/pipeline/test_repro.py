@@ -77,6 +77,38 @@ def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
     assert stages_in(copied.run("dvc", "repro", "--dry")) == expected
 
 
+ALL = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
+TOUCHED = {
+    "src/optlab/config/wording.py": set(),
+    "src/optlab/config/reading.py": set(),
+    "src/optlab/system/errors.py": set(),
+    "src/optlab/system/files.py": set(),
+    "src/optlab/tracking/observers.py": set(),  # the progress bar
+    "src/optlab/tracking/sending.py": set(),
+    "src/optlab/execution/side_by_side.py": set(),
+    "src/optlab/data/download.py": {"download"},
+    "src/optlab/data/dataset.py": {"download", "compare"} | ALL,  # has the digests of the data
+    "src/optlab/config/parameters.py": {"compare"} | ALL,
+    "src/optlab/training/loop.py": ALL,
+    "src/optlab/training/models.py": ALL,
+    "src/optlab/training/schedules.py": ALL,
+    "custom/sign_descent.py": ALL,
+    "src/optlab/results/report.py": {"compare"},
+    "src/optlab/results/evaluation.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
+}
+
+
+def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied):
+    """Each file with a comment more, one after the other: what decides an output, and what only words a message."""
+    found = {}
+    for path in TOUCHED:
+        before = (copied.top / path).read_text()
+        (copied.top / path).write_text(f"{before}# edited\n")
+        found[path] = set(json.loads(copied.run("dvc", "status", "--json", "dvc.yaml").stdout))
+        (copied.top / path).write_text(before)
+    assert found == TOUCHED
+
+
 def test_adam_s_learning_rate_reruns_adam_and_the_comparison_and_nothing_else(copied):
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns

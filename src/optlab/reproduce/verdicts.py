@@ -1,0 +1,100 @@
+"""Verdicts of a reproduction: for the terminal, for machines, for MLflow, and as an exit status."""
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from optlab.reproduce.judgement import Result
+from optlab.system.revision import Revision
+from optlab.tracking import facts, replay
+from optlab.tracking.journal import Journal, now_ms
+
+EXPERIMENT = "optlab-reproductions"
+_STATUS = {"identical": 0, "within tolerance": 3, "different": 1, "not run": 2}
+_WORST_FIRST = ("not run", "different", "within tolerance", "identical")
+
+
+def exit_status(results: list[Result]) -> int:
+    """0 if all are identical, else the worst: 2 not run, 1 different, 3 within tolerance."""
+    worst = min(results, key=lambda result: _WORST_FIRST.index(result.verdict))
+    return _STATUS[worst.verdict]
+
+
+def as_json(revision: Revision, results: list[Result]) -> str:
+    """Everything, for machines."""
+    return json.dumps(
+        {
+            "revision": revision.name,
+            "commit": revision.commit,
+            "exit_status": exit_status(results),
+            "runs": [dataclasses.asdict(result) for result in results],
+        },
+        indent=2,
+    )
+
+
+def as_text(revision: Revision, results: list[Result]) -> str:
+    """A table of runs, then what differs in each that is not identical."""
+    lines = ["", f"{revision.name} ({revision.commit[:12]})", ""]
+    width = max(len(result.run) for result in results)
+    for result in results:
+        same = sum(output.identical for output in result.outputs)
+        lines.append(
+            f"{result.run:<{width}}  {result.verdict:<16}  {same}/{len(result.outputs)} outputs  {result.reason}"
+        )
+    for result in results:
+        if result.verdict == "identical":
+            continue
+        lines += ["", result.run]
+        lines += [
+            f"  {output.path}  recorded {output.recorded}, now {output.reproduced or 'not written'}"
+            for output in result.outputs
+            if not output.identical
+        ]
+        lines += [
+            f"  largest difference of {name.replace('_', ' ')}: {gap.absolute:.3g}, relative {gap.relative:.3g}"
+            for name, gap in result.gaps.items()
+        ]
+        if result.gaps and "weights" not in result.gaps:
+            lines.append("  the recorded weights are in no cache or remote here, so they are not compared")
+        if result.conditions:
+            lines.append("  conditions that differ, the likely cause first:")
+            lines += [f"    {name}: {old} → {new}" for name, (old, new) in result.conditions.items()]
+        elif result.verdict != "not run":
+            lines.append("  no recorded condition differs: is the code at the revision deterministic?")
+    return "\n".join([*lines, ""])
+
+
+def log(revision: Revision, result: Result, weights: str | None) -> None:
+    """A run of its own in MLflow, in an experiment of its own, that names the original; trouble is a warning."""
+    original = _original(result.run, weights)
+    journal = Journal.create(f"reproduce-{result.run}")
+    tags: dict[str, Any] = {
+        "reproduces.revision": revision.name,
+        "reproduces.commit": revision.commit,
+        "reproduces.run": result.run,
+        "verdict": result.verdict,
+    }
+    if original:
+        tags["reproduces.mlflow_run"] = original
+    now = now_ms()
+    journal.append("start", time=now, name=f"{result.run} of {revision.name}", experiment=EXPERIMENT, tags=tags,
+                   params={f"differs.{name}": f"{old} → {new}" for name, (old, new) in result.conditions.items()},
+                   dataset=None)  # fmt: skip
+    identical = float(result.verdict == "identical")
+    values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
+    journal.metrics([(name, value, now, 0) for name, value in values.items()])
+    journal.end("failed" if result.verdict == "not run" else "completed")
+    replay.push_pending()
+
+
+def _original(run: str, weights: str | None) -> str | None:
+    """The id of the MLflow run with these weights, if there is one here."""
+    if weights is None:
+        return None
+    try:
+        return replay.find_run(facts.EXPERIMENT, run, weights)
+    except Exception as error:
+        print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
+        return None

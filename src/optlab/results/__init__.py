@@ -1,0 +1,1 @@
+"""What the runs are worth: their evaluation, the comparison, figures and report, and predictions."""

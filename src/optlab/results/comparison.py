@@ -1,0 +1,139 @@
+"""All runs of params.yaml side by side: figures per optimizer, and what they allow to be said."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from optlab.config.parameters import Config
+from optlab.record.contents import Evaluated, Status, Trained
+from optlab.record.runs import RunFiles
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's record: train.json and test.json as they were written."""
+
+    files: RunFiles
+    trained: Trained
+    tested: Evaluated
+
+    @property
+    def status(self) -> Status:
+        return self.trained.status
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over runs, with the sample standard deviation (None for one run)."""
+
+    mean: float
+    sd: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer over all its seeds. A figure is None where a run has none: one diverged, say."""
+
+    optimizer: str
+    statuses: tuple[str, ...]
+    validation_accuracy: Figure | None
+    validation_loss: Figure | None
+    train_loss: Figure | None
+    test_accuracy: Figure | None
+    test_loss: Figure | None
+    calibration_error: Figure | None
+
+    @property
+    def status(self) -> str:
+        """`completed`, or how many of the runs diverged."""
+        bad = self.statuses.count("diverged")
+        return (
+            "completed"
+            if not bad
+            else "diverged"
+            if bad == len(self.statuses)
+            else f"{bad} of {len(self.statuses)} diverged"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows from the best to the worst, all runs in the order of params.yaml, and the best run.
+
+    Attributes:
+        chosen_by: the figure that orders them: validation accuracy, or training loss without a validation split.
+        champion: the completed run with the best such figure; None if every run diverged.
+    """
+
+    config: Config
+    rows: list[Row]
+    runs: list[Run]
+    chosen_by: str
+    champion: Run | None
+
+
+def collect(config: Config, folder: Path) -> Comparison:
+    """Read the record of every run that params.yaml names.
+
+    Raises:
+        RecordError: a file of the record is missing or damaged.
+    """
+    runs = []
+    for name, seed in config.runs():
+        files = RunFiles(folder, name, seed)
+        runs.append(Run(files, Trained.read(files.training), Evaluated.read(files.test)))
+    rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
+    validated = config.data.validation_size > 0
+    chosen_by = "validation_accuracy" if validated else "train_loss"
+    sign = -1 if validated else 1
+
+    def order(figure: Figure | None) -> tuple[bool, float]:
+        return (figure is None, sign * figure.mean if figure else 0.0)
+
+    rows.sort(key=lambda row: order(getattr(row, chosen_by)))
+    completed = [run for run in runs if run.status == "completed"]
+    champion = min(completed, key=lambda run: sign * getattr(run.trained, chosen_by), default=None)
+    return Comparison(config, rows, runs, chosen_by, champion)
+
+
+def verdict(compared: Comparison) -> str:
+    """One or two sentences: which optimizer came first, and what that is worth."""
+    rows, n = compared.rows, len(compared.config.seeds)
+    first = rows[0]
+    figure: Figure | None = getattr(first, compared.chosen_by)
+    if figure is None or compared.champion is None:
+        return "No optimizer completed all its runs: there is nothing to choose."
+    what = compared.chosen_by.replace("_", " ")
+    value = f"{figure.mean:.2%}" if "accuracy" in what else f"{figure.mean:.4f}"
+    text = f"{first.optimizer} has the best {what}, {value} (n = {n})."
+    second = getattr(rows[1], compared.chosen_by) if len(rows) > 1 else None
+    if second is None:
+        return text
+    if figure.sd is None:
+        return (
+            f"{text} With one seed each, this cannot tell the optimizer's part from the seed's: "
+            f"add seeds in params.yaml before you rely on a small difference."
+        )
+    gap = abs(figure.mean - second.mean)
+    spread = f"the standard deviation over seeds is {figure.sd:.2g}"
+    return f"{text} The next, {rows[1].optimizer}, is {gap:.4g} away; {spread}."
+
+
+def _row(name: str, runs: list[Run]) -> Row:
+    def figure(part: str, key: str) -> Figure | None:
+        values = [getattr(getattr(run, part), key) for run in runs]
+        if any(value is None for value in values) or any(run.status == "diverged" for run in runs):
+            return None
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        return Figure(statistics.fmean(values), sd)
+
+    return Row(
+        name,
+        tuple(run.status for run in runs),
+        figure("trained", "validation_accuracy"),
+        figure("trained", "validation_loss"),
+        figure("trained", "train_loss"),
+        figure("tested", "test_accuracy"),
+        figure("tested", "test_loss"),
+        figure("tested", "expected_calibration_error"),
+    )

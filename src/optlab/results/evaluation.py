@@ -1,0 +1,67 @@
+"""Metrics on the test split."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optlab.config.parameters import CLASS_COUNT
+from optlab.data.dataset import CLASSES
+from optlab.record.contents import Evaluated, Status
+from optlab.system import files
+from optlab.training.loop import loss_and_accuracy
+
+CALIBRATION_BINS = 15
+
+
+def metrics(status: Status, logits: Tensor, labels: Tensor) -> Evaluated:
+    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix; none if a logit is not finite.
+
+    Args:
+        status: of the training.
+        logits: float32, shape (n, 10).
+        labels: int64, shape (n,).
+    """
+    if not torch.isfinite(logits).all():
+        return Evaluated(status=status)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    confusion = confusion_matrix(logits.argmax(1), labels)
+    per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
+    return Evaluated(
+        status=status,
+        test_loss=loss,
+        test_accuracy=accuracy,
+        expected_calibration_error=calibration_error(logits.softmax(1), labels),
+        class_accuracy=list(zip(CLASSES, per_class.tolist(), strict=True)),
+        confusion=confusion.tolist(),
+    )
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
+    """int64, shape (10, 10): rows are the actual classes, columns the predicted ones."""
+    return (labels * CLASS_COUNT + predicted).bincount(minlength=CLASS_COUNT**2).view(CLASS_COUNT, CLASS_COUNT)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over 15 bins of equal width (Guo et al., 2017, equation 3).
+
+    Args:
+        probabilities: shape (n, 10), rows sum to 1.
+        labels: int64, shape (n,).
+    """
+    confidence, predicted = probabilities.double().max(1)
+    correct = (predicted == labels).double()
+    # Bins are (a, b]: a confidence of exactly b belongs to the lower one.
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
+    bins = torch.bucketize(confidence, edges[1:-1])
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, correct - confidence)
+    return float(gaps.abs().sum() / len(labels))
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
+    """CSV, one line per test image in file order: image, actual, predicted, confidence."""
+    confidence, predicted = logits.softmax(1).max(1)
+    rows = [["image", "actual", "predicted", "confidence"]]
+    for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
+        rows.append([str(index), CLASSES[actual], CLASSES[guess], f"{sure:.6f}"])
+    files.write_csv(path, rows)

@@ -1,0 +1,78 @@
+"""The class of any picture, by a trained network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+
+from optlab.config import parameters, reading
+from optlab.data.dataset import CLASSES, IMAGE_SIZE, to_input
+from optlab.record.contents import Champion, Trained
+from optlab.record.runs import REPORTS, RunFiles
+from optlab.system import repository
+from optlab.system.errors import ImageError, RecordError
+from optlab.training import weights
+
+
+def champion() -> RunFiles:
+    """The files of the best run of the comparison at the top of the repository.
+
+    Raises:
+        RecordError: there is no comparison yet, or no run of it completed.
+    """
+    top = repository.root()
+    best = Champion.read(top / REPORTS / "champion.json").champion
+    if best is None:
+        raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
+    return RunFiles.of(top, best)
+
+
+def load(path: Path | None) -> nn.Module:
+    """The network with these weights, of the model that params.yaml names; None takes the champion's.
+
+    Raises:
+        WeightsError: as in `weights.read`; the champion's must be those that its record names.
+        RecordError: there is no champion, or its record is damaged.
+    """
+    model = reading.load(repository.root() / parameters.PARAMS).model
+    if path is not None:
+        return weights.read(path, model)[0]
+    files = champion()
+    return weights.read(files.weights, model, Trained.read(files.training).weights_sha256)[0]
+
+
+def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """For each image, its path and (class, probability), the likeliest first. All are opened before the first.
+
+    Raises:
+        ImageError: a file is missing or no image.
+    """
+    pictures = [read_image(path) for path in paths]
+    for path, pixels in zip(paths, pictures, strict=True):
+        with torch.inference_mode():
+            probabilities = model(to_input(pixels)).softmax(1)[0]
+        order = probabilities.argsort(descending=True).tolist()
+        yield path, [(CLASSES[index], float(probabilities[index])) for index in order]
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """Any image as uint8, shape (1, 32, 32, 3): upright, on white where transparent, cut to a square, scaled.
+
+    Raises:
+        ImageError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ImageError(f"{path}: {reason}: give a PNG, JPEG, WebP or the like") from None
+    white = Image.new("RGBA", upright.size, "white")
+    picture = Image.alpha_composite(white, upright).convert("RGB")
+    small = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(small))[None]

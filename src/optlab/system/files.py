@@ -1,0 +1,45 @@
+"""Files that are there whole or not at all, whatever stops the program that writes them."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from optlab.system.errors import StorageError, one_line
+
+SUFFIX = ".new"  # of a file that is still being written; git and DVC ignore it
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step, and on the disk before that: what was there stays until then.
+
+    Raises:
+        StorageError: the disk is full, or the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}{SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise storage_error(path, error) from None
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """The rows, the header first, as comma-separated values; errors as in `write`."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write(path, text.getvalue().encode())
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to tell the user of a file that could not be written."""
+    reason = error.strerror or one_line(error)
+    return StorageError(f"{path}: cannot be written ({reason}): make room for it, then run the same command again")

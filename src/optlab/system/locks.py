@@ -1,0 +1,47 @@
+"""One process at a time on the same outputs."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from optlab.system.errors import BusyError
+
+PATIENCE_S = 30.0  # for a process that is stopping
+LOCKS = Path(".optlab") / "locks"
+
+
+@contextmanager
+def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of that name; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        BusyError: another process still has it after `patience_s` seconds; the message says which.
+    """
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    owner = LOCKS / f"{name}.pid"
+    lock = FileLock(LOCKS / f"{name}.lock")
+    try:
+        lock.acquire(timeout=patience_s)
+    except Timeout:
+        raise BusyError(
+            f"{name}: {_who(owner)} is at work on it in this folder: wait for it to end, or stop it"
+        ) from None
+    try:
+        with contextlib.suppress(OSError):  # on a full disk, nobody is told who
+            owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        lock.release()
+
+
+def _who(owner: Path) -> str:
+    try:
+        process = psutil.Process(int(owner.read_text()))
+        return f"process {process.pid} (`{' '.join(process.cmdline())[:100]}`)"
+    except (OSError, ValueError, psutil.Error):
+        return "another process"

@@ -1,0 +1,109 @@
+"""A git revision of this repository: what its record says, and a checkout of its own to run its code in."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from optlab.system import dvc, git, repository
+from optlab.system.errors import RevisionError
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit, and the name by which it was asked for.
+
+    Attributes:
+        name: a tag, a branch or a commit, as the user wrote it.
+        commit: the full hash.
+    """
+
+    name: str
+    commit: str
+
+    @classmethod
+    def parse(cls, name: str) -> "Revision":
+        """Find the commit.
+
+        Raises:
+            RevisionError: there is no such revision.
+        """
+        found = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        if not found:
+            raise RevisionError(f"{name}: no such tag, branch or commit: `git tag` lists the tags")
+        return cls(name, found)
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file that git holds at this revision, or None."""
+        return git.show(self.commit, path)
+
+    def lock(self) -> dict[str, Any]:
+        """The stages of dvc.lock.
+
+        Raises:
+            RevisionError: it has no readable dvc.lock.
+        """
+        content = self.read(Path("dvc.lock"))
+        try:
+            stages = YAML(typ="safe", pure=True).load(content.decode())["stages"] if content else None
+        except Exception as error:  # whatever a damaged file makes the parser raise
+            raise RevisionError(f"{self.name}: its dvc.lock cannot be read: {error}") from None
+        if not isinstance(stages, dict):
+            raise RevisionError(f"{self.name}: has no dvc.lock: nothing was recorded there")
+        return stages
+
+    def output(self, path: Path, outs: list[dict[str, Any]]) -> bytes | None:
+        """An output that DVC's cache or remote holds, checked against its digest; None if neither has it."""
+        import hashlib
+
+        import dvc.api
+
+        wanted = next((each["md5"] for each in outs if each["path"] == path.as_posix()), None)
+        try:
+            content = dvc.api.DVCFileSystem(os.curdir, rev=self.commit).read_bytes(path.as_posix())
+        except Exception:  # whatever a missing cache, remote or network makes it raise
+            return None
+        return content if hashlib.md5(content, usedforsecurity=False).hexdigest() == wanted else None
+
+
+@contextmanager
+def checkout(revision: Revision) -> Iterator[Path]:
+    """A working tree of the revision outside the repository; gone afterwards, with what DVC keeps about it.
+
+    Raises:
+        RevisionError: git cannot check it out.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="optlab-reproduce-"))
+    tree, top = folder / "tree", Path.cwd()
+    try:
+        git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+        yield tree
+    finally:
+        forced = ["--force", "--force"]  # twice, for one that git was still writing
+        git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore(tree: Path, stage: str) -> None:
+    """Put a stage's outputs into a checkout, from this repository's DVC cache or its remote, if they have them.
+
+    The cache is read only: what the remote sends goes into one of the checkout's own.
+    """
+    top = Path.cwd()
+    environment = os.environ | {"DVC_SITE_CACHE_DIR": str(tree.parent / "dvc")}
+    settings = top / ".dvc" / "config.local"
+    if settings.exists():  # may hold the remote's address and keys
+        shutil.copy(settings, tree / ".dvc" / "config.local")
+    for cache, verb in ((dvc.cache(top), "checkout"), (tree.parent / "cache", "pull")):
+        for words in (["config", "--local", "cache.dir", str(cache)], [verb, stage]):
+            result = subprocess.run([*dvc.COMMAND, *words], cwd=tree, env=environment, capture_output=True, check=False)
+        if result.returncode == 0 and (tree / repository.DATA).is_dir():
+            return
+        shutil.rmtree(tree / repository.DATA, ignore_errors=True)  # perhaps a part of it

@@ -1,0 +1,156 @@
+"""What is said about a run besides its figures: the facts that open its journal, and how it ended."""
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from optlab.config.parameters import Config, run_id
+from optlab.data import dataset
+from optlab.record.contents import Conditions, Evaluated, Trained
+from optlab.record.runs import RunFiles
+from optlab.results import figures
+from optlab.results.colours import colour
+from optlab.system import git, processes
+from optlab.system.errors import StorageError
+from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms, run_lock
+from optlab.training import models, optimizers
+
+EXPERIMENT = "optlab"
+DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+def experiment(folder: Path) -> str:
+    """The MLflow experiment of a pipeline: the project's name, with the folder's where it is not the top."""
+    return EXPERIMENT if folder == Path() else f"{EXPERIMENT}-{folder.name}"
+
+
+def lock_name(folder: Path, run: str) -> str:
+    """What a process holds while it writes the outputs of a run of the pipeline in that folder."""
+    return run_lock(experiment(folder), run)
+
+
+def facts(config: Config, folder: Path, name: str, seed: int, conditions: Conditions,
+          state: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The fields of a journal's first event; `state` is as `git.state` has it, which is the default."""
+    params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
+    params |= {f"data.{key}": value for key, value in config.data.model_dump().items()}
+    params |= {f"training.{key}": value for key, value in config.training.model_dump(exclude={"schedule"}).items()}
+    params |= {f"schedule.{key}": value for key, value in config.training.schedule.model_dump().items()}
+    params["device"] = conditions.device
+    state = git.state() if state is None else state
+    tags = state | {
+        "optlab.run": run_id(name, seed),
+        "optimizer": name,
+        "status": "running",
+        "mlflow.runColor": colour(name),
+        "mlflow.source.name": "pipeline/train.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+        "conditions.cpu": conditions.cpu,
+        "conditions.cpu_capability": conditions.cpu_capability,
+        "conditions.python": conditions.python,
+        "conditions.torch": conditions.packages.get("torch", "unknown"),
+    }
+    if state:
+        tags["mlflow.source.git.commit"] = state["git.commit"]
+    if config.data.train_split == "test":
+        tags["mlflow.note.content"] = (
+            "Trained on the **test** split, in file order, as the tutorial does: its test accuracy is an accuracy "
+            "on training images."
+        )
+    described = {
+        "name": config.data.dataset,
+        "digest": dataset.digest(config.data.dataset),
+        "source": DATASET_SOURCE,
+    }
+    return {
+        "time": now_ms(), "name": name, "experiment": experiment(folder), "params": params, "tags": tags,
+        "dataset": described,
+    }  # fmt: skip
+
+
+def _user() -> str:
+    """The account's name: on a shared server, who trained."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"
+
+
+@contextmanager
+def ending(journal: Journal) -> Iterator[None]:
+    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
+
+    with processes.terminable():
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when who reads its output is gone
+            with suppress(StorageError):  # on a full disk, the next process says that this one has ended
+                journal.end("interrupted" if stopped else "failed")
+            raise
+
+
+def restored(config: Config, files: RunFiles, weights: Path | None, trained: Trained,
+             conditions: Conditions | None = None, when: int | None = None,
+             state: dict[str, str] | None = None) -> Journal:  # fmt: skip
+    """A draft of a journal for a run that was not trained here but came with the record, which has no times.
+
+    Args:
+        weights: the file, where it is at hand.
+        conditions: those that are recorded, where they are.
+        when: the time of all that is in it, in ms since 1970; default: now.
+        state: the revision that the record is from, as `git.state` has it; default: the present one.
+    """
+    digest, when = trained.weights_sha256, now_ms() if when is None else when
+    journal = Journal.create(files.id, digest, draft=True)
+    opening = facts(config, files.folder, files.optimizer, files.seed, conditions or Conditions(), state)
+    opening["time"] = when
+    hyperparameters = trained.hyperparameters or _hyperparameters(config, files.optimizer)
+    opening["params"] |= {f"optimizer.{key}": value for key, value in hyperparameters.items()}
+    opening["tags"]["optlab.restored"] = "yes"
+    journal.append("start", **opening)
+    steps = [loss for losses in trained.step_losses for loss in losses]
+    points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
+    for epoch in trained.history:
+        points += epoch_points(epoch.model_dump(), when)
+    journal.metrics(points)
+    journal.weights(weights, digest)
+    journal.append("end", status=trained.status, time=when)
+    return journal
+
+
+def _hyperparameters(config: Config, optimizer: str) -> dict[str, str]:
+    """Those that the installed version gives it, for records that do not have them."""
+    stepper = optimizers.build(optimizer, config.optimizer(optimizer), models.build(config.model, 0))
+    return {key: str(value) for key, value in stepper.hyperparameters().items()}
+
+
+def evaluation(journal: Journal, run: str, weights: Path | None, trained: Trained, measured: Evaluated,
+               model: str, when: int | None = None) -> None:  # fmt: skip
+    """Write what an evaluation adds: the test metrics, the figures and, where the weights are at hand, the model.
+
+    Args:
+        model: its name in params.yaml.
+        when: in ms since 1970; default: now.
+    """
+    _test_metrics(journal, measured, now_ms() if when is None else when)
+    for path in figures.of_run(journal.folder, run, trained.history, measured.confusion):
+        journal.artifact(path, FIGURES)
+    if weights and trained.status == "completed":
+        journal.model(weights, run, model)
+
+
+def _test_metrics(journal: Journal, measured: Evaluated, when: int) -> None:
+    """Write the test metrics that are not there yet; at step 0, where MLflow draws a bar for each run."""
+    known = journal.recorded()
+    values = {
+        "test/loss": measured.test_loss,
+        "test/accuracy": measured.test_accuracy,
+        "test/expected_calibration_error": measured.expected_calibration_error,
+    } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
+    points = [(key, value, when, 0) for key, value in values.items() if value not in (None, known.get((key, 0)))]
+    if points:
+        journal.metrics(points)

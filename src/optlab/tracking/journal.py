@@ -1,0 +1,283 @@
+"""The journal: one folder per run, outside git and DVC, from which MLflow is filled now or later.
+
+`events.jsonl` has one JSON object a line. Its kinds:
+
+    start     name, experiment, params, tags, dataset, time
+    resume    step, after, number, time: a later process goes on with a run whose first one was stopped
+    metrics   points: [[name, value, time, step], …]
+    artifact  path, sha256, folder
+    model     path, sha256, name, model
+    tags      tags
+    end       status, time; killed, if it was found without an end and without a process
+
+Times are milliseconds since 1970, as MLflow counts them: replaying a line twice changes nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from optlab.system import files, locks
+from optlab.system.errors import BusyError
+
+JOURNALS = Path(".optlab") / "journal"
+WEIGHTS_TAG = "weights.sha256"  # in MLflow as well
+FIGURES = "figures"  # the folder of an evaluated run's pictures
+
+_EVENTS = "events.jsonl"
+_KEY_DIGITS = 16
+
+Point = tuple[str, float, int, int]
+
+
+def run_lock(experiment: str, run: str) -> str:
+    """The lock that a process holds while it is at work on a run of an experiment."""
+    return f"{experiment}-{run}"
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Journal:
+    """An append-only list of events in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / _EVENTS
+        self.before_end: Callable[[], None] = lambda: None  # set by who still holds figures back
+
+    @classmethod
+    def create(cls, run: str, key: str = "", draft: bool = False) -> "Journal":
+        """A new, empty journal; its folder's name starts with the time, so names sort by age.
+
+        Args:
+            key: a digest of all that decides the run, for `resumable` to find it by.
+            draft: nobody sees it until `publish` is called; a kill before that leaves nothing to be sent.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        ending = key[:_KEY_DIGITS] or uuid.uuid4().hex[:_KEY_DIGITS]
+        folder = JOURNALS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{ending}"
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise files.storage_error(folder, error) from None
+        created = cls(folder)
+        if draft:
+            created.path = folder / "events.draft"
+        return created
+
+    def append(self, event: str, **values: Any) -> None:
+        """Write one event, whole, before anything else happens.
+
+        Raises:
+            StorageError: it cannot be written; nothing of it is.
+        """
+        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        try:
+            with self.path.open("ab+", buffering=0) as file:
+                size = _whole(file)
+                file.truncate(size)  # a kill cut the line after that
+                try:
+                    while line:  # a disk that fills up takes a part of it first
+                        line = line[file.write(line) :]
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError as error:
+            raise files.storage_error(self.path, error) from None
+
+    def to_disk(self) -> None:
+        """Return when all that was written would survive a power failure."""
+        self.before_end()
+        self.sync()
+
+    def sync(self) -> None:
+        """Bring what is in the file to the disk."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def length(self) -> int:
+        """How many whole lines it has."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+
+    def publish(self) -> None:
+        """End the draft: from now on the journal is seen, and sent."""
+        if self.path != self.folder / _EVENTS:
+            self.sync()
+            self.path = self.path.rename(self.folder / _EVENTS)
+
+    def begin(self, facts: dict[str, Any], steps_done: int) -> None:
+        """Say that the run starts; or, where an earlier process has said that, that it goes on after so many steps."""
+        lifecycle = self.lifecycle()
+        if not lifecycle:
+            self.append("start", **facts)
+            return
+        last = lifecycle[-1]
+        after = last["status"] if last["event"] == "end" and not last.get("killed") else "killed"
+        if after in ("completed", "diverged"):
+            after += ", but stopped before its result was recorded"
+        number = 1 + sum(each["event"] == "resume" for each in lifecycle)
+        self.append("resume", time=now_ms(), step=steps_done, after=after, number=number)
+
+    def metrics(self, points: list[Point]) -> None:
+        """Write (name, value, time in ms, step) points."""
+        self.append("metrics", points=points)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a file that belongs to the run, and name it."""
+        self.append("artifact", **self._keep(path), folder=folder)
+
+    def weights(self, path: Path | None, digest: str) -> None:
+        """Name the weights that came out, and keep the file where it is at hand."""
+        if path:
+            self.artifact(path, "weights")
+        self.append("tags", tags={WEIGHTS_TAG: digest})
+
+    def model(self, path: Path, name: str, model: str) -> None:
+        """Keep weights, to be logged as a model of that name."""
+        self.append("model", **self._keep(path), name=name, model=model)
+
+    def end(self, status: str) -> None:
+        """Close the journal."""
+        self.before_end()
+        self.append("end", status=status, time=now_ms())
+
+    def lifecycle(self) -> list[dict[str, Any]]:
+        """Its events of the kinds start, resume and end."""
+        return [event for event in self.events(skip="metrics") if event["event"] in ("start", "resume", "end")]
+
+    def recorded(self) -> dict[tuple[str, int], float]:
+        """(name, step) → the value last written there, of every metric."""
+        points = (point for event in self.events() for point in event.get("points", ()))
+        return {(name, step): value for name, value, _, step in points}
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it holds what the evaluation adds, up to the figures."""
+        return any(event.get("folder") == FIGURES for event in self.events(skip="metrics"))
+
+    def close_if_dead(self) -> None:
+        """If the run began, has no end, and no process is at work on it: end it at the time of its last figure."""
+        lifecycle = self.lifecycle()
+        if not lifecycle or lifecycle[-1]["event"] == "end":
+            return
+        with contextlib.suppress(BusyError), locks.holding(self.lock_name(lifecycle[0])):
+            self._end_of_dead()
+
+    def _end_of_dead(self) -> None:
+        lifecycle = self.lifecycle()
+        if lifecycle and lifecycle[-1]["event"] != "end":
+            times = [when for event in self.events() for _, _, when, _ in event.get("points", ())]
+            last = max([lifecycle[-1]["time"], *times])
+            self.append("end", status="interrupted", time=last, killed=True)
+
+    @staticmethod
+    def lock_name(start: dict[str, Any]) -> str:
+        """The lock that a process holds while it is at work on the run that began so."""
+        return run_lock(start["experiment"], start["tags"].get("optlab.run", start["name"]))
+
+    def _keep(self, path: Path) -> dict[str, str]:
+        """The file under a name in the journal's folder, and its SHA-256.
+
+        What lies at its old place may be another run's by the time it is sent.
+        """
+        kept = self.folder / path.name
+        if kept != path:
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:  # another file system, or one without links
+                try:
+                    shutil.copyfile(path, kept)
+                except OSError as error:
+                    raise files.storage_error(kept, error) from None
+        return {"path": str(kept), "sha256": hashlib.sha256(kept.read_bytes()).hexdigest()}
+
+    def events(self, start: int = 0, skip: str = "") -> Iterator[dict[str, Any]]:
+        """The events from number `start` on, but those of the kind `skip`.
+
+        A line at the end that is cut short, or still being written, is left out; a damaged one is an event `cut`.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open(errors="replace") as file:
+            for number, line in enumerate(file):
+                if not line.endswith("\n"):
+                    return  # what follows by now is the rest of it
+                if number >= start and not (skip and line.startswith(f'{{"event": "{skip}"')):
+                    yield self._parse(line)
+
+    @staticmethod
+    def _parse(line: str) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        return event if isinstance(event, dict) and "event" in event else {"event": "cut"}
+
+
+def _whole(file: FileIO) -> int:
+    """The number of bytes up to the end of the last whole line."""
+    size = file.seek(0, os.SEEK_END)
+    while size:
+        start = max(0, size - 65536)
+        file.seek(start)
+        found = file.read(size - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        size = start
+    return 0
+
+
+def end_abandoned(lock: str, own: Journal) -> None:
+    """End every other journal of the runs that this lock guards; whoever holds it knows that they are dead."""
+    for journal in all_journals():
+        start = journal.lifecycle()[:1]
+        if start and journal.folder != own.folder and Journal.lock_name(start[0]) == lock:
+            journal._end_of_dead()
+
+
+def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
+    """An epoch's figures under MLflow's names; what is None is left out."""
+    figures = {key: value for key, value in epoch.items() if key != "epoch" and value is not None}
+    return [(f"epoch/{key}", value, when, epoch["epoch"]) for key, value in figures.items()]
+
+
+def all_journals() -> list[Journal]:
+    """Every journal, the oldest first."""
+    return [Journal(path.parent) for path in sorted(JOURNALS.glob("*/events.jsonl"))]
+
+
+def resumable(run: str, key: str) -> Journal | None:
+    """The newest journal of the run that this key decides; None if it was evaluated: a repetition is another run."""
+    for found in with_key(run, key):
+        return None if found.evaluated else found
+    return None
+
+
+def with_key(run: str, key: str) -> list[Journal]:
+    """The journals that were created for that run with that key, the newest first."""
+    return [Journal(folder) for folder in sorted(JOURNALS.glob(f"*-{run}-{key[:_KEY_DIGITS]}"), reverse=True)]
+
+
+def find(run: str, weights_sha256: str) -> Journal | None:
+    """The newest journal of a run whose training ended with these weights."""
+    for journal in reversed(all_journals()):
+        if f"-{run}-" not in journal.folder.name:
+            continue
+        events = journal.events(skip="metrics")
+        if any(event.get("tags", {}).get(WEIGHTS_TAG) == weights_sha256 for event in events):
+            return journal
+    return None

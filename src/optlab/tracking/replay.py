@@ -1,0 +1,226 @@
+"""MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from optlab.system.errors import WeightsError, one_line, say
+from optlab.tracking import server
+from optlab.tracking.journal import WEIGHTS_TAG, Journal, all_journals
+from optlab.tracking.sending import send
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_ROOM = 50_000_000  # bytes of free disk below which no error is an event's own fault
+_RETRY_S = 30.0
+_PATIENCE_S = 120.0
+_REFUSALS = (
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+)
+_LATER = "all is in .optlab/journal, and the next stage or `optlab sync` sends it"
+
+
+class Replay:
+    """Brings one run in MLflow to what its journal says; `push` can be called any number of times.
+
+    How far it got is kept beside the journal, for the store that it was last sent to. An event that the store refuses
+    for what it says is reported and passed over: it would be refused for ever.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._state_path = journal.folder / "synced.json"
+        self._client: MlflowClient | None = None
+        self._connected_to = ""
+
+    def push(self) -> None:
+        """Send the events that MLflow does not have yet.
+
+        Raises:
+            Exception: whatever MLflow raises when it cannot be reached; the next call goes on from there.
+        """
+        with FileLock(self._journal.folder / "lock", timeout=_PATIENCE_S):
+            if not self.pending():
+                return
+            client = self._connect()
+            state = self._state()  # once there is a database: a new one has nothing yet
+            waiting = list(self._journal.events(state["events"]))
+            self._journal.sync()  # what is counted as sent must not be lost here
+            for event in waiting:
+                try:
+                    state["run_id"] = send(client, self._journal, state["run_id"], event)
+                except Exception as error:
+                    if not _is_final(error):
+                        self._client = None  # connect anew next time: the server may be another by then
+                        raise
+                    _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
+                state["events"] += 1
+                self._save(state)
+
+    def _connect(self) -> "MlflowClient":
+        """One client for all pushes, as long as the store is the same: making one costs more than a push."""
+        if self._client is None or self._connected_to != server.identity():
+            self._client = server.connect()
+            self._connected_to = server.identity()
+        return self._client
+
+    def pending(self) -> bool:
+        """Whether there are events that MLflow does not have yet."""
+        return any(True for _ in self._journal.events(self._state()["events"]))
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads(self._state_path.read_text())
+        except (OSError, ValueError):
+            state = {}
+        here = server.identity()
+        known = here and state.get("store") == here and state["events"] <= self._journal.length()
+        return state if known else {"store": here, "run_id": None, "events": 0}
+
+    def _save(self, state: dict[str, Any]) -> None:
+        temporary = self._state_path.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(state))
+            temporary.replace(self._state_path)
+        except OSError:  # on a full disk: the next push sends again what is there already, which changes nothing
+            temporary.unlink(missing_ok=True)
+
+
+class Live:
+    """Pushes a journal from a thread while the run goes on; trouble is one warning, and never the run's."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._replay = Replay(journal)
+        self._wake, self._ending = threading.Event(), threading.Event()
+        self._warned = self._caught_up = False
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    @property
+    def thread_id(self) -> int:
+        """The thread that does it, for those who want to know what it costs."""
+        assert self._thread.ident is not None
+        return self._thread.ident
+
+    def wake(self) -> None:
+        """Say that the journal has grown."""
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Push the rest; give up when it takes too long, or at the first trouble."""
+        self._ending.set()
+        self._wake.set()
+        self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive() and not self._warned:
+            _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            ending = self._ending.is_set()
+            try:
+                self._replay.push()
+                if not self._caught_up:  # once: what a kill or an outage has left of other runs
+                    for _ in push_all():
+                        pass
+                    self._caught_up = True
+            except Exception as error:
+                if not self._warned:
+                    _warn(f"does not take the run now ({one_line(error)[:200]}): {_LATER}")
+                    self._warned = True
+                if not ending:
+                    self._ending.wait(_RETRY_S)
+            if ending:
+                return
+
+
+def push_pending() -> bool:
+    """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
+    answer: list[bool] = []
+    thread = threading.Thread(target=lambda: answer.append(_push_quietly()), name="mlflow", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    if not answer:
+        _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
+    return answer == [True]
+
+
+def _push_quietly() -> bool:
+    try:
+        for _ in push_all():
+            pass
+    except Exception as error:
+        _warn(f"does not take the runs now ({one_line(error)[:200]}): {_LATER}")
+        return False
+    return True
+
+
+def push_all() -> Iterator[str]:
+    """Push every journal; yields the name of each that had something to send. Ends the runs of dead processes.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached; the rest is still to be sent.
+    """
+    trouble = None
+    for journal in all_journals():
+        journal.close_if_dead()
+        replay = Replay(journal)
+        if not replay.pending():
+            continue
+        try:
+            replay.push()
+        except ConnectionError:
+            raise
+        except Exception as error:
+            if trouble is not None:
+                raise
+            trouble = error  # one journal that the server fails on must not hold up the others
+            continue
+        yield journal.folder.name
+    if trouble is not None:
+        raise trouble
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the same event would be refused again: not if the store was away, overloaded, or failed inside."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    if shutil.disk_usage(".").free < _ROOM:  # libraries raise whatever they like then
+        return False
+    # What the store's clients raise on a bad connection is an OSError, or a database's own error.
+    own = FileNotFoundError | LookupError | TypeError | ValueError | ImportError | RuntimeError | WeightsError
+    return isinstance(error, own)
+
+
+def _warn(text: str) -> None:
+    say(f"warning: MLflow at {server.uri()} {text}")
+
+
+def find_run(experiment: str, run: str, weights: str) -> str | None:
+    """The id of the newest MLflow run of that id with weights of that SHA-256 in the experiment of that name, or None.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    client = server.connect()
+    found = next(find_runs(client, server.experiment(client, experiment), [(run, weights)]))
+    return str(found.info.run_id) if found else None
+
+
+def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:
+    """For each (id of a run, digest of its weights), the newest MLflow run with both, or None."""
+    for name, digest in runs:
+        wanted = f"tags.`optlab.run` = '{name}' AND tags.`{WEIGHTS_TAG}` = '{digest}'"
+        found = client.search_runs([experiment], wanted, max_results=1, order_by=["start_time DESC"])
+        yield found[0] if found else None

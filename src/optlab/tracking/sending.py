@@ -1,0 +1,153 @@
+"""Events of a journal as calls of MLflow's client."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlab.tracking import server
+from optlab.tracking.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_BATCH = 1000  # MLflow's limit for the metrics of one call
+_STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+def send(client: "MlflowClient", journal: Journal, run_id: str | None, event: dict[str, Any]) -> str | None:
+    """Send one event of a journal; sent twice, it changes nothing.
+
+    Args:
+        run_id: of the journal's run in MLflow; None before its start.
+
+    Returns:
+        The id of the run, once it has one.
+
+    Raises:
+        Exception: whatever MLflow raises; ValueError if a file was altered since it was kept.
+    """
+    kind = event["event"]
+    if kind == "start":
+        return _start(client, journal, event)
+    if run_id is None:  # it was stopped before its start: there is nothing to show
+        return None
+    if kind == "resume":
+        _resume(client, run_id, event)
+    elif kind == "metrics":
+        _metrics(client, run_id, event["points"])
+    elif kind == "artifact":
+        _check(event)
+        client.log_artifact(run_id, event["path"], event["folder"] or None)
+    elif kind == "model":
+        _model(client, run_id, event)
+    elif kind == "tags":
+        _tags(client, run_id, event["tags"])
+    elif kind == "end":
+        client.set_tag(run_id, "status", event["status"])
+        client.set_terminated(run_id, _STATUS[event["status"]], event["time"])
+    return run_id
+
+
+def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any]) -> str:
+    """Find the journal's run by its tag, or create it with its original time."""
+    from mlflow.entities import Param
+
+    experiment = server.experiment(client, event["experiment"])
+    key = journal.folder.name
+    found = client.search_runs([experiment], f"tags.`optlab.journal` = '{key}'", max_results=1)
+    if found:
+        run_id = str(found[0].info.run_id)
+    else:
+        tags = event["tags"] | {"optlab.journal": key}
+        run = client.create_run(experiment, event["time"], tags, run_name=event["name"])
+        run_id = str(run.info.run_id)
+    params = [Param(name, str(value)[:6000]) for name, value in event["params"].items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    if event["dataset"]:
+        _dataset(client, run_id, event["dataset"])
+    return run_id
+
+
+def _resume(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
+    """The run is at work again, and says when it was interrupted."""
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(event["time"] / 1000))
+    told = f"{event['after']}; at {when} it went on after step {event['step']}"
+    _tags(client, run_id, {
+        "status": "running", "interruptions": event["number"], f"interruption.{event['number']}": told
+    })  # fmt: skip
+    client.update_run(run_id, status="RUNNING")
+
+
+def _check(event: dict[str, Any]) -> None:
+    """Refuse a file that is no longer what was kept for the run."""
+    digest = hashlib.sha256(Path(event["path"]).read_bytes()).hexdigest()
+    if event.get("sha256") not in (None, digest):  # journals of older versions have none
+        raise ValueError(f"{event['path']} was altered since it was written: SHA-256 differs")
+
+
+def _dataset(client: "MlflowClient", run_id: str, described: dict[str, str]) -> None:
+    from mlflow.data.http_dataset_source import HTTPDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    dataset: Any = MetaDataset(  # type: ignore[abstract]
+        HTTPDatasetSource(described["source"]), name=described["name"], digest=described["digest"]
+    )
+    tag = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), [tag])])
+
+
+def _metrics(client: "MlflowClient", run_id: str, points: list[Any]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(key, value, when, step) for key, value, when, step in points]
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+
+
+def _tags(client: "MlflowClient", run_id: str, tags: dict[str, Any]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+
+def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
+    """Log the weights as a model that MLflow can load and serve; it is stored as a program, without pickle."""
+    import mlflow
+    import numpy as np
+    from mlflow.entities import LoggedModelOutput
+
+    from optlab.training import conditions, weights
+
+    if logged_model(client, run_id):
+        return
+    _check(event)
+    network, _ = weights.read(Path(event["path"]), event["model"], event.get("sha256"))
+    experiment = client.get_run(run_id).info.experiment_id
+    for unfinished in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(unfinished.model_id)  # a kill or an error cut it short
+    logged = mlflow.initialize_logged_model(
+        name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"
+    )
+    try:
+        mlflow.pytorch.log_model(
+            network,
+            name=event["name"],
+            model_id=logged.model_id,
+            # Two images: the export of a batch of one would take batches of one only.
+            input_example=np.zeros((2, 3, 32, 32), np.float32),
+            pip_requirements=[f"{name}=={conditions.public_version(name)}" for name in ("torch", "mlflow")],
+        )
+    except Exception:
+        mlflow.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+
+
+def logged_model(client: "MlflowClient", run_id: str) -> str | None:
+    """The id of the model that a run has logged, if any."""
+    outputs = client.get_run(run_id).outputs
+    return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None

@@ -1,0 +1,150 @@
+"""Where MLflow keeps things: `mlflow.db` and `mlruns/` here, or the server in MLFLOW_TRACKING_URI."""
+
+import http.client
+import logging
+import os
+import sqlite3
+import ssl
+import urllib.error
+import urllib.request
+import warnings
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from optlab.system import repository
+from optlab.system.errors import one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE = Path("mlflow.db")
+_LOCK = Path(".optlab") / "store.lock"
+_KNOCK_S = 5.0
+_LOCAL_UI = "http://127.0.0.1:5000"
+
+# MLflow's own defaults let one call to a dead server block for minutes.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def uri() -> str:
+    """The tracking URI: the environment's, or the database at the top of the repository."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def is_local() -> bool:
+    """Whether runs go to the repository's own database."""
+    return uri() == _own_uri()
+
+
+def identity() -> str:
+    """The tracking URI, with the database's time of birth: one that was deleted and made again is another store."""
+    if not is_local():
+        return uri()
+    try:
+        with closing(sqlite3.connect(f"file:{DATABASE}?mode=ro", uri=True)) as database:
+            (born,) = database.execute("SELECT min(creation_time) FROM experiments").fetchone()
+    except sqlite3.Error:
+        return ""
+    return f"{DATABASE}#{born}"  # not where it lies: the repository can be moved
+
+
+def _own_uri() -> str:
+    return f"sqlite:///{repository.root() / DATABASE}"
+
+
+def ui_url() -> str:
+    """The address that a browser opens: the server's, or that of a local `mlflow ui`."""
+    return uri().rstrip("/") if uri().startswith("http") else _LOCAL_UI
+
+
+def connect() -> "MlflowClient":
+    """A client, with the database created if there is none. The working directory must be the top.
+
+    Raises:
+        ConnectionError: a server does not answer.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    _knock()
+    import mlflow
+
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs an error's traceback, and raises the error too
+    # Said by torch's export for every small tensor, about a case that is not ours.
+    warnings.filterwarnings("ignore", "No complete tensor found in the group")
+    if is_local():
+        with _locked():
+            _create_database()
+    mlflow.set_tracking_uri(uri())
+    return mlflow.MlflowClient(uri())
+
+
+def _knock() -> None:
+    """See whether a server answers at all: MLflow's client takes minutes to find out that one hangs."""
+    if not uri().startswith("http"):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri().rstrip('/')}/health", timeout=_KNOCK_S):  # noqa: S310 - http only, see above
+            pass
+    except urllib.error.HTTPError:
+        return  # an answer, though perhaps not a good one: MLflow's client has the words for it
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLError):
+            return  # it answers; MLFLOW_TRACKING_INSECURE_TLS is the client's to judge
+        raise ConnectionError(f"no answer: {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ConnectionError(f"no answer: {one_line(error)}") from None
+
+
+def experiment(client: "MlflowClient", name: str) -> str:
+    """The id of an experiment, created if there is none.
+
+    In the repository's own database its artifacts get a path relative to the repository, so that moving the
+    repository moves them too. MLflow has no call for that: it makes every path absolute.
+    """
+    with _locked():
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        identity = str(client.create_experiment(name))
+        if is_local():
+            with sqlite3.connect(DATABASE, timeout=20) as database:
+                database.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                    (f"mlruns/{identity}", int(identity)),
+                )
+            database.close()
+        return identity
+
+
+def _locked() -> FileLock:
+    _LOCK.parent.mkdir(exist_ok=True)
+    return FileLock(_LOCK)
+
+
+def _create_database() -> None:
+    """Under another name first: two processes that create one database at a time break it."""
+    if DATABASE.exists():
+        return
+    import mlflow
+
+    fresh = Path(f".mlflow.db.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    try:
+        mlflow.MlflowClient(f"sqlite:///{fresh.absolute()}").search_experiments()
+        fresh.replace(DATABASE)
+    finally:
+        for left in Path().glob(f"{fresh}*"):  # a full disk is not to be filled further
+            left.unlink()

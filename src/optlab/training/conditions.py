@@ -1,0 +1,104 @@
+"""What decides the last bits of a result besides params.yaml: set what can be set, record the rest."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from optlab.config.parameters import Training
+from optlab.record.contents import Conditions
+from optlab.training import portable
+from optlab.training.numerics import PORTABLE
+
+# Read by the libraries while they load. CUBLAS_WORKSPACE_CONFIG makes cuBLAS repeatable.
+VARIABLES = (*PORTABLE, "MKL_ENABLE_INSTRUCTIONS", "CUBLAS_WORKSPACE_CONFIG")
+PACKAGES = ("torch", "torchvision", "numpy", "mlflow", "dvc")
+
+# oneDNN's names of instruction sets, the richest first, and the flags of /proc/cpuinfo that each needs; the names are
+# those that ONEDNN_MAX_CPU_ISA takes (oneDNN's developer guide, "CPU Dispatcher Control").
+ONEDNN_ISAS = {
+    "AVX512_CORE_AMX_FP16": ("amx_fp16",),
+    "AVX512_CORE_AMX": ("amx_int8", "amx_bf16"),
+    "AVX512_CORE_FP16": ("avx512_fp16",),
+    "AVX512_CORE_BF16": ("avx512_bf16",),
+    "AVX512_CORE_VNNI": ("avx512_vnni",),
+    "AVX512_CORE": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX2": ("avx2",),
+    "AVX": ("avx",),
+    "SSE41": ("sse4_1",),
+}
+
+
+def public_version(package: str) -> str:
+    """The installed version without its local part: 2.13.0 for 2.13.0+cpu."""
+    return version(package).partition("+")[0]
+
+
+def apply(training: Training) -> torch.device:
+    """Fix the number of threads, choose repeatable algorithms, and return the device to train on."""
+    torch.set_num_threads(training.threads)
+    if training.numerics == "portable":
+        portable.install()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs speed
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def current(device: torch.device) -> Conditions:
+    """The conditions in force, without times, host names or paths: the same on machines of the same kind."""
+    return Conditions(
+        python=platform.python_version(),
+        packages={name: installed_version(name) for name in PACKAGES},
+        platform=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        onednn_isa=onednn_isa(os.environ.get("ONEDNN_MAX_CPU_ISA")),
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        variables={name: os.environ.get(name) for name in VARIABLES},
+    )
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = _cpu_info("flags").split()
+    return not flags or "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def onednn_isa(limit: str | None = None) -> str | None:
+    """The instruction set that oneDNN uses under a limit, as ONEDNN_MAX_CPU_ISA names it: the richest of the CPU's.
+
+    None where the CPU's flags cannot be read.
+    """
+    flags = set(_cpu_info("flags").split())
+    names = list(ONEDNN_ISAS)
+    allowed = names[names.index(limit.upper()) :] if limit and limit.upper() in names else names
+    return next((name for name in allowed if flags.issuperset(ONEDNN_ISAS[name])), None)
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(key: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, or nothing where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

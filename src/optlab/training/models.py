@@ -1,0 +1,110 @@
+"""The networks: the tutorial's, torchvision's ResNet-18 for small images, or any callable."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from optlab.config.parameters import CLASS_COUNT
+from optlab.system.errors import ConfigError, say
+from optlab.system.wording import did_you_mean
+
+CUSTOM = Path("custom")  # the folder of a user's own modules
+
+
+def zilliax() -> nn.Module:
+    """The tutorial's network, exactly: three convolutions with pooling, two linear layers, no activations."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(1024, 64),
+        nn.Linear(64, CLASS_COUNT),
+    )
+
+
+def resnet18() -> nn.Module:
+    """torchvision's ResNet-18 with the stem usual for 32×32 images: a 3×3 convolution, no pooling."""
+    import torchvision
+
+    model: nn.Module = torchvision.models.resnet18(num_classes=CLASS_COUNT)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"zilliax": zilliax, "resnet18": resnet18}
+
+
+def build(name: str, seed: int) -> nn.Module:
+    """A new network, its initial weights a function of (name, seed) alone.
+
+    It seeds torch's global generator, so what a model draws while it trains (dropout) is repeatable too. The weights
+    stay contiguous: the channels_last memory of the images decides the convolutions' layout, with the same speed and
+    the same bits, and optimizers that flatten gradients, as LBFGS does, need contiguous ones.
+
+    Raises:
+        ConfigError: the name is unknown, or what it names does not return a module.
+    """
+    factory = MODELS[name] if name in MODELS else resolve(name, f"model: {name}", MODELS)
+    torch.manual_seed(seed)
+    try:
+        model = factory()
+    except (Exception, SystemExit) as error:  # whatever a foreign callable raises
+        raise ConfigError(
+            f"params.yaml: model: {name} cannot be built: called without arguments, it raised "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"params.yaml: model: {name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def resolve(path: str, where: str, known: Any = ()) -> Any:
+    """What a dotted path names; modules of the folder custom/ and of the repository can be named too.
+
+    Args:
+        path: `package.module.attribute`.
+        where: how messages call the place.
+        known: the short names that could have been meant.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"params.yaml: {where}: unknown name{did_you_mean(path, known)}")
+    sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises while it is imported
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"params.yaml: {where}: cannot import {module_name} ({type(error).__name__}: {text}): "
+            f"install it, or correct the path"
+        ) from None
+    if not hasattr(module, attribute):
+        names = [name for name, _ in inspect.getmembers(module)]
+        raise ConfigError(f"params.yaml: {where}: {module_name} has no {attribute}{did_you_mean(attribute, names)}")
+    _warn_if_unwatched(module_name, getattr(module, "__file__", None) or "/")
+    return getattr(module, attribute)
+
+
+@functools.cache
+def _warn_if_unwatched(module: str, file: str) -> None:
+    """Once for each module of the repository that DVC does not see change."""
+    here, path = Path.cwd(), Path(file)
+    if not path.is_relative_to(here) or "site-packages" in path.parts:
+        return
+    if not path.is_relative_to(here / CUSTOM) and not path.is_relative_to(Path(__file__).parents[1]):
+        say(f"warning: {module}: DVC does not see when {path.relative_to(here)} changes: move it to {CUSTOM}/")

@@ -1,0 +1,53 @@
+"""Which instructions the numerical libraries may use: variables that they read while they load.
+
+`fast` leaves it to them. `portable` holds ATen and oneDNN to AVX2 and MKL to the one code path that Intel documents for
+every make of CPU, and `optlab.portable` replaces what still depends on the make or on the number of threads:
+docs/determinism.md says how far that holds. Nothing here imports torch: once it is imported, the variables are without
+effect.
+"""
+
+import os
+import sys
+
+from optlab.config.parameters import Config, Training
+from optlab.system.errors import ConfigError
+
+PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+MEASURED_MODELS = ("zilliax", "resnet18")  # with every dense class of torch.optim
+
+
+def prepare(training: Training) -> None:
+    """Set what `training.numerics` asks for; to be called before torch is imported.
+
+    Raises:
+        ConfigError: a variable is set otherwise.
+        RuntimeError: torch is imported already.
+    """
+    if training.numerics == "fast":
+        return
+    for name, value in PORTABLE.items():
+        if os.environ.get(name, value).lower() != value.lower():
+            raise ConfigError(
+                f"params.yaml: training.numerics: portable needs {name}={value}, but it is set to "
+                f"{os.environ[name]}: unset it"
+            )
+    if "torch" in sys.modules:
+        raise RuntimeError("numerics.prepare must be called before torch is imported")
+    os.environ |= PORTABLE
+
+
+def limits(config: Config) -> list[str]:
+    """What nobody has measured `portable` with, one sentence each: docs/determinism.md has what was."""
+    if config.training.numerics == "fast":
+        return []
+    untried = [] if config.model in MEASURED_MODELS else [f"model: {config.model}"]
+    untried += [
+        f"optimizers.{name}: {spec.class_}"
+        for name, spec in config.optimizers.items()
+        if any("." in each.class_ for each in (spec, spec.fallback) if each)
+    ]
+    return [
+        f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "
+        f"may give other bits"
+        for each in untried
+    ]

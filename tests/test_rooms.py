@@ -1,0 +1,68 @@
+"""The rooms of the house: each says what it is for, and a stage depends on what decides its outputs."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+TOP = Path(__file__).resolve().parents[1]
+PACKAGE = TOP / "src" / "optlab"
+
+# What a stage imports besides the files that it declares: what watches a training, shows its result or words a message.
+WATCHING = {"tracking", "system", "config.reading", "config.wording"}
+# Imported without a part in what the stage writes: the download checks all of params.yaml before it begins.
+NOT_USED = {
+    "download": {"config.parameters", "training.models", "training.optimizers"},
+    "compare": {f"training.{name}" for name in ("loop", "models", "optimizers", "schedules")},
+}
+
+
+def modules():
+    """Every module of the package by its dotted name below optlab, such as `training.loop`."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(path):
+    """The modules of the package that a file imports, by their dotted names."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "optlab":
+            base = node.module.split(".")[1:]
+            for alias in node.names:
+                name = ".".join([*base, alias.name])
+                yield name if name in known else ".".join(base)
+
+
+def test_every_room_says_what_it_is_for():
+    """In one sentence; `lint-imports` passes over a folder without an __init__.py."""
+    rooms = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert all(ast.get_docstring(ast.parse((room / "__init__.py").read_text())) for room in rooms)
+
+
+def reached(path):
+    """The modules that a file imports, directly or through others; those that only watch lead no further."""
+    todo, seen = [path], set()
+    while todo:
+        for name in imports(todo.pop()):
+            if name not in seen and name not in WATCHING and name.split(".")[0] not in WATCHING:
+                seen.add(name)
+                todo.append(modules()[name])
+    return seen
+
+
+@pytest.mark.parametrize("folder", [".", "tutorial"])
+@pytest.mark.parametrize("stage", ["download", "train", "evaluate", "compare"])
+def test_a_stage_declares_what_decides_its_outputs(folder, stage):
+    stages = YAML(typ="safe").load(TOP / folder / "dvc.yaml")["stages"]
+    if stage not in stages:
+        return  # the tutorial takes the data from the other pipeline
+    declared = [(TOP / folder / dep).resolve() for dep in stages[stage]["deps"] if "src/optlab/" in dep]
+    assert all(path.exists() for path in declared)
+    missing = {
+        name
+        for name in reached(TOP / "pipeline" / f"{stage}.py") - NOT_USED.get(stage, set())
+        if not any(modules()[name].is_relative_to(path) for path in declared)
+    }
+    assert missing == set()
+    assert not any(path.is_relative_to(PACKAGE / room) for path in declared for room in ("system", "tracking"))
