@@ -4,10 +4,17 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from optlab.config import parameters, reading
 from optlab.system import errors, locks, processes, repository
 from optlab.training import numerics
+
+if TYPE_CHECKING:
+    from optlab.record.contents import Conditions
+    from optlab.record.runs import RunFiles
+    from optlab.tracking.journal import Journal
+    from optlab.training.loop import Outcome
 
 
 def main() -> None:
@@ -18,11 +25,10 @@ def main() -> None:
     numerics.prepare(settings.training)  # before anything imports torch
     from optlab.data import dataset
     from optlab.record import runs
-    from optlab.record.contents import Trained
     from optlab.tracking import facts, observers
     from optlab.tracking.journal import Journal, end_abandoned, resumable
     from optlab.tracking.replay import Live
-    from optlab.training import checkpoint, conditions, loop, optimizers, weights
+    from optlab.training import checkpoint, conditions, loop, optimizers
 
     device = conditions.apply(settings.training)
     optimizers.check(settings)
@@ -49,18 +55,25 @@ def main() -> None:
                     observers.JournalWriter(journal, opening, live.wake),
                 ]
                 outcome = loop.train(settings, name, seed, splits, device, watching, saver)
-                digest = weights.write(files.weights, outcome.model, settings.model)
-                recorded = Trained.of(
-                    outcome.status, outcome.epochs, outcome.step_losses, outcome.hyperparameters, digest
-                )
-                recorded.write(files.training)
-                in_force.model_copy(update={"weights_sha256": digest}).write(files.conditions)
-                journal.weights(files.weights, digest)
-                journal.end(outcome.status)
-                journal.to_disk()
+                write(outcome, settings.model, files, in_force, journal)
         finally:
             live.finish()
         checkpoint.remove(own)  # last: a kill before this line costs the steps since the last checkpoint only
+
+
+def write(outcome: "Outcome", model: str, files: "RunFiles", conditions: "Conditions", journal: "Journal") -> None:
+    """Put the result on the disk, and name it in the journal."""
+    from optlab.record.contents import Trained
+    from optlab.training import weights
+
+    digest = weights.write(files.weights, outcome.model, model)
+    Trained.of(outcome.status, outcome.epochs, outcome.step_losses, outcome.hyperparameters, digest).write(
+        files.training
+    )
+    conditions.model_copy(update={"weights_sha256": digest}).write(files.conditions)
+    journal.weights(files.weights, digest)
+    journal.end(outcome.status)
+    journal.to_disk()
 
 
 if __name__ == "__main__":

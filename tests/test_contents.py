@@ -24,7 +24,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
 
 def test_a_loss_is_the_shortest_number_that_names_it():
     assert TRAINED.step_losses == [[0.1, None]]
-    assert TRAINED.hyperparameters == {"betas": "(0.9, 0.999)"}
+    assert TRAINED.hyperparameters == [("betas", "(0.9, 0.999)")]
 
 
 @pytest.mark.parametrize("run", [path.name for path in sorted((TOP / "runs").iterdir())])
@@ -39,7 +39,7 @@ def test_a_record_without_hyperparameters_is_read(tmp_path):
     older = TRAINED.model_dump(mode="json")
     del older["hyperparameters"]
     (tmp_path / "train.json").write_text(json.dumps(older))
-    assert Trained.read(tmp_path / "train.json").hyperparameters == {}
+    assert Trained.read(tmp_path / "train.json").hyperparameters == []
 
 
 @pytest.mark.parametrize(

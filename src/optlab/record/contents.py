@@ -103,7 +103,7 @@ class Trained(Contents):
     Attributes:
         epochs: how many were begun.
         train_loss, validation_loss, validation_accuracy: the last epoch's.
-        hyperparameters: those in force, defaults included, as text; empty in records of older versions.
+        hyperparameters: (name, value as text) of those in force, defaults included; none in records of older versions.
         history: every epoch.
         step_losses: for each epoch the loss of every step, as the shortest decimal that names the float32.
     """
@@ -114,7 +114,7 @@ class Trained(Contents):
     validation_loss: float | None
     validation_accuracy: float | None
     weights_sha256: str
-    hyperparameters: dict[str, str] = Field(default_factory=dict)
+    hyperparameters: list[tuple[str, str]] = Field(default_factory=list)
     history: list[Epoch]
     step_losses: list[list[float | None]]
 
@@ -126,7 +126,7 @@ class Trained(Contents):
         return cls(
             status=status, epochs=len(history), train_loss=last.train_loss, validation_loss=last.validation_loss,
             validation_accuracy=last.validation_accuracy, weights_sha256=weights_sha256,
-            hyperparameters={key: str(value) for key, value in hyperparameters.items()}, history=history,
+            hyperparameters=[(key, str(value)) for key, value in hyperparameters.items()], history=history,
             step_losses=[[_shortest(loss) for loss in losses] for losses in step_losses],
         )  # fmt: skip
 

@@ -108,7 +108,7 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
     journal = Journal.create(files.id, digest, draft=True)
     opening = facts(config, files.folder, files.optimizer, files.seed, conditions or Conditions(), state)
     opening["time"] = when
-    hyperparameters = trained.hyperparameters or _hyperparameters(config, files.optimizer)
+    hyperparameters = dict(trained.hyperparameters) or _hyperparameters(config, files.optimizer)
     opening["params"] |= {f"optimizer.{key}": value for key, value in hyperparameters.items()}
     opening["tags"]["optlab.restored"] = "yes"
     journal.append("start", **opening)
