@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from optlab.data import dataset
+from optlab.record.contents import Conditions
 from optlab.training import checkpoint, conditions, loop, models, optimizers, weights
 
 
@@ -245,13 +246,13 @@ def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     base = small_config()
 
-    def key(config=base, name="adam", seed=0, conditions=None):
-        return checkpoint.key(config, name, seed, conditions or {"threads": 2})
+    def key(config=base, name="adam", seed=0, threads=2):
+        return checkpoint.key(config, name, seed, Conditions(threads=threads))
 
     others = [
         key(name="sgd"),
         key(seed=1),
-        key(conditions={"threads": 1}),
+        key(threads=1),
         key(small_config(model="resnet18")),
         key(small_config(training={"epochs": 2})),
         key(small_config(training={"schedule": {"name": "cosine"}})),
