@@ -1,27 +1,41 @@
 """Figures: the curves of all optimizers in one, confusion matrices, one run's own curves."""
 
 import io
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from optlab.data.dataset import CLASSES
 from optlab.record.contents import Epoch
 from optlab.results.colours import colour
 from optlab.system import files
 
-# A figure is part of the record: it must not depend on a user's own settings, or on a screen.
-matplotlib.rcdefaults()
-matplotlib.use("Agg")
-
 Curves = list[tuple[str, list[Epoch]]]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _PANELS = (("train_loss", "training loss"), ("validation_loss", "validation loss"),
            ("validation_accuracy", "validation accuracy"))  # fmt: skip
 
 
+def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """With matplotlib's own settings: a figure is part of the record, and must not depend on a user's."""
+    own: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+
+    @wraps(draw)
+    def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with matplotlib.rc_context(own):
+            return draw(*arguments, **named)
+
+    return drawn
+
+
+@_plain
 def curves(runs: Curves) -> Figure:
     """Loss and accuracy by epoch; `runs` are (optimizer, history), one line each, one colour per optimizer."""
     panels = [
@@ -29,7 +43,8 @@ def curves(runs: Curves) -> Figure:
         for key, title in _PANELS
         if any(getattr(epoch, key) is not None for _, history in runs for epoch in history)
     ]
-    figure, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.2 * max(1, len(panels)), 3.4), squeeze=False)
+    figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.4))
+    axes = figure.subplots(1, max(1, len(panels)), squeeze=False)
     for axis, (key, title) in zip(axes[0], panels, strict=False):
         seen: set[str] = set()
         for optimizer, history in runs:
@@ -42,8 +57,8 @@ def curves(runs: Curves) -> Figure:
         if key != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
             axis.set_yscale("log")
         if key == "validation_accuracy":
-            axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -52,9 +67,11 @@ def curves(runs: Curves) -> Figure:
     return figure
 
 
+@_plain
 def confusion(matrix: list[list[int]], title: str) -> Figure:
     """Counts of test images: rows are the actual classes, columns the predicted ones."""
-    figure, axis = plt.subplots(figsize=(5.6, 5.2))
+    figure = Figure(figsize=(5.6, 5.2))
+    axis = figure.subplots()
     axis.imshow(matrix, cmap="Blues")
     largest = max(max(row) for row in matrix)
     for row, counts in enumerate(matrix):
@@ -68,11 +85,11 @@ def confusion(matrix: list[list[int]], title: str) -> Figure:
     return figure
 
 
+@_plain
 def png(figure: Figure, dpi: int = 110) -> bytes:
-    """The figure as a PNG, the same bytes each time; the figure is closed."""
+    """The figure as a PNG, the same bytes each time."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, metadata={"Software": None})
-    plt.close(figure)
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -1,14 +1,19 @@
 """The comparison on paper: tables, curves, confusion matrices, and one HTML page that needs no network."""
 
 import base64
-import html
+import io
 from pathlib import Path
+
+import jinja2
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
 from optlab.data.dataset import CLASSES
 from optlab.record.contents import Champion
 from optlab.record.runs import REPORTS
 from optlab.results import figures
-from optlab.results.comparison import Comparison, Figure, Row, verdict
+from optlab.results.comparison import Comparison, Figure, Row, Run, verdict
 from optlab.system import files
 
 _COLUMNS = (
@@ -19,6 +24,8 @@ _COLUMNS = (
     ("test loss", "test_loss", False),
     ("calibration error", "calibration_error", True),
 )
+
+_ANY_WIDTH = 1000  # columns; the table takes what it needs
 
 TRAINED_ON_TEST = (
     "These runs were trained on the test split, in file order, without shuffling, and have no validation split: "
@@ -47,11 +54,14 @@ def write(compared: Comparison, folder: Path) -> None:
 
 def text_table(compared: Comparison) -> str:
     """The table and the verdict for a terminal."""
-    table = _cells(compared)
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(["", *lines, "", *_remarks(compared), ""])
+    header, *rows = _cells(compared)
+    table = Table(*header, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    lines = io.StringIO()
+    Console(file=lines, width=_ANY_WIDTH, color_system=None).print(table)  # folded cells would be no table in a git tag
+    drawn = [line.rstrip() for line in lines.getvalue().splitlines() if line.strip()]
+    return "\n".join(["", *drawn, "", *_remarks(compared), ""])
 
 
 def _remarks(compared: Comparison) -> list[str]:
@@ -137,22 +147,20 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
 
 
 def _html(compared: Comparison, curves: Path) -> str:
-    header, *rows = _cells(compared)
-    body = [
-        "<h1>Optimizers on CIFAR-10</h1>",
-        *(f"<p>{html.escape(remark)}</p>" for remark in _remarks(compared)),
-        _html_table([header, *rows]),
-        f'<img src="{_data_uri(curves.read_bytes())}" alt="loss and accuracy by epoch">',
-        "<h2>Accuracy by class, test split</h2>",
-        _html_table(_class_cells(compared)),
-        "<h2>Confusion matrices, test split</h2>",
-    ]
-    for run in compared.runs:
-        if run.tested.confusion:
-            image = _data_uri(figures.png(figures.confusion(run.tested.confusion, run.files.id), dpi=80))
-            body.append(f'<img src="{image}" alt="confusion matrix of {run.files.id}">')
-    body.append(f"<p>{html.escape(_definitions(compared))}</p>")
-    return _PAGE.format(body="\n".join(body))
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("optlab.results", ""), autoescape=True)
+    drawn = [run for run in compared.runs if run.tested.confusion]
+    return pages.get_template("report.html.jinja").render(
+        remarks=_remarks(compared),
+        cells=_cells(compared),
+        curves=_data_uri(curves.read_bytes()),
+        class_cells=_class_cells(compared),
+        matrices=[(run.files.id, _data_uri(_matrix(run))) for run in drawn],
+        definitions=_definitions(compared),
+    )
+
+
+def _matrix(run: Run) -> bytes:
+    return figures.png(figures.confusion(run.tested.confusion, run.files.id), dpi=80)
 
 
 def _class_cells(compared: Comparison) -> list[list[str]]:
@@ -164,29 +172,5 @@ def _class_cells(compared: Comparison) -> list[list[str]]:
     return [["run", *CLASSES], *rows]
 
 
-def _html_table(cells: list[list[str]]) -> str:
-    def row(values: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(value)}</{tag}>" for value in values) + "</tr>"
-
-    return "<table>" + "\n".join([row(cells[0], "th"), *(row(values, "td") for values in cells[1:])]) + "</table>"
-
-
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Optimizers on CIFAR-10</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }}
-img {{ max-width: 100% }}
-</style>
-{body}
-</html>
-"""
