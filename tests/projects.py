@@ -68,8 +68,11 @@ class Project:
 
 
 def logged_runs(project: Project) -> dict[str, dict]:
-    """What the project's MLflow database has of each run, read without MLflow, which takes seconds to import."""
-    with contextlib.closing(sqlite3.connect(f"file:{project.top / 'mlflow.db'}?mode=ro", uri=True)) as database:
+    """What the project's MLflow database has of each run, read without MLflow, which takes seconds to import.
+
+    Not opened read-only: after a kill in the middle of a write, SQLite has to put the database in order first.
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{project.top / 'mlflow.db'}?mode=rw", uri=True)) as database:
         steps = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'step/loss' ORDER BY step"
         return {
             run: {
