@@ -5,12 +5,13 @@ holds its lock while it looks and while it writes dvc.lock, and lets go while a 
 """
 
 import contextlib
+import io
 import json
 import os
 import queue
-import re
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,11 +21,15 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from ruamel.yaml import YAML
 
 from optlab.config.parameters import Config, run_id
 from optlab.system import dvc, files, locks, processes
-from optlab.system.errors import BusyError, RunsFailedError
+from optlab.system.errors import REASON_VARIABLE, BusyError, RunsFailedError
 from optlab.tracking.observers import PROGRESS_MARK, PROGRESS_VARIABLE
+
+_YAML = YAML()  # as DVC writes its lock: what is only moved keeps its bytes
+_YAML.default_flow_style = False
 
 
 def repro(config: Config, folder: Path, jobs: int) -> None:
@@ -145,11 +150,22 @@ class Crew:
     def _run(self, run: str, cores: set[int], display: "Display") -> str | None:
         """Train and evaluate one run; returns why it failed, or None."""
         targets = [f"{self.pipeline}:{stage}@{run}" for stage in ("train", "evaluate")]
-        environment = os.environ | {
-            PROGRESS_VARIABLE: "lines", processes.CALLER_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
-        if self.threads > len(cores):
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        with tempfile.TemporaryDirectory(prefix="optlab-") as folder:
+            reason = Path(folder) / "reason"
+            environment = os.environ | {
+                PROGRESS_VARIABLE: "lines", processes.CALLER_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1",
+                REASON_VARIABLE: str(reason),
+            }  # fmt: skip
+            if self.threads > len(cores):
+                environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            lines, status = self._child(run, targets, environment, cores, display)
+            if not status:
+                return None
+            return reason.read_text() if reason.exists() else _last(lines) or f"ended with exit status {status}"
+
+    def _child(self, run: str, targets: list[str], environment: dict[str, str], cores: set[int],
+               display: "Display") -> tuple[list[str], int]:  # fmt: skip
+        """Run DVC on the targets; returns the lines that were not shown, and the exit status."""
         with subprocess.Popen(
             [*dvc.COMMAND, "--wait-for-lock", "repro", "--single-item", *targets], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, errors="replace",
@@ -163,17 +179,12 @@ class Crew:
             lines = [line for line in child.stdout if not display.show(run, line)]
             status = child.wait()
         del self._children[run]
-        return _reason(lines, status) if status else None
+        return lines, status
 
 
-def _reason(lines: list[str], status: int) -> str:
-    """Our own error line, else the last of a traceback, else DVC's, else the last of all that is not blank."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", "".join(lines)).replace("blocked by:\n", "blocked by:").splitlines()
-    for pattern in (r"error: (.*)", r"((?:\w+\.)*\w*(?:Error|Exception)\b.*)", r"ERROR: (.*)", r"(.+)"):
-        found = [match[1] for line in text if (match := re.match(pattern, line))]
-        if found:
-            return found[-1]
-    return f"ended with exit status {status}"
+def _last(lines: list[str]) -> str:
+    """The last line that says anything, where no program of ours has left its reason: DVC's own."""
+    return next((text for line in reversed(lines) if (text := line.strip())), "").removeprefix("ERROR: ")
 
 
 class Display:
@@ -233,20 +244,21 @@ class Lock:
 
     def __init__(self, path: Path, runs: list[str]) -> None:
         self._path = path
-        self._order = list(self._entries()[1])
+        self._order = list(self._read().get("stages", {}))
         stages = ("download", *(f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")))
         self._order += [name for name in stages if name not in self._order]
 
-    def _entries(self) -> tuple[str, dict[str, str]]:
-        """What precedes the first entry, and the text of each."""
-        text = self._path.read_text() if self._path.exists() else ""
-        head, *parts = re.split(r"^(?=  \S.*:$)", text, flags=re.MULTILINE)
-        return head, {part.partition(":\n")[0].strip(): part for part in parts}
+    def _read(self) -> dict[str, Any]:
+        return _YAML.load(self._path) or {} if self._path.exists() else {}
 
     def restore_order(self) -> None:
         """Put the entries into their order; those of other stages follow as they are."""
-        head, entries = self._entries()
+        lock = self._read()
+        entries = lock.get("stages", {})
         order = [name for name in self._order if name in entries]
         order += [name for name in entries if name not in self._order]
         if order != list(entries):
-            files.write(self._path, (head + "".join(entries[name] for name in order)).encode())
+            lock["stages"] = {name: entries[name] for name in order}
+            text = io.StringIO()
+            _YAML.dump(lock, text)
+            files.write(self._path, text.getvalue().encode())

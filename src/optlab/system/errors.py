@@ -1,11 +1,17 @@
 """Errors that a user can mend: each is one line that says where it is and what to do."""
 
+import contextlib
 import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+# Names a file in which a program that fails leaves its reason in one line, for who started it among others.
+REASON_VARIABLE = "OPTLAB_REASON"
 
 _PREAMBLE = "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words
 
@@ -62,20 +68,35 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except OptlabError as error:
-        say(f"error: {error}")
-        sys.exit(1)
+        _fail(str(error))
     except BrokenPipeError:  # who reads the output has stopped; a print at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
+            _leave(f"{type(error).__name__}: {one_line(error)}")
             raise
         where = f"{error.filename}: " if error.filename else ""
-        say(f"error: {where}{error.strerror}: make room or mend it, then run the same command again")
-        sys.exit(1)
+        _fail(f"{where}{error.strerror}: make room or mend it, then run the same command again")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        _leave(f"{type(error).__name__}: {one_line(error)}")
+        raise
+
+
+def _fail(reason: str) -> NoReturn:
+    say(f"error: {reason}")
+    _leave(reason)
+    sys.exit(1)
+
+
+def _leave(reason: str) -> None:
+    """Write the reason where the caller looks for it, if it asked for that."""
+    if REASON_VARIABLE in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ[REASON_VARIABLE]).write_text(reason)
 
 
 def say(text: str) -> None:
