@@ -39,7 +39,7 @@ def main() -> None:
     splits = dataset.load(repository.DATA, settings.data)
 
     files = runs.RunFiles(folder, name, seed)
-    in_force = conditions.current(device)
+    in_force = conditions.current(device, settings.paths(name))
     key = checkpoint.key(settings, name, seed, in_force)
     own = facts.lock_name(folder, files.id)
     with locks.holding(own, locks.PATIENCE_S):

@@ -3,7 +3,7 @@
 import pytest
 
 from optlab.record import runs
-from optlab.record.contents import Champion, Epoch, Evaluated, Trained
+from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained
 from optlab.results import comparison, report
 
 
@@ -71,3 +71,32 @@ def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     report.write(compared, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()} == before
     assert len(before) == 7
+
+
+def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):
+    config = small_config(seeds=[0, 1])
+    write(tmp_path, config, [0.4, 0.8, 0.5, 0.6])
+    made = {
+        "sgd-0": {"packages": {"torch": "2.12", "mlflow": "3"}},
+        "sgd-1": {"packages": {"torch": "2.13", "mlflow": "4"}},
+        "adam-0": {"packages": {"torch": "2.13", "mlflow": "3"}, "cpu_capability": "AVX2"},
+        "adam-1": {"packages": {"torch": "2.13", "mlflow": "3"}, "weights_sha256": "of another training"},
+    }
+    for run, values in made.items():
+        conditions = Conditions(**{"weights_sha256": "0", "cpu_capability": "AVX512"} | values)
+        conditions.write(runs.RunFiles.of(tmp_path, run).conditions)
+    compared = comparison.collect(config, tmp_path)
+    assert compared.mixture == {
+        "CPU capability": {"AVX512": ["sgd-0", "sgd-1"], "AVX2": ["adam-0"]},
+        "torch": {"2.12": ["sgd-0"], "2.13": ["sgd-1", "adam-0"]},
+        "conditions": {"not recorded": ["adam-1"]},
+    }
+    assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in report.text_table(compared)
+
+
+def test_what_is_the_same_for_all_is_not_named(small_config, tmp_path):
+    config = small_config(training={"numerics": "portable"})
+    write(tmp_path, config, [0.4, 0.8])
+    for name, cpu in (("sgd", "AMD"), ("adam", "Intel")):  # whose bits are the same with `portable`
+        Conditions(weights_sha256="0", cpu=cpu).write(runs.RunFiles(tmp_path, name, 0).conditions)
+    assert comparison.collect(config, tmp_path).mixture == {}

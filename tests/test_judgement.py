@@ -9,6 +9,7 @@ import safetensors.numpy
 from optlab.record.contents import Conditions
 from optlab.record.runs import RunFiles
 from optlab.reproduce import judgement
+from optlab.results import origin
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
 
@@ -130,8 +131,8 @@ def test_the_likeliest_cause_comes_first():
     before = Conditions(**CONDITIONS)
     here = Conditions(python="3.12", cpu_capability="AVX512", packages={"torch": "2"}, variables={"MKL_CBWR": "AVX2"},
                       weights_sha256="1")  # fmt: skip
-    found = judgement.different_conditions(before, here)
+    found = origin.differences(before, here)
     assert list(found) == ["variables.MKL_CBWR", "cpu_capability", "packages.torch", "python"]
     assert found["packages.torch"] == ("1", "2")
-    assert judgement.different_conditions(before, before) == {}
-    assert judgement.different_conditions(None, before) == {"conditions": ("not recorded", "recorded")}
+    assert origin.differences(before, before) == {}
+    assert origin.differences(None, before) == {"conditions": ("not recorded", "recorded")}

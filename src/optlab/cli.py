@@ -22,12 +22,19 @@ app = typer.Typer(
 @app.command()
 def check() -> None:
     """Check the params.yaml of this folder, whole, before anything is run."""
-    settings = reading.load(repository.enter() / parameters.PARAMS)
-    from optlab.training import optimizers
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
+    numerics.prepare(settings.training)  # before anything imports torch
+    from optlab.results import comparison
+    from optlab.training import conditions, optimizers
 
     optimizers.check(settings)
     for sentence in numerics.limits(settings):
         print(sentence, file=sys.stderr)
+    paths = [path for name in settings.optimizers for path in settings.paths(name)]
+    here = conditions.current(conditions.apply(settings.training), paths)
+    for sentence in comparison.made_elsewhere(settings, folder, here):
+        print(f"note: {sentence}", file=sys.stderr)
     count = len(settings.runs())
     print(f"{parameters.PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
 
@@ -114,6 +121,7 @@ def predict(
 def release(
     tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
     push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs made under different conditions.")] = False,
 ) -> None:
     """Commit the finished comparison and tag it, with its table as the tag's message."""
     if repository.enter() != Path():
@@ -122,7 +130,7 @@ def release(
     from optlab.results import comparison
 
     compared = comparison.collect(reading.load(), Path())
-    commit = releasing.release(compared, tag)
+    commit = releasing.release(compared, tag, mixed)
     print(f"{tag} is commit {commit[:12]}")
     print(releasing.mark(compared, tag))
     for sentence in releasing.push(tag) if push else []:

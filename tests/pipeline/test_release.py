@@ -209,7 +209,10 @@ REFUSED = {
     "bad name": (lambda project: None, "a b", "not a valid name"),
     "other file changed": (lambda project: project.edit("README.md", "optlab", "Optlab"), "v2", "README.md is changed"),
     "conditions of another training": (
-        lambda project: project.edit("runs/adam-0/conditions.json", '"weights_sha256": "', '"weights_sha256": "0'),
+        lambda project: (
+            project.edit("runs/adam-0/conditions.json", '"weights_sha256": "', '"weights_sha256": "0'),
+            project.run("dvc", "commit", "-f", "compare"),
+        ),
         "v2",
         "run `dvc repro -f -s train@adam-0`",
     ),

@@ -195,6 +195,11 @@ class Config(Strict):
             raise ConfigError(f"{PARAMS}: there is no optimizer {name!r}{did_you_mean(name, self.optimizers)}")
         return self.optimizers[name]
 
+    def paths(self, name: str) -> list[str]:
+        """The model and the classes of a run, as params.yaml names them: some by a dotted path."""
+        spec = self.optimizer(name)
+        return [self.model, *(each.class_ for each in (spec, spec.fallback) if each)]
+
     def runs(self) -> list[tuple[str, int]]:
         """(optimizer, seed) of every run, in the order of params.yaml."""
         return [(name, seed) for name in self.optimizers for seed in self.seeds]

@@ -171,6 +171,17 @@ class Conditions(Contents):
     variables: dict[str, str | None] = Field(default_factory=dict)
     weights_sha256: str | None = None
 
+    @classmethod
+    def of_weights(cls, path: Path, digest: str) -> Self | None:
+        """Those under which these weights came out; None if none are recorded there, or those of another training.
+
+        DVC's run cache brings back the outputs of an earlier run, and leaves the conditions of the last one.
+        """
+        if not path.exists():
+            return None
+        found = cls.read(path)
+        return found if found.weights_sha256 == digest else None
+
 
 class Champion(Contents):
     """champion.json: the best completed run, None where every run diverged, and the figure that it was chosen by."""

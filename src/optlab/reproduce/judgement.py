@@ -10,12 +10,10 @@ import safetensors.numpy
 
 from optlab.record.contents import Conditions, Evaluated, Trained
 from optlab.record.runs import RunFiles
+from optlab.results import origin
 from optlab.system.revision import Revision
 
 Verdict = Literal["identical", "within tolerance", "different", "not run"]
-
-# Likeliest cause first: what changes the bits most often when it differs.
-CAUSES = ("variables", "cpu_capability", "onednn_isa", "threads", "device", "packages", "cpu", "python", "platform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +82,7 @@ def judge(revision: Revision, tree: Path, files: RunFiles, outs: list[dict[str, 
         outs: the outputs of its stages as dvc.lock has them.
     """
     outputs = [Output(each["path"], each["md5"], md5(tree / each["path"])) for each in outs]
-    conditions = different_conditions(
-        Conditions.at(revision, files.conditions), Conditions.read(tree / files.conditions)
-    )
+    conditions = origin.differences(Conditions.at(revision, files.conditions), Conditions.read(tree / files.conditions))
     if all(output.identical for output in outputs):
         reason = "every output has the recorded digest"
         return Result(files.id, "identical", outputs, conditions=conditions, reason=reason)
@@ -136,17 +132,6 @@ def first_difference(before: list[list[float | None]], after: list[list[float | 
     return None
 
 
-def different_conditions(recorded: Conditions | None, here: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Flat name → (recorded, here) of what differs, the likely cause first."""
-    if recorded is None:
-        return {"conditions": ("not recorded", "recorded")}
-    # The weights say whose conditions they are, and are none.
-    before, after = (_flat_names(each.model_dump(exclude={"weights_sha256"})) for each in (recorded, here))
-    names = [name for name in before | after if before.get(name) != after.get(name)]
-    names.sort(key=lambda name: [*CAUSES, name.split(".")[0]].index(name.split(".")[0]))
-    return {name: (before.get(name), after.get(name)) for name in names}
-
-
 def md5(path: Path) -> str | None:
     """DVC's digest of a file, or None if there is none."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
@@ -190,10 +175,3 @@ def _flat(losses: list[list[float | None]]) -> list[float | None]:
 
 def _shape(trained: Trained) -> list[int]:
     return [len(losses) for losses in trained.step_losses]
-
-
-def _flat_names(conditions: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in conditions.items():
-        flat |= {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from optlab.record import runs
-from optlab.record.contents import Conditions
+from optlab.results import origin
 from optlab.results.comparison import Comparison
 from optlab.results.report import text_table
 from optlab.system import dvc, git
@@ -17,11 +17,15 @@ _FILES = ("params.yaml", "dvc.lock")
 _FOLDERS = (f"{runs.RUNS}/", f"{runs.REPORTS}/")
 
 
-def release(compared: Comparison, tag: str) -> str:
+def release(compared: Comparison, tag: str, mixed: bool = False) -> str:
     """Commit params.yaml, dvc.lock and the record, and make the annotated tag; returns the commit's hash.
 
+    Args:
+        mixed: accept runs that were made under different conditions; the tag's message names them.
+
     Raises:
-        RevisionError: the tag exists or is no valid name, stages are out of date, or other files are changed.
+        RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, or the runs
+            were made under different conditions.
     """
     if git.ask("check-ref-format", f"refs/tags/{tag}") is None:
         raise RevisionError(f"{tag}: not a valid name for a git tag")
@@ -34,6 +38,8 @@ def release(compared: Comparison, tag: str) -> str:
     if stale:
         raise RevisionError(f"{stale[0]} is out of date: run `dvc repro` first ({len(stale)} such stages)")
     _check_conditions(compared)
+    if compared.mixture and not mixed:
+        raise RevisionError(f"{origin.sentence(compared.mixture)} Or release them as they are, with `--mixed`")
     own = [path for path in (*_FILES, *_FOLDERS) if Path(path).exists()]
     git.do("add", "--", *own)
     if git.ask("diff", "--cached", "--name-only"):
@@ -45,8 +51,7 @@ def release(compared: Comparison, tag: str) -> str:
 def _check_conditions(compared: Comparison) -> None:
     """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions."""
     for run in compared.runs:
-        conditions = Conditions.read(run.files.conditions) if run.files.conditions.exists() else Conditions()
-        if conditions.weights_sha256 != run.trained.weights_sha256:
+        if run.conditions is None:
             raise RevisionError(
                 f"{run.files.conditions}: missing, or of another training than these weights: "
                 f"run `dvc repro -f -s train@{run.files.id}`"

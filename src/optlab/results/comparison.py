@@ -1,21 +1,23 @@
 """All runs of params.yaml side by side: figures per optimizer, and what they allow to be said."""
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from optlab.config.parameters import Config
-from optlab.record.contents import Evaluated, Status, Trained
+from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
+from optlab.results import origin
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's record: train.json and test.json as they were written."""
+    """One run's record as it was written; its conditions are None where none are recorded for these weights."""
 
     files: RunFiles
     trained: Trained
     tested: Evaluated
+    conditions: Conditions | None = None
 
     @property
     def status(self) -> Status:
@@ -63,6 +65,7 @@ class Comparison:
     Attributes:
         chosen_by: the figure that orders them: validation accuracy, or training loss without a validation split.
         champion: the completed run with the best such figure; None if every run diverged.
+        mixture: what the runs were not all made under, as `origin.mixture` has it.
     """
 
     config: Config
@@ -70,6 +73,7 @@ class Comparison:
     runs: list[Run]
     chosen_by: str
     champion: Run | None
+    mixture: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 def collect(config: Config, folder: Path) -> Comparison:
@@ -81,7 +85,9 @@ def collect(config: Config, folder: Path) -> Comparison:
     runs = []
     for name, seed in config.runs():
         files = RunFiles(folder, name, seed)
-        runs.append(Run(files, Trained.read(files.training), Evaluated.read(files.test)))
+        trained = Trained.read(files.training)
+        conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
+        runs.append(Run(files, trained, Evaluated.read(files.test), conditions))
     rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
@@ -93,7 +99,31 @@ def collect(config: Config, folder: Path) -> Comparison:
     rows.sort(key=lambda row: order(getattr(row, chosen_by)))
     completed = [run for run in runs if run.status == "completed"]
     champion = min(completed, key=lambda run: sign * getattr(run.trained, chosen_by), default=None)
-    return Comparison(config, rows, runs, chosen_by, champion)
+    made_under = {run.files.id: run.conditions for run in runs}
+    mixture = origin.mixture(made_under, portable=config.training.numerics == "portable")
+    return Comparison(config, rows, runs, chosen_by, champion, mixture)
+
+
+def made_elsewhere(config: Config, folder: Path, here: Conditions) -> list[str]:
+    """A sentence for each difference between the conditions of recorded runs and those here, with what to do."""
+    groups: dict[str, list[str]] = {}
+    for name, seed in config.runs():
+        files = RunFiles(folder, name, seed)
+        if not files.training.exists():
+            continue
+        recorded = Conditions.of_weights(files.conditions, Trained.read(files.training).weights_sha256)
+        if recorded is None:
+            groups.setdefault("under conditions that are not recorded", []).append(files.id)
+            continue
+        found = origin.changed(recorded, here, config.training.numerics == "portable")
+        if found:
+            parts = [f"{origin.title(key)} {then}, here {now}" for key, (then, now) in found.items()]
+            groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
+    return [
+        f"{', '.join(runs)}: recorded {how}: `dvc repro -f -s {' '.join(f'train@{run}' for run in runs)}`, then "
+        f"`dvc repro`, trains {'them' if len(runs) > 1 else 'it'} again here"
+        for how, runs in groups.items()
+    ]
 
 
 def verdict(compared: Comparison) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from optlab.data.dataset import CLASSES
 from optlab.record.contents import Champion
 from optlab.record.runs import REPORTS
-from optlab.results import figures
+from optlab.results import figures, origin
 from optlab.results.comparison import Comparison, Figure, Row, Run, verdict
 from optlab.system import files
 
@@ -68,6 +68,8 @@ def _remarks(compared: Comparison) -> list[str]:
     notes = [verdict(compared)]
     if compared.config.data.train_split == "test":
         notes.append(TRAINED_ON_TEST)
+    if compared.mixture:
+        notes.append(origin.sentence(compared.mixture))
     return notes
 
 

@@ -3,20 +3,30 @@
 import subprocess
 from pathlib import Path
 
+from optlab.system import repository
 from optlab.system.errors import RevisionError
 
 
 def state() -> dict[str, str]:
-    """The commit, and whether tracked files differ from it; nothing outside a git repository."""
+    """The commit, and whether what is at work differs from it; nothing outside a git repository.
+
+    It does if a tracked file was changed, or if a module that is imported is in no commit.
+    """
     commit = ask("rev-parse", "HEAD")
     if commit is None:
         return {}
     # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
     outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
-    return {
-        "git.commit": commit,
-        "git.dirty": "yes" if ask("status", "--porcelain", "-uno", "--", ".", *outputs) else "no",
-    }
+    changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs) or _untracked()
+    return {"git.commit": commit, "git.dirty": "yes" if changed else "no"}
+
+
+def _untracked() -> list[str]:
+    """The imported modules below the working directory that git does not hold."""
+    here = Path.cwd()
+    used = {path.relative_to(here).as_posix() for path in repository.modules().values() if path.is_relative_to(here)}
+    tracked = (ask("ls-files", "-z", "--", *used) or "").split("\0") if used else []
+    return sorted(used - set(tracked))
 
 
 def ask(*arguments: str) -> str | None:

@@ -1,6 +1,7 @@
 """The repository: where its top is, and in which of its pipelines a program was started."""
 
 import os
+import sys
 from pathlib import Path
 
 from optlab.system.errors import OptlabError
@@ -28,6 +29,19 @@ def enter() -> Path:
     top, here = root(), Path.cwd()
     os.chdir(top)
     return here.relative_to(top)
+
+
+def modules() -> dict[str, Path]:
+    """Relative path → file of each module that is imported by now, of the working directory or of this package."""
+    here, package = Path.cwd(), Path(__file__).parents[2]
+    found = {}
+    for module in list(sys.modules.values()):
+        path = Path(getattr(module, "__file__", None) or "/")
+        for base in (here, package):
+            if path.is_relative_to(base) and "site-packages" not in path.relative_to(base).parts and path.is_file():
+                found[path.relative_to(base).as_posix()] = path
+                break
+    return found
 
 
 DATA = Path("data") / "cifar10"  # relative to the top; all pipelines share the files

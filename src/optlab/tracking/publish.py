@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from optlab.results import origin
 from optlab.results.comparison import Comparison
 from optlab.system.errors import one_line
 from optlab.tracking import facts, journal, replay, sending, server
@@ -68,8 +69,10 @@ def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison)
     for old in client.search_runs([experiment], "tags.comparison = 'current'"):
         if old.info.run_id not in keep:
             client.set_tag(old.info.run_id, "comparison", "earlier")
+    conditions = origin.sentence(compared.mixture) if compared.mixture else "the same for all runs"
     for run_id in keep:
         client.set_tag(run_id, "comparison", "current")
+        client.set_tag(run_id, "comparison.conditions", conditions)
     return found
 
 

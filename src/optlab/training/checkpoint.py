@@ -8,7 +8,6 @@ metadata: nothing in it is executed. Its name holds its own SHA-256, so that a f
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import distributions
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from optlab.config.parameters import Config
 from optlab.data import dataset
 from optlab.record.contents import Conditions, Epoch
-from optlab.system import files
+from optlab.system import files, repository
 from optlab.system.errors import StorageError, one_line, say
 from optlab.training.loop import Outcome, Saver
 from optlab.training.optimizers import Stepper
@@ -56,15 +55,7 @@ def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
 
 def _code() -> dict[str, str]:
     """Path → SHA-256 of the modules that were imported from this package, or from below the working directory."""
-    package, here = Path(__file__).parent, Path.cwd()
-    found = {}
-    for module in list(sys.modules.values()):
-        path = Path(getattr(module, "__file__", None) or "/")
-        for base in (package, here):
-            if path.is_relative_to(base) and "site-packages" not in path.relative_to(base).parts and path.is_file():
-                found[path.relative_to(base).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-                break
-    return found
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in repository.modules().items()}
 
 
 class Checkpoint(Saver):

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import torch
@@ -49,11 +50,15 @@ def apply(training: Training) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def current(device: torch.device) -> Conditions:
-    """The conditions in force, without times, host names or paths: the same on machines of the same kind."""
+def current(device: torch.device, paths: Iterable[str] = ()) -> Conditions:
+    """The conditions in force, without times, host names or paths: the same on machines of the same kind.
+
+    Args:
+        paths: of what a run is made of, as `Config.paths` has them; the packages of dotted ones count as well.
+    """
     return Conditions(
         python=platform.python_version(),
-        packages={name: installed_version(name) for name in PACKAGES},
+        packages={name: installed_version(name) for name in (*PACKAGES, *_packages_of(paths))},
         platform=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_name(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
@@ -62,6 +67,15 @@ def current(device: torch.device) -> Conditions:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         variables={name: os.environ.get(name) for name in VARIABLES},
     )
+
+
+def _packages_of(paths: Iterable[str]) -> list[str]:
+    """The installed packages, besides those that always count, that dotted paths lead into."""
+    modules = {path.partition(".")[0] for path in paths if "." in path}
+    if not modules:
+        return []
+    known = packages_distributions()
+    return sorted({package for module in modules for package in known.get(module, ())} - set(PACKAGES))
 
 
 def bf16_is_native(device: torch.device) -> bool:

@@ -1,0 +1,91 @@
+"""Where numbers came from: which conditions differ between two runs, and among the runs of one table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from optlab.record.contents import Conditions
+
+# Likeliest cause first: what changes the bits most often when it differs.
+CAUSES = ("variables", "cpu_capability", "onednn_isa", "threads", "device", "packages", "cpu", "python", "platform")
+
+# They watch a training and decide no number. What an upgrade of theirs does is not to make a record look mixed.
+_WATCHING = ("packages.mlflow", "packages.dvc")
+_TITLES = {"cpu_capability": "CPU capability", "onednn_isa": "oneDNN's instructions", "cpu": "CPU", "python": "Python"}
+UNKNOWN = "not recorded"
+_NAMED = 4  # runs, in a sentence
+
+
+def differences(recorded: Conditions | None, here: Conditions) -> dict[str, tuple[Any, Any]]:
+    """Flat name → (recorded, here) of what differs, the likely cause first."""
+    if recorded is None:
+        return {"conditions": (UNKNOWN, "recorded")}
+    before, after = flat(recorded), flat(here)
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return {name: (before.get(name), after.get(name)) for name in sorted(names, key=_likelihood)}
+
+
+def mixture(runs: Mapping[str, Conditions | None], portable: bool) -> dict[str, dict[str, list[str]]]:
+    """What the runs of one table do not share: title of a condition → its value as text → the runs made under it.
+
+    Args:
+        runs: id → its conditions, None where none are recorded for these weights.
+        portable: whether the bits are the same on every make of CPU, which then is no condition of them.
+    """
+    known = {run: flat(each) for run, each in runs.items() if each is not None}
+    names = sorted({name for each in known.values() for name in each} - _ignored(portable), key=_likelihood)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        groups: dict[str, list[str]] = {}
+        for run, each in known.items():
+            groups.setdefault(str(each.get(name, UNKNOWN)), []).append(run)
+        if len(groups) > 1:
+            found[title(name)] = groups
+    missing = [run for run in runs if run not in known]
+    if missing:
+        found["conditions"] = {UNKNOWN: missing}
+    return found
+
+
+def sentence(mixed: Mapping[str, Mapping[str, list[str]]]) -> str:
+    """The mixture in words."""
+    parts = [
+        f"{name} {', '.join(f'{value} ({_in_brief(runs)})' for value, runs in groups.items())}"
+        for name, groups in mixed.items()
+    ]
+    return (
+        f"Not all runs are known to have been made under the same conditions, so a difference between them need not be "
+        f"the optimizer's: {'; '.join(parts)}. `optlab check` names those to train again here."
+    )
+
+
+def _in_brief(runs: list[str]) -> str:
+    return ", ".join(runs) if len(runs) <= _NAMED else f"{', '.join(runs[:_NAMED])} and {len(runs) - _NAMED} more"
+
+
+def changed(recorded: Conditions, here: Conditions, portable: bool) -> dict[str, tuple[Any, Any]]:
+    """As `differences`, of the conditions that can change a number."""
+    packages = {name: here.packages.get(name) for name in recorded.packages}  # other runs may need more
+    found = differences(recorded, here.model_copy(update={"packages": packages}))
+    return {name: pair for name, pair in found.items() if name not in _ignored(portable)}
+
+
+def _ignored(portable: bool) -> set[str]:
+    """Threads are a parameter, the same for all runs; `portable` has the same bits on every make of CPU."""
+    return {*_WATCHING, "threads", *(("cpu",) if portable else ())}
+
+
+def title(name: str) -> str:
+    """How a person reads a flat name."""
+    return _TITLES.get(name, name.removeprefix("packages.").removeprefix("variables."))
+
+
+def flat(conditions: Conditions) -> dict[str, Any]:
+    """Name → value, those of packages and variables as `packages.torch`; without the weights that they belong to."""
+    found: dict[str, Any] = {}
+    for key, value in conditions.model_dump(exclude={"weights_sha256"}).items():
+        found |= {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _likelihood(name: str) -> tuple[int, str]:
+    return [*CAUSES, name.split(".")[0]].index(name.split(".")[0]), name
