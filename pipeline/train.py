@@ -27,7 +27,7 @@ def main() -> None:
     from optlab.record import runs
     from optlab.tracking import facts, observers
     from optlab.tracking.journal import Journal, end_abandoned, resumable
-    from optlab.tracking.replay import Live
+    from optlab.tracking.replay import live
     from optlab.training import checkpoint, conditions, loop, optimizers
 
     device = conditions.apply(settings.training)
@@ -46,18 +46,18 @@ def main() -> None:
         journal = resumable(files.id, key) or Journal.create(files.id, key)
         end_abandoned(own, journal)
         saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
-        live = Live(journal)
+        sender = live(journal)
         try:
             with facts.ending(journal):
                 opening = facts.facts(settings, folder, name, seed, in_force)
                 watching = [
                     observers.progress(settings.training.epochs, len(splits.train)),
-                    observers.JournalWriter(journal, opening, live.wake),
+                    observers.JournalWriter(journal, opening, sender.wake),
                 ]
                 outcome = loop.train(settings, name, seed, splits, device, watching, saver)
                 write(outcome, settings.model, files, in_force, journal)
         finally:
-            live.finish()
+            sender.finish()
         checkpoint.remove(own)  # last: a kill before this line costs the steps since the last checkpoint only
 
 

@@ -1,6 +1,7 @@
 """The command line: `optlab check`, `repro`, `show`, `sync`, `predict`, `release`, `reproduce`."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,7 @@ def sync(
     """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
     if repository.enter() != Path() and revision:
         raise errors.RevisionError("run `optlab sync --from` at the top of the repository")
+    os.chdir(repository.home())  # an experiment's journals are there
     from optlab.system.revision import Revision
     from optlab.tracking import backfill, server
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from optlab.system import repository
 from optlab.system.errors import BusyError
 
 PATIENCE_S = 30.0  # for a process that is stopping
@@ -22,9 +23,10 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
     Raises:
         BusyError: another process still has it after `patience_s` seconds; the message says which.
     """
-    LOCKS.mkdir(parents=True, exist_ok=True)
-    owner = LOCKS / f"{name}.pid"
-    lock = FileLock(LOCKS / f"{name}.lock")
+    folder = repository.home() / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / f"{name}.pid"
+    lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=patience_s)
     except Timeout:
@@ -37,6 +39,9 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if repository.is_copy():  # nobody else has locks of that name
+            owner.unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _who(owner: Path) -> str:

@@ -24,11 +24,45 @@ def enter() -> Path:
     """Go to the top of the repository; returns the folder this process was started in, relative to it.
 
     MLflow resolves the artifacts' relative paths against the working directory, so that a repository can be
-    moved: every program has the same one.
+    moved: every program has the same one. A copy of the repository, such as DVC makes for an experiment, runs its own
+    code, also where another one's is installed.
     """
     top, here = root(), Path.cwd()
+    _run_own_code(top / "src")
     os.chdir(top)
     return here.relative_to(top)
+
+
+def _run_own_code(sources: Path) -> None:
+    """Start this program anew with the package below `sources`, if there is one and it is not the one at work."""
+    first = f"{sources}{os.pathsep}"
+    if (sources / "optlab").is_dir() and not Path(__file__).resolve().is_relative_to(sources.resolve()):
+        before = os.environ.get("PYTHONPATH", "")
+        if not before.startswith(first):  # it had no effect
+            os.environ["PYTHONPATH"] = first + before
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def experiment() -> str | None:
+    """The name of the experiment of DVC's that this process is part of, if any."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def home() -> Path:
+    """Where journals, locks and MLflow's store are; relative to the top, which is the working directory.
+
+    That is the top itself, but for an experiment that DVC runs in a copy (`--temp`, `--queue`): the copy is deleted
+    afterwards, so there it is the repository that it was copied from. DVC names it.
+    """
+    original = Path(os.environ.get("DVC_ROOT", ""))
+    if experiment() and (original / ".dvc" / "config").is_file() and not original.samefile(Path.cwd()):
+        return original
+    return Path()
+
+
+def is_copy() -> bool:
+    """Whether this is a copy that DVC has made for an experiment."""
+    return home() != Path()
 
 
 def modules() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """What is said about a run besides its figures: the facts that open its journal, and how it ended."""
 
 import getpass
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from optlab.record.contents import Conditions, Evaluated, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import figures
 from optlab.results.colours import colour
-from optlab.system import git, processes
+from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
 from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms, run_lock
 from optlab.training import models, optimizers
@@ -53,6 +54,9 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "conditions.python": conditions.python,
         "conditions.torch": conditions.packages.get("torch", "unknown"),
     }
+    exp = repository.experiment()
+    if exp:
+        tags |= {"dvc.exp.name": exp, "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV", "unknown")}
     if state:
         tags["mlflow.source.git.commit"] = state["git.commit"]
     if config.data.train_split == "test":
@@ -66,8 +70,8 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "source": DATASET_SOURCE,
     }
     return {
-        "time": now_ms(), "name": name, "experiment": experiment(folder), "params": params, "tags": tags,
-        "dataset": described,
+        "time": now_ms(), "name": f"{name} [{exp}]" if exp else name, "experiment": experiment(folder),
+        "params": params, "tags": tags, "dataset": described, "lock": lock_name(folder, run_id(name, seed)),
     }  # fmt: skip
 
 

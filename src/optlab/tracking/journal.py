@@ -25,7 +25,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from optlab.system import files, locks
+from optlab.system import files, locks, repository
 from optlab.system.errors import BusyError
 
 JOURNALS = Path(".optlab") / "journal"
@@ -39,8 +39,8 @@ Point = tuple[str, float, int, int]
 
 
 def run_lock(experiment: str, run: str) -> str:
-    """The lock that a process holds while it is at work on a run of an experiment."""
-    return f"{experiment}-{run}"
+    """The lock that a process holds while it is at work on a run of an experiment; a copy's runs are others."""
+    return f"{experiment}-{run}" + (f"-{Path.cwd().name}" if repository.is_copy() else "")
 
 
 def now_ms() -> int:
@@ -66,8 +66,8 @@ class Journal:
         Raises:
             StorageError: the folder cannot be made.
         """
-        ending = key[:_KEY_DIGITS] or uuid.uuid4().hex[:_KEY_DIGITS]
-        folder = JOURNALS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{ending}"
+        ending = _ending(key) if key else uuid.uuid4().hex[:_KEY_DIGITS]
+        folder = journals() / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{run}-{ending}"
         try:
             folder.mkdir(parents=True)
         except OSError as error:
@@ -186,7 +186,7 @@ class Journal:
     @staticmethod
     def lock_name(start: dict[str, Any]) -> str:
         """The lock that a process holds while it is at work on the run that began so."""
-        return run_lock(start["experiment"], start["tags"].get("optlab.run", start["name"]))
+        return start.get("lock") or run_lock(start["experiment"], start["tags"].get("optlab.run", start["name"]))
 
     def _keep(self, path: Path) -> dict[str, str]:
         """The file under a name in the journal's folder, and its SHA-256.
@@ -203,7 +203,10 @@ class Journal:
                     shutil.copyfile(path, kept)
                 except OSError as error:
                     raise files.storage_error(kept, error) from None
-        return {"path": str(kept), "sha256": hashlib.sha256(kept.read_bytes()).hexdigest()}
+        return {
+            "path": str(kept.relative_to(repository.home())),
+            "sha256": hashlib.sha256(kept.read_bytes()).hexdigest(),
+        }
 
     def events(self, start: int = 0, skip: str = "") -> Iterator[dict[str, Any]]:
         """The events from number `start` on, but those of the kind `skip`.
@@ -257,7 +260,7 @@ def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
 
 def all_journals() -> list[Journal]:
     """Every journal, the oldest first."""
-    return [Journal(path.parent) for path in sorted(JOURNALS.glob("*/events.jsonl"))]
+    return [Journal(path.parent) for path in sorted(journals().glob("*/events.jsonl"))]
 
 
 def resumable(run: str, key: str) -> Journal | None:
@@ -269,7 +272,19 @@ def resumable(run: str, key: str) -> Journal | None:
 
 def with_key(run: str, key: str) -> list[Journal]:
     """The journals that were created for that run with that key, the newest first."""
-    return [Journal(folder) for folder in sorted(JOURNALS.glob(f"*-{run}-{key[:_KEY_DIGITS]}"), reverse=True)]
+    return [Journal(folder) for folder in sorted(journals().glob(f"*-{run}-{_ending(key)}"), reverse=True)]
+
+
+def journals() -> Path:
+    """The folder of all journals."""
+    return repository.home() / JOURNALS
+
+
+def _ending(key: str) -> str:
+    """How the names of the journals with that key end; a copy's are its own, as it is not the one that goes on."""
+    if repository.is_copy():
+        key = hashlib.sha256(f"{Path.cwd().name} {key}".encode()).hexdigest()
+    return key[:_KEY_DIGITS]
 
 
 def find(run: str, weights_sha256: str) -> Journal | None:

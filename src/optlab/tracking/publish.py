@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from optlab.results import origin
 from optlab.results.comparison import Comparison
+from optlab.system import repository
 from optlab.system.errors import one_line
 from optlab.tracking import facts, journal, replay, sending, server
 from optlab.tracking.facts import experiment as experiment_name
@@ -34,6 +35,8 @@ def publish(compared: Comparison, folder: Path) -> str:
         _complete(compared)
         if not replay.push_pending():
             return _AWAY
+        if repository.is_copy():  # it is not the comparison that the repository stands at
+            return f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         client = server.connect()
         experiment = server.experiment(client, name)
         current = _mark_current(client, experiment, compared)

@@ -1,16 +1,20 @@
 """MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from optlab.system import repository
 from optlab.system.errors import WeightsError, one_line, say
 from optlab.tracking import server
-from optlab.tracking.journal import WEIGHTS_TAG, Journal, all_journals
+from optlab.tracking.journal import JOURNALS, WEIGHTS_TAG, Journal, all_journals
 from optlab.tracking.sending import send
 
 if TYPE_CHECKING:
@@ -143,8 +147,53 @@ class Live:
                 return
 
 
+class Elsewhere:
+    """As `Live`, for a copy of the repository: a process at home sends, where MLflow's relative paths are right.
+
+    Args:
+        journal: of the run that goes on; without one, all that is waiting is sent once.
+    """
+
+    def __init__(self, journal: Journal | None = None) -> None:
+        words = [journal.folder.name] if journal else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "optlab.tracking.replay", *words], cwd=repository.home(), stdin=subprocess.PIPE
+        )
+
+    def wake(self) -> None:
+        """Say that the journal has grown."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has given up, and said so
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+
+    def finish(self) -> bool:
+        """Wait until it has sent the rest, or given up; True if MLflow has everything it takes."""
+        with contextlib.suppress(OSError):
+            self._process.communicate(timeout=2 * _PATIENCE_S)
+        return self._process.returncode == 0
+
+
+def live(journal: Journal) -> Live | Elsewhere:
+    """Who sends the journal of a run while it goes on."""
+    return Elsewhere(journal) if repository.is_copy() else Live(journal)
+
+
+def _at_home(words: list[str]) -> bool:
+    """The process that `Elsewhere` starts: a line on standard input wakes it, its end ends it."""
+    if not words:
+        return push_pending()
+    sender = Live(Journal(JOURNALS / words[0]))
+    for _ in sys.stdin:
+        sender.wake()
+    sender.finish()
+    return True
+
+
 def push_pending() -> bool:
     """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
+    if repository.is_copy():
+        return Elsewhere().finish()
     answer: list[bool] = []
     thread = threading.Thread(target=lambda: answer.append(_push_quietly()), name="mlflow", daemon=True)
     thread.start()
@@ -224,3 +273,7 @@ def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str
         wanted = f"tags.`optlab.run` = '{name}' AND tags.`{WEIGHTS_TAG}` = '{digest}'"
         found = client.search_runs([experiment], wanted, max_results=1, order_by=["start_time DESC"])
         yield found[0] if found else None
+
+
+if __name__ == "__main__":
+    sys.exit(not _at_home(sys.argv[1:]))
