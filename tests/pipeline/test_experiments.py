@@ -1,0 +1,75 @@
+"""`dvc exp run`: what a copy of the repository computes arrives in the repository's own MLflow."""
+
+import re
+import subprocess
+import time
+
+import pytest
+from projects import logged_runs, processes_below
+
+
+@pytest.fixture
+def committed(copied):
+    """A project whose record is committed, as experiments need it."""
+    for words in (["add", "-A"], ["commit", "-qm", "record"]):
+        assert copied.run("git", *words).returncode == 0
+    return copied
+
+
+def of_experiment(project, name):
+    return [run for run in logged_runs(project).values() if run["tags"].get("dvc.exp.name") == name]
+
+
+def test_in_a_copy(committed):
+    result = committed.run("dvc", "exp", "run", "--temp", "-n", "higher", "-S", "optimizers.adam.lr=0.003")
+    assert result.returncode == 0, result.stderr
+    assert "filter with  tags.`dvc.exp.name` = 'higher'" in result.stdout
+    (run,) = of_experiment(committed, "higher")
+    assert (run["name"], run["status"], len(run["steps"])) == ("adam [higher]", "FINISHED", 14)
+    head = committed.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert run["tags"]["dvc.exp.baseline"] == head
+    assert "weights.sha256" in run["tags"] and "comparison" not in run["tags"]
+    # What the repository stands at is what it was.
+    current = [run["name"] for run in logged_runs(committed).values() if run["tags"].get("comparison") == "current"]
+    assert sorted(current) == ["adam", "sgd"]
+    assert committed.run("git", "status", "--short").stdout == ""
+    assert [path.name for path in (committed.top / ".optlab" / "locks").iterdir() if "tmp" in path.name] == []
+    # Applied, it is the comparison, and its run in MLflow is the one that was made there. DVC looks for the outputs of
+    # every pipeline, and complains of the tutorial's, which nobody has computed here.
+    applied = committed.run("dvc", "exp", "apply", "higher")
+    assert not re.findall(r"^(?!tutorial/)\S+\.(?:safetensors|csv|html)$", applied.stderr, re.MULTILINE)
+    assert committed.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
+    assert committed.run("optlab", "show").returncode == 0
+    (run,) = of_experiment(committed, "higher")
+    assert run["tags"]["comparison"] == "current"
+    shown = committed.run("dvc", "exp", "show", "--drop", "(?!Experiment|.*adam.lr)").stdout
+    assert re.search(r"higher\D+0\.003", shown)
+
+
+def test_two_from_the_queue_at_a_time(committed):
+    for name, lr in (("higher", "0.003"), ("lower", "0.0003")):
+        words = ["dvc", "exp", "run", "--queue", "-n", name, "-S", f"optimizers.adam.lr={lr}"]
+        assert committed.run(*words).returncode == 0
+    command = ["dvc", "queue", "start", "-j", "2"]  # its workers would hold a pipe open
+    subprocess.run(command, cwd=committed.top, env=committed.environment, check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 240
+    while committed.run("dvc", "queue", "status").stdout.count("Success") < 2:
+        assert time.monotonic() < deadline, committed.run("dvc", "queue", "logs", "higher").stdout
+        time.sleep(1)
+    for name in ("higher", "lower"):
+        (run,) = of_experiment(committed, name)
+        assert (run["name"], run["status"], len(run["steps"])) == (f"adam [{name}]", "FINISHED", 14)
+    assert "no runs had something to send" in committed.run("optlab", "sync").stdout
+    committed.run("dvc", "queue", "stop", "--kill")
+    while processes_below(committed.top) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def test_a_copy_runs_its_own_code(copied, tmp_path):
+    """As where another checkout is installed, and a worktree or an experiment's copy is at work."""
+    other = copied.copy(tmp_path / "other")
+    other.edit("src/optlab/results/comparison.py", "has the best", "has the other")
+    result = copied.stage("compare", PYTHONPATH=str(other.top / "src"))
+    assert result.returncode == 0, result.stderr
+    assert "has the best" in result.stdout
