@@ -15,12 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import needs
 import torch
+from needs import TOP
 from ruamel.yaml import YAML
-from throughput import TOP, spread
+from throughput_report import spread
 
 from optlab.config import parameters
-from optlab.system import repository
+from optlab.system import dvc, errors, repository
 from optlab.training import conditions
 
 RESULTS = TOP / "benchmarks" / "SIDE_BY_SIDE.md"
@@ -39,8 +41,8 @@ def seconds(precision: str, images: int, jobs: int) -> float:
         values["data"]["train_size"] = images
         values["training"] |= {"epochs": 1, "threads": 1, "precision": precision}
         yaml.dump(values, top / parameters.PARAMS)
-        environment = os.environ | {"PYTHONPATH": str(top / "src")}
-        subprocess.run(["dvc", "repro", "--quiet", "download"], cwd=top, env=environment, check=True)
+        environment = needs.environment() | {"PYTHONPATH": str(top / "src")}
+        subprocess.run([*dvc.COMMAND, "repro", "--quiet", "download"], cwd=top, env=environment, check=True)
         started = time.perf_counter()
         command = ["optlab", "repro", "--jobs", str(jobs)]
         result = subprocess.run(command, cwd=top, env=environment, capture_output=True, text=True, check=False)
@@ -56,29 +58,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=45_000, help="images per run")
     arguments = parser.parse_args()
-    facts = conditions.current(torch.device("cpu"))
+    needs.check(("dvc",), ("git", "optlab"))
     precisions = ["fp32", "bf16"] if conditions.bf16_is_native(torch.device("cpu")) else ["fp32"]
+    rounds: dict[str, list[tuple[float, float]]] = {precision: [] for precision in precisions}
+    for precision in precisions:
+        for _ in range(arguments.rounds):
+            one, two = (seconds(precision, arguments.images, jobs) for jobs in (1, 2))
+            rounds[precision].append((one, two))
+            RESULTS.write_text(report(rounds, arguments.images))  # now, so that no later round takes it away
+    print(RESULTS.read_text())
+
+
+def report(rounds: dict[str, list[tuple[float, float]]], images: int) -> str:
+    """The table in markdown: of each precision, the seconds of one at a time and of two, round by round.
+
+    The last precision may have fewer rounds than the first, or none.
+    """
+    facts = conditions.current(torch.device("cpu"))
+    counts = " and ".join(dict.fromkeys(str(len(pairs)) for pairs in rounds.values() if pairs))
     lines = [
         "# Side by side",
         "",
-        f"{facts['cpu']}, {len(os.sched_getaffinity(0))} cores, {facts['onednn_isa']}; torch "
-        f"{facts['packages']['torch']}. Six runs (SGD, Adam, AdamW; two seeds), `threads: 1`, one epoch of "
-        f"{arguments.images:,} images, from the start of `optlab repro` to its table; n = {arguments.rounds} rounds, "
+        f"{facts.cpu}, {len(os.sched_getaffinity(0))} cores, {facts.onednn_isa}; torch "
+        f"{facts.packages['torch']}. Six runs (SGD, Adam, AdamW; two seeds), `threads: 1`, one epoch of "
+        f"{images:,} images, from the start of `optlab repro` to its table; n = {counts} rounds, "
         f"median (least – most).",
         "",
         "| precision | one at a time, s | two at a time, s | ratio |",
         "| --- | --- | --- | --- |",
     ]
-    for precision in precisions:
-        rounds = [[seconds(precision, arguments.images, jobs) for jobs in (1, 2)] for _ in range(arguments.rounds)]
-        one, two = zip(*rounds, strict=True)
-        ratios = [first / second for first, second in rounds]
-        lines.append(f"| {precision} | {spread(one, '.1f')} | {spread(two, '.1f')} | {spread(ratios, '.2f')} |")
-    if len(precisions) == 1:
-        lines += ["", "This CPU has no bf16 instructions: bf16 was not measured."]
-    RESULTS.write_text("\n".join(lines) + "\n")
-    print(RESULTS.read_text())
+    for precision, pairs in rounds.items():
+        if pairs:
+            one, two = zip(*pairs, strict=True)
+            ratios = [first / second for first, second in pairs]
+            lines.append(f"| {precision} | {spread(one, '.1f')} | {spread(two, '.1f')} | {spread(ratios, '.2f')} |")
+    if not rounds.get("bf16"):
+        reason = "" if "bf16" in rounds else "This CPU has no bf16 instructions: "
+        lines += ["", f"{reason}bf16 was not measured."]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

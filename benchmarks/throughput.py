@@ -10,22 +10,24 @@ MLflow) is not counted there; the share of logging in a whole default training c
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import needs
 import torch
+from needs import TOP
+from throughput_report import BATCH, Figures, report
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from optlab.config import parameters, reading
 from optlab.data import dataset
-from optlab.system import repository
+from optlab.system import dvc, errors, repository
 from optlab.tracking import server
 from optlab.tracking.facts import facts
 from optlab.tracking.journal import Journal
@@ -35,8 +37,8 @@ from optlab.training import conditions, loop, models
 from optlab.training.numerics import PORTABLE
 from optlab.training.optimizers import build
 
-BATCH, LR, WARMUP = 64, 0.01, 20  # steps that are not timed
-TOP = Path(__file__).resolve().parents[1]
+LR = 0.01
+WARMUP = 20  # steps that are not timed
 RESULTS = TOP / "benchmarks" / "RESULTS.md"
 
 
@@ -235,16 +237,24 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     return values
 
 
-def noop_seconds() -> list[float] | None:
-    """The wall time of `dvc repro` with nothing to do, five times; None if there is something to do."""
-    if "up to date" not in subprocess.run(["dvc", "status"], capture_output=True, text=True, cwd=TOP).stdout:
+def noop_seconds(times: int = 5) -> list[float] | None:
+    """The wall time of `dvc repro` with nothing to do, so many times; None if there is something to do."""
+    if "up to date" not in _dvc("status"):
+        print("`dvc repro` has something to do, so its time with nothing to do is not measured", flush=True)
         return None
-    times = []
-    for _ in range(5):
+    found = []
+    for _ in range(times):
         started = time.perf_counter()
-        subprocess.run(["dvc", "repro"], capture_output=True, check=True, cwd=TOP)
-        times.append(time.perf_counter() - started)
-    return times
+        _dvc("repro")
+        found.append(time.perf_counter() - started)
+    return found
+
+
+def _dvc(word: str) -> str:
+    result = subprocess.run([*dvc.COMMAND, word], capture_output=True, text=True, cwd=TOP, env=needs.environment())
+    if result.returncode:
+        sys.exit(f"dvc {word} failed:\n{result.stderr}")
+    return result.stdout
 
 
 def main() -> None:
@@ -261,62 +271,22 @@ def main() -> None:
     if arguments.contender:
         print(json.dumps(CONTENDERS[arguments.contender](arguments)))
         return
-    names = [name for name in CONTENDERS if name != "default"]
-    rounds = [{name: measure(name, arguments) for name in names} for _ in range(arguments.rounds)]
-    default, noop = measure("default", arguments), noop_seconds()
-    RESULTS.write_text(report(rounds, default, noop, threads, native, arguments.images))
+    needs.check(("dvc", "lightning"))
+    fill(Figures(threads, native, arguments.images), arguments)
     print(RESULTS.read_text())
 
 
-def report(rounds: list[dict[str, Any]], default: dict[str, float], noop: list[float] | None, threads: int,
-           native: bool, images: int) -> str:  # fmt: skip
-    """The table in markdown."""
-    facts_ = conditions.current(torch.device("cpu"))
-    lines = [
-        "# Throughput",
-        "",
-        f"{facts_['cpu']}, {os.cpu_count()} cores, {facts_['cpu_capability']}, {threads} threads; torch "
-        f"{facts_['packages']['torch']}, Python {facts_['python']}. `make bench` with {images:,} images each, "
-        f"n = {len(rounds)} rounds; median (least – most). Batches of {BATCH}, SGD, the tutorial's network; "
-        f"portable is fp32 with `numerics: portable`.",
-        "",
-        "| loop | images/s | over the tutorial's loop | FLOP/s over the matrix-product peak |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name in ("tutorial", "lightning", "optlab fp32", "optlab portable", "optlab bf16"):
-        peak = "peak bf16" if "bf16" in name else "peak fp32"
-        rates = [each[name]["rate"] for each in rounds]
-        ratios = [each[name]["rate"] / each["tutorial"]["rate"] for each in rounds]
-        shares = [each[name]["rate"] * each[peak]["flop"] / each[peak]["peak"] for each in rounds]
-        share = spread(shares, ".0%") if native or name != "optlab bf16" else "–"  # emulation has no peak of its own
-        lines.append(f"| {name} | {spread(rates, '.0f')} | {spread(ratios, '.2f')} | {share} |")
-    peaks = {
-        name: statistics.median(each[name]["peak"] for each in rounds) / 1e9 for name in ("peak fp32", "peak bf16")
-    }
-    costs = [1 - each["optlab portable"]["rate"] / each["optlab fp32"]["rate"] for each in rounds]
-    lines += [
-        "",
-        f"`numerics: portable` costs {spread(costs, '.0%')} of the speed of `fast`.",
-        "",
-        f"The machine's own matrix product: {peaks['peak fp32']:.3g} GFLOP/s in fp32, "
-        f"{peaks['peak bf16']:.3g} in bf16. One image takes {rounds[0]['peak fp32']['flop'] / 1e6:.1f} MFLOP, forward "
-        f"and backward (torch.utils.flop_counter). The product is MKL's, and no upper limit: "
-        f"oneDNN's convolutions can exceed it.",
-        "",
-        f"Logging in the default training (progress, journal, MLflow from its import to its last write): "
-        f"{default['logging']:.2%} of its time (n = 1), at {default['rate']:.0f} images/s.",
-    ]
-    if not native:
-        lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]
-    if noop:
-        lines += ["", f"`dvc repro` with nothing to do: {spread(noop, '.2f')} s (n = {len(noop)})."]
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """median (least – most)."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
+def fill(found: Figures, arguments: argparse.Namespace) -> None:
+    """Measure everything; the page is written after every part, so that no later one takes it away."""
+    names = [name for name in CONTENDERS if name != "default"]
+    for _ in range(arguments.rounds):
+        found.rounds.append({name: measure(name, arguments) for name in names})
+        RESULTS.write_text(report(found))
+    found.default = measure("default", arguments)
+    RESULTS.write_text(report(found))
+    found.noop = noop_seconds()
+    RESULTS.write_text(report(found))
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

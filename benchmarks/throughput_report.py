@@ -1,0 +1,86 @@
+"""The figures of benchmarks/throughput.py, and the page that they make."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from optlab.training import conditions
+
+BATCH = 64  # images
+MISSING = "not measured."
+
+
+@dataclass
+class Figures:
+    """What was measured so far.
+
+    Attributes:
+        threads: how many computed.
+        native: the CPU has bf16 instructions.
+        images: how many each measurement had.
+        rounds: of each complete round, what each contender measured.
+        default: the same of a whole default training.
+        noop: wall times of `dvc repro` with nothing to do, in seconds.
+    """
+
+    threads: int
+    native: bool
+    images: int
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    default: dict[str, float] | None = None
+    noop: list[float] | None = None
+
+
+def report(found: Figures) -> str:
+    """The table in markdown, of at least one round; what is missing is said to be."""
+    rounds, default, noop = found.rounds, found.default, found.noop
+    facts = conditions.current(torch.device("cpu"))
+    lines = [
+        "# Throughput",
+        "",
+        f"{facts.cpu}, {os.cpu_count()} cores, {facts.cpu_capability}, {found.threads} threads; torch "
+        f"{facts.packages['torch']}, Python {facts.python}. `make bench` with {found.images:,} images each, "
+        f"n = {len(rounds)} rounds; median (least – most). Batches of {BATCH}, SGD, the tutorial's network; "
+        f"portable is fp32 with `numerics: portable`.",
+        "",
+        "| loop | images/s | over the tutorial's loop | FLOP/s over the matrix-product peak |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in ("tutorial", "lightning", "optlab fp32", "optlab portable", "optlab bf16"):
+        peak = "peak bf16" if "bf16" in name else "peak fp32"
+        rates = [each[name]["rate"] for each in rounds]
+        ratios = [each[name]["rate"] / each["tutorial"]["rate"] for each in rounds]
+        shares = [each[name]["rate"] * each[peak]["flop"] / each[peak]["peak"] for each in rounds]
+        emulated = name == "optlab bf16" and not found.native  # emulation has no peak of its own
+        share = "–" if emulated else spread(shares, ".0%")
+        lines.append(f"| {name} | {spread(rates, '.0f')} | {spread(ratios, '.2f')} | {share} |")
+    peaks = {
+        name: statistics.median(each[name]["peak"] for each in rounds) / 1e9 for name in ("peak fp32", "peak bf16")
+    }
+    costs = [1 - each["optlab portable"]["rate"] / each["optlab fp32"]["rate"] for each in rounds]
+    share = f"{default['logging']:.2%} of its time (n = 1), at {default['rate']:.0f} images/s." if default else MISSING
+    seconds = f"{spread(noop, '.2f')} s (n = {len(noop)})." if noop else MISSING
+    lines += [
+        "",
+        f"`numerics: portable` costs {spread(costs, '.0%')} of the speed of `fast`.",
+        "",
+        f"The machine's own matrix product: {peaks['peak fp32']:.3g} GFLOP/s in fp32, "
+        f"{peaks['peak bf16']:.3g} in bf16. One image takes {rounds[0]['peak fp32']['flop'] / 1e6:.1f} MFLOP, forward "
+        f"and backward (torch.utils.flop_counter). The product is MKL's, and no upper limit: "
+        f"oneDNN's convolutions can exceed it.",
+        "",
+        f"Logging in the default training (progress, journal, MLflow from its import to its last write): {share}",
+    ]
+    if not found.native:
+        lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]
+    lines += ["", f"`dvc repro` with nothing to do: {seconds}"]
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """median (least – most)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"

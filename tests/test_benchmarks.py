@@ -1,0 +1,116 @@
+"""The benchmarks run without a PATH of their own, look for what they need first, and keep what they measured."""
+
+import subprocess
+import sys
+
+import needs
+import pytest
+import side_by_side
+import throughput
+import torch
+
+from optlab.system.errors import DataError, OptlabError
+
+RATES = {"tutorial": 2000, "lightning": 1900, "optlab fp32": 3000, "optlab portable": 2200, "optlab bf16": 4500}
+PEAKS = {"peak fp32": {"peak": 2e11, "flop": 7e7}, "peak bf16": {"peak": 4e11, "flop": 7e7}}
+FIGURES = {name: {"rate": rate} for name, rate in RATES.items()} | PEAKS
+DEFAULT = {"default": {"rate": 2400.0, "logging": 0.03}}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A function that runs a benchmark with another function for one of its own, and returns the page it leaves."""
+    monkeypatch.setattr(needs, "check", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would outlive the test
+
+    def run(benchmark, name, function, *arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+        monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "RESULTS.md")
+        monkeypatch.setattr(benchmark, name, function)
+        with pytest.raises(SystemExit, match="the moon"):
+            benchmark.main()
+        return benchmark.RESULTS.read_text() if benchmark.RESULTS.exists() else None
+
+    return run
+
+
+def failing_after(count, answers):
+    """A function that gives so many answers, by its first argument, and then ends the program."""
+    left = iter(range(count))
+
+    def measure(what, *_):
+        if next(left, None) is None:
+            sys.exit("the moon is in the wrong house")
+        return answers(what)
+
+    return measure
+
+
+# In a round there are seven measurements; three rounds, then the default training.
+@pytest.mark.parametrize(("measured", "rounds"), [(21, 3), (20, 2), (7, 1)])
+def test_throughput_keeps_its_rounds_when_a_later_part_fails(results, measured, rounds):
+    text = results(throughput, "measure", failing_after(measured, FIGURES.get), "--rounds", "3")
+    assert f"n = {rounds} rounds" in text
+    assert "| optlab fp32 | 3000 (3000 – 3000) | 1.50 (1.50 – 1.50) |" in text
+    assert "MLflow from its import to its last write): not measured." in text
+    assert "`dvc repro` with nothing to do: not measured." in text
+
+
+def test_throughput_keeps_the_default_training_when_dvc_fails(results, monkeypatch):
+    monkeypatch.setattr(throughput, "measure", lambda name, _: (FIGURES | DEFAULT)[name])
+    text = results(throughput, "noop_seconds", lambda: sys.exit("the moon is in the wrong house"))
+    assert "3.00% of its time (n = 1), at 2400 images/s." in text
+    assert "`dvc repro` with nothing to do: not measured." in text
+
+
+def test_throughput_leaves_the_page_alone_while_no_round_is_whole(results):
+    assert results(throughput, "measure", failing_after(6, FIGURES.get)) is None
+
+
+@pytest.mark.parametrize(("measured", "rounds", "rows"), [(3, "1", ["fp32"]), (7, "2 and 1", ["fp32", "bf16"])])
+def test_side_by_side_keeps_its_rounds_when_a_later_one_fails(results, monkeypatch, measured, rounds, rows):
+    monkeypatch.setattr(side_by_side.conditions, "bf16_is_native", lambda _: True)
+    text = results(side_by_side, "seconds", failing_after(measured, lambda _: 10.0), "--rounds", "2")
+    assert f"n = {rounds} rounds" in text
+    assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows
+    assert ("bf16 was not measured." in text) == (rows == ["fp32"])
+
+
+def test_the_time_of_dvc_is_measured_without_dvc_on_the_path(tmp_path, monkeypatch):
+    (tmp_path / "input").touch()
+    (tmp_path / "dvc.yaml").write_text("stages: {nothing: {cmd: echo, deps: [input]}}\n")
+    for words in (["init", "--no-scm"], ["repro"]):
+        subprocess.run([*throughput.dvc.COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
+    monkeypatch.setattr(throughput, "TOP", tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert len(throughput.noop_seconds(times=1)) == 1
+
+
+def test_stages_find_the_python_that_the_benchmark_runs_in(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], env=needs.environment(),
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert found.stdout.strip() == sys.prefix
+
+
+def test_what_is_missing_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    with pytest.raises(OptlabError, match="has no package no_such_package: run `pip install"):
+        needs.check(("dvc", "no_such_package"))
+    with pytest.raises(OptlabError, match="there is no command no-such-command, neither beside"):
+        needs.check(("dvc",), ("optlab", "no-such-command"))
+    (tmp_path / "params.yaml").write_bytes((needs.TOP / "params.yaml").read_bytes())
+    monkeypatch.setattr(needs, "TOP", tmp_path)
+    with pytest.raises(DataError, match="run `dvc repro download`"):
+        needs.check(("dvc",), ("optlab",))
+
+
+@pytest.mark.parametrize("benchmark", [throughput, side_by_side])
+def test_both_look_first(benchmark, monkeypatch):
+    def missing(*_):
+        raise OptlabError("something is missing")
+
+    monkeypatch.setattr(needs, "check", missing)
+    monkeypatch.setattr(sys, "argv", ["benchmark"])
+    monkeypatch.setattr(benchmark, "measure" if benchmark is throughput else "seconds", lambda *_: sys.exit("measured"))
+    with pytest.raises(OptlabError, match="something is missing"):
+        benchmark.main()
