@@ -193,6 +193,7 @@ def checkpoint_cost() -> None:
             self.times.append(time.monotonic() - began)
 
     repository.enter()
+    Path(".optlab").mkdir(exist_ok=True)
     device = conditions.apply(reading.load().training)
     for model, images, epochs in (("zilliax", 45000, 5), ("resnet18", 2560, 1)):
         settings = reading.load().model_dump(by_alias=True) | {"model": model}
@@ -233,25 +234,31 @@ def main() -> None:
         project = base(folder / "base")
         wanted = reference(project, folder / "reference")
         print(f"undisturbed: {wanted.seconds:.1f} s, {sum(wanted.metrics.values())} metrics", flush=True)
+        results: list[dict[str, Any]] = []
         plans = [(number, draw.uniform(0, wanted.seconds), kinds[number % len(kinds)]) for number in range(trials)]
 
-        def one(plan: tuple[int, float, str]) -> dict[str, Any]:
+        def one(plan: tuple[int, float, str]) -> None:
             number, moment, kind = plan
             result = trial(project, wanted, folder / f"trial{number}", moment, kind)
+            results.append(result)
             bad = {key: value for key, value in result["faults"].items() if value}
             print(f"{number + 1:3}  {result['text']}  {bad or 'nothing lost or wrong'}", flush=True)
             if bad:
                 print(result["output"], flush=True)
             else:
                 shutil.rmtree(folder / f"trial{number}")
-            return result
 
-        with ThreadPoolExecutor(options.jobs) as pool:
-            results = list(pool.map(one, plans))
-    report(results)
+        try:
+            with ThreadPoolExecutor(options.jobs) as pool:
+                list(pool.map(one, plans))
+        finally:  # what was tried is counted, though one trial could not be held
+            if results:
+                report(results)
+    sys.exit(any(any(result["faults"].values()) for result in results))
 
 
 def report(results: list[dict[str, Any]]) -> None:
+    """Print the table over all trials."""
     counts = Counter(result["kind"] for result in results)
     print(f"\nn = {len(results)}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
     if "continued" in results[0]:
@@ -269,7 +276,6 @@ def report(results: list[dict[str, Any]]) -> None:
         + " | ".join(map(str, total.values()))
         + " |"
     )
-    sys.exit(1 if any(total.values()) else 0)
 
 
 if __name__ == "__main__":
