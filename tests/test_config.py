@@ -348,6 +348,14 @@ def test_the_commented_optimizers_can_be_uncommented(tmp_path):
     optimizers.check(after)
 
 
+def test_a_value_that_only_the_class_can_refuse_is_named(tmp_path):
+    loaded = load(tmp_path, edited("lr: 0.001", 'lr: 0.001\n    weight_decay: "much"'))
+    with pytest.raises(
+        ConfigError, match=r"^params\.yaml: optimizers\.adam\.weight_decay: Adam refuses 'much' \('<=' not"
+    ):
+        optimizers.check(loaded)
+
+
 def test_an_unknown_optimizer_is_named_with_its_neighbour(small_config):
     with pytest.raises(ConfigError, match=r"^params\.yaml: there is no optimizer 'adm': did you mean adam\?$"):
         small_config().optimizer("adm")

@@ -195,11 +195,26 @@ REFUSED = {
     "hyperparameter of another class": (
         {"class": "SGD", "betas": [0.9, 0.99]}, "optimizers.mine.betas", "it takes lr, momentum"),
     "the parameters themselves": ({"class": "SGD", "params": 1}, "optimizers.mine.params", "no such hyperparameter"),
-    "negative momentum": ({"class": "SGD", "momentum": -1}, "optimizers.mine: SGD", "Invalid momentum value: -1"),
-    "text as momentum": ({"class": "SGD", "momentum": "much"}, "optimizers.mine: SGD", "refuses its hyperparam"),
-    "nesterov alone": ({"class": "SGD", "nesterov": True}, "optimizers.mine: SGD", "requires a momentum"),
-    "one beta": ({"class": "Adam", "betas": 0.9}, "optimizers.mine: Adam", "refuses its hyperparameters"),
-    "beta of one": ({"class": "Adam", "betas": [0.9, 1.0]}, "optimizers.mine: Adam", "Invalid beta parameter"),
+    "negative momentum": (
+        {"class": "SGD", "momentum": -1}, "optimizers.mine.momentum: SGD refuses -1 (", "Invalid momentum value: -1)"),
+    "text as momentum": (
+        {"class": "SGD", "momentum": "much"}, "optimizers.mine.momentum: SGD refuses 'much' (", "not supported betw"),
+    "text as weight decay": (
+        {"class": "AdamW", "lr": 0.001, "weight_decay": "much", "betas": [0.9, 0.99]},
+        "optimizers.mine.weight_decay: AdamW refuses 'much' (", "'<=' not supported between"),
+    "two texts": (
+        {"class": "AdamW", "lr": 0.001, "eps": "little", "weight_decay": "much"},
+        "optimizers.mine.eps: AdamW refuses 'little' (", "'<=' not supported between"),
+    "two bad values": (
+        {"class": "SGD", "weight_decay": -2, "momentum": -1},
+        "optimizers.mine.momentum: SGD refuses -1 (", "Invalid momentum value: -1)"),
+    "values that do not fit each other": (
+        {"class": "SGD", "nesterov": True, "momentum": 0.9, "dampening": 0.1},
+        "optimizers.mine: SGD refuses its hyperparameters: ", "Nesterov momentum requires"),
+    "nesterov alone": ({"class": "SGD", "nesterov": True}, "optimizers.mine.nesterov: SGD refuses True (", "momentum"),
+    "one beta": ({"class": "Adam", "betas": 0.9}, "optimizers.mine.betas: Adam refuses 0.9 (", "not subscriptable"),
+    "beta of one": (
+        {"class": "Adam", "betas": [0.9, 1.0]}, "optimizers.mine.betas: Adam refuses [0.9, 1.0] (", "Invalid beta"),
     "no optimizer": ({"class": "torch.nn.Linear"}, "optimizers.mine.class", "no subclass of torch.optim.Optimizer"),
     "a scheduler": ({"class": "torch.optim.lr_scheduler.StepLR"}, "optimizers.mine.class", "no subclass"),
     "a number": ({"class": "math.pi"}, "optimizers.mine.class: math.pi", "no subclass"),
@@ -209,12 +224,13 @@ REFUSED = {
     "path that does not import": ({"class": "no_such_package.Lion"}, "optimizers.mine.class", "install it, or correct"),
     "relative path": ({"class": "..Adam"}, "optimizers.mine.class: ..Adam", "correct the path"),
     "muon without fallback": ({"class": "Muon"}, "optimizers.mine: Muon", "add `fallback: {class: AdamW, lr: 0.001}`"),
-    "muon with a bad momentum": ({**MUON, "momentum": -3}, "optimizers.mine: Muon", "momentum should be >= 0"),
+    "muon with a bad momentum": (
+        {**MUON, "momentum": -3}, "optimizers.mine.momentum: Muon refuses -3 (", "momentum should be >= 0"),
     "misspelt fallback": (
         {"class": "Muon", "fallback": {"class": "AdmW"}}, "optimizers.mine.fallback.class", "did you mean AdamW?"),
     "fallback with a bad value": (
-        {"class": "Muon", "fallback": {"class": "SGD", "momentum": -1}}, "optimizers.mine.fallback: SGD",
-        "Invalid momentum value"),
+        {"class": "Muon", "fallback": {"class": "SGD", "momentum": -1}},
+        "optimizers.mine.fallback.momentum: SGD refuses -1 (", "Invalid momentum value"),
     "fallback that refuses as well": (
         {"class": "Muon", "fallback": {"class": "Muon"}}, "optimizers.mine.fallback: Muon", "only supports 2D"),
 }  # fmt: skip
@@ -230,11 +246,25 @@ def test_bad_entries(entry, place, phrase):
     assert phrase in message
 
 
-def test_values_that_only_fail_in_the_first_step_are_refused_by_the_check(small_config):
-    """Adam's constructor takes three betas; its step does not."""
-    config = small_config(optimizers={"mine": {"class": "Adam", "betas": [0.9, 0.99, 0.999]}})
-    with pytest.raises(ConfigError, match=r"^params\.yaml: optimizers\.mine: "):
-        optimizers.check(config)
+# Adam's constructor takes three betas; its step does not.
+FIRST_STEP = {
+    "three betas": (
+        {"class": "Adam", "lr": 0.001, "betas": [0.9, 0.99, 0.999]},
+        "optimizers.mine.betas: Adam refuses [0.9, 0.99, 0.999] in its first step (ValueError: too many values"),
+    "three betas of a fallback": (
+        {**MUON, "fallback": {"class": "AdamW", "lr": 0.001, "betas": [0.9, 0.99, 0.999]}},
+        "optimizers.mine.fallback.betas: AdamW refuses [0.9, 0.99, 0.999] in its first step (ValueError: "),
+    "an unknown line search": (
+        {"class": "LBFGS", "lr": 1, "line_search_fn": "fast"},
+        "optimizers.mine.line_search_fn: LBFGS refuses 'fast' in its first step (RuntimeError: only 'strong_wolfe'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("entry", "start"), FIRST_STEP.values(), ids=FIRST_STEP)
+def test_values_that_only_fail_in_the_first_step_are_refused_by_the_check(small_config, entry, start):
+    with pytest.raises(ConfigError) as caught:
+        optimizers.check(small_config(optimizers={"mine": entry}))
+    assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
 def test_a_fallback_of_a_fallback_is_refused(small_config):
@@ -276,6 +306,28 @@ class Sign(torch.optim.Optimizer):
             for value in group["params"]:
                 value -= group["lr"] * value.grad.sign()
 """
+
+
+def test_a_class_that_fails_whatever_it_is_given(module, small_config):
+    """No value is to blame, and none is named."""
+    name = module(
+        SIGN.replace("ARGUMENTS", ", closure=None").replace("        for group", "        1 / 0\n        for group")
+    )
+    with pytest.raises(ConfigError) as caught:
+        optimizers.check(small_config(optimizers={"mine": {"class": f"{name}.Sign", "lr": 0.25}}))
+    assert str(caught.value) == (
+        f"params.yaml: optimizers.mine: {name}.Sign fails in its first step: ZeroDivisionError: division by zero"
+    )
+
+
+def test_a_class_that_needs_a_value(module):
+    """Without the learning rate it cannot be built, so the learning rate is not to blame."""
+    source = SIGN.replace("ARGUMENTS", ", closure=None").replace("lr=0.1", "lr, decay=0.0")
+    name = module(
+        source.replace("        super()", "        if decay < 0:\n            raise ValueError(decay)\n        super()")
+    )
+    with pytest.raises(ConfigError, match=r"^params\.yaml: optimizers\.mine\.decay: \w+\.Sign refuses -1 \(-1\)$"):
+        built(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
 
 
 def test_a_class_in_the_working_folder_whose_step_takes_no_closure(batches, module):

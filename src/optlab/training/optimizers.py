@@ -1,7 +1,8 @@
 """Optimizers by name: every dense class of torch.optim, and any other by its dotted path."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch.optim import Optimizer
 
 from optlab.config.parameters import CLASS_COUNT, Config, OptimizerSpec
 from optlab.system.errors import ConfigError, one_line
-from optlab.system.wording import did_you_mean
+from optlab.system.wording import did_you_mean, shown, to_blame
 from optlab.training.models import build as build_model
 from optlab.training.models import resolve
 
 Closure = Callable[[], Tensor]
 ENOUGH = 50  # evaluations of the loss in a checked step; LBFGS with `max_iter: 1000000000` would not come back
+FALLBACK = "fallback."  # begins the names of a fallback's hyperparameters
 
 
 class _EnoughError(Exception):
@@ -92,7 +94,7 @@ class Stepper:
         values: dict[str, Any] = {"class": type(self.optimizers[0]).__name__} | self.optimizers[0].defaults
         for optimizer in self.optimizers[1:]:
             own = {"class": type(optimizer).__name__} | optimizer.defaults
-            values |= {f"fallback.{key}": value for key, value in own.items()}
+            values |= {f"{FALLBACK}{key}": value for key, value in own.items()}
         return values
 
 
@@ -137,11 +139,16 @@ def check(config: Config) -> None:
     model = build_model(config.model, seed=0)
     _check_outputs(config.model, model)
     for name, spec in config.optimizers.items():
-        stepper = build(name, spec, model)
+        _check_step(name, spec, model)
 
-        left = iter(range(ENOUGH))
 
-        def closure(stepper: Stepper = stepper, left: Iterator[int] = left) -> Tensor:
+def _check_step(name: str, spec: OptimizerSpec, model: nn.Module) -> None:
+    """Take one step without data, down the mean of the weights."""
+
+    def step(spec: OptimizerSpec) -> None:
+        stepper, left = build(name, spec, model), iter(range(ENOUGH))
+
+        def closure() -> Tensor:
             if next(left, None) is None:
                 raise _EnoughError
             stepper.zero_grad()
@@ -149,16 +156,11 @@ def check(config: Config) -> None:
             loss.backward()
             return loss
 
-        try:
-            stepper.train()
+        stepper.train()
+        with contextlib.suppress(_EnoughError):
             stepper.step(closure)
-        except _EnoughError:
-            continue
-        except Exception as error:  # classes check their values with errors of their own
-            raise ConfigError(
-                f"params.yaml: optimizers.{name}: {spec.class_} fails in its first step: {type(error).__name__}: "
-                f"{one_line(error)}"
-            ) from None
+
+    _attempt(f"optimizers.{name}", spec, step, first_step=True)
 
 
 def _check_outputs(name: str, model: nn.Module) -> None:
@@ -215,12 +217,51 @@ def _refusal(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameter: T
 
 
 def _construct(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameters: list[Any]) -> Optimizer:
+    optimizer: Optimizer = _attempt(where, spec, lambda spec: cls(parameters, **_values(spec)))
+    return optimizer
+
+
+def _attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any], first_step: bool = False) -> Any:
+    """What `work` makes of the entry.
+
+    Raises:
+        ConfigError: it fails; the hyperparameter is named where one is to blame.
+    """
+
+    def said_of(values: dict[str, Any]) -> str | None:
+        try:
+            work(_with(spec, values))
+        except Exception as error:
+            return one_line(error)
+        return None
+
     try:
-        return cls(parameters, **_values(spec))
+        return work(spec)
+    except ConfigError:
+        raise
     except Exception as error:  # classes check their values with errors of their own
-        raise ConfigError(
-            f"params.yaml: {where}: {spec.class_} refuses its hyperparameters: {one_line(error)}"
-        ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}" if first_step else one_line(error)
+        values = _flat(spec)
+        key = to_blame(one_line(error), values, said_of)
+    when, whole = (" in its first step", "fails") if first_step else ("", "refuses its hyperparameters")
+    if key is None:
+        raise ConfigError(f"params.yaml: {where}: {spec.class_} {whole}{when}: {reason}")
+    cls = spec.fallback.class_ if spec.fallback and key.startswith(FALLBACK) else spec.class_
+    raise ConfigError(f"params.yaml: {where}.{key}: {cls} refuses {shown(values[key])}{when} ({reason})")
+
+
+def _flat(spec: OptimizerSpec) -> dict[str, Any]:
+    """The hyperparameters, with those of the fallback as `fallback.lr` and so on."""
+    rest = spec.fallback.hyperparameters if spec.fallback else {}
+    return spec.hyperparameters | {f"{FALLBACK}{key}": value for key, value in rest.items()}
+
+
+def _with(spec: OptimizerSpec, values: dict[str, Any]) -> OptimizerSpec:
+    """The entry with these hyperparameters, named as in `_flat`, and no others."""
+    rest = {key.removeprefix(FALLBACK): value for key, value in values.items() if key.startswith(FALLBACK)}
+    own = {key: value for key, value in values.items() if not key.startswith(FALLBACK)}
+    fallback = _with(spec.fallback, rest) if spec.fallback else None
+    return OptimizerSpec.model_validate({"class": spec.class_, "fallback": fallback, **own})
 
 
 def _values(spec: OptimizerSpec) -> dict[str, Any]:
