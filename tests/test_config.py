@@ -223,6 +223,13 @@ def test_a_value_that_cannot_be_written_out(tmp_path, old, new, place, phrase):
     assert len(message) < 500
 
 
+@pytest.mark.parametrize("depth", [50, *range(100, 1000, 50), 20_000])
+def test_a_value_nested_deeper_than_a_reader_can_go(tmp_path, depth):
+    """The reader that finds the line of an error gives up before the one that finds the error."""
+    message = refusal(tmp_path, edited("class: SGD", f"class: {'{a: ' * depth}1{'}' * depth}"))
+    assert "optimizers.sgd.class" in message or "not valid YAML" in message
+
+
 def test_a_key_of_another_schedule_is_not_its_own_suggestion(tmp_path):
     message = refusal(tmp_path, edited("{name: constant}", "{name: cosine, gamma: 0.1}"))
     assert message.startswith("params.yaml:11: training.schedule.gamma: unknown key")

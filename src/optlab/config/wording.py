@@ -82,8 +82,11 @@ def _fields(location: Sequence[Any]) -> list[str]:
 
 
 def _line(text: str, location: Sequence[Any]) -> int | None:
-    """The line, from 1, of the deepest part of `location` that the file has."""
-    node: Any = YAML(typ="rt", pure=True).load(text)
+    """The line, from 1, of the deepest part of `location` that the file has; None where it is nested too deep."""
+    try:
+        node: Any = YAML(typ="rt", pure=True).load(text)
+    except RecursionError:  # this reader takes more calls a level than the one that has read the values
+        return None
     line = None
     for part in location:
         if isinstance(node, CommentedMap):
