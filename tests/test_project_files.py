@@ -1,0 +1,15 @@
+"""The files around the code: the licence, what a contributor reads, the hooks. What they say is true."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+
+
+def test_the_licence_is_apache_s_own_text():
+    """SHA-256 of the text that apache.org publishes as LICENSE-2.0.txt."""
+    digest = hashlib.sha256((TOP / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert (PROJECT["license"], PROJECT["license-files"]) == ("Apache-2.0", ["LICENSE"])
