@@ -1,30 +1,55 @@
-"""The command line: `optlab check`, `repro`, `show`, `sync`, `predict`, `release`, `reproduce`."""
+"""The command line: `optlab check`, `repro`, `show`, `sync`, `predict`, `release`, `reproduce`.
+
+A shell runs this module for every completion: what takes long to import (torch, MLflow, the configuration's models) is
+imported by the commands that need it.
+"""
 
 import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optlab.config import parameters, reading
-from optlab.system import errors, repository
-from optlab.training import numerics
+from optlab.system import errors, git, repository
+
+if TYPE_CHECKING:
+    from optlab.config.parameters import Config
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which optimizer should I use on CIFAR-10, by how much is it better, and can I prove it?",
 )
 
 
+def _settings(folder: Path) -> "Config":
+    """The params.yaml of a folder; it costs no torch, and is checked before anything that does is imported."""
+    from optlab.config import parameters, reading
+
+    return reading.load(folder / parameters.PARAMS)
+
+
+def _tags(incomplete: str) -> list[str]:
+    """The git tags that begin so, for the shell to complete."""
+    return (git.ask("tag", "--list", "--end-of-options", f"{incomplete}*") or "").splitlines()
+
+
+def _recorded(context: typer.Context, incomplete: str) -> list[str]:
+    """The runs that begin so, among those recorded at the revision that precedes them."""
+    listed = git.ask("ls-tree", "-d", "--name-only", "--end-of-options", f"{context.params.get('revision')}:runs")
+    return [run for run in (listed or "").splitlines() if run.startswith(incomplete)]
+
+
 @app.command()
 def check() -> None:
     """Check the params.yaml of this folder, whole, before anything is run."""
     folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
+    settings = _settings(folder)
+    from optlab.config.parameters import PARAMS
+    from optlab.training import numerics
+
     numerics.prepare(settings.training)  # before anything imports torch
     from optlab.results import comparison
     from optlab.training import conditions, optimizers
@@ -37,7 +62,7 @@ def check() -> None:
     for sentence in comparison.made_elsewhere(settings, folder, here):
         print(f"note: {sentence}", file=sys.stderr)
     count = len(settings.runs())
-    print(f"{parameters.PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
+    print(f"{PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
 
 
 @app.command()
@@ -46,7 +71,7 @@ def repro(
 ) -> None:
     """Do what `dvc repro` does, with the runs side by side."""
     folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
+    settings = _settings(folder)
     from optlab.execution import side_by_side
     from optlab.training import optimizers
 
@@ -62,7 +87,7 @@ def show() -> None:
     from optlab.results import comparison, report
     from optlab.tracking import publish
 
-    compared = comparison.collect(reading.load(folder / parameters.PARAMS), folder)
+    compared = comparison.collect(_settings(folder), folder)
     print(report.text_table(compared))
     print(publish.publish(compared, folder))
 
@@ -70,7 +95,10 @@ def show() -> None:
 @app.command()
 def sync(
     revision: Annotated[
-        str | None, typer.Option("--from", metavar="REV", help="Fill MLflow from this git revision's record.")
+        str | None,
+        typer.Option(
+            "--from", metavar="REV", help="Fill MLflow from this git revision's record.", autocompletion=_tags
+        ),
     ] = None,
 ) -> None:
     """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
@@ -131,7 +159,7 @@ def release(
     from optlab.reproduce import release as releasing
     from optlab.results import comparison
 
-    compared = comparison.collect(reading.load(), Path())
+    compared = comparison.collect(_settings(Path()), Path())
     commit = releasing.release(compared, tag, mixed)
     print(f"{tag} is commit {commit[:12]}")
     print(releasing.mark(compared, tag))
@@ -141,8 +169,11 @@ def release(
 
 @app.command()
 def reproduce(
-    revision: Annotated[str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.")],
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]…", help="Such as adam-0; default: all.")] = None,
+    revision: Annotated[str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.", autocompletion=_tags)],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]…", help="Such as adam-0; default: all.", autocompletion=_recorded),
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="Under this machine's own conditions.")] = False,
     fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins, first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,

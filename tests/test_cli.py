@@ -1,0 +1,115 @@
+"""The command line: its help, and what a shell asks it for as words are typed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'optlab'; from optlab.cli import main; main()"]
+WAYS = {
+    "bash": lambda words: {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)},
+    "zsh": lambda words: {"_TYPER_COMPLETE_ARGS": " ".join(words)},
+    "fish": lambda words: {"_TYPER_COMPLETE_ARGS": " ".join(words), "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+
+
+def optlab(*words, folder=".", **environment):
+    command = [*COMMAND, *words]
+    own = os.environ | environment
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+
+
+def completed(*words, folder=".", shell="bash"):
+    """What the shell is told when the last of these words is being typed."""
+    result = optlab(folder=folder, _OPTLAB_COMPLETE=f"complete_{shell}", **WAYS[shell](["optlab", *words]))
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A repository with the tags v1.0 and v2.0, the second of which has a run more."""
+    top = tmp_path_factory.mktemp("repository")
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words], cwd=top, check=True)
+
+    git("init", "--quiet")
+    for tag, run in (("v1.0", "adam-0"), ("v2.0", "sgd-0")):
+        (top / "runs" / run).mkdir(parents=True)
+        (top / "runs" / run / "train.json").touch()
+        git("add", ".")
+        git("commit", "--quiet", "-m", tag)
+        git("tag", tag)
+    return top
+
+
+@pytest.mark.parametrize("shell", WAYS)
+def test_every_shell_is_told_the_commands(shell):
+    told = completed("re", shell=shell).replace('"', " ").split()
+    named = [name for name in ("check", "repro", "show", "sync", "predict", "release", "reproduce") if name in told]
+    assert named == ["repro", "release", "reproduce"]
+
+
+TYPED = {
+    "a command": (["re"], ["repro", "release", "reproduce"]),
+    "an option": (["reproduce", "v1.0", "--f"], ["--fresh-env"]),
+    "a tag": (["reproduce", "v"], ["v1.0", "v2.0"]),
+    "one of the tags": (["reproduce", "v2"], ["v2.0"]),
+    "a tag to fill MLflow from": (["sync", "--from", "v"], ["v1.0", "v2.0"]),
+    "a run": (["reproduce", "v2.0", ""], ["adam-0", "sgd-0"]),
+    "a run of an older tag": (["reproduce", "v1.0", ""], ["adam-0"]),
+    "a second run": (["reproduce", "v2.0", "adam-0", "s"], ["sgd-0"]),
+    "a run of no revision": (["reproduce", "v3.0", ""], []),
+}
+
+
+@pytest.mark.parametrize(("words", "expected"), TYPED.values(), ids=TYPED)
+def test_words_are_completed(repository, words, expected):
+    assert completed(*words, folder=repository).split() == expected
+
+
+def test_outside_of_a_repository_nothing_is_completed_and_nothing_said(tmp_path):
+    assert completed("reproduce", "", folder=tmp_path).split() == []
+
+
+def test_a_completion_imports_nothing_that_takes_long():
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:]]
+    own = os.environ | {"_OPTLAB_COMPLETE": "complete_bash"} | WAYS["bash"](["optlab", "re"])
+    result = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "optlab.cli" in imported
+    assert imported.isdisjoint(
+        {"torch", "mlflow", "dvc", "numpy", "matplotlib", "ruamel.yaml", "optlab.config.parameters"}
+    )
+
+
+def test_what_is_installed_for_bash_completes(tmp_path):
+    """In a home folder of its own; `_TYPER_…_DETECTION` lets the shell be named instead of looked for."""
+    home = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    result = optlab("--install-completion", "bash", **home)
+    assert result.returncode == 0, result.stderr
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "optlab").write_text(f"#!{sys.executable}\n{COMMAND[2]}\n")
+    (programs / "optlab").chmod(0o755)
+    script = (
+        "source ~/.bashrc; complete -p optlab >&2; "
+        "COMP_WORDS=(optlab re); COMP_CWORD=1; _optlab_completion optlab; echo ${COMPREPLY[@]}"
+    )
+    own = os.environ | home | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["repro", "release", "reproduce"], done.stderr
+    assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
+
+
+def test_every_command_has_its_line_in_the_help():
+    lines = [
+        line.strip("│ ")
+        for line in optlab("--help", COLUMNS="120", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout.splitlines()
+    ]
+    assert len(lines) < 30
+    for command in ("check", "repro", "show", "sync", "predict", "release", "reproduce"):
+        (line,) = (line for line in lines if line.startswith(f"{command} "))
+        assert line.endswith("."), line
