@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+import optlab
+
 TOP = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((TOP / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 
 def test_the_licence_is_apache_s_own_text():
@@ -24,3 +27,10 @@ def test_the_hooks_are_the_linters_of_make_lint():
     assert local["repo"] == "local"
     assert [hook["entry"] for hook in local["hooks"]] == [line.strip() for line in recipe.splitlines()]
     assert {(hook["language"], hook["pass_filenames"]) for hook in local["hooks"]} == {("system", False)}
+
+
+def test_one_version_everywhere():
+    latest = re.search(r"^## \[([\d.]+)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    citation = YAML(typ="safe").load(TOP / "CITATION.cff")
+    assert {PROJECT["version"], optlab.__version__, citation["version"]} == {latest}
+    assert citation["license"] == PROJECT["license"]
