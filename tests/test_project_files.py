@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 import optlab
@@ -12,6 +13,7 @@ import optlab
 TOP = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((TOP / "pyproject.toml").read_text())
 PROJECT = SETTINGS["project"]
+GUIDE = (TOP / "CONTRIBUTING.md").read_text()
 
 
 def test_the_licence_is_apache_s_own_text():
@@ -27,6 +29,38 @@ def test_the_hooks_are_the_linters_of_make_lint():
     assert local["repo"] == "local"
     assert [hook["entry"] for hook in local["hooks"]] == [line.strip() for line in recipe.splitlines()]
     assert {(hook["language"], hook["pass_filenames"]) for hook in local["hooks"]} == {("system", False)}
+
+
+def test_the_guide_s_map_is_the_house():
+    """Its rooms are the folders that exist, in the order in which imports go down."""
+    rooms = re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE)
+    package = TOP / "src" / "optlab"
+    assert set(rooms) == {path.parent.name for path in package.glob("*/__init__.py")} | {"cli"}
+    layers = SETTINGS["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [*rooms, "_torchvision"] == layers
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", GUIDE))))
+def test_what_the_guide_links_to_is_there(target):
+    assert (TOP / target).exists()
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./]+/)`|(tests/\w+\.py)", GUIDE))))
+def test_the_folders_and_files_that_the_guide_names_are_there(path):
+    assert (TOP / "".join(path)).exists()
+
+
+def test_the_tests_and_targets_that_the_guide_names_are_there():
+    makefile = (TOP / "Makefile").read_text()
+    targets = re.findall(r"(?:`|\$ )make ([a-z]+)", GUIDE)
+    assert len(targets) > 4
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    named = re.findall(r"(tests/\w+\.py)::(\w+)", GUIDE)
+    assert named and all(f"def {test}(" in (TOP / path).read_text() for path, test in named)
+
+
+def test_the_guide_is_one_page():
+    assert len(GUIDE.splitlines()) <= 70
 
 
 def test_one_version_everywhere():
