@@ -155,6 +155,9 @@ class Timed(loop.Observer):
     def on_epoch(self, *arguments: Any) -> None:
         self._call(self._inner.on_epoch, *arguments)
 
+    def on_end(self, *arguments: Any) -> None:
+        self._call(self._inner.on_end, *arguments)
+
 
 def run_optlab(images: int, precision: str, epochs: int = 1, connected: bool = True,
                numerics: str = "fast") -> dict[str, float]:  # fmt: skip

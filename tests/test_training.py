@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from optlab.data import dataset
 from optlab.training import conditions, loop, models, optimizers, weights
@@ -91,6 +92,71 @@ def test_a_loss_that_is_not_finite_ends_the_run_there(small_config, sample, devi
     assert outcome.epochs[-1].train_loss is None
 
 
+class Idle(nn.Sequential):
+    """Has a weight and a buffer that decide no output, and a mask with infinities from the start."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3072, 10))
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("seen", torch.zeros(3), persistent=False)
+        self.register_buffer("mask", torch.full((10, 10), -math.inf).triu(1))
+
+
+def spoils(name):
+    """A step that leaves an infinity in one tensor of the model."""
+
+    def step(model, *_):
+        getattr(model, name).detach()[1] = math.inf
+        return 2.5
+
+    return {"train_step": step}
+
+
+def one_logit_infinite(model, split):
+    """Of a class that no label names: the loss stays finite."""
+    logits = torch.zeros(len(split), 10)
+    logits[0, (int(split.labels[0]) + 1) % 10] = -math.inf
+    return logits
+
+
+ONE_STEP = {"epochs": 3, "batch_size": 400}
+# What is not finite → the changes of the configuration, those of the loop, and the first figure that is missing.
+NOT_FINITE = {
+    "a weight": ({"training": ONE_STEP, "model": "idle"}, spoils("weight"), None),
+    "a buffer": ({"training": ONE_STEP, "model": "idle"}, spoils("seen"), None),
+    "an output, with finite weights": (
+        {"training": ONE_STEP, "optimizers": {"sgd": {"class": "SGD", "lr": 1e30}}}, {}, "validation_loss"),
+    "one logit, with a finite loss": ({"training": ONE_STEP}, {"predict": one_logit_infinite}, "validation_loss"),
+    "a validation loss": (
+        {"training": ONE_STEP}, {"loss_and_accuracy": lambda *_: (math.inf, 0.1)}, "validation_loss"),
+    "a sum of losses": ({"training": {"epochs": 3}}, {"train_step": lambda *_: 3e38}, "running_loss"),
+    "a loss": ({"training": ONE_STEP}, {"train_step": lambda *_: math.nan}, "train_loss"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "patches", "missing"), NOT_FINITE.values(), ids=NOT_FINITE)
+def test_whatever_is_not_finite_is_divergence(small_config, sample, device, monkeypatch, changes, patches, missing):
+    """The run ends with that epoch, and keeps the figures before the first that is missing."""
+    monkeypatch.setitem(models.MODELS, "idle", Idle)
+    for name, stand_in in patches.items():
+        monkeypatch.setattr(loop, name, stand_in)
+    listener = Listener()
+    outcome = run(small_config(**changes), sample, device, observers=[listener])
+    assert outcome.status == "diverged"
+    assert listener.heard[-1] == ("end", "diverged")
+    (epoch,) = outcome.epochs
+    figures = ["train_loss", "running_loss", "validation_loss", "validation_accuracy"]
+    known = figures[: figures.index(missing)] if missing else figures
+    assert [name for name in figures if getattr(epoch, name) is not None] == known
+
+
+def test_an_infinity_that_the_model_began_with_is_no_divergence(small_config, sample, device, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "idle", Idle)
+    outcome = run(small_config(model="idle"), sample, device)
+    assert outcome.status == "completed"
+    assert outcome.epochs[-1].validation_accuracy is not None
+
+
 class Listener(loop.Observer):
     def __init__(self):
         self.heard = []
@@ -104,6 +170,9 @@ class Listener(loop.Observer):
     def on_epoch(self, epoch):
         self.heard.append(("epoch", epoch.epoch))
 
+    def on_end(self, status):
+        self.heard.append(("end", status))
+
 
 def test_observers_hear_everything_in_order(small_config, sample, device):
     listener = Listener()
@@ -112,7 +181,7 @@ def test_observers_hear_everything_in_order(small_config, sample, device):
     assert listener.heard == [
         ("start", "sgd-0", 2, lr, 145578),
         (1, 0, 200), (1, 1, 200), ("epoch", 1),
-        (2, 2, 200), (2, 3, 200), ("epoch", 2),
+        (2, 2, 200), (2, 3, 200), ("epoch", 2), ("end", "completed"),
     ]  # fmt: skip
 
 

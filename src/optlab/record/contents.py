@@ -82,10 +82,11 @@ class Epoch(Contents):
 
     Attributes:
         epoch: counted from 1.
-        train_loss: mean over the images as they were trained on, or None if it is not finite.
-        running_loss: the tutorial's figure: the sum over the batches, added up in float32.
-        validation_loss: after the epoch; None without a validation split or after divergence.
-        validation_accuracy: a fraction; None as above.
+        train_loss: mean over the images as they were trained on; None if it is not finite.
+        running_loss: the tutorial's figure: the sum over the batches, added up in float32; None if it is not finite.
+        validation_loss: after the epoch; None without a validation split, or if it, a logit or a figure above is not
+            finite.
+        validation_accuracy: a fraction; None as the loss.
         lr: the learning rate of the epoch's last step.
     """
 

@@ -11,12 +11,15 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from optlab.record.contents import Status
 from optlab.tracking.journal import Journal, Point, epoch_points, now_ms
 from optlab.training.loop import Epoch, Observer, Start
 
 # Set by whoever shows the progress of several trainings at once, each of which then prints lines for a program.
 PROGRESS_VARIABLE = "OPTLAB_PROGRESS"
 PROGRESS_MARK = "::progress "
+
+DIVERGED = "diverged: its loss, its weights or its outputs are not finite: it ends here, and keeps what it has"
 
 FLUSH_S = 5.0
 SYSTEM_S = 10.0
@@ -52,11 +55,14 @@ class Progress(Observer):
             self._shown = time.monotonic()
 
     def on_epoch(self, epoch: Epoch) -> None:
-        if epoch.train_loss is not None and epoch.validation_accuracy is not None:
+        if epoch.validation_accuracy is not None:
             self._accuracy = f", val {epoch.validation_accuracy:.1%}"
         self._bar.write(f"{self._bar.desc}  epoch {epoch.epoch}/{self._epochs}  {_in_words(epoch)}")
-        if epoch.epoch == self._epochs or epoch.train_loss is None:
-            self._bar.close()
+
+    def on_end(self, status: Status) -> None:
+        self._bar.close()
+        if status == "diverged":
+            self._bar.write(f"{self._bar.desc}  {DIVERGED}")
 
 
 class ProgressLines(Observer):
@@ -80,6 +86,10 @@ class ProgressLines(Observer):
 
     def on_epoch(self, epoch: Epoch) -> None:
         print(f"{self._run}  epoch {epoch.epoch}/{self._epochs}  {_in_words(epoch)}", flush=True)
+
+    def on_end(self, status: Status) -> None:
+        if status == "diverged":
+            print(f"{self._run}  {DIVERGED}", flush=True)
 
 
 class JournalWriter(Observer):
@@ -149,12 +159,12 @@ def continues(start: Start) -> str:
 
 
 def _in_words(epoch: Epoch) -> str:
-    if epoch.train_loss is None:
-        return "diverged: the loss is not finite"
+    if epoch.running_loss is None:
+        return "the loss is not finite"
     if epoch.validation_accuracy is None:
         return f"running loss {epoch.running_loss:.1f}"
     return (
-        f"training loss {epoch.train_loss:.4f}, validation loss {_number(epoch.validation_loss)}, "
+        f"training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f}, "
         f"validation accuracy {epoch.validation_accuracy:.2%}"
     )
 
@@ -174,7 +184,3 @@ def _system(step: int) -> list[Point]:
 def _finite(value: float) -> float:
     """MLflow stores an infinite value as 1.8e308, which ruins a chart; not-a-number leaves a gap."""
     return value if math.isfinite(value) else math.nan
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"

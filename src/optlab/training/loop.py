@@ -1,9 +1,9 @@
 """The training loop: a function of (parameters, data, seed), told to observers as it goes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Outcome:
     """A finished training.
 
     Attributes:
-        status: `diverged` if a loss was not finite: the training stopped there.
+        status: `diverged` if a loss, a weight, a buffer or an output was not finite: the training stopped there.
         epochs: one entry per epoch begun.
         step_losses: for each epoch, the float32 loss of every step.
         model: with the weights as they are to be evaluated, on the CPU.
@@ -70,6 +70,9 @@ class Observer:
     def on_epoch(self, epoch: Epoch) -> None:
         """After an epoch and its validation."""
 
+    def on_end(self, status: Status) -> None:
+        """After the last epoch."""
+
 
 class Saver:
     """Keeps what a killed training goes on from; this one keeps nothing."""
@@ -95,6 +98,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     steps = math.ceil(len(train_split) / settings.batch_size)
     outcome = Outcome("completed", model, hyperparameters=stepper.hyperparameters())
+    finite = _finite_tensors(model)
     saver.restore(outcome, stepper)
     start = _start(run_id(name, seed), outcome, len(train_split), settings.batch_size)
     for observer in observers:
@@ -113,17 +117,17 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
             for observer in observers:
                 observer.on_step(epoch, step, losses[-1], len(labels))
             if not math.isfinite(losses[-1]):
-                outcome.status = "diverged"
                 break
             saver.after_step(outcome, stepper)
         stepper.eval()
-        if not all(bool(value.isfinite().all()) for value in model.parameters()):
-            outcome.status = "diverged"
         outcome.epochs.append(_summary(epoch, losses, stepper.lr, settings.batch_size, train_split, model, validation))
         for observer in observers:
             observer.on_epoch(outcome.epochs[-1])
-        if outcome.status == "diverged":
+        if not (_is_whole(outcome.epochs[-1], validation) and finite <= _finite_tensors(model)):
+            outcome.status = "diverged"
             break
+    for observer in observers:
+        observer.on_end(outcome.status)
     model.to("cpu").eval()
     return outcome
 
@@ -156,23 +160,30 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
 
 def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, trained: Split, model: nn.Module,
              validation: Split) -> Epoch:  # fmt: skip
-    if not math.isfinite(losses[-1]):
-        return _epoch(epoch, lr)
-    last = len(trained) - batch_size * (len(losses) - 1)
-    mean = math.fsum([*losses[:-1], losses[-1] * last / batch_size]) * batch_size / len(trained)
-    running = float(torch.tensor(losses, dtype=torch.float32).numpy().cumsum()[-1])
-    if not len(validation):
-        return _epoch(epoch, lr, mean, running)
-    loss, accuracy = loss_and_accuracy(predict(model, validation), validation.labels.cpu())
-    if not math.isfinite(loss):
-        return _epoch(epoch, lr, mean, running)
-    return _epoch(epoch, lr, mean, running, loss, accuracy)
+    """The epoch's figures, up to the first that is not finite; it and those after it are None."""
 
+    def figures() -> Iterator[float]:
+        last = len(trained) - batch_size * (len(losses) - 1)
+        yield math.fsum([*losses[:-1], losses[-1] * last / batch_size]) * batch_size / len(trained)
+        yield float(torch.tensor(losses, dtype=torch.float32).numpy().cumsum()[-1])
+        if len(validation):
+            logits = predict(model, validation)
+            # A label's loss can be finite beside another class's logit that is not.
+            yield from loss_and_accuracy(logits, validation.labels.cpu()) if logits.isfinite().all() else [math.nan]
 
-def _epoch(epoch: int, lr: float, *figures: float) -> Epoch:
-    """With as many figures as there are, in their order; the others are None."""
     names = ("train_loss", "running_loss", "validation_loss", "validation_accuracy")
-    return Epoch(epoch=epoch, lr=lr, **dict(zip_longest(names, figures)))
+    return Epoch(epoch=epoch, lr=lr, **dict(zip_longest(names, takewhile(math.isfinite, figures()))))
+
+
+def _is_whole(epoch: Epoch, validation: Split) -> bool:
+    """Whether it has the last of its figures, and so all of them."""
+    return (epoch.validation_accuracy if len(validation) else epoch.running_loss) is not None
+
+
+def _finite_tensors(model: nn.Module) -> set[str]:
+    """The names of the weights and buffers that are finite: a mask, say, can have infinities from the start."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name for name, value in tensors if value.isfinite().all()}
 
 
 def _start(run: str, outcome: Outcome, size: int, batch_size: int) -> Start:

@@ -1,0 +1,38 @@
+"""What a person reads of a training."""
+
+import pytest
+
+from optlab.record.contents import Epoch
+from optlab.tracking import observers
+from optlab.training.loop import Start
+
+FIGURES = ("train_loss", "running_loss", "validation_loss", "validation_accuracy")
+START = Start("sgd-0", steps_per_epoch=7, hyperparameters={}, parameters=10, steps_done=0, images_done=0)
+# How many of an epoch's figures there are → what is said of it.
+WORDS = {
+    4: "training loss 1.5000, validation loss 1.2500, validation accuracy 40.00%",
+    2: "running loss 10.5",
+    1: "the loss is not finite",
+    0: "the loss is not finite",
+}
+
+
+@pytest.mark.parametrize("kind", [observers.Progress, observers.ProgressLines])
+@pytest.mark.parametrize("known", WORDS)
+def test_every_epoch_and_a_divergence_are_said(capsys, kind, known):
+    values = [value if index < known else None for index, value in enumerate((1.5, 10.5, 1.25, 0.4))]
+    watching = kind(epochs=3, images_per_epoch=400)
+    watching.on_start(START)
+    watching.on_step(1, 0, float("nan"), 64)
+    watching.on_epoch(Epoch(epoch=1, lr=0.1, **dict(zip(FIGURES, values, strict=True))))
+    watching.on_end("diverged")
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(observers.PROGRESS_MARK)]
+    assert said == [f"sgd-0  epoch 1/3  {WORDS[known]}", f"sgd-0  {observers.DIVERGED}"]
+
+
+def test_the_end_of_a_completed_run_needs_no_words(capsys):
+    for kind in (observers.Progress, observers.ProgressLines):
+        watching = kind(epochs=3, images_per_epoch=400)
+        watching.on_start(START)
+        watching.on_end("completed")
+    assert capsys.readouterr().out == ""
