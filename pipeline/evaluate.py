@@ -35,7 +35,7 @@ def main() -> None:
     if measured.test_accuracy is not None:
         print(f"{files.id}  test loss {measured.test_loss:.4f}, test accuracy {measured.test_accuracy:.2%}")
     else:
-        print(f"{files.id}  {trained.status}: its outputs are not finite, so there are no test metrics")
+        print(f"{files.id}  {measured.status}: its outputs are not finite, so there are no test metrics")
 
     with locks.holding(facts.lock_name(folder, files.id), locks.PATIENCE_S):
         log = journal.find(files.id, digest) or facts.restored(settings, files, files.weights, trained)

@@ -5,6 +5,7 @@ import pytest
 from optlab.record import runs
 from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained
 from optlab.results import comparison, report
+from optlab.system.errors import RecordError
 
 
 def write(folder, config, accuracies, diverged=()):
@@ -62,6 +63,23 @@ def test_nothing_completed(small_config, tmp_path):
     assert "nothing to choose" in comparison.verdict(compared)
     report.write(compared, tmp_path)
     assert Champion.read(tmp_path / "reports" / "champion.json").champion is None
+
+
+def test_outputs_that_are_not_finite_on_the_test_split_are_divergence(small_config, tmp_path):
+    """The training completed, with the best validation accuracy of all; the evaluation did not."""
+    write(tmp_path, small_config(), [0.9, 0.6])
+    Evaluated(status="diverged").write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    compared = comparison.collect(small_config(), tmp_path)
+    assert [(row.optimizer, row.status) for row in compared.rows] == [("adam", "completed"), ("sgd", "diverged")]
+    assert compared.champion.files.id == "adam-0"
+    report.write(compared, tmp_path)
+
+
+def test_a_record_of_other_parameters_is_refused(small_config, tmp_path):
+    """The runs had no validation split, which params.yaml asks for now."""
+    write(tmp_path, small_config(), [None, 0.6])
+    with pytest.raises(RecordError, match=r"sgd-0/train.json: has no validation accuracy: .* run `dvc repro`"):
+        comparison.collect(small_config(), tmp_path)
 
 
 def test_the_same_record_gives_the_same_files(small_config, tmp_path):

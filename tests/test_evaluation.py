@@ -110,8 +110,12 @@ def test_a_class_without_images_has_accuracy_zero_and_not_nan():
     assert found.class_accuracy[9] == ("truck", 0.0)
 
 
-def test_outputs_that_are_not_finite_have_no_figures():
-    found = evaluation.metrics("diverged", logits_of([row(0, 0.9)]) / 0, torch.tensor([0]))
+@pytest.mark.parametrize("status", ["completed", "diverged"])
+def test_outputs_that_are_not_finite_have_no_figures_and_are_divergence(status):
+    """One logit is enough, of a class that no label names; whatever the training ended as."""
+    logits = logits_of([row(0, 0.9), row(1, 0.9)])
+    logits[1, 7] = -math.inf
+    found = evaluation.metrics(status, logits, torch.tensor([0, 1]))
     assert found.status == "diverged"
     assert not any(value for key, value in found if key != "status")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from optlab.record.contents import Epoch, Evaluated, Trained
 from optlab.tracking import facts, journal, replay, server
 
 DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
@@ -156,6 +157,21 @@ def test_every_status_is_shown(top, status, shown):
     replay.Replay(log).push()
     _, (run,) = logged()
     assert (run.info.status, run.data.tags["status"]) == (shown, status)
+
+
+def test_an_evaluation_that_diverges_is_said(top):
+    """The training ended as completed; its outputs on the test split are not finite."""
+    log = begun()
+    log.end("completed")
+    epoch = Epoch(epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1)
+    trained = Trained.of("completed", [epoch], [[1.0]], {}, "0" * 64)
+    weights = top / "adam-0.safetensors"
+    weights.touch()
+    facts.evaluation(log, "adam-0", weights, trained, Evaluated(status="diverged"), "zilliax")
+    replay.Replay(log).push()
+    _, (run,) = logged()
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "diverged")
+    assert "model" not in [event["event"] for event in log.events()]
 
 
 def test_a_file_is_kept_though_the_next_run_replaces_it(top):

@@ -136,6 +136,7 @@ class Evaluated(Contents):
     """test.json; the figures are None and the lists empty where the outputs are not finite.
 
     Attributes:
+        status: of the training, or `diverged` where the outputs are not finite.
         test_loss: mean cross entropy in nats.
         test_accuracy: a fraction.
         expected_calibration_error: over 15 bins of equal width.

@@ -8,6 +8,7 @@ from optlab.config.parameters import Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import origin
+from optlab.system.errors import RecordError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Run:
 
     @property
     def status(self) -> Status:
-        return self.trained.status
+        """`diverged` if the training or the evaluation did."""
+        return "diverged" if "diverged" in (self.trained.status, self.tested.status) else "completed"
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,12 @@ def collect(config: Config, folder: Path) -> Comparison:
     """Read the record of every run that params.yaml names.
 
     Raises:
-        RecordError: a file of the record is missing or damaged.
+        RecordError: a file of the record is missing, damaged, or of a run under other parameters.
     """
-    runs = []
-    for name, seed in config.runs():
-        files = RunFiles(folder, name, seed)
-        trained = Trained.read(files.training)
-        conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
-        runs.append(Run(files, trained, Evaluated.read(files.test), conditions))
-    rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
+    runs = [_read(RunFiles(folder, name, seed), chosen_by) for name, seed in config.runs()]
+    rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     sign = -1 if validated else 1
 
     def order(figure: Figure | None) -> tuple[bool, float]:
@@ -147,6 +144,16 @@ def verdict(compared: Comparison) -> str:
     gap = abs(figure.mean - second.mean)
     spread = f"the standard deviation over seeds is {figure.sd:.2g}"
     return f"{text} The next, {rows[1].optimizer}, is {gap:.4g} away; {spread}."
+
+
+def _read(files: RunFiles, chosen_by: str) -> Run:
+    trained = Trained.read(files.training)
+    conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
+    run = Run(files, trained, Evaluated.read(files.test), conditions)
+    if run.status == "completed" and getattr(run.trained, chosen_by) is None:
+        what = chosen_by.replace("_", " ")
+        raise RecordError(f"{files.training}: has no {what}: it is of other parameters: run `dvc repro`")
+    return run
 
 
 def _row(name: str, runs: list[Run]) -> Row:

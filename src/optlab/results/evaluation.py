@@ -15,7 +15,9 @@ CALIBRATION_BINS = 15
 
 
 def metrics(status: Status, logits: Tensor, labels: Tensor) -> Evaluated:
-    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix; none if a logit is not finite.
+    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
+
+    If a logit is not finite, there are none, and the run has diverged, whatever its training ended as.
 
     Args:
         status: of the training.
@@ -23,7 +25,7 @@ def metrics(status: Status, logits: Tensor, labels: Tensor) -> Evaluated:
         labels: int64, shape (n,).
     """
     if not torch.isfinite(logits).all():
-        return Evaluated(status=status)
+        return Evaluated(status="diverged")
     loss, accuracy = loss_and_accuracy(logits, labels)
     confusion = confusion_matrix(logits.argmax(1), labels)
     per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)

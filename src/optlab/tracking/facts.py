@@ -136,14 +136,18 @@ def evaluation(journal: Journal, run: str, weights: Path | None, trained: Traine
                model: str, when: int | None = None) -> None:  # fmt: skip
     """Write what an evaluation adds: the test metrics, the figures and, where the weights are at hand, the model.
 
+    A run whose outputs are not finite has diverged, though its training may have completed.
+
     Args:
         model: its name in params.yaml.
         when: in ms since 1970; default: now.
     """
     _test_metrics(journal, measured, now_ms() if when is None else when)
+    if measured.status != trained.status:
+        journal.append("tags", tags={"status": measured.status})
     for path in figures.of_run(journal.folder, run, trained.history, measured.confusion):
         journal.artifact(path, FIGURES)
-    if weights and trained.status == "completed":
+    if weights and measured.status == "completed":
         journal.model(weights, run, model)
 
 
