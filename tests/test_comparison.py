@@ -82,6 +82,109 @@ def test_a_record_of_other_parameters_is_refused(small_config, tmp_path):
         comparison.collect(small_config(), tmp_path)
 
 
+CAUTION = (
+    "With one seed each, this cannot tell the optimizer's part from the seed's: add seeds in params.yaml before you "
+    "rely on a small difference."
+)
+NOTHING = "No run completed: there is nothing to choose."
+# Optimizer → the figure of each seed, None where that run diverged; then what is said.
+BY_ACCURACY = {
+    "one seed": (
+        {"sgd": [0.4], "adam": [0.6]},
+        f"adam has the best validation accuracy, 60.00% (n = 1). {CAUTION}",
+    ),
+    "one seed, the runner-up diverged": (
+        {"sgd": [None], "adam": [0.6]},
+        f"adam has the best validation accuracy, 60.00% (n = 1). No other optimizer completed all its runs. {CAUTION}",
+    ),
+    "one seed, the last one diverged": (
+        {"sgd": [None], "adam": [0.6], "adamw": [0.5]},
+        f"adam has the best validation accuracy, 60.00% (n = 1). {CAUTION}",
+    ),
+    "one seed, everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING),
+    "three seeds": (
+        {"sgd": [0.4, 0.5, 0.6], "adam": [0.52, 0.5, 0.54]},
+        "adam has the best validation accuracy, 52.00% (n = 3). The next, sgd, is 2.00 points away; the standard "
+        "deviations over seeds are 2.00 points and 10.00 points.",
+    ),
+    "three seeds, the runner-up diverged once": (
+        {"sgd": [0.9, 0.9, None], "adam": [0.52, 0.5, 0.54]},
+        "adam has the best validation accuracy, 52.00% (n = 3). No other optimizer completed all its runs; the "
+        "standard deviation over seeds is 2.00 points.",
+    ),
+    "three seeds, every optimizer diverged once": (
+        {"sgd": [0.9, 0.8, None], "adam": [0.52, None, 0.54]},
+        "No optimizer completed all its runs, so there is no verdict. The best validation accuracy of the 4 runs that "
+        "completed is 90.00%, of sgd-0.",
+    ),
+    "three seeds, one run completed": (
+        {"sgd": [None, 0.8, None], "adam": [None, None, None]},
+        "No optimizer completed all its runs, so there is no verdict. The only run that completed is sgd-1, with a "
+        "validation accuracy of 80.00%.",
+    ),
+    "three seeds, everything diverged": ({"sgd": [None] * 3, "adam": [None] * 3}, NOTHING),
+    "one optimizer, one seed": ({"adam": [0.6]}, "adam is the only optimizer: validation accuracy 60.00% (n = 1)."),
+    "one optimizer, three seeds": (
+        {"adam": [0.52, 0.5, 0.54]},
+        "adam is the only optimizer: validation accuracy 52.00% (n = 3); the standard deviation over seeds is 2.00 "
+        "points.",
+    ),
+    "one optimizer, diverged once": (
+        {"adam": [0.52, None, 0.54]},
+        "No optimizer completed all its runs, so there is no verdict. The best validation accuracy of the 2 runs that "
+        "completed is 54.00%, of adam-2.",
+    ),
+    "one optimizer, diverged": ({"adam": [None]}, NOTHING),
+}
+BY_LOSS = {
+    "one seed": ({"sgd": [1.5], "adam": [1.25]}, f"adam has the best train loss, 1.2500 (n = 1). {CAUTION}"),
+    "one seed, the runner-up diverged": (
+        {"sgd": [None], "adam": [1.25]},
+        f"adam has the best train loss, 1.2500 (n = 1). No other optimizer completed all its runs. {CAUTION}",
+    ),
+    "three seeds": (
+        {"sgd": [1.4, 1.5, 1.6], "adam": [1.48, 1.46, 1.5]},
+        "adam has the best train loss, 1.4800 (n = 3). The next, sgd, is 0.0200 away; the standard deviations over "
+        "seeds are 0.0200 and 0.1000.",
+    ),
+    "three seeds, every optimizer diverged once": (
+        {"sgd": [1.4, 1.5, None], "adam": [1.48, None, 1.5]},
+        "No optimizer completed all its runs, so there is no verdict. The best train loss of the 4 runs that completed "
+        "is 1.4000, of sgd-0.",
+    ),
+    "everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING),
+    "one optimizer, three seeds": (
+        {"adam": [1.48, 1.46, 1.5]},
+        "adam is the only optimizer: train loss 1.4800 (n = 3); the standard deviation over seeds is 0.0200.",
+    ),
+}
+
+
+def said_of(small_config, tmp_path, figures, data, key):
+    seeds = list(range(len(next(iter(figures.values())))))
+    optimizers = {name: {"class": "SGD", "lr": 0.01} for name in figures}
+    config = small_config(seeds=seeds, optimizers=optimizers, data=data)
+    write(tmp_path, config, [0.5] * len(config.runs()))
+    for name, seed in config.runs():
+        files, value = runs.RunFiles(tmp_path, name, seed), figures[name][seed]
+        trained = Trained.read(files.training)
+        changes = {key: value, "status": "diverged" if value is None else "completed"}
+        trained.model_copy(update=changes).write(files.training)
+    return comparison.verdict(comparison.collect(config, tmp_path))
+
+
+@pytest.mark.parametrize(("figures", "expected"), BY_ACCURACY.values(), ids=BY_ACCURACY)
+def test_the_verdict_by_validation_accuracy(small_config, tmp_path, figures, expected):
+    assert said_of(small_config, tmp_path, figures, {}, "validation_accuracy") == expected
+
+
+@pytest.mark.parametrize(("figures", "expected"), BY_LOSS.values(), ids=BY_LOSS)
+def test_the_verdict_by_training_loss(small_config, tmp_path, figures, expected):
+    """Where there is no validation split, as in the tutorial."""
+    data = {"train_split": "test", "shuffle": False, "train_size": 100, "validation_size": 0}
+    assert said_of(small_config, tmp_path, figures, data, "train_loss") == expected
+
+
 def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     compared = collected(tmp_path, small_config(), [0.4, 0.6])
     report.write(compared, tmp_path)

@@ -123,27 +123,64 @@ def made_elsewhere(config: Config, folder: Path, here: Conditions) -> list[str]:
     ]
 
 
+_ONE_SEED = (
+    "With one seed each, this cannot tell the optimizer's part from the seed's: add seeds in params.yaml before you "
+    "rely on a small difference"
+)
+
+
 def verdict(compared: Comparison) -> str:
-    """One or two sentences: which optimizer came first, and what that is worth."""
-    rows, n = compared.rows, len(compared.config.seeds)
-    first = rows[0]
-    figure: Figure | None = getattr(first, compared.chosen_by)
-    if figure is None or compared.champion is None:
-        return "No optimizer completed all its runs: there is nothing to choose."
-    what = compared.chosen_by.replace("_", " ")
-    value = f"{figure.mean:.2%}" if "accuracy" in what else f"{figure.mean:.4f}"
-    text = f"{first.optimizer} has the best {what}, {value} (n = {n})."
-    second = getattr(rows[1], compared.chosen_by) if len(rows) > 1 else None
-    if second is None:
-        return text
-    if figure.sd is None:
-        return (
-            f"{text} With one seed each, this cannot tell the optimizer's part from the seed's: "
-            f"add seeds in params.yaml before you rely on a small difference."
+    """A few sentences: which optimizer came first, by how much, and what that is worth."""
+    first, *others = compared.rows
+    best: Figure | None = getattr(first, compared.chosen_by)
+    second: Figure | None = getattr(others[0], compared.chosen_by) if others else None
+    if best is None:
+        return _without_a_first(compared)
+    what, percent = _words(compared)
+    value = f"{_value(best.mean, percent)} (n = {len(first.statuses)})"
+    place = f"has the best {what}, {value}" if others else f"is the only optimizer: {what} {value}"
+    sentences = [f"{first.optimizer} {place}"]
+    if others and second is None:
+        sentences.append("No other optimizer completed all its runs")
+    if best.sd is None:
+        sentences += [_ONE_SEED] if others else []
+    elif second is None or second.sd is None:
+        sentences[-1] += f"; the standard deviation over seeds is {_distance(best.sd, percent)}"
+    else:
+        spreads = f"{_distance(best.sd, percent)} and {_distance(second.sd, percent)}"
+        gap = _distance(abs(best.mean - second.mean), percent)
+        sentences.append(
+            f"The next, {others[0].optimizer}, is {gap} away; the standard deviations over seeds are {spreads}"
         )
-    gap = abs(figure.mean - second.mean)
-    spread = f"the standard deviation over seeds is {figure.sd:.2g}"
-    return f"{text} The next, {rows[1].optimizer}, is {gap:.4g} away; {spread}."
+    return " ".join(f"{sentence}." for sentence in sentences)
+
+
+def _without_a_first(compared: Comparison) -> str:
+    """The verdict where every optimizer has a run that diverged."""
+    if compared.champion is None:
+        return "No run completed: there is nothing to choose."
+    what, percent = _words(compared)
+    run, value = compared.champion.files.id, _value(getattr(compared.champion.trained, compared.chosen_by), percent)
+    count = sum(each.status == "completed" for each in compared.runs)
+    best = (
+        f"The only run that completed is {run}, with a {what} of {value}."
+        if count == 1
+        else f"The best {what} of the {count} runs that completed is {value}, of {run}."
+    )
+    return f"No optimizer completed all its runs, so there is no verdict. {best}"
+
+
+def _words(compared: Comparison) -> tuple[str, bool]:
+    """What the figure that orders the runs is called, and whether it is shown in percent."""
+    return compared.chosen_by.replace("_", " "), "accuracy" in compared.chosen_by
+
+
+def _value(figure: float, percent: bool) -> str:
+    return f"{figure:.2%}" if percent else f"{figure:.4f}"
+
+
+def _distance(size: float, percent: bool) -> str:
+    return f"{100 * size:.2f} points" if percent else f"{size:.4f}"
 
 
 def _read(files: RunFiles, chosen_by: str) -> Run:
