@@ -51,7 +51,7 @@ def check() -> None:
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab.results import comparison
+    from optlab.results import origin
     from optlab.training import conditions, optimizers
 
     optimizers.check(settings)
@@ -59,7 +59,7 @@ def check() -> None:
         print(sentence, file=sys.stderr)
     paths = [path for name in settings.optimizers for path in settings.paths(name)]
     here = conditions.current(conditions.apply(settings.training), paths)
-    for sentence in comparison.made_elsewhere(settings, folder, here):
+    for sentence in origin.made_elsewhere(settings, folder, here):
         print(f"note: {sentence}", file=sys.stderr)
     count = len(settings.runs())
     print(f"{PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")

@@ -101,28 +101,6 @@ def collect(config: Config, folder: Path) -> Comparison:
     return Comparison(config, rows, runs, chosen_by, champion, mixture)
 
 
-def made_elsewhere(config: Config, folder: Path, here: Conditions) -> list[str]:
-    """A sentence for each difference between the conditions of recorded runs and those here, with what to do."""
-    groups: dict[str, list[str]] = {}
-    for name, seed in config.runs():
-        files = RunFiles(folder, name, seed)
-        if not files.training.exists():
-            continue
-        recorded = Conditions.of_weights(files.conditions, Trained.read(files.training).weights_sha256)
-        if recorded is None:
-            groups.setdefault("under conditions that are not recorded", []).append(files.id)
-            continue
-        found = origin.changed(recorded, here, config.training.numerics == "portable")
-        if found:
-            parts = [f"{origin.title(key)} {then}, here {now}" for key, (then, now) in found.items()]
-            groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
-    return [
-        f"{', '.join(runs)}: recorded {how}: `dvc repro -f -s {' '.join(f'train@{run}' for run in runs)}`, then "
-        f"`dvc repro`, trains {'them' if len(runs) > 1 else 'it'} again here"
-        for how, runs in groups.items()
-    ]
-
-
 _ONE_SEED = (
     "With one seed each, this cannot tell the optimizer's part from the seed's: add seeds in params.yaml before you "
     "rely on a small difference"

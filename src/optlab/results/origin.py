@@ -1,9 +1,12 @@
 """Where numbers came from: which conditions differ between two runs, and among the runs of one table."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from optlab.record.contents import Conditions
+from optlab.config.parameters import Config
+from optlab.record.contents import Conditions, Trained
+from optlab.record.runs import RunFiles
 
 # Likeliest cause first: what changes the bits most often when it differs.
 CAUSES = ("variables", "cpu_capability", "onednn_isa", "threads", "device", "packages", "cpu", "python", "platform")
@@ -60,6 +63,28 @@ def sentence(mixed: Mapping[str, Mapping[str, list[str]]]) -> str:
 
 def _in_brief(runs: list[str]) -> str:
     return ", ".join(runs) if len(runs) <= _NAMED else f"{', '.join(runs[:_NAMED])} and {len(runs) - _NAMED} more"
+
+
+def made_elsewhere(config: Config, folder: Path, here: Conditions) -> list[str]:
+    """A sentence for each difference between the conditions of recorded runs and those here, with what to do."""
+    groups: dict[str, list[str]] = {}
+    for name, seed in config.runs():
+        files = RunFiles(folder, name, seed)
+        if not files.training.exists():
+            continue
+        recorded = Conditions.of_weights(files.conditions, Trained.read(files.training).weights_sha256)
+        if recorded is None:
+            groups.setdefault("under conditions that are not recorded", []).append(files.id)
+            continue
+        found = changed(recorded, here, config.training.numerics == "portable")
+        if found:
+            parts = [f"{title(key)} {then}, here {now}" for key, (then, now) in found.items()]
+            groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
+    return [
+        f"{', '.join(runs)}: recorded {how}: `dvc repro -f -s {' '.join(f'train@{run}' for run in runs)}`, then "
+        f"`dvc repro`, trains {'them' if len(runs) > 1 else 'it'} again here"
+        for how, runs in groups.items()
+    ]
 
 
 def changed(recorded: Conditions, here: Conditions, portable: bool) -> dict[str, tuple[Any, Any]]:
