@@ -1,9 +1,11 @@
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,11 +22,24 @@ def fresh(tmp_path):
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory):
-    """A project after `dvc repro`, and what that printed. Tests that change it take a copy."""
-    project = projects.create(tmp_path_factory.mktemp("reproduced"))
-    result = project.run("dvc", "repro")
-    assert result.returncode == 0, result.stdout + result.stderr
-    return project, result.stdout
+    """A project after `dvc repro`, and what that printed. Tests that change it take a copy.
+
+    It is computed once for all of pytest-xdist's workers; each has a copy, for DVC locks what it looks at.
+    """
+    own = tmp_path_factory.mktemp("reproduced")
+    everybodys = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        everybodys = everybodys.parent
+    original, printed = projects.Project(everybodys / "original"), everybodys / "printed"
+    with FileLock(everybodys / "original.lock"):
+        if not printed.exists():
+            shutil.rmtree(original.top, ignore_errors=True)
+            original.top.mkdir()
+            projects.create(original.top)
+            result = original.run("dvc", "repro")
+            assert result.returncode == 0, result.stdout + result.stderr
+            printed.write_text(result.stdout)
+    return original.copy(own / "project"), printed.read_text()
 
 
 @pytest.fixture
