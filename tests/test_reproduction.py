@@ -1,9 +1,14 @@
-"""Under which variables a recorded run is replayed."""
+"""Under which variables a recorded run is replayed, and what a revision cannot make it delete."""
+
+import json
+import subprocess
 
 import pytest
 
 from optlab.record.contents import Conditions
-from optlab.reproduce.rerun import replay_variables
+from optlab.reproduce.rerun import replay_variables, reproduce
+from optlab.system.errors import RevisionError
+from optlab.system.revision import Revision
 from optlab.training.numerics import PORTABLE
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -38,3 +43,43 @@ def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():
 def test_what_was_set_is_set_again():
     recorded = {"cpu_capability": "AVX2", "onednn_isa": "AVX2", "variables": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}}
     assert replay_variables(Conditions(**recorded), "AVX512_CORE")["ONEDNN_MAX_CPU_ISA"] == "AVX2_VNNI"
+
+
+def kept(folder):
+    """A file outside of the checkout that must stay."""
+    folder.mkdir(parents=True)
+    (folder / "kept").write_text("mine")
+    return folder / "kept"
+
+
+# The path in dvc.lock, and what it is that the checkout has under a name that leads to the folder outside.
+OUTSIDE = {
+    "absolute": ("{outside}/kept", None),
+    "up": ("../outside/kept", None),
+    "up, and down again": ("models/../kept", None),
+    "a folder that is a link": ("runs/kept", "runs"),
+    "a folder of the conditions that is a link": ("kept", "runs/adam-0"),
+    "a file that is a link": ("models/kept", "models/kept"),
+    "the data's folder is a link": ("kept", "data"),
+}
+
+
+@pytest.mark.parametrize(("path", "link"), OUTSIDE.values(), ids=OUTSIDE)
+def test_what_lies_outside_of_the_checkout_is_refused_before_anything_is_done(tmp_path, monkeypatch, path, link):
+    top, victim = tmp_path / "top", kept(tmp_path / "outside")
+    path = path.format(outside=victim.parent)
+    stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}, {"path": path, "md5": "0"}]}
+    top.mkdir()
+    (top / "dvc.lock").write_text(json.dumps({"stages": {"download": stage, "train@adam-0": stage}}))
+    if link:
+        (top / link).parent.mkdir(parents=True, exist_ok=True)
+        (top / link).symlink_to(victim if link.endswith("kept") else victim.parent)
+    monkeypatch.chdir(top)
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "record"]):
+        subprocess.run(["git", *words], check=True)
+    named = {"runs/adam-0": "runs/adam-0/conditions.json", "data": "data/cifar10"}.get(link, path)
+    with pytest.raises(RevisionError, match=f"^HEAD: .*{named}.* outside"):
+        list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True))
+    assert victim.read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["outside", "top"]

@@ -20,6 +20,7 @@ from optlab.system.revision import Revision, checkout, restore
 from optlab.training.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
 from optlab.training.numerics import PORTABLE
 
+_PROVIDED = (repository.DATA, Path(".dvc") / "config.local")  # what is put into a checkout for the stages
 _ATEN = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
 _ONEDNN_OF = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not name oneDNN's
 
@@ -58,22 +59,48 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
         quiet: show nothing of the stages' output.
 
     Raises:
-        RevisionError: the revision cannot be checked out, or its environment or its data cannot be had.
+        RevisionError: the revision cannot be checked out, its outputs may lie outside of the checkout, or its
+            environment or its data cannot be had.
     """
     stages = revision.lock()
     with processes.terminable(), checkout(revision) as tree:
+        for path in (*_PROVIDED, *(path for run in runs for path in _replaced(stages, run))):
+            _check_inside(revision, tree, path)
         programs = _fresh_environment(revision, tree, quiet) if fresh else Path(sys.executable).parent
         _provide_data(tree, stages, _environment(tree, programs), quiet)
         for run in runs:
             recorded = _conditions(revision, run)
             environment = _environment(tree, programs, {} if here else replay_variables(recorded))
-            names = [name for name in (f"train@{run}", f"evaluate@{run}") if name in stages]
-            outs = [each for name in names for each in stages[name]["outs"]]
-            for path in (*(each["path"] for each in outs), _files(run).conditions):
+            for path in _replaced(stages, run):
                 (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
-            problems = (_run(stages[name]["cmd"], tree, environment, quiet) for name in names)
+            problems = (_run(stages[name]["cmd"], tree, environment, quiet) for name in _stages_of(stages, run))
             problem = next(filter(None, problems), None)
+            outs = _outs(stages, run)
             yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
+
+
+def _stages_of(stages: dict[str, Any], run: str) -> list[str]:
+    return [name for name in (f"train@{run}", f"evaluate@{run}") if name in stages]
+
+
+def _outs(stages: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    return [each for name in _stages_of(stages, run) for each in stages[name]["outs"]]
+
+
+def _replaced(stages: dict[str, Any], run: str) -> list[Path]:
+    """The files that a run's stages write, and that are deleted before."""
+    return [*(Path(each["path"]) for each in _outs(stages, run)), _files(run).conditions]
+
+
+def _check_inside(revision: Revision, tree: Path, path: Path) -> None:
+    """Refuse a path of the revision's by which a file of the user's could be replaced.
+
+    Raises:
+        RevisionError: it is absolute, goes up, or leads out of the checkout by a symbolic link.
+    """
+    inside = Path(os.path.realpath(tree / path)).is_relative_to(os.path.realpath(tree))
+    if path.is_absolute() or ".." in path.parts or not inside:
+        raise RevisionError(f"{revision.name}: {path} may lead outside of the checkout: nothing was deleted or run")
 
 
 def _judged(revision: Revision, tree: Path, run: str, outs: list[dict[str, Any]]) -> Result:
