@@ -127,7 +127,7 @@ def _files(run: str) -> RunFiles:
 
 def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = None) -> dict[str, str]:
     """The caller's environment, with the revision's own code, an MLflow store of its own, the recorded conditions."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     own["PATH"] = f"{programs}{os.pathsep}{own.get('PATH', '')}"
     own["PYTHONPATH"] = str(tree / "src")
     if replayed is not None:
