@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -52,6 +53,14 @@ class Server:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.process.wait()
+
+    def empty(self) -> None:
+        """Stop it, and start it again with nothing, at the same address."""
+        self.kill()
+        for path in self.folder.glob(f"{self.database.name}*"):
+            path.unlink()
+        shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
+        self.start()
 
     def signal(self, number: int) -> None:
         os.killpg(self.process.pid, number)

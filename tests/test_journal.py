@@ -1,7 +1,9 @@
 """The journal, and its replay into a real MLflow database."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +213,79 @@ def test_the_state_names_the_store_it_is_about(top, monkeypatch):
     assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
     assert replay.Replay(log).pending()
+
+
+@pytest.fixture
+def elsewhere(top, monkeypatch):
+    """Another store than the repository's own, as a server is one; a function that puts an empty one in its place."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
+    shutil.copy("mlflow.db", "another.db")
+    server.forget()
+
+    def replace():
+        with contextlib.closing(sqlite3.connect("another.db")) as database:
+            tables = database.execute(
+                "SELECT name FROM sqlite_master WHERE name != 'alembic_version' AND type = 'table'"
+            )
+            for (name,) in tables.fetchall():
+                database.execute(f"DELETE FROM {name}")
+            database.execute("ATTACH 'mlflow.db' AS fresh")
+            database.execute("INSERT INTO experiments SELECT * FROM fresh.experiments")
+            database.commit()
+
+    return replace
+
+
+def test_a_store_that_was_emptied_behind_its_address_is_filled_again(elsewhere):
+    log = begun()
+    log.append("end", status="completed", time=2000)
+    assert list(replay.push_all()) == [log.folder.name]
+    assert list(replay.push_all()) == []
+    elsewhere()
+    server.forget()  # as in another process
+    assert list(replay.push_all()) == [log.folder.name]
+    assert list(replay.push_all()) == []
+    assert len(logged()[1]) == 1
+
+
+def test_one_that_is_emptied_under_a_training_is_filled_again_by_it(elsewhere):
+    """The store knows nothing of the run then, and refuses what belongs to it."""
+    log = begun()
+    live = replay.Replay(log)
+    live.push()
+    elsewhere()
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    live.push()
+    log.metrics([("step/loss", 2.25, 1002, 1)])
+    live.push()
+    client, (run,) = logged()
+    assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
+
+
+def test_which_store_it_is_is_asked_once(elsewhere, monkeypatch):
+    from mlflow import MlflowClient
+
+    asked = []
+    search = MlflowClient.search_experiments
+    monkeypatch.setattr(MlflowClient, "search_experiments", lambda *a, **k: asked.append(1) or search(*a, **k))
+    for name in ("adam-0", "adam-1", "sgd-0"):
+        begun(name)
+    assert len(list(replay.push_all())) == 3
+    for _ in range(2):
+        assert list(replay.push_all()) == []
+    assert len(asked) == 1
+
+
+def test_a_server_that_is_away_is_asked_once_for_all_journals(top, monkeypatch):
+    for name in ("adam-0", "adam-1", "sgd-0"):
+        begun(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    knocks = []
+    knock = server._knock
+    monkeypatch.setattr(server, "_knock", lambda: knocks.append(1) or knock())
+    with pytest.raises(ConnectionError):
+        list(replay.push_all())
+    assert len(knocks) == 1
 
 
 def test_a_line_that_is_still_being_written_is_not_taken_for_a_damaged_one(top):

@@ -74,6 +74,21 @@ def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, serv
     assert runs_in(server.database) == ["FINISHED"]
 
 
+def test_a_server_whose_database_was_emptied_gets_everything_again(ready, server, tmp_path):
+    """`optlab sync` and the next stage see that another database is behind the same address."""
+    project = ready[0].copy(tmp_path / "project")
+    assert project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert "no runs had something" in project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
+    for command in (["optlab", "sync"], [sys.executable, "pipeline/evaluate.py", "adam", "0"]):
+        server.empty()
+        result = project.run(*command, MLFLOW_TRACKING_URI=server.uri)
+        assert result.returncode == 0 and not warnings(result), result.stderr
+        assert metrics_in(server.database) == journalled(project)
+        assert runs_in(server.database) == ["FINISHED"]
+    (sent,) = (server.folder / "artifacts").rglob("weights/adam-0.safetensors")
+    assert sent.read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
+
+
 def test_a_server_that_is_killed_and_comes_back(ready, server, tmp_path):
     """Killed while the training runs: the next stage of `dvc repro` sends what is missing by itself."""
     project = ready[0].copy(tmp_path / "project")

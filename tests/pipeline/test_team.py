@@ -226,6 +226,24 @@ def test_a_wrong_password_is_a_warning_and_the_right_one_sends_the_run_later(sha
     assert marks == {run["id"]: "earlier" if run["name"] == "adam" else "current" for run in before["runs"]}
 
 
+def test_a_member_who_may_not_read_another_experiment_of_the_project_has_sent_everything(shared, server):
+    """The server is asked when its experiments were made, to tell a new database from the old one."""
+    project, _, ada = shared
+    api = f"{server}/api/2.0/mlflow/experiments"
+    made = requests.post(f"{api}/create", json={"name": "optlab-closed"}, auth=ADMIN, timeout=60).json()
+    denied = {
+        "username": "ada", "resource_type": "experiment", "resource_id": made["experiment_id"], "permission": "DENY"
+    }  # fmt: skip
+    grant = f"{server}/api/3.0/mlflow/users/permissions/grant"
+    granted = requests.post(grant, json=denied, auth=ADMIN, timeout=60)
+    assert granted.status_code == 200, granted.text
+    read = {"experiment_id": made["experiment_id"]}
+    assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=60).status_code == 403
+    result = project.run("optlab", "sync", **ada)
+    assert "no runs had something to send" in result.stdout, result.stdout + result.stderr
+    assert result.stderr == ""
+
+
 def test_without_a_login_the_server_shows_nothing(shared, server):
     """Otherwise the tests above would say nothing about the login."""
     for auth in (None, ("ada", "not-the-password-of-ada")):

@@ -15,10 +15,11 @@ from optlab.results import figures
 from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
+from optlab.tracking import server
 from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms, run_lock
 from optlab.training import models, optimizers
 
-EXPERIMENT = "optlab"
+EXPERIMENT = server.PROJECT
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 

@@ -164,6 +164,12 @@ class Journal:
         return {(name, step): value for name, value, _, step in points}
 
     @property
+    def experiment(self) -> str:
+        """The name of the MLflow experiment that its run belongs to; none before its start."""
+        first = next(self.events(), {})
+        return str(first.get("experiment", ""))
+
+    @property
     def evaluated(self) -> bool:
         """Whether it holds what the evaluation adds, up to the figures."""
         return any(event.get("folder") == FIGURES for event in self.events(skip="metrics"))

@@ -62,18 +62,21 @@ class Replay:
                 try:
                     state["run_id"] = send(client, self._journal, state["run_id"], event)
                 except Exception as error:
+                    self._client = None  # connect anew next time: the server may be another by then
+                    server.forget()
                     if not _is_final(error):
-                        self._client = None  # connect anew next time: the server may be another by then
                         raise
                     _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
                 state["events"] += 1
+                if event["event"] == "start":  # it has created the experiment, where there was none
+                    state["store"] = server.identity(self._journal.experiment)
                 self._save(state)
 
     def _connect(self) -> "MlflowClient":
         """One client for all pushes, as long as the store is the same: making one costs more than a push."""
-        if self._client is None or self._connected_to != server.identity():
+        if self._client is None or self._connected_to != server.address():
             self._client = server.connect()
-            self._connected_to = server.identity()
+            self._connected_to = server.address()
         return self._client
 
     def pending(self) -> bool:
@@ -85,7 +88,7 @@ class Replay:
             state: dict[str, Any] = json.loads(self._state_path.read_text())
         except (OSError, ValueError):
             state = {}
-        here = server.identity()
+        here = server.identity(self._journal.experiment)
         known = here and state.get("store") == here and state["events"] <= self._journal.length()
         return state if known else {"store": here, "run_id": None, "events": 0}
 

@@ -19,11 +19,14 @@ from optlab.system.errors import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
+PROJECT = "optlab"  # every experiment's name begins with it
 DATABASE = Path("mlflow.db")
 _LOCK = Path(".optlab") / "store.lock"
 _KNOCK_S = 5.0
 _LOCAL_UI = "http://127.0.0.1:5000"
+_births: dict[str, dict[str, int | None]] = {}  # tracking URI → experiment → when it was created, ms since 1970
 
 # MLflow's own defaults let one call to a dead server block for minutes.
 _DEFAULTS = {
@@ -46,8 +49,8 @@ def is_local() -> bool:
     return uri() == _own_uri()
 
 
-def identity() -> str:
-    """The tracking URI, with the database's time of birth: one that was deleted and made again is another store."""
+def address() -> str:
+    """The tracking URI; here, the database's time of birth: one that was deleted and made again is another store."""
     if not is_local():
         return uri()
     try:
@@ -56,6 +59,35 @@ def identity() -> str:
     except sqlite3.Error:
         return ""
     return f"{DATABASE}#{born}"  # not where it lies: the repository can be moved
+
+
+def identity(experiment: str) -> str:
+    """What tells the store that has this experiment from one that was emptied, or put in its place, behind its address.
+
+    A server does not say when its database was made, but when each experiment was. The first call asks for all of the
+    project's, those that the user may read; later ones, up to `forget`, ask nothing.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached; ConnectionError if a server does not answer.
+    """
+    if is_local():
+        return address()
+    births = _births.get(uri())
+    if births is None:
+        births = _births[uri()] = _ask_births(connect())
+    return f"{uri()}#{births.get(experiment, '')}"
+
+
+def _ask_births(client: "MlflowClient") -> dict[str, int | None]:
+    from mlflow.entities import ViewType
+
+    found = client.search_experiments(ViewType.ALL, filter_string=f"name LIKE '{PROJECT}%'")
+    return {each.name: each.creation_time for each in found}
+
+
+def forget() -> None:
+    """Ask again at the next call of `identity`: after an error, the store may be another one."""
+    _births.pop(uri(), None)
 
 
 def _own_uri() -> str:
@@ -107,26 +139,32 @@ def _knock() -> None:
 
 
 def experiment(client: "MlflowClient", name: str) -> str:
-    """The id of an experiment, created if there is none.
-
-    In the repository's own database its artifacts get a path relative to the repository, so that moving the
-    repository moves them too. MLflow has no call for that: it makes every path absolute.
-    """
+    """The id of an experiment, created if there is none."""
     with _locked():
         found = client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-        identity = str(client.create_experiment(name))
-        if is_local():
-            with sqlite3.connect(DATABASE, timeout=20) as database:
-                database.execute(
-                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
-                    (f"mlruns/{identity}", int(identity)),
-                )
-            database.close()
-        return identity
+        if found is None:
+            found = _create(client, name)
+        elif found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+    if uri() in _births:  # where nobody has asked, one alone would pass for all there are
+        _births[uri()][name] = found.creation_time
+    return str(found.experiment_id)
+
+
+def _create(client: "MlflowClient", name: str) -> "Experiment":
+    """In the repository's own database its artifacts get a path relative to the repository.
+
+    Moving the repository moves them too, then. MLflow has no call for that: it makes every path absolute.
+    """
+    created = client.create_experiment(name)
+    if is_local():
+        with sqlite3.connect(DATABASE, timeout=20) as database:
+            database.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                (f"mlruns/{created}", int(created)),
+            )
+        database.close()
+    return client.get_experiment(created)
 
 
 def _locked() -> FileLock:
