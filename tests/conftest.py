@@ -1,11 +1,13 @@
 """The small sample of CIFAR-10 and a configuration that trains on it in a second."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from optlab.config.parameters import Config
 from optlab.data import download
+from optlab.tracking import server
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 
@@ -38,3 +40,25 @@ def _small_config(data=None, training=None, **changes):
         "optimizers": {"sgd": {"class": "SGD", "lr": 0.01}, "adam": {"class": "Adam", "lr": 0.001}},
     }
     return Config.model_validate(values | changes)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """A repository with an empty MLflow database; creating one takes seconds."""
+    top = tmp_path_factory.mktemp("store")
+    (top / ".dvc").mkdir()
+    (top / ".dvc" / "config").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        server.connect()
+    return top
+
+
+@pytest.fixture
+def top(database, tmp_path, monkeypatch):
+    """A copy of it, as the working directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(database, tmp_path / "top")
+    monkeypatch.chdir(tmp_path / "top")
+    return tmp_path / "top"

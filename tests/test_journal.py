@@ -1,5 +1,6 @@
 """The journal, and its replay into a real MLflow database."""
 
+import collections
 import contextlib
 import json
 import shutil
@@ -9,40 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from events import begun, complete, start
 
 from optlab.record.contents import Epoch, Evaluated, Trained
 from optlab.tracking import facts, journal, replay, server
-
-DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    """A repository with an empty MLflow database; creating one takes seconds."""
-    top = tmp_path_factory.mktemp("store")
-    (top / ".dvc").mkdir()
-    (top / ".dvc" / "config").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(top)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        server.connect()
-    return top
-
-
-@pytest.fixture
-def top(database, tmp_path, monkeypatch):
-    """A copy of it, as the working directory."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(database, tmp_path / "top")
-    monkeypatch.chdir(tmp_path / "top")
-    return tmp_path / "top"
-
-
-def begun(run="adam-0"):
-    """A journal as a training begins it."""
-    log = journal.Journal.create(run)
-    log.append("start", time=1000, name="adam", experiment="optlab", params={"lr": "0.1"}, tags={}, dataset=DATASET)
-    return log
 
 
 def logged():
@@ -62,10 +33,70 @@ def test_a_line_cut_by_a_kill_is_left_out_and_the_next_is_whole(top):
     assert [event["event"] for event in log.events()] == ["start"]
     log.metrics([("step/loss", 2.5, 1001, 0)])
     assert [event["event"] for event in log.events()] == ["start", "metrics"]
-    assert [event["event"] for event in log.events(1)] == ["metrics"]
     assert replay.push_pending()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001)]
+
+
+_opened = None  # the paths of the files that are opened, while somebody asks
+
+
+def _audit(event, arguments):
+    if event == "open" and _opened is not None:
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def opened():
+    """The files of journals that are opened meanwhile."""
+    global _opened
+    _opened, paths = [], []
+    try:
+        yield paths
+    finally:
+        paths += [path for path in _opened if f"{journal.JOURNALS}/" in path]
+        _opened = None
+
+
+def test_journals_that_mlflow_has_whole_are_not_opened(top):
+    """What a stage does with every journal there is must not cost more with every run that was ever made."""
+    for _ in range(5):
+        complete()
+    assert len(list(replay.push_all())) == 5
+    own = begun()
+    with opened() as paths:
+        assert list(replay.push_all()) == [own.folder.name]
+        journal.end_abandoned("optlab-adam-0", own)
+        assert journal.find("adam-0", "abd") is None
+        assert journal.find("adam-0", "abc").folder != own.folder
+    assert {path for path in paths if path.endswith("events.jsonl")} == {str(own.path)}
+    read = collections.Counter(path for path in paths if str(own.folder) not in path)
+    assert {Path(path).name for path in read} == {"synced.json"}
+    assert max(read.values()) <= 4  # one for each of the lines above
+
+
+def test_a_journal_that_grew_since_is_read_again(top):
+    log = complete()
+    assert list(replay.push_all()) == [log.folder.name]
+    log.append("tags", tags={"weights.sha256": "abd"})
+    assert journal.find("adam-0", "abd").folder == log.folder
+    log.append("resume", time=3000, step=1, after="completed", number=1)
+    journal.end_abandoned("optlab-adam-0", begun())
+    assert list(log.events())[-1]["event"] == "end"
+    assert log.folder.name in list(replay.push_all())
+    assert "abd" in {run.data.tags.get("weights.sha256") for run in logged()[1]}
+
+
+def test_what_an_earlier_version_has_noted_is_not_sent_again(top):
+    log = complete()
+    assert list(replay.push_all()) == [log.folder.name]
+    note = json.loads((log.folder / "synced.json").read_text())
+    (log.folder / "synced.json").write_text(json.dumps({key: note[key] for key in ("store", "run_id", "events")}))
+    assert list(replay.push_all()) == []
+    assert replay.sent(log).status == "completed"
 
 
 def test_what_comes_out_is_what_went_in_with_its_times(top):
@@ -211,8 +242,9 @@ def test_the_state_names_the_store_it_is_about(top, monkeypatch):
     log = begun()
     replay.Replay(log).push()
     assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
+    assert replay.sent(log)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
-    assert replay.Replay(log).pending()
+    assert not replay.sent(log)
 
 
 @pytest.fixture
@@ -303,7 +335,7 @@ def test_a_line_that_is_still_being_written_is_not_taken_for_a_damaged_one(top):
 def test_a_run_is_ended_at_its_last_figure_once_its_process_is_dead(top):
     alive = begun("adam-0")
     alive.metrics([("step/loss", 2.5, 1500, 0)])
-    hold = "import sys; from optlab.system import locks\nwith locks.holding('optlab-adam'):\n"
+    hold = "import sys; from optlab.system import locks\nwith locks.holding('optlab-adam-0'):\n"
     hold += " print('held', flush=True)\n"
     with subprocess.Popen([sys.executable, "-c", hold + " sys.stdin.read()"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as other:  # fmt: skip
@@ -340,7 +372,7 @@ def test_a_state_that_is_ahead_of_the_journal_is_not_believed(top):
     log = begun()
     replay.Replay(log).push()
     log.path.write_bytes(b"")
-    log.append("start", time=1000, name="adam", experiment="optlab", params={"lr": "0.1"}, tags={}, dataset=DATASET)
+    start(log)
     state = json.loads((log.folder / "synced.json").read_text())
     (log.folder / "synced.json").write_text(json.dumps(state | {"events": 5}))
     log.metrics([("step/loss", 2.5, 1001, 0)])

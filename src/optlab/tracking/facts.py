@@ -16,7 +16,8 @@ from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import server
-from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms, run_lock
+from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms
+from optlab.tracking.notes import run_lock
 from optlab.training import models, optimizers
 
 EXPERIMENT = server.PROJECT

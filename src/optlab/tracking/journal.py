@@ -27,20 +27,16 @@ from typing import Any
 
 from optlab.system import files, locks, repository
 from optlab.system.errors import BusyError
+from optlab.tracking import notes
+from optlab.tracking.notes import WEIGHTS_TAG, Note, Summary
 
 JOURNALS = Path(".optlab") / "journal"
-WEIGHTS_TAG = "weights.sha256"  # in MLflow as well
 FIGURES = "figures"  # the folder of an evaluated run's pictures
 
 _EVENTS = "events.jsonl"
 _KEY_DIGITS = 16
 
 Point = tuple[str, float, int, int]
-
-
-def run_lock(experiment: str, run: str) -> str:
-    """The lock that a process holds while it is at work on a run of an experiment; a copy's runs are others."""
-    return f"{experiment}-{run}" + (f"-{Path.cwd().name}" if repository.is_copy() else "")
 
 
 def now_ms() -> int:
@@ -108,9 +104,22 @@ class Journal:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def length(self) -> int:
-        """How many whole lines it has."""
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+    def size(self) -> int:
+        """Of its events, in bytes; 0 where there are none, or it was removed."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def run(self) -> str:
+        """The id of the run that it was created for."""
+        return self.folder.name.split("-", 2)[2].rpartition("-")[0]
+
+    def summary(self) -> Summary:
+        """What it says besides its figures: from the note beside it, unless it has grown since; then it is read."""
+        known = Note.read(self.folder).summary
+        return known if known and known.size == self.size() else Summary.of(self.lines())
 
     def publish(self) -> None:
         """End the draft: from now on the journal is seen, and sent."""
@@ -164,23 +173,16 @@ class Journal:
         return {(name, step): value for name, value, _, step in points}
 
     @property
-    def experiment(self) -> str:
-        """The name of the MLflow experiment that its run belongs to; none before its start."""
-        first = next(self.events(), {})
-        return str(first.get("experiment", ""))
-
-    @property
     def evaluated(self) -> bool:
         """Whether it holds what the evaluation adds, up to the figures."""
         return any(event.get("folder") == FIGURES for event in self.events(skip="metrics"))
 
     def close_if_dead(self) -> None:
         """If the run began, has no end, and no process is at work on it: end it at the time of its last figure."""
-        lifecycle = self.lifecycle()
-        if not lifecycle or lifecycle[-1]["event"] == "end":
-            return
-        with contextlib.suppress(BusyError), locks.holding(self.lock_name(lifecycle[0])):
-            self._end_of_dead()
+        said = self.summary()
+        if said.lock and said.status is None:
+            with contextlib.suppress(BusyError), locks.holding(said.lock):
+                self._end_of_dead()
 
     def _end_of_dead(self) -> None:
         lifecycle = self.lifecycle()
@@ -188,11 +190,6 @@ class Journal:
             times = [when for event in self.events() for _, _, when, _ in event.get("points", ())]
             last = max([lifecycle[-1]["time"], *times])
             self.append("end", status="interrupted", time=last, killed=True)
-
-    @staticmethod
-    def lock_name(start: dict[str, Any]) -> str:
-        """The lock that a process holds while it is at work on the run that began so."""
-        return start.get("lock") or run_lock(start["experiment"], start["tags"].get("optlab.run", start["name"]))
 
     def _keep(self, path: Path) -> dict[str, str]:
         """The file under a name in the journal's folder, and its SHA-256.
@@ -214,27 +211,16 @@ class Journal:
             "sha256": hashlib.sha256(kept.read_bytes()).hexdigest(),
         }
 
-    def events(self, start: int = 0, skip: str = "") -> Iterator[dict[str, Any]]:
-        """The events from number `start` on, but those of the kind `skip`.
-
-        A line at the end that is cut short, or still being written, is left out; a damaged one is an event `cut`.
-        """
-        if not self.path.exists():
-            return
-        with self.path.open(errors="replace") as file:
-            for number, line in enumerate(file):
-                if not line.endswith("\n"):
-                    return  # what follows by now is the rest of it
-                if number >= start and not (skip and line.startswith(f'{{"event": "{skip}"')):
-                    yield self._parse(line)
-
-    @staticmethod
-    def _parse(line: str) -> dict[str, Any]:
+    def lines(self) -> list[bytes]:
+        """Its lines, without their ends; one that is cut short, or still being written, is left out."""
         try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        return event if isinstance(event, dict) and "event" in event else {"event": "cut"}
+            return self.path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+
+    def events(self, skip: str = "") -> Iterator[dict[str, Any]]:
+        """Its events, but for those of the kind `skip`; a damaged line is an event `cut`."""
+        return notes.events(self.lines(), skip)
 
 
 def _whole(file: FileIO) -> int:
@@ -253,8 +239,10 @@ def _whole(file: FileIO) -> int:
 def end_abandoned(lock: str, own: Journal) -> None:
     """End every other journal of the runs that this lock guards; whoever holds it knows that they are dead."""
     for journal in all_journals():
-        start = journal.lifecycle()[:1]
-        if start and journal.folder != own.folder and Journal.lock_name(start[0]) == lock:
+        if not lock.endswith(f"-{journal.run}") or journal.folder == own.folder:
+            continue
+        said = journal.summary()
+        if said.lock == lock and said.status is None:
             journal._end_of_dead()
 
 
@@ -295,10 +283,5 @@ def _ending(key: str) -> str:
 
 def find(run: str, weights_sha256: str) -> Journal | None:
     """The newest journal of a run whose training ended with these weights."""
-    for journal in reversed(all_journals()):
-        if f"-{run}-" not in journal.folder.name:
-            continue
-        events = journal.events(skip="metrics")
-        if any(event.get("tags", {}).get(WEIGHTS_TAG) == weights_sha256 for event in events):
-            return journal
-    return None
+    own = (journal for journal in reversed(all_journals()) if journal.run == run)
+    return next((journal for journal in own if weights_sha256 in journal.summary().weights), None)

@@ -1,12 +1,12 @@
 """MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
 
 import contextlib
-import json
+import functools
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -14,7 +14,8 @@ from filelock import FileLock
 from optlab.system import repository
 from optlab.system.errors import WeightsError, one_line, say
 from optlab.tracking import server
-from optlab.tracking.journal import JOURNALS, WEIGHTS_TAG, Journal, all_journals
+from optlab.tracking.journal import JOURNALS, Journal, all_journals
+from optlab.tracking.notes import WEIGHTS_TAG, Note, Summary, events
 from optlab.tracking.sending import send
 
 if TYPE_CHECKING:
@@ -35,42 +36,57 @@ _LATER = "all is in .optlab/journal, and the next stage or `optlab sync` sends i
 class Replay:
     """Brings one run in MLflow to what its journal says; `push` can be called any number of times.
 
-    How far it got is kept beside the journal, for the store that it was last sent to. An event that the store refuses
+    How far it got is noted beside the journal, for the store that it was last sent to. An event that the store refuses
     for what it says is reported and passed over: it would be refused for ever.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._state_path = journal.folder / "synced.json"
         self._client: MlflowClient | None = None
         self._connected_to = ""
 
-    def push(self) -> None:
-        """Send the events that MLflow does not have yet.
+    def push(self) -> bool:
+        """Send the events that MLflow does not have yet; returns whether there were any.
 
         Raises:
             Exception: whatever MLflow raises when it cannot be reached; the next call goes on from there.
         """
+        if not self._journal.size() or sent(self._journal):
+            return False
         with FileLock(self._journal.folder / "lock", timeout=_PATIENCE_S):
-            if not self.pending():
-                return
             client = self._connect()
-            state = self._state()  # once there is a database: a new one has nothing yet
-            waiting = list(self._journal.events(state["events"]))
+            lines = self._journal.lines()
             self._journal.sync()  # what is counted as sent must not be lost here
-            for event in waiting:
-                try:
-                    state["run_id"] = send(client, self._journal, state["run_id"], event)
-                except Exception as error:
-                    self._client = None  # connect anew next time: the server may be another by then
-                    server.forget()
-                    if not _is_final(error):
-                        raise
-                    _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
-                state["events"] += 1
+            said = Summary.of(lines)
+            note = self._note(said.experiment, len(lines))
+            waiting = lines[note.events :]
+            for event in events(waiting):
+                self._send(client, note, event)
                 if event["event"] == "start":  # it has created the experiment, where there was none
-                    state["store"] = server.identity(self._journal.experiment)
-                self._save(state)
+                    note.store = server.identity(said.experiment)
+                note.write(self._journal.folder)
+            note.summary = said
+            note.write(self._journal.folder)
+            return bool(waiting)
+
+    def _send(self, client: "MlflowClient", note: Note, event: dict[str, Any]) -> None:
+        try:
+            note.run_id = send(client, self._journal, note.run_id, event)
+        except Exception as error:
+            self._client = None  # connect anew next time: the server may be another by then
+            server.forget()
+            if not _is_final(error):
+                raise
+            _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
+            note.refused = (note.refused or 0) + 1
+        note.events += 1
+
+    def _note(self, experiment: str, lines: int) -> Note:
+        """How far this store has the journal, which now has so many lines."""
+        here, note = server.identity(experiment), Note.read(self._journal.folder)
+        if not here or note.store != here or note.events > lines:
+            return Note(store=here, refused=0)
+        return note.model_copy(update={"summary": None})
 
     def _connect(self) -> "MlflowClient":
         """One client for all pushes, as long as the store is the same: making one costs more than a push."""
@@ -79,26 +95,18 @@ class Replay:
             self._connected_to = server.address()
         return self._client
 
-    def pending(self) -> bool:
-        """Whether there are events that MLflow does not have yet."""
-        return any(True for _ in self._journal.events(self._state()["events"]))
 
-    def _state(self) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = json.loads(self._state_path.read_text())
-        except (OSError, ValueError):
-            state = {}
-        here = server.identity(self._journal.experiment)
-        known = here and state.get("store") == here and state["events"] <= self._journal.length()
-        return state if known else {"store": here, "run_id": None, "events": 0}
+def sent(journal: Journal, identity: Callable[[str], str] = server.identity) -> Summary | None:
+    """What a journal says, if MLflow has all that it says now; None otherwise. It is not opened for that.
 
-    def _save(self, state: dict[str, Any]) -> None:
-        temporary = self._state_path.with_suffix(".new")
-        try:
-            temporary.write_text(json.dumps(state))
-            temporary.replace(self._state_path)
-        except OSError:  # on a full disk: the next push sends again what is there already, which changes nothing
-            temporary.unlink(missing_ok=True)
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    note = Note.read(journal.folder)
+    said = note.summary
+    if said is None or said.size != journal.size() or not note.store:
+        return None
+    return said if note.store == identity(said.experiment) else None
 
 
 class Live:
@@ -223,21 +231,21 @@ def push_all() -> Iterator[str]:
         Exception: whatever MLflow raises when it cannot be reached; the rest is still to be sent.
     """
     trouble = None
+    identity = functools.cache(server.identity)  # asked once for each experiment, not for each journal
     for journal in all_journals():
-        journal.close_if_dead()
-        replay = Replay(journal)
-        if not replay.pending():
+        said = sent(journal, identity)
+        if said and said.status:
             continue
+        journal.close_if_dead()
         try:
-            replay.push()
+            if Replay(journal).push():
+                yield journal.folder.name
         except ConnectionError:
             raise
         except Exception as error:
             if trouble is not None:
                 raise
             trouble = error  # one journal that the server fails on must not hold up the others
-            continue
-        yield journal.folder.name
     if trouble is not None:
         raise trouble
 

@@ -1,0 +1,27 @@
+"""Journals as trainings write them."""
+
+from optlab.tracking import journal
+
+DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
+
+
+def begun(run="adam-0"):
+    """A journal as a training begins it."""
+    log = journal.Journal.create(run)
+    start(log, run)
+    return log
+
+
+def start(log, run="adam-0"):
+    """Write a journal's first event."""
+    log.append("start", time=1000, name=run.rpartition("-")[0], experiment="optlab", params={"lr": "0.1"},
+               tags={"optlab.run": run}, dataset=DATASET)  # fmt: skip
+
+
+def complete(run="adam-0", digest="abc"):
+    """A journal as an evaluated training leaves it."""
+    log = begun(run)
+    log.metrics([("step/loss", 2.5, 1001, 0)])
+    log.append("tags", tags={"weights.sha256": digest})
+    log.append("end", status="completed", time=2000)
+    return log
