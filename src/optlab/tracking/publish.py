@@ -10,7 +10,7 @@ from optlab.results import origin
 from optlab.results.comparison import Comparison
 from optlab.system import repository
 from optlab.system.errors import one_line
-from optlab.tracking import facts, journal, replay, sending, server
+from optlab.tracking import facts, journal, replay, sending, server, view
 from optlab.tracking.facts import experiment as experiment_name
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 REGISTERED_MODEL = "optlab-cifar10"
 CHAMPION = "champion"
 _AWAY = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
-_VIEW = "comparison"
-_COLUMNS = (
-    "attributes.`Start Time`", "tags.`status`", "params.`optimizer.class`", "params.`optimizer.lr`",
-    "params.`optimizer.weight_decay`", "params.`seed`", "metrics.`epoch/validation_accuracy`",
-    "metrics.`epoch/validation_loss`", "metrics.`epoch/train_loss`", "metrics.`test/accuracy`", "metrics.`test/loss`",
-    "metrics.`test/expected_calibration_error`",
-)  # fmt: skip
 
 
 def publish(compared: Comparison, folder: Path) -> str:
@@ -44,7 +37,7 @@ def publish(compared: Comparison, folder: Path) -> str:
             run = current.get(compared.champion.files.id)
             if run is not None:
                 _register(client, run, compared.champion.files.id)
-        _save_view(client, experiment, compared.chosen_by)
+        client.set_experiment_tag(experiment, view.TAG, view.state(compared.chosen_by))
     except Exception as error:
         print(f"warning: MLflow at {server.uri()}: {one_line(error)[:200]}", file=sys.stderr)
         return _AWAY
@@ -95,26 +88,15 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
 
 
-def _save_view(client: "MlflowClient", experiment: str, chosen_by: str) -> None:
-    """Store the table's columns, order and filter under the name that the address refers to."""
-    key = "metrics.`epoch/validation_accuracy`" if chosen_by == "validation_accuracy" else "metrics.`epoch/train_loss`"
-    state = {
-        "selectedColumns": list(_COLUMNS),
-        "orderByKey": key,
-        "orderByAsc": chosen_by == "train_loss",
-        "searchFilter": "tags.comparison = 'current'",
-    }
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{_VIEW}", json.dumps(state))
-
-
 def _addresses(experiment: str, run_ids: list[str]) -> str:
     top = f"{server.ui_url()}/#"
     base = f"{top}/experiments/{experiment}/runs"
     runs = quote(json.dumps(run_ids, separators=(",", ":")))
+    shown = f"viewStateShareKey={view.NAME}&workflowType=machine_learning"
     start = "Run `mlflow ui` here, then open" if server.is_local() else "Open"
     return (
         f"{start}\n"
-        f"  the sorted table  {base}?viewStateShareKey={_VIEW}&workflowType=machine_learning\n"
-        f"  the charts        {base}?compareRunsMode=CHART&viewStateShareKey={_VIEW}&workflowType=machine_learning\n"
+        f"  the sorted table  {base}?{shown}\n"
+        f"  the charts        {base}?compareRunsMode=CHART&{shown}\n"
         f"  side by side      {top}/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
     )
