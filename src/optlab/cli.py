@@ -1,9 +1,10 @@
-"""The command line: `optlab check`, `repro`, `show`, `sync`, `predict`, `release`, `reproduce`.
+"""The command line: `optlab check`, `repro`, `show`, `sync`, `clean`, `predict`, `release`, `reproduce`.
 
 A shell runs this module for every completion: what takes long to import (torch, MLflow, the configuration's models) is
 imported by the commands that need it.
 """
 
+import collections
 import contextlib
 import os
 import sys
@@ -132,6 +133,24 @@ def _send() -> int:
             f"all is in .optlab/journal: repeat the command later"
         ) from None
     return sent
+
+
+@app.command()
+def clean() -> None:
+    """Remove the journals that MLflow has whole, but for those of the present record."""
+    repository.enter()
+    from optlab.tracking import cleaning
+
+    freed, removed, kept = 0, 0, collections.Counter[str]()
+    for verdict in cleaning.clean():
+        if verdict.kept:
+            kept[verdict.kept] += 1
+        else:
+            print(f"removed {verdict.name}", flush=True)
+            removed, freed = removed + 1, freed + verdict.freed
+    print(f"{removed} journal{'' if removed == 1 else 's'} removed, {freed:,} bytes freed; {kept.total()} kept")
+    for why, count in kept.items():
+        print(f"  {count}: {why}")
 
 
 @app.command()

@@ -1,0 +1,56 @@
+"""`optlab clean` between runs, and while one is at work."""
+
+import sys
+
+from projects import checkpoints, logged_runs, started, until
+
+
+def removed(result):
+    assert (result.returncode, result.stderr) == (0, "")
+    return [line.removeprefix("removed ") for line in result.stdout.splitlines() if line.startswith("removed ")]
+
+
+def marks(project):
+    """Of the runs in MLflow: the optimizer, and whether it is of the present comparison."""
+    return sorted((run["name"], run["tags"]["comparison"]) for run in logged_runs(project).values())
+
+
+def current(project):
+    return {run for run, each in logged_runs(project).items() if each["tags"]["comparison"] == "current"}
+
+
+def test_the_journal_of_a_former_run_goes_and_is_not_missed(copied):
+    """Not even when its parameters come back, and DVC its outputs."""
+    assert removed(copied.run("optlab", "clean")) == []
+    copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
+    assert copied.run("dvc", "repro").returncode == 0
+    (name,) = removed(copied.run("optlab", "clean"))
+    assert "-adam-0-" in name
+    assert removed(copied.run("optlab", "clean")) == []
+    assert "no runs had something to send" in copied.run("optlab", "sync").stdout
+    assert copied.run("optlab", "show").returncode == 0
+    held = [("adam", "current"), ("adam", "earlier"), ("sgd", "current")]
+    assert marks(copied) == held
+    before = current(copied)
+    copied.edit("params.yaml", "lr: 0.003", "lr: 0.001")
+    assert copied.run("dvc", "repro").returncode == 0
+    assert marks(copied) == held
+    assert len(current(copied) & before) == 1  # sgd's
+
+
+def test_a_training_at_work_keeps_what_is_of_its_run(longer, undisturbed, tmp_path):
+    project = longer.copy(tmp_path / "project")
+    before = logged_runs(project)
+    (project.top / "runs/adam-0/train.json").unlink()  # as DVC does before it starts the stage
+    with started(project, sys.executable, "pipeline/train.py", "adam", "0") as process:
+        until(process, lambda: checkpoints(project))
+        result = project.run("optlab", "clean")
+        assert process.poll() is None
+        assert removed(result) == []
+        assert "  1: a process is at work on their runs" in result.stdout.splitlines()
+        assert process.wait(120) == 0
+    assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
+    (run,) = set(logged_runs(project)) - set(before)
+    assert logged_runs(project)[run]["steps"] == list(range(7 * 40))
+    (name,) = removed(project.run("optlab", "clean"))
+    assert "-adam-0-" in name
