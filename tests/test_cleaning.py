@@ -180,7 +180,7 @@ def test_two_at_once(top):
 def test_a_server_that_is_away_keeps_them_all(top, write):
     write()
     own = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nothing listens there
-    result = subprocess.run(["optlab", "clean"], env=own, capture_output=True, text=True)
+    result = subprocess.run([Path(sys.executable).parent / "optlab", "clean"], env=own, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -194,7 +194,7 @@ def test_the_command_says_what_it_removed(top):
     waiting = complete("sgd-0")
     size = sum(path.stat().st_size for path in log.folder.iterdir())
     own = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
-    result = subprocess.run(["optlab", "clean"], env=own, capture_output=True, text=True)
+    result = subprocess.run([Path(sys.executable).parent / "optlab", "clean"], env=own, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         f"removed {log.folder.name}",

@@ -183,7 +183,9 @@ def test_from_the_remote_alone(project, tmp_path):
     assert not (project.top / ".dvc" / "cache").exists()
 
 
-def test_an_interruption_leaves_nothing_behind(project, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_an_interruption_leaves_nothing_behind(project, tmp_path, number):
+    """Killed, it leaves its checkout, but nothing at work there."""
     before = state(project)
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -196,12 +198,17 @@ def test_an_interruption_leaves_nothing_behind(project, tmp_path):
     while not list(folder.glob("*/tree/.optlab/journal/*/events.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert list(folder.glob("optlab-*")) == []
-    assert projects.processes_below(folder) == []
-    assert state(project) == before
+    process.send_signal(number)
+    try:
+        output, _ = process.communicate(timeout=60)  # until what it started has closed its output, too
+        assert projects.processes_below(folder) == []
+    finally:
+        for left in projects.processes_below(folder):
+            left.kill()
+    if number == signal.SIGINT:
+        assert process.returncode == 130, output
+        assert list(folder.glob("optlab-*")) == []
+        assert state(project) == before
 
 
 REFUSED = {

@@ -62,7 +62,8 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
 
 def _plain(problem: str, target: str) -> None:
     """Run a stage and what it needs the plain way, without DVC's account of what it skips."""
-    if processes.run([*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", target]):
+    environment = os.environ | {processes.CALLER_VARIABLE: str(os.getpid())}
+    if processes.run([*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", target], env=environment):
         other = _other_dvc()
         if other:
             raise BusyError(f"repro: {other} is at work in this folder: wait for it to end, or stop it")

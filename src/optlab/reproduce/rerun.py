@@ -130,6 +130,7 @@ def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = N
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     own["PATH"] = f"{programs}{os.pathsep}{own.get('PATH', '')}"
     own["PYTHONPATH"] = str(tree / "src")
+    own[processes.CALLER_VARIABLE] = str(os.getpid())  # no DVC runs the stages here
     if replayed is not None:
         own = {key: value for key, value in own.items() if key not in VARIABLES} | replayed
     return own

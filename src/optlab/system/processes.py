@@ -1,12 +1,13 @@
 """Child processes that do not outlive their parent's wish."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,44 +15,106 @@ from typing import Any
 import psutil
 
 PATIENCE_S = 20.0  # between asking a process to stop and killing it
-CALLER_VARIABLE = "OPTLAB_PID"  # of the `optlab repro` that starts several trainings
-_LOOK_S = 0.5  # how often to see whether the caller is alive
+CALLER_VARIABLE = "OPTLAB_PID"  # of the `optlab` that starts stages, or starts the DVC that does
+_STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for what it starts, and so by nobody above DVC
+_LOOK_S = 0.5  # how often to see whether the callers are alive
+_SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tcsh"}
+_PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?", re.IGNORECASE)
 
 
 def follow_caller() -> None:
-    """Stop, as on SIGTERM, once a `dvc` or `optlab` that this process was started by is gone.
+    """Stop, as on SIGTERM, once the DVC or the `optlab` that this stage was started by is gone.
 
-    Killed, they leave what they started, which would then write beside the next one.
+    Killed, they leave what they started, which would then write beside the next one. A stage that was started by hand
+    follows nobody.
+
+    Raises:
+        KeyboardInterrupt: one of them is gone already.
     """
-    callers = [each for each in psutil.Process().parents() if _is_caller(each)]
-    if _orphaned(callers):
+    followed = callers()
+    present = [each for each in followed if each is not None]
+    if len(present) < len(followed):
         raise KeyboardInterrupt
 
     def follow() -> None:
-        while all(_is_alive(each) for each in callers):
+        while all(_is_alive(each) for each in present):
             time.sleep(_LOOK_S)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE_S)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if callers:
+    if present:
         threading.Thread(target=follow, name="caller", daemon=True).start()
 
 
-def _orphaned(callers: list[psutil.Process]) -> bool:
-    """Whether one of them was gone before this process could look: their marks are in the environment."""
-    if "DVC_STAGE" in os.environ and not callers:  # set by DVC for what it starts
-        return True
+def callers() -> list[psutil.Process | None]:
+    """The ancestors that this process must not outlive, by their marks in its environment; None for one that is gone.
+
+    Only these: an editor or a terminal further up may be closed while a `nohup dvc repro` goes on.
+    """
+    found = [_dvc()] if _STAGE_VARIABLE in os.environ else []
     number = os.environ.get(CALLER_VARIABLE)
-    return number is not None and not any(str(each.pid) == number for each in callers)
+    if number is not None:
+        found.append(next((each for each in _ancestors() if str(each.pid) == number), None))
+    return found
 
 
-def _is_caller(process: psutil.Process) -> bool:
+def _dvc() -> psutil.Process | None:
+    """The process that runs this stage, or None if another one has taken the stage in after its end.
+
+    It is the nearest ancestor that is not a part of the stage itself: `dvc`, or a Python program that uses DVC's API.
+    """
+    outermost = psutil.Process()
+    for each in _ancestors():
+        if not _is_in_stage(each):
+            return each if _can_run_stages(each, outermost) else None
+        outermost = each
+    return None
+
+
+def _ancestors() -> Iterator[psutil.Process]:
+    """The nearest first, up to one that ends in this moment."""
+    with suppress(psutil.Error):
+        process = psutil.Process().parent()
+        while process is not None:
+            yield process
+            process = process.parent()
+
+
+def _is_in_stage(process: psutil.Process) -> bool:
+    """Whether it is the shell of the stage's command line, or whatever else that line puts around this process."""
+    with suppress(psutil.Error):
+        if process.environ().get(_STAGE_VARIABLE) == os.environ[_STAGE_VARIABLE]:
+            return True
+    return not _SHELLS.isdisjoint(_names(process))  # macOS hides the environment of its own shells
+
+
+def _can_run_stages(process: psutil.Process, stage: psutil.Process) -> bool:
+    """By the name of its program alone: an argument, such as a folder's name, says nothing.
+
+    What takes orphans in can be an interpreter, too, as the first process of a container; but DVC starts a stage in its
+    own session, and orphans are mostly of another.
+    """
+    names = _names(process)
+    if not names.isdisjoint(("dvc", "optlab")):
+        return True
+    return any(_PYTHON.fullmatch(name) for name in names) and _session(process) == _session(stage)
+
+
+def _names(process: psutil.Process) -> set[str]:
+    """What its program is called, as far as that can be read: a script's own name, and its interpreter's."""
+    found = set()
+    for read in (process.name, process.exe):
+        with suppress(psutil.Error):
+            found.add(Path(read()).name)
+    return found
+
+
+def _session(process: psutil.Process) -> int | None:
     try:
-        words = process.cmdline()[:3]
-    except psutil.Error:
-        return False
-    return any(Path(word).name in ("dvc", "optlab") for word in words)
+        return os.getsid(process.pid)
+    except OSError:
+        return None
 
 
 def _is_alive(process: psutil.Process) -> bool:

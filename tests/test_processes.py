@@ -1,0 +1,271 @@
+"""Whose end a process follows: of made-up ancestors, and of real ones."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from optlab.execution import side_by_side
+from optlab.reproduce import rerun
+from optlab.system import processes
+
+STAGE = {"DVC_STAGE": "train@adam-0"}
+OPTLAB = {"OPTLAB_PID": "20"}
+DVC, SCRIPT, INIT = 10, 15, 1
+
+
+class Stand(SimpleNamespace):
+    """Stands for a process: what is not given cannot be read, as of another user's."""
+
+    pid = 0
+    session = 5
+    above = None
+
+    def parent(self):
+        return self.above
+
+    def _read(self, key):
+        if key not in vars(self):
+            raise psutil.AccessDenied
+        return vars(self)[key]
+
+    def environ(self):
+        return self._read("variables")
+
+    def exe(self):
+        return self._read("program")
+
+    def name(self):
+        return self._read("called")
+
+
+def below(*ancestors):
+    """This process, with these above it, the nearest first."""
+    above = None
+    for each in reversed(ancestors):
+        each.above, above = above, each
+    return Stand(above=above)
+
+
+def shell(**changes):
+    return Stand(**({"program": "/usr/bin/dash", "called": "sh", "variables": STAGE} | changes))
+
+
+def terminal():
+    return shell(called="bash", program="/usr/bin/bash", variables={})
+
+
+def dvc(**changes):
+    return Stand(**({"pid": DVC, "program": "/usr/bin/python3.11", "called": "dvc", "variables": {}} | changes))
+
+
+def script(**changes):
+    return Stand(**({"pid": SCRIPT, "program": "/env/bin/python", "called": "python", "variables": {}} | changes))
+
+
+def optlab():
+    return Stand(pid=20, program="/usr/bin/python3.11", called="optlab", variables={})
+
+
+def editor():
+    """As `code ~/optlab` starts it."""
+    return Stand(pid=30, program="/usr/share/code/code", called="code", variables={}, session=30)
+
+
+def init(**changes):
+    return Stand(**({"pid": INIT, "called": "systemd", "session": 0} | changes))
+
+
+def wrapper(called):
+    return Stand(program=f"/usr/bin/{called}", called=called, variables=STAGE)
+
+
+# The ancestors, what is in the environment, and whose end is followed; None: one of them is gone already.
+CHAINS = {
+    "dvc in an editor that has a folder called optlab open": (
+        [shell(), dvc(), terminal(), editor(), init()], STAGE, [DVC]),
+    "by hand in that editor": ([terminal(), editor(), init()], {}, []),
+    "by hand": ([terminal(), script(), init()], {}, []),
+    "a shell that becomes the command": ([dvc(), terminal(), init()], STAGE, [DVC]),
+    "DVC's own packages": ([shell(), dvc(program="/opt/dvc/dvc"), init()], STAGE, [DVC]),
+    "DVC's Python API": ([shell(), script(), terminal(), init()], STAGE, [SCRIPT]),
+    "the API in a framework's interpreter": ([shell(), script(program="/x/Python"), init()], STAGE, [SCRIPT]),
+    "the API in a container's first process": ([shell(), script(pid=INIT)], STAGE, [INIT]),
+    "a command that runs the stage": ([wrapper("timeout"), shell(), dvc(), init()], STAGE, [DVC]),
+    "an interpreter that runs the stage": ([wrapper("python"), shell(), dvc(), init()], STAGE, [DVC]),
+    "a stage of DVC within a stage": ([shell(), dvc(variables={"DVC_STAGE": "all"}), init()], STAGE, [DVC]),
+    "a shell whose environment cannot be read": ([shell(variables={}), dvc(), init()], STAGE, [DVC]),
+    "optlab repro": ([shell(), dvc(), optlab(), terminal(), init()], STAGE | OPTLAB, [DVC, 20]),
+    "optlab reproduce": ([shell(variables={}), optlab(), terminal(), init()], OPTLAB, [20]),
+    "dvc is gone": ([init()], STAGE, None),
+    "dvc is gone, the shell is not": ([shell(), init()], STAGE, None),
+    "dvc is gone, in a container with a shim": ([shell(), init(called="containerd-shim", variables={})], STAGE, None),
+    "dvc is gone, in a container that began with a shell": ([shell(), shell(pid=INIT, variables={})], STAGE, None),
+    "dvc is gone, the reaper has it as an argument": (
+        [init(program="/bin/tini", called="tini", variables={}, cmdline=["tini", "dvc"])], STAGE, None),
+    "dvc is gone, the reaper is an interpreter": ([shell(), script(pid=INIT, session=0)], STAGE, None),
+    "dvc is gone, optlab is not": ([shell(), init(), optlab()], STAGE | OPTLAB, None),
+    "optlab is gone": ([shell(), dvc(), init()], STAGE | OPTLAB, None),
+}  # fmt: skip
+
+
+@pytest.fixture
+def by_hand(monkeypatch):
+    for name in ("DVC_STAGE", "OPTLAB_PID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("ancestors", "environment", "expected"), CHAINS.values(), ids=CHAINS)
+def test_whose_end_is_followed(monkeypatch, by_hand, ancestors, environment, expected):
+    stage = below(*ancestors)
+    monkeypatch.setattr(processes.psutil, "Process", lambda: stage)
+    monkeypatch.setattr(processes, "_session", lambda each: each.session)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = processes.callers()
+    assert (None if None in found else [each.pid for each in found]) == expected
+
+
+def test_an_ancestor_that_ends_while_it_is_looked_at_is_gone(monkeypatch, by_hand):
+    def gone():
+        raise psutil.NoSuchProcess(10)
+
+    monkeypatch.setenv("DVC_STAGE", "train@adam-0")
+    monkeypatch.setattr(processes.psutil, "Process", lambda: SimpleNamespace(parent=gone))
+    with pytest.raises(KeyboardInterrupt):
+        processes.follow_caller()
+
+
+def test_what_optlab_starts_is_told_whose_end_to_follow(monkeypatch):
+    """`optlab repro` before and after the runs, and `optlab reproduce`; the runs themselves are in test_kills."""
+    started = []
+    monkeypatch.setattr(processes, "run", lambda *_, env: started.append(env))
+    side_by_side._plain("the data could not be had", "dvc.yaml:download")
+    started.append(rerun._environment(Path("tree"), Path("bin"), {}))
+    assert [each["OPTLAB_PID"] for each in started] == [str(os.getpid())] * 2
+
+
+WORK = """
+import sys, time
+from pathlib import Path
+from optlab.system import processes
+
+Path("started").touch()
+while not Path("look").exists():
+    time.sleep(0.05)
+try:
+    processes.follow_caller()
+except KeyboardInterrupt:
+    Path("said").write_text("orphaned")
+    raise
+Path("said").write_text("at work")
+while not Path("end").exists():
+    time.sleep(0.05)
+Path("out").touch()
+"""
+BY_API = "from dvc.repo import Repo; Repo().reproduce()"
+AS_REAPER = """
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans below come to this process
+subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet"], start_new_session=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A pipeline of one stage, which looks for its caller once there is a file `look`, and ends once there is `end`."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  work:\n    cmd: python work.py\n    outs: [out]\n")
+    (tmp_path / "work.py").write_text(WORK)
+    return tmp_path
+
+
+@contextlib.contextmanager
+def started(folder, *words):
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "OPTLAB"))}
+    own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
+    own["PYTHONPATH"] = str(Path(processes.__file__).parents[2])
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=folder, env=own, start_new_session=True,
+                                   stdin=subprocess.PIPE, stdout=log, stderr=log)  # fmt: skip
+    try:
+        yield process
+    finally:
+        for each in (process, *at_work_in(folder)):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        process.communicate()
+
+
+def at_work_in(folder):
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if each.cwd() == str(folder) and each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+    return found
+
+
+def wait_for(reached, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return reached()
+
+
+def said(folder):
+    return (folder / "said").exists() and (folder / "said").read_text()
+
+
+def test_dvc_s_python_api_runs_a_stage_to_its_end(pipeline):
+    (pipeline / "look").touch()
+    with started(pipeline, "-c", BY_API) as process:
+        assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
+        time.sleep(3 * processes._LOOK_S)
+        (pipeline / "end").touch()
+        assert process.wait(60) == 0, (pipeline / "log").read_text()
+    assert (pipeline / "out").exists()
+
+
+@pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
+def test_a_stage_stops_with_what_runs_it(pipeline, words):
+    (pipeline / "look").touch()
+    with started(pipeline, *words) as process:
+        assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not at_work_in(pipeline), 20)
+
+
+@pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
+def test_a_stage_that_lost_its_caller_before_its_first_look_stops(pipeline, words):
+    with started(pipeline, *words) as process:
+        wait_for(lambda: (pipeline / "started").exists())
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (pipeline / "look").touch()
+        assert wait_for(lambda: said(pipeline)) == "orphaned"
+        wait_for(lambda: not at_work_in(pipeline), 20)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "prctl"), reason="only Linux lets a process take orphans in")
+def test_a_stage_that_an_interpreter_takes_in_stops(pipeline):
+    """As the first process of a container does, which may be a Python program."""
+    with started(pipeline, "-c", AS_REAPER) as reaper:
+        wait_for(lambda: (pipeline / "started").exists())
+        (run,) = psutil.Process(reaper.pid).children()
+        run.kill()
+        wait_for(lambda: not run.is_running())
+        (pipeline / "look").touch()
+        assert wait_for(lambda: said(pipeline)) == "orphaned"
