@@ -36,8 +36,17 @@ _LATER = "all is in .optlab/journal, and the next stage or `optlab sync` sends i
 class Replay:
     """Brings one run in MLflow to what its journal says; `push` can be called any number of times.
 
-    How far it got is noted beside the journal, for the store that it was last sent to. An event that the store refuses
-    for what it says is reported and passed over: it would be refused for ever.
+    A journal is growing (a process holds its run's lock), ended, or dead: it has no end, and nobody holds that lock, so
+    that `push_all` ends it. Beside it lies a note of how far a store has it. What a push does:
+
+        the note's store is today's, and its summary has the file's size   nothing; the journal is not opened
+        the note's store is today's     send the lines after those noted, one by one, each noted when it is there
+        it is another, or there is none send everything; what the store has already is not changed by that
+        an event is refused for what it says (`_is_final`)  warn, count it, go on: it would be refused for ever
+        any other error                 raise it; the next push connects anew, and goes on from the note
+
+    One push at a time: it holds the lock in the journal's folder. A training pushes from the thread of `Live`, which
+    waits 30 s after an error and gives up at the end of the run; every other stage, and `optlab sync`, by `push_all`.
     """
 
     def __init__(self, journal: Journal) -> None:
