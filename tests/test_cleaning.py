@@ -1,16 +1,19 @@
 """Journals that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from events import begun, complete
 
 from optlab.record.contents import Epoch, Trained
+from optlab.system import locks
 from optlab.system.errors import BusyError, RecordError
-from optlab.tracking import cleaning, journal, replay
+from optlab.tracking import cleaning, journal, notes, replay
 
 EPOCH = Epoch(epoch=1, train_loss=1, running_loss=1, validation_loss=1, validation_accuracy=1, lr=1)
 NOT_SENT = "not ended, or not all in MLflow"
@@ -202,3 +205,56 @@ def test_the_command_says_what_it_removed(top):
         f"  1: {NOT_SENT}",
     ]
     assert left() == {waiting.folder.name}
+
+
+def in_a_copy(monkeypatch, folder, status):
+    """A journal of adam-0 as a training in that copy of the repository leaves it, and that it wrote its record."""
+    home = Path.cwd()
+    folder.mkdir(parents=True)
+    (home / ".dvc").mkdir(exist_ok=True)
+    (home / ".dvc" / "config").touch()
+    with monkeypatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "higher")
+        patch.setenv("DVC_ROOT", str(home))
+        patch.chdir(folder)
+        log = journal.Journal.create("adam-0")
+        lock = notes.run_lock("optlab", "adam-0")
+        log.append("start", time=1000, name="adam [higher]", experiment="optlab", params={}, dataset=None,
+                   tags={"optlab.run": "adam-0"}, lock=lock)  # fmt: skip
+        log.append("tags", tags={notes.WEIGHTS_TAG: "abc"})
+        log.append("end", status=status, time=2000)
+        Trained.of(status if status == "diverged" else "completed", [EPOCH], [[1.0]], {}, "abc").write(
+            Path("runs/adam-0/train.json")
+        )
+        assert journal.find("adam-0", "abc").folder.name == log.folder.name
+    return journal.Journal(journal.JOURNALS / log.folder.name), lock
+
+
+def test_an_experiment_that_is_under_way_keeps_its_journal(top, monkeypatch):
+    copy = Path.cwd() / ".dvc" / "tmp" / "exps" / "standalone" / "tmpone"
+    log, lock = in_a_copy(monkeypatch, copy, "completed")
+    sent(log)
+    assert cleaned() == (set(), {log.folder.name: "of the present record"})
+    shutil.rmtree(copy)
+    assert cleaned() == ({log.folder.name}, {})
+    assert list(locks.LOCKS.glob(f"{lock}.*")) == []
+
+
+def test_one_that_was_stopped_does_not_go_on(top, monkeypatch):
+    copy = Path.cwd() / ".dvc" / "tmp" / "exps" / "tmptwo"
+    log, _ = in_a_copy(monkeypatch, copy, "interrupted")
+    shutil.rmtree(copy)
+    sent(log)
+    assert cleaned() == ({log.folder.name}, {})
+
+
+def test_equal_runs_of_two_experiments_keep_apart(top, monkeypatch):
+    exps = Path.cwd() / ".dvc" / "tmp" / "exps"
+    first, _ = in_a_copy(monkeypatch, exps / "tmpone", "completed")
+    time.sleep(1.1)  # journals are named by the second
+    second, _ = in_a_copy(monkeypatch, exps / "tmptwo", "completed")
+    monkeypatch.setenv("DVC_EXP_NAME", "higher")
+    monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
+    for copy, log in (("tmpone", first), ("tmptwo", second)):
+        monkeypatch.chdir(exps / copy)
+        assert journal.find("adam-0", "abc").folder.name == log.folder.name

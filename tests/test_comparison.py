@@ -221,3 +221,12 @@ def test_what_is_the_same_for_all_is_not_named(small_config, tmp_path):
     for name, cpu in (("sgd", "AMD"), ("adam", "Intel")):  # whose bits are the same with `portable`
         Conditions(weights_sha256="0", cpu=cpu).write(runs.RunFiles(tmp_path, name, 0).conditions)
     assert comparison.collect(config, tmp_path).mixture == {}
+
+
+def test_an_optimizer_s_own_package_is_no_condition_of_the_others(small_config, tmp_path):
+    config = small_config()
+    write(tmp_path, config, [0.4, 0.8])
+    for name, more in (("sgd", {}), ("adam", {"schedulefree": "1.4"})):
+        packages = {"torch": "2.13", **more}
+        Conditions(weights_sha256="0", packages=packages).write(runs.RunFiles(tmp_path, name, 0).conditions)
+    assert comparison.collect(config, tmp_path).mixture == {}

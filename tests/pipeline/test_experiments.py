@@ -47,9 +47,10 @@ def test_in_a_copy(committed):
 
 
 def test_two_from_the_queue_at_a_time(committed):
-    for name, lr in (("higher", "0.003"), ("lower", "0.0003")):
-        words = ["dvc", "exp", "run", "--queue", "-n", name, "-S", f"optimizers.adam.lr={lr}"]
-        assert committed.run(*words).returncode == 0
+    """One with another learning rate, one with one optimizer more."""
+    changes = {"higher": "optimizers.adam.lr=0.003", "more": "+optimizers.rms.class=RMSprop"}
+    for name, change in changes.items():
+        assert committed.run("dvc", "exp", "run", "--queue", "-n", name, "-S", change).returncode == 0
     command = ["dvc", "queue", "start", "-j", "2"]  # its workers would hold a pipe open
     subprocess.run(command, cwd=committed.top, env=committed.environment, check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -57,9 +58,12 @@ def test_two_from_the_queue_at_a_time(committed):
     while committed.run("dvc", "queue", "status").stdout.count("Success") < 2:
         assert time.monotonic() < deadline, committed.run("dvc", "queue", "logs", "higher").stdout
         time.sleep(1)
-    for name in ("higher", "lower"):
+    for name, optimizer in (("higher", "adam"), ("more", "rms")):
         (run,) = of_experiment(committed, name)
-        assert (run["name"], run["status"], len(run["steps"])) == (f"adam [{name}]", "FINISHED", 14)
+        assert (run["name"], run["status"], len(run["steps"])) == (f"{optimizer} [{name}]", "FINISHED", 14)
+    refs = committed.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
+    (more,) = [ref for ref in refs if ref.endswith("/more")]
+    assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
     assert "no runs had something to send" in committed.run("optlab", "sync").stdout
     committed.run("dvc", "queue", "stop", "--kill")
     while processes_below(committed.top) and time.monotonic() < deadline:

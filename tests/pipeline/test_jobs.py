@@ -13,6 +13,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from optlab.execution.side_by_side import Lock, cores_for
+from optlab.system import errors
+from optlab.system.errors import RecordError
 
 
 def lock_of(project):
@@ -103,6 +105,40 @@ def test_each_job_has_cores_of_its_own(monkeypatch):
     assert cores_for(2) == [{2, 3}, {4, 5}]
     assert cores_for(5) == [{2}, {3}, {4}, {5}, {7}]
     assert cores_for(6) == [{2}, {3}, {4}, {5}, {7}, {2}]
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n", "stages: null\n", "stages:\n  a: 1\n  a: 2\n", "- a\n"])
+def test_a_damaged_lock_is_one_line(tmp_path, text):
+    (tmp_path / "dvc.lock").write_text(text)
+    with pytest.raises(RecordError, match=r"dvc\.lock: damaged .*: restore it with git"):
+        Lock(tmp_path / "dvc.lock", [])
+
+
+def test_why_a_program_failed_is_left_for_its_caller(tmp_path, monkeypatch):
+    reason = tmp_path / "reason"
+    monkeypatch.setenv(errors.REASON_VARIABLE, str(reason))
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(SystemExit):
+        errors.run(lambda: fails(errors.DataError("the file \udcff is gone")))  # a name that is no text
+    assert reason.read_text() == r"the file \udcff is gone"
+    with pytest.raises(ZeroDivisionError):
+        errors.run(lambda: fails(ZeroDivisionError("by zero")))
+    assert reason.read_text() == "ZeroDivisionError: by zero"
+
+
+def test_a_run_whose_program_could_not_say_why_it_failed_has_failed_and_its_output_is_shown(fresh):
+    """The stage's module cannot even be read; and what a full disk has left of the reason is an empty file."""
+    assert fresh.stage("download").returncode == 0
+    (fresh.top / "pipeline" / "train.py").write_text(
+        "import os, pathlib\npathlib.Path(os.environ['OPTLAB_REASON']).touch()\nimport no_such_module\n"
+    )
+    result = fresh.run("optlab", "repro", "--jobs", "2")
+    assert result.returncode == 1
+    assert "2 of 2 runs failed" in result.stderr
+    assert "No module named 'no_such_module'" in result.stdout
 
 
 def test_the_order_of_the_lock(tmp_path):

@@ -21,15 +21,16 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from optlab.config.parameters import Config, run_id
 from optlab.system import dvc, files, locks, processes
-from optlab.system.errors import REASON_VARIABLE, BusyError, RunsFailedError
+from optlab.system.errors import REASON_VARIABLE, BusyError, RecordError, RunsFailedError, one_line
 from optlab.tracking.observers import PROGRESS_MARK, PROGRESS_VARIABLE
 
 _YAML = YAML()  # as DVC writes its lock: what is only moved keeps its bytes
 _YAML.default_flow_style = False
+_TAIL = 20  # lines of a child's output
 
 
 def repro(config: Config, folder: Path, jobs: int) -> None:
@@ -162,7 +163,10 @@ class Crew:
             lines, status = self._child(run, targets, environment, cores, display)
             if not status:
                 return None
-            return reason.read_text() if reason.exists() else _last(lines) or f"ended with exit status {status}"
+            told = reason.read_text() if reason.exists() else ""
+            if not told:  # nothing of ours could say why: show what there is
+                display.say("".join(lines[-_TAIL:]).rstrip())
+            return told or _last(lines) or f"ended with exit status {status}"
 
     def _child(self, run: str, targets: list[str], environment: dict[str, str], cores: set[int],
                display: "Display") -> tuple[list[str], int]:  # fmt: skip
@@ -250,7 +254,12 @@ class Lock:
         self._order += [name for name in stages if name not in self._order]
 
     def _read(self) -> dict[str, Any]:
-        return _YAML.load(self._path) or {} if self._path.exists() else {}
+        try:
+            lock = _YAML.load(self._path) if self._path.exists() else {}
+            dict(lock["stages"] if lock else {})
+        except (YAMLError, TypeError, ValueError, KeyError) as error:
+            raise RecordError(f"{self._path}: damaged ({one_line(error)}): restore it with git") from None
+        return lock or {}
 
     def restore_order(self) -> None:
         """Put the entries into their order; those of other stages follow as they are."""

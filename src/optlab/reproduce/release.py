@@ -85,13 +85,12 @@ def stale_stages() -> list[str]:
 
 def mark(compared: Comparison, tag: str) -> str:
     """Tag the MLflow runs of the comparison, so that they can be filtered; returns a sentence about it."""
-    from optlab.tracking import replay
 
     try:
         client = server.connect()
         identity = server.experiment(client, experiment(Path()))
         wanted = [(run.files.id, run.trained.weights_sha256) for run in compared.runs]
-        found = [run for run in replay.find_runs(client, identity, wanted) if run is not None]
+        found = [run for run in server.find_runs(client, identity, wanted) if run is not None]
         for run in found:
             # One tag per release: a run can belong to several.
             client.set_tag(run.info.run_id, f"release.{tag}", "yes")

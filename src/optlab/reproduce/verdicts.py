@@ -7,7 +7,7 @@ from typing import Any
 
 from optlab.reproduce.judgement import Result
 from optlab.system.revision import Revision
-from optlab.tracking import facts, replay
+from optlab.tracking import facts, replay, server
 from optlab.tracking.journal import Journal, now_ms
 
 EXPERIMENT = "optlab-reproductions"
@@ -94,7 +94,7 @@ def _original(run: str, weights: str | None) -> str | None:
     if weights is None:
         return None
     try:
-        return replay.find_run(facts.EXPERIMENT, run, weights)
+        return server.find_run(facts.EXPERIMENT, run, weights)
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

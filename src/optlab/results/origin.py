@@ -40,6 +40,8 @@ def mixture(runs: Mapping[str, Conditions | None], portable: bool) -> dict[str, 
     for name in names:
         groups: dict[str, list[str]] = {}
         for run, each in known.items():
+            if name not in each and name.startswith("packages."):
+                continue  # it has no use for it: one optimizer's own package is no condition of the others
             groups.setdefault(str(each.get(name, UNKNOWN)), []).append(run)
         if len(groups) > 1:
             found[title(name)] = groups

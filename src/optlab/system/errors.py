@@ -96,7 +96,7 @@ def _leave(reason: str) -> None:
     """Write the reason where the caller looks for it, if it asked for that."""
     if REASON_VARIABLE in os.environ:
         with contextlib.suppress(OSError):
-            Path(os.environ[REASON_VARIABLE]).write_text(reason)
+            Path(os.environ[REASON_VARIABLE]).write_text(reason, errors="backslashreplace")
 
 
 def say(text: str) -> None:

@@ -39,9 +39,14 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if repository.is_copy():  # nobody else has locks of that name
-            owner.unlink(missing_ok=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
+        if repository.is_copy():
+            forget(name)  # nobody else has locks of that name
+
+
+def forget(name: str) -> None:
+    """Remove the files of a lock that nobody will ask for again: that of a copy of the repository which is gone."""
+    for ending in ("pid", "lock"):
+        (repository.home() / LOCKS / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def _who(owner: Path) -> str:

@@ -11,7 +11,7 @@ from optlab.record.runs import RunFiles
 from optlab.system import git
 from optlab.system.errors import RevisionError, TrackingError, one_line
 from optlab.system.revision import Revision
-from optlab.tracking import facts, replay, server
+from optlab.tracking import facts, server
 from optlab.tracking.journal import with_key
 
 
@@ -46,7 +46,7 @@ def write(revision: Revision) -> Iterator[str]:
 
 def _in_mlflow(run: str, weights: str) -> str | None:
     try:
-        return replay.find_run(facts.EXPERIMENT, run, weights)
+        return server.find_run(facts.EXPERIMENT, run, weights)
     except Exception as error:
         raise TrackingError(f"MLflow at {server.uri()} was not reached ({one_line(error)[:200]}): try later") from None
 

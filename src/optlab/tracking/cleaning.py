@@ -78,8 +78,9 @@ def _whole(said: Summary | None, journal: Journal) -> Summary | None:
 
 
 def _recorded() -> set[str]:
-    """The SHA-256 of the weights of every run of the record, of all pipelines."""
-    paths = (path for depth in ("", "*/", "*/*/") for path in Path().glob(f"{depth}{RUNS}/*/train.json"))
+    """The SHA-256 of the weights of every run of the record, of all pipelines and of experiments under way."""
+    depths = ("", "*/", "*/*/", ".dvc/tmp/exps/**/")
+    paths = (path for depth in depths for path in Path().glob(f"{depth}{RUNS}/*/train.json"))
     return {Trained.read(path).weights_sha256 for path in paths}
 
 
@@ -95,14 +96,17 @@ def _judge(journal: Journal, said: Summary | None, recorded: set[str], finished:
         with locks.holding(said.lock), FileLock(journal.folder / "lock", timeout=0):
             if sent(journal) != said:  # somebody has added to it since
                 return Verdict(name, _NOT_SENT)
-            return Verdict(name, freed=_remove(journal.folder))
+            ours, freed = journal.is_ours(), _remove(journal.folder)
+        if not ours:
+            locks.forget(said.lock)
+        return Verdict(name, freed=freed)
     except (BusyError, Timeout):
         return Verdict(name, _BUSY)
 
 
 def _may_go_on(journal: Journal, said: Summary, finished: set[str]) -> bool:
     """Whether the next training would go on with it: it was stopped, and the run has not come to its end since."""
-    if said.status in ("completed", "diverged"):
+    if said.status in ("completed", "diverged") or not journal.is_ours():  # an experiment's copy does not come back
         return False
     return said.lock not in finished or any(CHECKPOINTS.glob(f"*/*/{journal.folder.name}"))
 

@@ -121,6 +121,11 @@ class Journal:
         known = Note.read(self.folder).summary
         return known if known and known.size == self.size() else Summary.of(self.lines())
 
+    def is_ours(self) -> bool:
+        """Whether its run is one of this working tree, and not of another copy of the repository."""
+        said = self.summary()
+        return said.lock == notes.run_lock(said.experiment, self.run)
+
     def publish(self) -> None:
         """End the draft: from now on the journal is seen, and sent."""
         if self.path != self.folder / _EVENTS:
@@ -183,6 +188,8 @@ class Journal:
         if said.lock and said.status is None:
             with contextlib.suppress(BusyError), locks.holding(said.lock):
                 self._end_of_dead()
+                if not self.is_ours():
+                    locks.forget(said.lock)  # the copy is gone
 
     def _end_of_dead(self) -> None:
         lifecycle = self.lifecycle()
@@ -282,6 +289,16 @@ def _ending(key: str) -> str:
 
 
 def find(run: str, weights_sha256: str) -> Journal | None:
-    """The newest journal of a run whose training ended with these weights."""
-    own = (journal for journal in reversed(all_journals()) if journal.run == run)
-    return next((journal for journal in own if weights_sha256 in journal.summary().weights), None)
+    """The newest journal of a run whose training ended with these weights.
+
+    Equal runs of several experiments end with equal weights: a copy takes its own only, and the repository another's
+    only where it has none.
+    """
+    another = None
+    for journal in reversed(all_journals()):
+        said = journal.summary() if journal.run == run else None
+        if said and weights_sha256 in said.weights:
+            if said.lock == notes.run_lock(said.experiment, run):
+                return journal
+            another = another or journal
+    return None if repository.is_copy() else another

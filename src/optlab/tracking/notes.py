@@ -72,7 +72,7 @@ class Summary(BaseModel):
 def _opening(start: dict[str, Any]) -> dict[str, str]:
     try:
         run = start["tags"].get("optlab.run", start["name"])
-        lock = start.get("lock") or run_lock(start["experiment"], run)
+        lock = start.get("lock") or f"{start['experiment']}-{run}"  # what versions before that of copies held
         return {"experiment": str(start["experiment"]), "lock": str(lock)}
     except (KeyError, AttributeError):  # damaged: the store will refuse it
         return {}

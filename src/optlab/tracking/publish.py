@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from optlab.results import origin
 from optlab.results.comparison import Comparison
-from optlab.system import repository
+from optlab.system import git, repository
 from optlab.system.errors import one_line
 from optlab.tracking import facts, journal, replay, sending, server, view
 from optlab.tracking.facts import experiment as experiment_name
@@ -29,6 +29,8 @@ def publish(compared: Comparison, folder: Path) -> str:
         if not replay.push_pending():
             return _AWAY
         if repository.is_copy():  # it is not the comparison that the repository stands at
+            # DVC commits what is tracked and what the stages declare: a new run's conditions are neither.
+            git.ask("add", "--", *(str(run.files.conditions) for run in compared.runs if run.conditions))
             return f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         client = server.connect()
         experiment = server.experiment(client, name)
@@ -48,7 +50,7 @@ def _complete(compared: Comparison) -> None:
     """Evaluate in the journal what was trained once more with the same weights: DVC runs no second evaluation then."""
     for run in compared.runs:
         log = journal.find(run.files.id, run.trained.weights_sha256)
-        if log is not None and not log.evaluated:
+        if log is not None and log.is_ours() and not log.evaluated:
             weights = run.files.weights if run.files.weights.exists() else None
             facts.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
 
@@ -58,7 +60,7 @@ def _mark_current(client: "MlflowClient", experiment: str, compared: Comparison)
     wanted = [(run.files.id, run.trained.weights_sha256) for run in compared.runs]
     found = {
         run.files.id: logged
-        for run, logged in zip(compared.runs, replay.find_runs(client, experiment, wanted), strict=True)
+        for run, logged in zip(compared.runs, server.find_runs(client, experiment, wanted), strict=True)
         if logged is not None
     }
     keep = {logged.info.run_id for logged in found.values()}

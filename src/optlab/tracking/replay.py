@@ -15,7 +15,7 @@ from optlab.system import repository
 from optlab.system.errors import WeightsError, one_line, say
 from optlab.tracking import server
 from optlab.tracking.journal import JOURNALS, Journal, all_journals
-from optlab.tracking.notes import WEIGHTS_TAG, Note, Summary, events
+from optlab.tracking.notes import Note, Summary, events
 from optlab.tracking.sending import send
 
 if TYPE_CHECKING:
@@ -177,8 +177,9 @@ class Elsewhere:
     def __init__(self, journal: Journal | None = None) -> None:
         words = [journal.folder.name] if journal else []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "optlab.tracking.replay", *words], cwd=repository.home(), stdin=subprocess.PIPE
-        )
+            [sys.executable, "-m", "optlab.tracking.replay", *words], cwd=repository.home(), stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the training: what that says of its end is still to be sent
+        )  # fmt: skip
 
     def wake(self) -> None:
         """Say that the journal has grown."""
@@ -189,8 +190,10 @@ class Elsewhere:
 
     def finish(self) -> bool:
         """Wait until it has sent the rest, or given up; True if MLflow has everything it takes."""
-        with contextlib.suppress(OSError):
+        try:
             self._process.communicate(timeout=2 * _PATIENCE_S)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
         return self._process.returncode == 0
 
 
@@ -274,25 +277,6 @@ def _is_final(error: Exception) -> bool:
 
 def _warn(text: str) -> None:
     say(f"warning: MLflow at {server.uri()} {text}")
-
-
-def find_run(experiment: str, run: str, weights: str) -> str | None:
-    """The id of the newest MLflow run of that id with weights of that SHA-256 in the experiment of that name, or None.
-
-    Raises:
-        Exception: whatever MLflow raises when it cannot be reached.
-    """
-    client = server.connect()
-    found = next(find_runs(client, server.experiment(client, experiment), [(run, weights)]))
-    return str(found.info.run_id) if found else None
-
-
-def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:
-    """For each (id of a run, digest of its weights), the newest MLflow run with both, or None."""
-    for name, digest in runs:
-        wanted = f"tags.`optlab.run` = '{name}' AND tags.`{WEIGHTS_TAG}` = '{digest}'"
-        found = client.search_runs([experiment], wanted, max_results=1, order_by=["start_time DESC"])
-        yield found[0] if found else None
 
 
 if __name__ == "__main__":

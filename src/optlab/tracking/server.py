@@ -8,14 +8,16 @@ import ssl
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from optlab.system import repository
 from optlab.system.errors import one_line
+from optlab.tracking.notes import WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -186,3 +188,22 @@ def _create_database() -> None:
     finally:
         for left in Path().glob(f"{fresh}*"):  # a full disk is not to be filled further
             left.unlink()
+
+
+def find_run(name: str, run: str, weights: str) -> str | None:
+    """The id of the newest MLflow run of that id with weights of that SHA-256 in the experiment of that name, or None.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    client = connect()
+    found = next(find_runs(client, experiment(client, name), [(run, weights)]))
+    return str(found.info.run_id) if found else None
+
+
+def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:
+    """For each (id of a run, digest of its weights), the newest MLflow run with both, or None."""
+    for run, digest in runs:
+        wanted = f"tags.`optlab.run` = '{run}' AND tags.`{WEIGHTS_TAG}` = '{digest}'"
+        found = client.search_runs([experiment], wanted, max_results=1, order_by=["start_time DESC"])
+        yield found[0] if found else None
