@@ -78,7 +78,7 @@ def test_an_interruption_stops_every_child(fresh, number):
         time.sleep(0.2)
     assert len(projects.processes_below(fresh.top)) >= 5  # optlab, two of DVC, two trainings
     parent.send_signal(number)
-    output, _ = parent.communicate(timeout=60)
+    output, _ = parent.communicate(timeout=90)
     assert parent.returncode == 130, output
     assert "stopped: what is complete is kept" in output
     assert "failed" not in output

@@ -164,7 +164,7 @@ class Crew:
             if not status:
                 return None
             told = reason.read_text() if reason.exists() else ""
-            if not told:  # nothing of ours could say why: show what there is
+            if not told and not self._stopping.is_set():  # nothing of ours could say why: show what there is
                 display.say("".join(lines[-_TAIL:]).rstrip())
             return told or _last(lines) or f"ended with exit status {status}"
 

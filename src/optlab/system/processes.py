@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-PATIENCE_S = 20.0  # between asking a process to stop and killing it
+PATIENCE_S = 45.0  # between asking a process to stop and killing it: on a busy machine MLflow alone takes 20 to load
 CALLER_VARIABLE = "OPTLAB_PID"  # of the `optlab` that starts stages, or starts the DVC that does
 _STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for what it starts, and so by nobody above DVC
 _LOOK_S = 0.5  # how often to see whether the callers are alive
