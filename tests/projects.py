@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from ruamel.yaml import YAML
 
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
@@ -126,6 +127,18 @@ def processes_below(folder: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def commit(project: Project, message: str) -> None:
+    """All that git does not ignore."""
+    for words in (["add", "-A"], ["commit", "-qm", message]):
+        result = project.run("git", *words)
+        assert result.returncode == 0, result.stderr
+
+
+def lock_of(project: Project) -> dict[str, dict]:
+    """The stages of its dvc.lock."""
+    return YAML(typ="safe").load(project.top / "dvc.lock")["stages"]
 
 
 def create(top: Path) -> Project:

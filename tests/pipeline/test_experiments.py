@@ -5,14 +5,13 @@ import subprocess
 import time
 
 import pytest
-from projects import logged_runs, processes_below
+from projects import commit, logged_runs, processes_below
 
 
 @pytest.fixture
 def committed(copied):
     """A project whose record is committed, as experiments need it."""
-    for words in (["add", "-A"], ["commit", "-qm", "record"]):
-        assert copied.run("git", *words).returncode == 0
+    commit(copied, "record")
     return copied
 
 

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import projects
 import pytest
-from ruamel.yaml import YAML
+from projects import lock_of
 
 from optlab.execution.side_by_side import Lock, cores_for
 from optlab.system import errors
 from optlab.system.errors import RecordError
-
-
-def lock_of(project):
-    return YAML(typ="safe").load(project.top / "dvc.lock")["stages"]
 
 
 def test_side_by_side_leaves_the_lock_of_plain_repro(reproduced, fresh):

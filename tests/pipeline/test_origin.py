@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from projects import logged_runs
+from projects import commit, lock_of, logged_runs
 
 MIXED = "1.0 (adam-0)"
 
@@ -28,12 +28,6 @@ def test_dvc_sees_it_for_the_comparison_alone_and_no_digest_of_a_run_changes(mix
         for each in (project, reproduced[0])
     ]
     assert outputs[0] == outputs[1]
-
-
-def lock_of(project):
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(project.top / "dvc.lock")["stages"]
 
 
 def test_it_is_named_in_the_terminal_the_report_and_mlflow(mixed, reproduced):
@@ -77,8 +71,7 @@ def test_an_optimizer_s_own_package_is_recorded(reproduced, tmp_path):
 def test_a_module_that_no_commit_has_makes_the_tree_dirty(reproduced, tmp_path):
     project = reproduced[0].copy(tmp_path / "project")
     project.edit("params.yaml", "sgd: {class: SGD, ", "sgd: {class: sign_descent.SignDescent, ")
-    for word in ("add", "commit"):
-        project.run("git", word, *(["-A"] if word == "add" else ["-qm", "all of it"]))
+    commit(project, "all of it")
     dirty = {}
     for name in ("sign_descent", "mine"):
         if name == "mine":

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import projects
 import pytest
+from projects import commit
 
 from optlab.training.conditions import onednn_isa
-
-
-def commit(project, message):
-    assert project.run("git", "add", "-A").returncode == 0
-    assert project.run("git", "commit", "-qm", message).returncode == 0
 
 
 @pytest.fixture(scope="module")

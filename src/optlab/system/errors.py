@@ -72,16 +72,13 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # who reads the output has stopped; a print at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            _leave(f"{type(error).__name__}: {one_line(error)}")
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror}: make room or mend it, then run the same command again")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror}: make room or mend it, then run the same command again")
         _leave(f"{type(error).__name__}: {one_line(error)}")
         raise
 

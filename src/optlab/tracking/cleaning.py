@@ -96,8 +96,8 @@ def _judge(journal: Journal, said: Summary | None, recorded: set[str], finished:
         with locks.holding(said.lock), FileLock(journal.folder / "lock", timeout=0):
             if sent(journal) != said:  # somebody has added to it since
                 return Verdict(name, _NOT_SENT)
-            ours, freed = journal.is_ours(), _remove(journal.folder)
-        if not ours:
+            freed = _remove(journal.folder)
+        if not said.is_ours(journal.run):
             locks.forget(said.lock)
         return Verdict(name, freed=freed)
     except (BusyError, Timeout):
@@ -106,7 +106,9 @@ def _judge(journal: Journal, said: Summary | None, recorded: set[str], finished:
 
 def _may_go_on(journal: Journal, said: Summary, finished: set[str]) -> bool:
     """Whether the next training would go on with it: it was stopped, and the run has not come to its end since."""
-    if said.status in ("completed", "diverged") or not journal.is_ours():  # an experiment's copy does not come back
+    if said.status in ("completed", "diverged"):
+        return False
+    if not said.is_ours(journal.run):  # an experiment's copy does not come back
         return False
     return said.lock not in finished or any(CHECKPOINTS.glob(f"*/*/{journal.folder.name}"))
 

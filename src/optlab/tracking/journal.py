@@ -121,11 +121,6 @@ class Journal:
         known = Note.read(self.folder).summary
         return known if known and known.size == self.size() else Summary.of(self.lines())
 
-    def is_ours(self) -> bool:
-        """Whether its run is one of this working tree, and not of another copy of the repository."""
-        said = self.summary()
-        return said.lock == notes.run_lock(said.experiment, self.run)
-
     def publish(self) -> None:
         """End the draft: from now on the journal is seen, and sent."""
         if self.path != self.folder / _EVENTS:
@@ -188,7 +183,7 @@ class Journal:
         if said.lock and said.status is None:
             with contextlib.suppress(BusyError), locks.holding(said.lock):
                 self._end_of_dead()
-                if not self.is_ours():
+                if not said.is_ours(self.run):
                     locks.forget(said.lock)  # the copy is gone
 
     def _end_of_dead(self) -> None:
@@ -298,7 +293,7 @@ def find(run: str, weights_sha256: str) -> Journal | None:
     for journal in reversed(all_journals()):
         said = journal.summary() if journal.run == run else None
         if said and weights_sha256 in said.weights:
-            if said.lock == notes.run_lock(said.experiment, run):
+            if said.is_ours(run):
                 return journal
             another = another or journal
     return None if repository.is_copy() else another

@@ -31,7 +31,11 @@ def events(lines: list[bytes], skip: str = "") -> Iterator[dict[str, Any]]:
 
 def run_lock(experiment: str, run: str) -> str:
     """The lock that a process holds while it is at work on a run of an experiment; a copy's runs are others."""
-    return f"{experiment}-{run}" + (f"-{Path.cwd().name}" if repository.is_copy() else "")
+    return _home_lock(experiment, run) + (f"-{Path.cwd().name}" if repository.is_copy() else "")
+
+
+def _home_lock(experiment: str, run: str) -> str:
+    return f"{experiment}-{run}"
 
 
 class Summary(BaseModel):
@@ -68,11 +72,15 @@ class Summary(BaseModel):
                 weights.append(str(tags[WEIGHTS_TAG]))
         return cls(size=sum(len(line) + 1 for line in lines), weights=tuple(weights), **said)
 
+    def is_ours(self, run: str) -> bool:
+        """Whether the run of that id is one of this working tree, and not of another copy of the repository."""
+        return self.lock == run_lock(self.experiment, run)
+
 
 def _opening(start: dict[str, Any]) -> dict[str, str]:
     try:
         run = start["tags"].get("optlab.run", start["name"])
-        lock = start.get("lock") or f"{start['experiment']}-{run}"  # what versions before that of copies held
+        lock = start.get("lock") or _home_lock(start["experiment"], run)  # which versions before copies did not say
         return {"experiment": str(start["experiment"]), "lock": str(lock)}
     except (KeyError, AttributeError):  # damaged: the store will refuse it
         return {}

@@ -99,7 +99,7 @@ class JournalWriter(Observer):
 
     Args:
         journal: where to.
-        facts: what else its first event says, as from `runlog.facts`.
+        facts: what else its first event says, as from `facts.facts`.
         written: called after each flush, to wake whoever reads the journal.
     """
 

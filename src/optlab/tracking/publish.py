@@ -26,11 +26,12 @@ def publish(compared: Comparison, folder: Path) -> str:
     name = experiment_name(folder)
     try:
         _complete(compared)
+        if repository.is_copy():
+            # DVC commits what is tracked and what the stages declare: a new run's conditions are neither.
+            git.ask("add", "--", *(str(run.files.conditions) for run in compared.runs if run.conditions))
         if not replay.push_pending():
             return _AWAY
         if repository.is_copy():  # it is not the comparison that the repository stands at
-            # DVC commits what is tracked and what the stages declare: a new run's conditions are neither.
-            git.ask("add", "--", *(str(run.files.conditions) for run in compared.runs if run.conditions))
             return f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         client = server.connect()
         experiment = server.experiment(client, name)
@@ -50,7 +51,7 @@ def _complete(compared: Comparison) -> None:
     """Evaluate in the journal what was trained once more with the same weights: DVC runs no second evaluation then."""
     for run in compared.runs:
         log = journal.find(run.files.id, run.trained.weights_sha256)
-        if log is not None and log.is_ours() and not log.evaluated:
+        if log is not None and log.summary().is_ours(run.files.id) and not log.evaluated:
             weights = run.files.weights if run.files.weights.exists() else None
             facts.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
 
