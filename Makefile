@@ -22,18 +22,16 @@ $(VENV)/installed-bench: $(VENV)/installed
 install: $(VENV)/installed ## Create .venv and install the pinned packages
 
 repro: $(VENV)/installed ## Download, train every optimizer, evaluate, compare
-	optlab check
-	dvc repro
+	optlab repro
 
 tutorial: $(VENV)/installed ## Replay the tutorial's experiment
-	cd tutorial && optlab check
-	dvc repro tutorial/dvc.yaml
+	cd tutorial && optlab repro
 
 ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_WORKERS=1 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui
 
 test: $(VENV)/installed ## Run the tests
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed ## Check style, types and imports
 	ruff check .
@@ -44,6 +42,7 @@ lint: $(VENV)/installed ## Check style, types and imports
 bench: $(VENV)/installed-bench ## Measure the speed on this machine
 	python benchmarks/throughput.py
 	python benchmarks/side_by_side.py
+	python benchmarks/startup.py
 
 clean: ## Remove .venv and the caches of the tools
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,8 @@
 Usage: python benchmarks/faults.py kills|outages [--trials N] [--jobs N] [--seed N]
        python benchmarks/faults.py checkpoints    (what they cost; the whole data set must be there)
 
-Each trial has a project of its own and runs `dvc repro` of one training and its evaluation. Prints a line per trial and
+Each trial has a project of its own and runs one training and its evaluation, every other one by `dvc repro`, the rest
+by `optlab repro`. Prints a line per trial and
 a table; exit status 1 if anything was lost or wrong. MLflow's database is read with SQL, not with optlab's code.
 """
 
@@ -28,8 +29,10 @@ import projects
 from projects import Project
 from servers import Server, journalled, metrics_in, runs_in, wait_until
 
-STAGES = ("train@adam-0", "evaluate@adam-0")
-COMMAND = ("dvc", "repro", "--single-item", *STAGES)
+COMMANDS = {
+    "dvc": ("dvc", "repro", "--single-item", "train@adam-0", "evaluate@adam-0"),
+    "optlab": ("optlab", "repro", "--jobs", "1"),
+}
 OUTPUTS = (
     "models/adam-0.safetensors",
     "runs/adam-0/train.json",
@@ -45,15 +48,16 @@ def base(folder: Path) -> Project:
     project = projects.create(folder)
     project.edit("params.yaml", "epochs: 2", "epochs: 40")
     project.edit("params.yaml", "threads: 2", "threads: 1")
+    project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
     assert project.run("dvc", "repro", "download").returncode == 0
     return project
 
 
-def start(project: Project, **environment: str) -> "subprocess.Popen[bytes]":
+def start(project: Project, way: str, **environment: str) -> "subprocess.Popen[bytes]":
     """The command, as it prints into a file of the project's."""
     with printed_in(project).open("wb") as output:
         return subprocess.Popen(
-            COMMAND, cwd=project.top, env=project.environment | environment, start_new_session=True,
+            COMMANDS[way], cwd=project.top, env=project.environment | environment, start_new_session=True,
             stdout=output, stderr=output,
         )  # fmt: skip
 
@@ -85,31 +89,34 @@ class Reference:
     metrics: Counter[tuple[Any, ...]]
 
 
-def reference(project: Project, folder: Path) -> Reference:
+def reference(project: Project, folder: Path, way: str) -> Reference:
     own = project.copy(folder)
     began = time.monotonic()
-    child = start(own)
+    child = start(own, way)
     assert child.wait() == 0, printed_in(own).read_text()
     return Reference(time.monotonic() - began, digests(own), computed(metrics_in(own.top / "mlflow.db")))
 
 
-def kill_trial(project: Project, wanted: Reference, folder: Path, moment: float, victim: str) -> dict[str, Any]:
+def kill_trial(
+    project: Project, wanted: Reference, folder: Path, moment: float, victim: str, way: str
+) -> dict[str, Any]:
     """Kill at a moment, then run the same command to its end.
 
-    victim: `all` (every process at once), `stage` (what DVC started), or `dvc` alone, with the next command at once.
+    victim: `all` (every process at once), `started` (what the command has started), or the `command` alone, with the
+    next one at once.
     """
     own = project.copy(folder)
-    child = start(own)
+    child = start(own, way)
     time.sleep(moment)
     finished = child.poll() is not None
     if not finished:
         below = [each for each in projects.processes_below(own.top) if each.pid != child.pid]
-        for each in [] if victim == "dvc" else below:
+        for each in [] if victim == "command" else below:
             each.kill()
-        if victim != "stage":
+        if victim != "started":
             child.kill()
         child.wait()
-    again = own.run(*COMMAND)
+    again = own.run(*COMMANDS[way])
     wait_until(lambda: not projects.processes_below(own.top), 30)
     left = projects.processes_below(own.top)
     printed = again.stdout + again.stderr + printed_in(own).read_text()
@@ -128,17 +135,19 @@ def kill_trial(project: Project, wanted: Reference, folder: Path, moment: float,
     for each in left:
         each.kill()
     resumed = "continues after step" in again.stdout
-    text = "after the end" if finished else f"{victim} killed"
+    text = f"{way}, after the end" if finished else f"{way}, {victim} killed"
     return {"text": f"{moment:5.1f} s  {text}{', continued' if resumed else ''}", "faults": faults, "output": printed,
-            "kind": "after the end" if finished else f"{victim} killed", "continued": resumed}  # fmt: skip
+            "kind": text, "continued": resumed}  # fmt: skip
 
 
-def outage_trial(project: Project, wanted: Reference, folder: Path, moment: float, kind: str) -> dict[str, Any]:
+def outage_trial(
+    project: Project, wanted: Reference, folder: Path, moment: float, kind: str, way: str
+) -> dict[str, Any]:
     """A server that goes away or hangs at a moment; back at once or after the end; then `optlab sync`."""
     own, server = project.copy(folder), Server(folder.with_name(f"{folder.name}-server"))
     try:
         began = time.monotonic()
-        child = start(own, MLFLOW_TRACKING_URI=server.uri)
+        child = start(own, way, MLFLOW_TRACKING_URI=server.uri)
         time.sleep(moment)
         server.signal(signal.SIGSTOP if kind == "hangs" else signal.SIGKILL)
         if kind == "restarted":
@@ -167,11 +176,11 @@ def outage_trial(project: Project, wanted: Reference, folder: Path, moment: floa
             "runs too many": len(statuses) - 1,
             "not FINISHED": sum(status != "FINISHED" for status in statuses),
             "tracebacks": printed.count("Traceback"),
-            "warnings too many": max(0, output.count("warning:") - len(STAGES)),  # one for each stage
+            "warnings too many": max(0, output.count("warning:") - 2),  # of what sends, and of who shows the comparison
             "changed by a second sync": sum(((first - second) + (second - first)).values()),
         }
-        return {"text": f"{moment:5.1f} s  {kind}, {seconds / wanted.seconds:.2f} × the time", "faults": faults,
-                "output": printed, "kind": kind, "ratio": seconds / wanted.seconds}  # fmt: skip
+        return {"text": f"{moment:5.1f} s  {way}, {kind}, {seconds / wanted.seconds:.2f} × the time", "faults": faults,
+                "output": printed, "kind": f"{way}, {kind}", "ratio": seconds / wanted.seconds}  # fmt: skip
     finally:
         server.signal(signal.SIGKILL)
         server.process.wait()
@@ -225,21 +234,24 @@ def main() -> None:
         checkpoint_cost()
         return
     trial, kinds, default = {
-        "kills": (kill_trial, ("all", "stage", "dvc"), 50),
+        "kills": (kill_trial, ("all", "started", "command"), 50),
         "outages": (outage_trial, ("killed", "restarted", "hangs"), 20),
     }[options.what]
     trials, draw = options.trials or default, random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="optlab-faults-") as name:
         folder = Path(name)
         project = base(folder / "base")
-        wanted = reference(project, folder / "reference")
-        print(f"undisturbed: {wanted.seconds:.1f} s, {sum(wanted.metrics.values())} metrics", flush=True)
+        wanted = {way: reference(project, folder / f"reference-{way}", way) for way in COMMANDS}
+        for way, each in wanted.items():
+            print(f"{way}, undisturbed: {each.seconds:.1f} s, {sum(each.metrics.values())} metrics", flush=True)
         results: list[dict[str, Any]] = []
-        plans = [(number, draw.uniform(0, wanted.seconds), kinds[number % len(kinds)]) for number in range(trials)]
+        plans = [(number, draw.random(), kinds[number // 2 % len(kinds)]) for number in range(trials)]
 
         def one(plan: tuple[int, float, str]) -> None:
             number, moment, kind = plan
-            result = trial(project, wanted, folder / f"trial{number}", moment, kind)
+            way = list(COMMANDS)[number % 2]
+            mine = wanted[way]
+            result = trial(project, mine, folder / f"trial{number}", moment * mine.seconds, kind, way)
             results.append(result)
             bad = {key: value for key, value in result["faults"].items() if value}
             print(f"{number + 1:3}  {result['text']}  {bad or 'nothing lost or wrong'}", flush=True)

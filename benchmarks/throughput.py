@@ -8,8 +8,10 @@ MLflow) is not counted there; the share of logging in a whole default training c
 """
 
 import argparse
+import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,16 +25,16 @@ import torch
 from needs import TOP
 from throughput_report import BATCH, Figures, report
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
 from optlab.config import parameters, reading
 from optlab.data import dataset
 from optlab.system import dvc, errors, repository
-from optlab.tracking import server
 from optlab.tracking.facts import facts
 from optlab.tracking.journal import Journal
+from optlab.tracking.link import Link
 from optlab.tracking.observers import JournalWriter, Progress
-from optlab.tracking.replay import Live
 from optlab.training import conditions, loop, models
 from optlab.training.numerics import PORTABLE
 from optlab.training.optimizers import build
@@ -159,41 +161,44 @@ class Timed(loop.Observer):
         self._call(self._inner.on_end, *arguments)
 
 
-def run_optlab(images: int, precision: str, epochs: int = 1, connected: bool = True,
+def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
                numerics: str = "fast") -> dict[str, float]:  # fmt: skip
-    """One training as the pipeline does it, with progress, journal and MLflow, in a repository of its own.
+    """Trainings as the pipeline does them, with progress, journal and MLflow, in a repository of its own.
 
-    `logging`: the wall time in progress bar and journal, plus the CPU time of the thread that fills MLflow, plus
-    the time that the end waits for it, over the wall time of all. `connected`: MLflow is imported and has its database
-    before the clock starts; a short measurement would count little else.
+    `logging`: the time in progress bar and journal, plus the CPU time of the process that fills MLflow, from its import
+    to its last write, over the wall time of the trainings.
     """
     chosen = settings(images, precision, epochs, numerics)
     splits = dataset.load(TOP / repository.DATA, chosen.data)
     device = conditions.apply(chosen.training)
+    spent = elapsed = 0.0
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
-        if connected:
-            server.connect()
-        journal = Journal.create("sgd-0")
-        live = Live(journal)
-        opening = facts(chosen, Path(), "sgd", 0, conditions.current(device))
-        logs = [Timed(Progress(epochs, images)), Timed(JournalWriter(journal, opening, live.wake))]
-        clock = Clock()
-        started = time.perf_counter()
-        loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
-        trained = time.perf_counter() - started
-        thread = time.clock_gettime(time.pthread_getcpuclockid(live.thread_id))
-        live.finish()
-        elapsed = time.perf_counter() - started
+        sender = Link()
+        for _ in range(trainings):
+            journal = Journal.create("sgd-0")
+            opening = facts(chosen, Path(), "sgd", 0, conditions.current(device))
+            writer = JournalWriter(journal, opening, functools.partial(sender.wake, journal.folder.name))
+            logs = [Timed(Progress(epochs, images)), Timed(writer)]
+            clock = Clock()
+            started = time.perf_counter()
+            loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
+            journal.end("completed")
+            elapsed += time.perf_counter() - started
+            spent += sum(log.spent for log in logs)
+        sender.close()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         os.chdir(TOP)
-    spent = sum(log.spent for log in logs) + thread + elapsed - trained
-    return {"rate": clock.seen / (clock.ended - clock.started), "logging": spent / elapsed}
+    return {"rate": clock.seen / (clock.ended - clock.started),
+            "logging": (spent + used.ru_utime + used.ru_stime) / elapsed}  # fmt: skip
 
 
 def run_peak(precision: str) -> dict[str, float]:
-    """The machine's own matrix product, the best of many: FLOP/s; and the FLOP of one image.
+    """The machine's own matrix product, MKL's or oneDNN's, the best of many: FLOP/s; and the FLOP of one image.
+
+    oneDNN's is asked for as a convolution of 1 × 1.
 
     2048 × 2048, but 512 × 512 where bf16 is emulated: there a larger one takes a minute.
     """
@@ -202,15 +207,57 @@ def run_peak(precision: str) -> dict[str, float]:
     emulated = precision == "bf16" and not conditions.bf16_is_native(torch.device("cpu"))
     size, best = 512 if emulated else 2048, 0.0
     matrix = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    for _ in range(3 if emulated else 30):
-        started = time.perf_counter()
-        matrix @ matrix
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    image, kernel = matrix.view(1, size, size // 32, 32), matrix.view(size, size, 1, 1)
+    products = (lambda: matrix @ matrix, lambda: functional.conv2d(image, kernel))  # MKL's, oneDNN's
+    with torch.inference_mode():
+        for _ in range(3 if emulated else 30):
+            for product in products:
+                started = time.perf_counter()
+                product()
+                best = max(best, 2 * size**3 / (time.perf_counter() - started))
     model = models.build("zilliax", 0)
     stepper = build("sgd", settings(BATCH * 10, "fp32").optimizer("sgd"), model)
     with FlopCounterMode(display=False) as counter:
         loop.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
     return {"peak": best, "flop": counter.get_total_flops() / BATCH}
+
+
+# The names of torch's operators begin so.
+PARTS = {
+    "convolution": ("aten::convolution", "aten::mkldnn_convolution", "aten::_convolution", "aten::conv2d"),
+    "pooling": ("aten::max_pool2d",),
+    "linear": ("aten::addmm", "aten::mm", "aten::linear", "aten::t"),
+    "optimizer": ("Optimizer.",),
+}
+
+
+def run_step(precision: str) -> dict[str, float]:
+    """Where the time of a step goes: the share of each part, forward and backward, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    chosen = settings(BATCH * 10, precision)
+    model = models.build("zilliax", 0)
+    stepper = build("sgd", chosen.optimizer("sgd"), model)
+    images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(BATCH, dtype=torch.long)
+    for _ in range(WARMUP):
+        loop.train_step(model, stepper, images, labels, precision)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(WARMUP):
+            loop.train_step(model, stepper, images, labels, precision)
+    times = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for event in profiled.events():
+        times[part_of(event)] += event.self_cpu_time_total
+    return {part: spent / sum(times.values()) for part, spent in times.items()}
+
+
+def part_of(event: Any) -> str:
+    """The part that the outermost operator which has a name in `PARTS` says; its children belong to it."""
+    found = "the rest"
+    while event is not None:
+        found = next((part for part, names in PARTS.items() if event.name.startswith(names)), found)
+        event = event.cpu_parent
+    return found
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
@@ -221,8 +268,10 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "optlab bf16": lambda arguments: run_optlab(arguments.bf16_images, "bf16"),
     "peak fp32": lambda arguments: run_peak("fp32"),
     "peak bf16": lambda arguments: run_peak("bf16"),
+    "step fp32": lambda arguments: run_step("fp32"),
+    "step bf16": lambda arguments: run_step("bf16"),
     "default": lambda arguments: run_optlab(
-        45_000, "fp32", reading.load(TOP / parameters.PARAMS).training.epochs, connected=False
+        45_000, "fp32", reading.load(TOP / parameters.PARAMS).training.epochs, trainings=3
     ),
 }
 

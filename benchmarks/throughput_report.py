@@ -61,6 +61,7 @@ def report(found: Figures) -> str:
     peaks = {
         name: statistics.median(each[name]["peak"] for each in rounds) / 1e9 for name in ("peak fp32", "peak bf16")
     }
+    steps = ["step fp32", "step bf16"]
     costs = [1 - each["optlab portable"]["rate"] / each["optlab fp32"]["rate"] for each in rounds]
     share = f"{default['logging']:.2%} of its time (n = 1), at {default['rate']:.0f} images/s." if default else MISSING
     seconds = f"{spread(noop, '.2f')} s (n = {len(noop)})." if noop else MISSING
@@ -70,10 +71,18 @@ def report(found: Figures) -> str:
         "",
         f"The machine's own matrix product: {peaks['peak fp32']:.3g} GFLOP/s in fp32, "
         f"{peaks['peak bf16']:.3g} in bf16. One image takes {rounds[0]['peak fp32']['flop'] / 1e6:.1f} MFLOP, forward "
-        f"and backward (torch.utils.flop_counter). The product is MKL's, and no upper limit: "
-        f"oneDNN's convolutions can exceed it.",
+        f"and backward (torch.utils.flop_counter). The product is the better of MKL's and oneDNN's.",
         "",
-        f"Logging in the default training (progress, journal, MLflow from its import to its last write): {share}",
+        "Where the time of a step goes, by torch's profiler:",
+        "",
+        "| part | " + " | ".join(steps) + " |",
+        "| --- |" + " --- |" * len(steps),
+        *(
+            f"| {part} | " + " | ".join(spread([each[step][part] for each in rounds], ".0%") for step in steps) + " |"
+            for part in rounds[0][steps[0]]
+        ),
+        "",
+        f"Logging in three default trainings (progress, journal, MLflow from its import to its last write): {share}",
     ]
     if not found.native:
         lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]

@@ -1,19 +1,23 @@
 """Stage compare: all runs → the table, the figures, the report, and the champion in MLflow's registry."""
 
 from optlab.config import parameters, reading
-from optlab.results import comparison, report
 from optlab.system import errors, processes, repository
-from optlab.tracking import publish
+from optlab.tracking.link import Link
 
 
 def main() -> None:
     processes.follow_caller()
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
+    sender = Link()  # it loads MLflow meanwhile
+    from optlab.results import comparison, report
+    from optlab.tracking import publish
+
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
     print(report.text_table(compared))
-    print(publish.publish(compared, folder))
+    print(publish.publish(compared, folder, sender))
+    sender.close()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 from optlab.config import parameters, reading
 from optlab.system import errors, locks, processes, repository
+from optlab.tracking.link import Link
 from optlab.training import numerics
 
 
@@ -16,11 +17,12 @@ def main() -> None:
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
+    sender = Link()
     from optlab.data import dataset
     from optlab.record import runs
     from optlab.record.contents import Trained
     from optlab.results import evaluation
-    from optlab.tracking import facts, journal, replay
+    from optlab.tracking import facts, journal
     from optlab.training import conditions, loop, weights
 
     conditions.apply(settings.training)
@@ -41,7 +43,7 @@ def main() -> None:
         log = journal.find(files.id, digest) or facts.restored(settings, files, files.weights, trained)
         facts.evaluation(log, files.id, files.weights, trained, measured, settings.model)
         log.publish()
-    replay.push_pending()
+    sender.close()
 
 
 if __name__ == "__main__":

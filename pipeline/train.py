@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from optlab.config import parameters, reading
 from optlab.system import errors, locks, processes, repository
+from optlab.tracking.link import Link
 from optlab.training import numerics
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ def main() -> None:
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch
+    sender = Link()  # it loads MLflow meanwhile
     from optlab.data import dataset
     from optlab.record import runs
     from optlab.tracking import facts, observers
     from optlab.tracking.journal import Journal, end_abandoned, resumable
-    from optlab.tracking.replay import live
     from optlab.training import checkpoint, conditions, loop, optimizers
 
     device = conditions.apply(settings.training)
@@ -46,18 +47,17 @@ def main() -> None:
         journal = resumable(files.id, key) or Journal.create(files.id, key)
         end_abandoned(own, journal)
         saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
-        sender = live(journal)
         try:
             with facts.ending(journal):
                 opening = facts.facts(settings, folder, name, seed, in_force)
                 watching = [
                     observers.progress(settings.training.epochs, len(splits.train)),
-                    observers.JournalWriter(journal, opening, sender.wake),
+                    observers.JournalWriter(journal, opening, lambda: sender.wake(journal.folder.name)),
                 ]
                 outcome = loop.train(settings, name, seed, splits, device, watching, saver)
                 write(outcome, settings.model, files, in_force, journal)
         finally:
-            sender.finish()
+            sender.close()
         checkpoint.remove(own)  # last: a kill before this line costs the steps since the last checkpoint only
 
 

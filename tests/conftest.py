@@ -1,7 +1,10 @@
 """The small sample of CIFAR-10 and a configuration that trains on it in a second."""
 
+import os
 import shutil
 from pathlib import Path
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported; several tests share the cores
 
 import pytest
 

@@ -1,11 +1,17 @@
 """A small project of its own: the repository's files, the sample for data, and a shrunken params.yaml."""
 
+import atexit
 import contextlib
+import functools
+import json
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +20,12 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
+from optlab.execution.jobs import Job, Warm
+
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
+
+LONG = 24  # epochs of 7 steps each: some seconds, and so a checkpoint
 
 PARAMS = """\
 model: zilliax
@@ -45,6 +55,7 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.top / "src"),
             "CIFAR10_ARCHIVE": str(SAMPLE),
+            "OMP_WAIT_POLICY": "PASSIVE",  # several tests share the cores: no thread is to wait for another one awake
         }
 
     def run(self, *command: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +65,31 @@ class Project:
 
     def stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one stage module without DVC."""
-        return self.run(sys.executable, f"pipeline/{name}.py", *arguments, **environment)
+        return self.warm(f"pipeline/{name}.py", *arguments, **environment)
+
+    def warm(self, *words: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a stage's module, or `optlab`, as a child of a process that has imported what it needs.
+
+        Where the project's code is not this repository's, or its numerics are decided before the imports, it is a
+        process of its own.
+        """
+        if self._is_of_this_code() and "numerics" not in (self.top / "params.yaml").read_text():
+            return _warm().call(list(words), self.top / folder, self.environment | environment)
+        program = [] if words[0] == "optlab" else [sys.executable]
+        return self.run(*program, *words, folder=folder, **environment)
+
+    def repro(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`dvc repro`, whose stages are such children, and follow nobody."""
+        if self._is_of_this_code():
+            environment = _warm().shim(self.environment | environment)
+        return self.run("dvc", "repro", *words, **environment)
+
+    def _is_of_this_code(self) -> bool:
+        own, its = (
+            {path.relative_to(top): path.read_bytes() for path in top.rglob("*.py")}
+            for top in (TOP / "src" / "optlab", self.top / "src" / "optlab")
+        )
+        return own == its
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""
@@ -66,6 +101,81 @@ class Project:
         """Everything, outputs and stores included, in another place."""
         shutil.copytree(self.top, target, symlinks=True)
         return Project(target)
+
+
+# What the tests' `dvc repro` finds as `python`: it passes its command on, with its output, and waits for the status.
+SHIM = """\
+#!{python} -ISE
+import json, os, socket, sys
+if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+environment = {{name: value for name, value in os.environ.items() if name != "DVC_STAGE"}}
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({place!r})
+    asked = json.dumps({{"words": sys.argv[1:], "folder": os.getcwd(), "environment": environment}}).encode()
+    socket.send_fds(server, [len(asked).to_bytes(8, "big")], [1, 2])
+    server.sendall(asked)
+    sys.exit(int(server.makefile().readline()))
+"""
+
+
+class Stages(Warm):
+    """The process that `Project.warm` forks; one for each process of tests."""
+
+    PROGRAM = (str(Path(__file__).with_name("warm_stages.py")),)
+
+    def __init__(self) -> None:
+        super().__init__(spinning=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+        place = str(self._folder / "socket")
+        (self._folder / "python").write_text(SHIM.format(python=sys.executable, place=place))
+        (self._folder / "python").chmod(0o755)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(place)
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def shim(self, environment: dict[str, str]) -> dict[str, str]:
+        """The environment in which `python` is the shim."""
+        return environment | {"PATH": f"{self._folder}{os.pathsep}{environment['PATH']}"}
+
+    def call(self, words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            status = self._do(words, folder, environment, [out.fileno(), err.fileno()])
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess(words, status, out.read(), err.read())
+
+    def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
+        job = Job(words[0], None, lambda name: None)
+        for descriptor in job.output:
+            os.close(descriptor)
+        job.output = output
+        self._send(job, words, folder, [], environment)
+        status = job.wait()
+        assert not job.reason, job.reason
+        return status
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=self._pass_on, args=[connection], daemon=True).start()
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        with connection:
+            size, output, _, _ = socket.recv_fds(connection, 8, 2)
+            asked = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
+            status = self._do(asked["words"], Path(asked["folder"]), asked["environment"], output)
+            for descriptor in output:
+                os.close(descriptor)
+            connection.sendall(f"{status if status >= 0 else 128 - status}\n".encode())
+
+
+@functools.cache
+def _warm() -> Stages:
+    return Stages()
 
 
 def logged_runs(project: Project) -> dict[str, dict]:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from optlab.data.dataset import CLASSES
+from optlab.config.parameters import CLASSES
 from optlab.results import evaluation
 
 

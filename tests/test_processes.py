@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from optlab.execution import side_by_side
 from optlab.reproduce import rerun
 from optlab.system import processes
 
@@ -144,13 +143,9 @@ def test_an_ancestor_that_ends_while_it_is_looked_at_is_gone(monkeypatch, by_han
         processes.follow_caller()
 
 
-def test_what_optlab_starts_is_told_whose_end_to_follow(monkeypatch):
-    """`optlab repro` before and after the runs, and `optlab reproduce`; the runs themselves are in test_kills."""
-    started = []
-    monkeypatch.setattr(processes, "run", lambda *_, env: started.append(env))
-    side_by_side._plain("the data could not be had", "dvc.yaml:download")
-    started.append(rerun._environment(Path("tree"), Path("bin"), {}))
-    assert [each["OPTLAB_PID"] for each in started] == [str(os.getpid())] * 2
+def test_what_optlab_reproduce_starts_is_told_whose_end_to_follow():
+    """The runs of `optlab repro` are in test_kills."""
+    assert rerun._environment(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
 
 
 WORK = """

@@ -13,8 +13,8 @@ PACKAGE = TOP / "src" / "optlab"
 WATCHING = {"tracking", "system", "config.reading", "config.wording"}
 # Imported without a part in what the stage writes: the download checks all of params.yaml before it begins.
 NOT_USED = {
-    "download": {"config.parameters", "training.models", "training.optimizers"},
-    "compare": {f"training.{name}" for name in ("loop", "models", "optimizers", "schedules")},
+    "download": {"config.parameters", *(f"training.{name}" for name in ("models", "optimizers", "uncompiled"))},
+    "compare": {f"training.{name}" for name in ("loop", "models", "optimizers", "schedules", "uncompiled")},
 }
 
 

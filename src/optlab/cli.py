@@ -49,18 +49,15 @@ def check() -> None:
     folder = repository.enter()
     settings = _settings(folder)
     from optlab.config.parameters import PARAMS
+    from optlab.execution import checked
+    from optlab.results import origin
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab.results import origin
-    from optlab.training import conditions, optimizers
-
-    optimizers.check(settings)
-    for sentence in numerics.limits(settings):
+    found = checked.known(settings) or checked.look(settings)
+    for sentence in found.warnings:
         print(sentence, file=sys.stderr)
-    paths = [path for name in settings.optimizers for path in settings.paths(name)]
-    here = conditions.current(conditions.apply(settings.training), paths)
-    for sentence in origin.made_elsewhere(settings, folder, here):
+    for sentence in origin.made_elsewhere(settings, folder, found.conditions):
         print(f"note: {sentence}", file=sys.stderr)
     count = len(settings.runs())
     print(f"{PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
@@ -74,9 +71,7 @@ def repro(
     folder = repository.enter()
     settings = _settings(folder)
     from optlab.execution import side_by_side
-    from optlab.training import optimizers
 
-    optimizers.check(settings)
     at_once = jobs or max(1, len(side_by_side.available_cores()) // settings.training.threads)
     side_by_side.repro(settings, folder, min(at_once, len(settings.runs())))
 

@@ -52,7 +52,7 @@ def copied(reproduced, tmp_path):
 def longer(reproduced, tmp_path_factory):
     """A project that is to train longer, long enough for a checkpoint, in one thread. Tests take a copy."""
     project = reproduced[0].copy(tmp_path_factory.mktemp("longer") / "project")
-    project.edit("params.yaml", "epochs: 2", "epochs: 40")
+    project.edit("params.yaml", "epochs: 2", f"epochs: {projects.LONG}")
     project.edit("params.yaml", "threads: 2", "threads: 1")
     return project
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from projects import checkpoints, logged_runs, started, until
+from projects import LONG, checkpoints, logged_runs, started, until
 
 
 def removed(result):
@@ -21,19 +21,19 @@ def current(project):
 
 def test_the_journal_of_a_former_run_goes_and_is_not_missed(copied):
     """Not even when its parameters come back, and DVC its outputs."""
-    assert removed(copied.run("optlab", "clean")) == []
+    assert removed(copied.warm("optlab", "clean")) == []
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
-    assert copied.run("dvc", "repro").returncode == 0
-    (name,) = removed(copied.run("optlab", "clean"))
+    assert copied.repro().returncode == 0
+    (name,) = removed(copied.warm("optlab", "clean"))
     assert "-adam-0-" in name
-    assert removed(copied.run("optlab", "clean")) == []
-    assert "no runs had something to send" in copied.run("optlab", "sync").stdout
-    assert copied.run("optlab", "show").returncode == 0
+    assert removed(copied.warm("optlab", "clean")) == []
+    assert "no runs had something to send" in copied.warm("optlab", "sync").stdout
+    assert copied.warm("optlab", "show").returncode == 0
     held = [("adam", "current"), ("adam", "earlier"), ("sgd", "current")]
     assert marks(copied) == held
     before = current(copied)
     copied.edit("params.yaml", "lr: 0.003", "lr: 0.001")
-    assert copied.run("dvc", "repro").returncode == 0
+    assert copied.repro().returncode == 0
     assert marks(copied) == held
     assert len(current(copied) & before) == 1  # sgd's
 
@@ -44,13 +44,13 @@ def test_a_training_at_work_keeps_what_is_of_its_run(longer, undisturbed, tmp_pa
     (project.top / "runs/adam-0/train.json").unlink()  # as DVC does before it starts the stage
     with started(project, sys.executable, "pipeline/train.py", "adam", "0") as process:
         until(process, lambda: checkpoints(project))
-        result = project.run("optlab", "clean")
+        result = project.warm("optlab", "clean")
         assert process.poll() is None
         assert removed(result) == []
         assert "  1: a process is at work on their runs" in result.stdout.splitlines()
         assert process.wait(120) == 0
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     (run,) = set(logged_runs(project)) - set(before)
-    assert logged_runs(project)[run]["steps"] == list(range(7 * 40))
-    (name,) = removed(project.run("optlab", "clean"))
+    assert logged_runs(project)[run]["steps"] == list(range(7 * LONG))
+    (name,) = removed(project.warm("optlab", "clean"))
     assert "-adam-0-" in name

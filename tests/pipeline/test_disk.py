@@ -10,7 +10,7 @@ import sys
 import projects
 import pytest
 from PIL import Image
-from projects import logged_runs
+from projects import LONG, logged_runs
 
 REASON = "No space left on device"
 RUN = ("models/adam-0.safetensors", "runs/adam-0/train.json")
@@ -102,7 +102,7 @@ def test_while_a_checkpoint_is_written(longer, undisturbed, tmp_path, disk):
     disk(project.top / ".optlab" / "checkpoints", "100k")
     the_only_trouble(project.stage("train", "adam", "0"), "warning", "checkpoint", ".safetensors", REASON)
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
-    assert_sent_whole(project, logged, 7 * 40)
+    assert_sent_whole(project, logged, 7 * LONG)
 
 
 @pytest.mark.parametrize("room", [0, 100_000], ids=["at once", "with the weights"])
@@ -134,7 +134,7 @@ def test_while_metrics_are_written(longer, undisturbed, tmp_path, disk):
     (journal / "filler").unlink()
     assert project.stage("train", "adam", "0").returncode == 0
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
-    assert_sent_whole(project, logged, 7 * 40)
+    assert_sent_whole(project, logged, 7 * LONG)
 
 
 @pytest.mark.parametrize("exists", [True, False], ids=["a database", "none yet"])
@@ -154,7 +154,7 @@ def test_while_the_database_is_written(copied, disk, tmp_path, exists):
     assert content_of(copied) == before
     assert list(copied.top.glob(".mlflow.db*")) == []
     (copied.top / "filler").unlink()
-    sent = copied.run("optlab", "sync")
+    sent = copied.warm("optlab", "sync")
     assert (sent.returncode, troubles(sent)) == (0, []), sent.stderr
     assert_sent_whole(copied, logged, 14)
 
@@ -231,7 +231,7 @@ def test_a_bit_of_a_data_file(copied):
 def test_a_bit_of_the_weights(copied, image):
     before = content_of(copied)
     flip(copied.top / "models/adam-0.safetensors")
-    refused(copied.run("optlab", "predict", image), "models/adam-0.safetensors", "altered")
+    refused(copied.warm("optlab", "predict", image), "models/adam-0.safetensors", "altered")
     line = refused(copied.stage("evaluate", "adam", "0"), "models/adam-0.safetensors", "altered")
     assert follow(copied, line).returncode == 0
     assert content_of(copied) == before
@@ -243,7 +243,7 @@ def test_a_bit_of_the_weights_on_their_way_to_mlflow(copied):
     flip(kept)
     (copied.top / "mlflow.db").unlink()
     shutil.rmtree(copied.top / "mlruns")
-    sent = copied.run("optlab", "sync")
+    sent = copied.warm("optlab", "sync")
     assert sent.returncode == 0, sent.stderr
     artifact, model = troubles(sent)
     assert "refuses the artifact of" in artifact and "was altered since it was written" in artifact
@@ -260,7 +260,7 @@ def test_a_bit_of_a_checkpoint(longer, undisturbed, tmp_path):
     flip(checkpoint)
     the_only_trouble(project.stage("train", "adam", "0"), "warning", checkpoint.name, "SHA-256", "starts over")
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
-    assert_sent_whole(project, logged, 7 * 40)
+    assert_sent_whole(project, logged, 7 * LONG)
 
 
 def interrupted(project):
@@ -278,8 +278,8 @@ def test_a_bit_of_the_weights_in_dvc_s_cache(copied, image):
     shutil.rmtree(weights.parent)
     assert copied.run("dvc", "checkout", "train@adam-0", "train@sgd-0").returncode == 0
     assert weights.read_bytes() != before["models/adam-0.safetensors"]
-    refused(copied.run("optlab", "predict", image), "altered", "DVC's damaged copy .dvc/cache/files/md5/")
-    forced = copied.run("dvc", "repro", "-f", "-s", "evaluate@adam-0")
+    refused(copied.warm("optlab", "predict", image), "altered", "DVC's damaged copy .dvc/cache/files/md5/")
+    forced = copied.repro("-f", "-s", "evaluate@adam-0")
     assert forced.returncode != 0
     (line,) = troubles(forced)
     assert "altered" in line

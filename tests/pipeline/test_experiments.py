@@ -38,7 +38,7 @@ def test_in_a_copy(committed):
     applied = committed.run("dvc", "exp", "apply", "higher")
     assert not re.findall(r"^(?!tutorial/)\S+\.(?:safetensors|csv|html)$", applied.stderr, re.MULTILINE)
     assert committed.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
-    assert committed.run("optlab", "show").returncode == 0
+    assert committed.warm("optlab", "show").returncode == 0
     (run,) = of_experiment(committed, "higher")
     assert run["tags"]["comparison"] == "current"
     shown = committed.run("dvc", "exp", "show", "--drop", "(?!Experiment|.*adam.lr)").stdout
@@ -63,7 +63,7 @@ def test_two_from_the_queue_at_a_time(committed):
     refs = committed.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
     (more,) = [ref for ref in refs if ref.endswith("/more")]
     assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
-    assert "no runs had something to send" in committed.run("optlab", "sync").stdout
+    assert "no runs had something to send" in committed.warm("optlab", "sync").stdout
     committed.run("dvc", "queue", "stop", "--kill")
     while processes_below(committed.top) and time.monotonic() < deadline:
         time.sleep(0.2)

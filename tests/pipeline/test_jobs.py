@@ -1,5 +1,6 @@
 """`optlab repro --jobs`: the runs side by side, with the lock of plain `dvc repro`, and nothing left when it stops."""
 
+import json
 import os
 import re
 import signal
@@ -11,8 +12,10 @@ from pathlib import Path
 import projects
 import pytest
 from projects import lock_of
+from ruamel.yaml import YAML
 
-from optlab.execution.side_by_side import Lock, cores_for
+from optlab.execution.lockfile import LockFile
+from optlab.execution.side_by_side import cores_for
 from optlab.system import errors
 from optlab.system.errors import RecordError
 
@@ -62,6 +65,36 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
     assert (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns == before
 
 
+MEDDLING = """
+import pathlib
+import torch
+
+class Meddling(torch.optim.SGD):
+    steps = 0
+
+    def step(self, closure=None):
+        Meddling.steps += 1
+        if Meddling.steps == 3:  # as somebody with an editor
+            with pathlib.Path("src/optlab/training/schedules.py").open("a") as file:
+                file.write("# another thought\\n")
+        return super().step(closure)
+"""
+
+
+def test_nothing_is_recorded_for_code_that_changes_meanwhile(fresh):
+    """What was at work is not kept as the result of the new code, and nothing more is started with the old."""
+    (fresh.top / "custom" / "meddling.py").write_text(MEDDLING)
+    fresh.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}", "  sgd: {class: meddling.Meddling, lr: 0.01}")
+    result = fresh.run("optlab", "repro", "--jobs", "1")
+    assert result.returncode == 1
+    assert (
+        "sgd-0: src/optlab/training changed while it ran, so nothing was recorded: repeat the command" in result.stderr
+    )
+    assert "adam-0: src/optlab/training/schedules.py changed since this command began, so it was not" in result.stderr
+    assert list(lock_of(fresh)) == ["download"]
+    assert "Traceback" not in result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_stops_every_child(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
@@ -72,7 +105,7 @@ def test_an_interruption_stops_every_child(fresh, number):
     while len(list((fresh.top / ".optlab" / "journal").glob("*/events.jsonl"))) < 2:  # both have begun to train
         assert time.monotonic() < deadline and parent.poll() is None, parent.communicate()[0]
         time.sleep(0.2)
-    assert len(projects.processes_below(fresh.top)) >= 5  # optlab, two of DVC, two trainings
+    assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow
     parent.send_signal(number)
     output, _ = parent.communicate(timeout=90)
     assert parent.returncode == 130, output
@@ -107,7 +140,7 @@ def test_each_job_has_cores_of_its_own(monkeypatch):
 def test_a_damaged_lock_is_one_line(tmp_path, text):
     (tmp_path / "dvc.lock").write_text(text)
     with pytest.raises(RecordError, match=r"dvc\.lock: damaged .*: restore it with git"):
-        Lock(tmp_path / "dvc.lock", [])
+        LockFile(tmp_path / "dvc.lock", [])
 
 
 def test_why_a_program_failed_is_left_for_its_caller(tmp_path, monkeypatch):
@@ -141,11 +174,26 @@ def test_the_order_of_the_lock(tmp_path):
     path = tmp_path / "dvc.lock"
     head = "schema: '2.0'\nstages:\n"
     path.write_text(head + "  train@b-0:\n    cmd: b\n")
-    lock = Lock(path, ["a-0", "b-0"])
-    path.write_text(
-        head + "".join(f"  {name}:\n    cmd: x\n" for name in ("train@b-0", "other", "evaluate@b-0", "train@a-0"))
-    )
-    lock.restore_order()
+    lock = LockFile(path, ["train@a-0", "evaluate@a-0", "train@b-0", "evaluate@b-0"])
+    with path.open("a") as file:  # by another program, while this one is at work
+        file.write("  other:\n    cmd: x\n    outs:\n    - path: y\n")
+    for name in ("evaluate@b-0", "train@a-0", "train@b-0"):
+        lock.put(name, {"cmd": "x"})
     assert re.findall(r"^  (\S+):$", path.read_text(), re.MULTILINE) == [
         "train@b-0", "train@a-0", "evaluate@b-0", "other"
     ]  # fmt: skip
+    assert "cmd: b" not in path.read_text()
+
+
+def test_every_entry_is_written_as_dvc_writes_it(tmp_path):
+    """The committed lock, put together entry by entry, has the same bytes; so has one in another layout, once more."""
+    committed = (projects.TOP / "dvc.lock").read_text()
+    entries = YAML(typ="safe").load(committed)["stages"]
+    path = tmp_path / "dvc.lock"
+    lock = LockFile(path, [])
+    for name, entry in entries.items():
+        lock.put(name, entry)
+    assert path.read_text() == committed
+    path.write_text(json.dumps({"schema": "2.0", "stages": entries}))
+    lock.put("download", entries["download"])
+    assert path.read_text() == committed

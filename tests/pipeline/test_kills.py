@@ -10,7 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from projects import checkpoints, logged_runs, processes_below, started, until
+from projects import LONG, checkpoints, logged_runs, processes_below, started, until
 
 PROGRAMS = Path(sys.executable).parent
 DVC = (str(PROGRAMS / "dvc"), "repro")
@@ -52,8 +52,8 @@ def assert_continued(project, before, undisturbed, interruptions):
     assert sorted(run["name"] for run in runs) == ["adam", "sgd"]
     for run in runs:
         assert run["status"] == "FINISHED"
-        assert run["steps"] == list(range(7 * 40))
-    assert next(run for run in runs if run["name"] == "adam")["tags"]["interruptions"] == interruptions
+        assert run["steps"] == list(range(7 * LONG))
+    assert next(run for run in runs if run["name"] == "adam")["tags"].get("interruptions") == interruptions
 
 
 @pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
@@ -61,7 +61,7 @@ def test_the_training_stops_with_its_caller_and_the_next_call_goes_on(project, u
     before = logged_runs(project)
     with started(project, *command) as caller:
         until(caller, lambda: checkpoints(project))
-        assert any("pipeline/train.py" in each.cmdline() for each in processes_below(project.top))
+        assert len(processes_below(project.top)) >= 3  # with what trains, and what fills MLflow
         caller.send_signal(signal.SIGKILL)
         caller.wait()
         assert gone_within(project, 20)
@@ -74,6 +74,17 @@ def test_the_training_stops_with_its_caller_and_the_next_call_goes_on(project, u
     assert "up to date" in project.run("dvc", "repro").stdout
 
 
+@pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
+def test_a_killed_sender_costs_nothing(project, undisturbed, command):
+    before = logged_runs(project)
+    with started(project, *command) as caller:
+        until(caller, lambda: len(logged_runs(project)) > len(before))
+        (sender,) = [each for each in processes_below(project.top) if "optlab.tracking.sender" in each.cmdline()]
+        sender.kill()
+        assert caller.wait(240) == 0
+    assert_continued(project, before, undisturbed, None)
+
+
 def test_a_killed_training_is_ended_by_sync(project):
     before = logged_runs(project)
     with started(project, *STAGE) as process:
@@ -83,7 +94,7 @@ def test_a_killed_training_is_ended_by_sync(project):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert logged_runs(project)[run]["status"] == "RUNNING"
-    result = project.run("optlab", "sync")
+    result = project.warm("optlab", "sync")
     assert result.returncode == 0, result.stderr
     assert logged_runs(project)[run]["status"] == "KILLED"
     assert logged_runs(project)[run]["tags"]["status"] == "interrupted"
@@ -100,7 +111,7 @@ def one_error(result):
 
 def test_a_second_one_says_who_is_at_work(project):
     """Of each kind beside each kind; no output appears, and one process at a time wrote each journal."""
-    project.edit("params.yaml", "epochs: 40", "epochs: 50000")
+    project.edit("params.yaml", f"epochs: {LONG}", "epochs: 50000")
     journals = set(project.top.glob(".optlab/journal/*"))
 
     def new(run="adam-0"):

@@ -15,7 +15,7 @@ def mixed(reproduced, tmp_path_factory):
     project = reproduced[0].copy(tmp_path_factory.mktemp("mixed") / "project")
     path = project.top / "runs" / "adam-0" / "conditions.json"
     path.write_text(re.sub(r'"numpy": "[^"]+"', '"numpy": "1.0"', path.read_text()))
-    result = project.run("dvc", "repro")
+    result = project.repro()
     assert result.returncode == 0, result.stderr
     return project, result.stdout
 
@@ -42,17 +42,17 @@ def test_it_is_named_in_the_terminal_the_report_and_mlflow(mixed, reproduced):
 
 
 def test_check_says_how_to_train_it_again_here(mixed, reproduced):
-    (line,) = mixed[0].run("optlab", "check").stderr.splitlines()
+    (line,) = mixed[0].warm("optlab", "check").stderr.splitlines()
     assert line.startswith("note: adam-0: recorded with numpy 1.0, here ")
     assert "`dvc repro -f -s train@adam-0`, then `dvc repro`, trains it again here" in line
-    assert reproduced[0].run("optlab", "check").stderr == ""
+    assert reproduced[0].warm("optlab", "check").stderr == ""
 
 
 def test_a_release_wants_to_be_told(mixed, tmp_path):
     project = mixed[0].copy(tmp_path / "project")
-    refused = project.run("optlab", "release", "v1")
+    refused = project.warm("optlab", "release", "v1")
     assert refused.returncode == 1 and MIXED in refused.stderr and "`--mixed`" in refused.stderr
-    released = project.run("optlab", "release", "v1", "--mixed")
+    released = project.warm("optlab", "release", "v1", "--mixed")
     assert released.returncode == 0, released.stderr
     assert MIXED in project.run("git", "tag", "-l", "--format=%(contents)", "v1").stdout
 

@@ -20,7 +20,7 @@ def pictures(tmp_path_factory):
 
 def test_any_picture_gets_a_class_and_probabilities(reproduced, pictures):
     names = ["grey.png", "rgb.jpg", "palette.gif", "transparent.png", "sixteen.png"]
-    result = reproduced[0].run("optlab", "predict", *(str(pictures / name) for name in names))
+    result = reproduced[0].warm("optlab", "predict", *(str(pictures / name) for name in names))
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines] == [str(pictures / name) for name in names]
@@ -29,7 +29,7 @@ def test_any_picture_gets_a_class_and_probabilities(reproduced, pictures):
 
 @pytest.mark.parametrize("name", ["text.png", "cut.png", "missing.png", ""], ids=["text", "cut", "missing", "folder"])
 def test_what_is_no_picture_is_refused_before_any_answer(reproduced, pictures, name):
-    result = reproduced[0].run("optlab", "predict", str(pictures / "grey.png"), str(pictures / name))
+    result = reproduced[0].warm("optlab", "predict", str(pictures / "grey.png"), str(pictures / name))
     assert result.returncode == 1
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -37,17 +37,17 @@ def test_what_is_no_picture_is_refused_before_any_answer(reproduced, pictures, n
 
 
 def test_predict_before_any_comparison_says_what_to_do(fresh, pictures):
-    result = fresh.run("optlab", "predict", str(pictures / "grey.png"))
+    result = fresh.warm("optlab", "predict", str(pictures / "grey.png"))
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "run `dvc repro`" in line
 
 
 def test_check_names_the_runs(fresh):
-    result = fresh.run("optlab", "check")
+    result = fresh.warm("optlab", "check")
     assert result.stdout == "params.yaml: 2 runs: sgd, adam\n"
     fresh.edit("params.yaml", "class: Adam", "class: Adm")
-    result = fresh.run("optlab", "check")
+    result = fresh.warm("optlab", "check")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
     assert "did you mean Adam?" in result.stderr

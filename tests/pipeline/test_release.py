@@ -20,12 +20,12 @@ from optlab.training.conditions import onednn_isa
 def released(reproduced, tmp_path_factory):
     """A project with the tag v1, in which parameters and code have changed since."""
     project = reproduced[0].copy(tmp_path_factory.mktemp("released") / "project")
-    result = project.run("optlab", "release", "v1")
+    result = project.warm("optlab", "release", "v1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"2 of 2 runs marked in MLflow", result.stdout)
     project.edit("params.yaml", "lr: 0.001", "lr: 0.002")
     project.edit("src/optlab/data/dataset.py", "[seed, epoch]", "[seed, epoch, 1]")
-    result = project.run("dvc", "repro")
+    result = project.repro()
     assert result.returncode == 0, result.stderr
     commit(project, "another comparison")
     return project
@@ -45,7 +45,7 @@ def state(project):
 
 def reproduce(project, *words, **environment):
     before = state(project)
-    result = project.run("optlab", "reproduce", *words, "--json", **environment)
+    result = project.warm("optlab", "reproduce", *words, "--json", **environment)
     assert state(project) == before
     return result, json.loads(result.stdout) if result.stdout else None
 
@@ -86,7 +86,7 @@ def test_a_past_run_is_identical(project):
 
 def test_without_cache_or_remote(project):
     shutil.rmtree(project.top / ".dvc" / "cache")
-    result = project.run("optlab", "reproduce", "v1", "sgd-0")
+    result = project.warm("optlab", "reproduce", "v1", "sgd-0")
     assert result.returncode == 0, result.stderr
     assert re.search(r"sgd-0 +identical +4/4 outputs", result.stdout)
     assert "adam-0" not in result.stdout
@@ -150,8 +150,8 @@ def test_conditions_are_replayed_unless_told_otherwise(project):
     names = ("avx2", "AVX2") if avx512 else ("default", "SSE41")
     low = dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"), names, strict=True))
     project.run("git", "checkout", "-q", "v1")
-    assert project.run("dvc", "repro", "-f", "-s", "train@adam-0", **low).returncode == 0
-    assert project.run("dvc", "repro", "-s", "evaluate@adam-0", **low).returncode == 0
+    assert project.repro("-f", "-s", "train@adam-0", **low).returncode == 0
+    assert project.repro("-s", "evaluate@adam-0", **low).returncode == 0
     commit(project, "recorded on another machine")
     project.run("git", "tag", "low")
     project.run("git", "checkout", "-q", "master")
@@ -169,7 +169,7 @@ def test_from_the_remote_alone(project, tmp_path):
     assert project.run("git", "init", "-q", "--bare", str(remote)).returncode == 0
     assert project.run("git", "remote", "add", "origin", str(remote)).returncode == 0
     assert project.run("dvc", "remote", "add", "--local", "-d", "storage", str(stored)).returncode == 0
-    result = project.run("optlab", "release", "v2", "--push")
+    result = project.warm("optlab", "release", "v2", "--push")
     assert result.returncode == 0, result.stderr
     assert "v2" in project.run("git", "ls-remote", "--tags", "origin").stdout
     assert "pushed the outputs to the DVC remote" in result.stdout
@@ -227,7 +227,7 @@ REFUSED = {
 def test_a_release_is_refused(project, change, tag, phrase):
     change(project)
     before = project.run("git", "rev-parse", "HEAD").stdout
-    result = project.run("optlab", "release", tag)
+    result = project.warm("optlab", "release", tag)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert phrase in line
@@ -237,7 +237,7 @@ def test_a_release_is_refused(project, change, tag, phrase):
 
 @pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7")])
 def test_what_cannot_be_run_ends_with_2(released, words, phrase):
-    result = released.run("optlab", "reproduce", *words)
+    result = released.warm("optlab", "reproduce", *words)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert phrase in line

@@ -52,7 +52,7 @@ def test_nothing_in_the_record_depends_on_the_moment(reproduced):
 
 def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
     lock = (copied.top / "dvc.lock").read_bytes()
-    result = copied.run("dvc", "repro", "--force")
+    result = copied.repro("--force")
     assert result.returncode == 0, result.stderr
     assert "Running stage 'train@adam-0'" in result.stdout
     assert (copied.top / "dvc.lock").read_bytes() == lock
@@ -74,7 +74,7 @@ def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
 def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
     """A dry run names the stages whose own parameters changed; those behind them follow if their inputs change."""
     copied.edit("params.yaml", old, new)
-    assert stages_in(copied.run("dvc", "repro", "--dry")) == expected
+    assert stages_in(copied.repro("--dry")) == expected
 
 
 ALL = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
@@ -112,14 +112,14 @@ def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied)
 def test_adam_s_learning_rate_reruns_adam_and_the_comparison_and_nothing_else(copied):
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
-    assert stages_in(copied.run("dvc", "repro")) == {"train@adam-0", "evaluate@adam-0", "compare"}
+    assert stages_in(copied.repro()) == {"train@adam-0", "evaluate@adam-0", "compare"}
     assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
-    assert "up to date" in copied.run("dvc", "repro").stdout
+    assert "up to date" in copied.repro().stdout
 
 
 def test_an_unknown_key_stops_with_one_line(copied):
     copied.edit("params.yaml", "seeds: [0]", "seed: 3\nseeds: [0]")
-    result = copied.run("dvc", "repro")
+    result = copied.repro()
     assert result.returncode != 0
     assert "error: params.yaml:2: seed: unknown key: did you mean seeds?" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
@@ -128,7 +128,7 @@ def test_an_unknown_key_stops_with_one_line(copied):
 def test_a_misspelt_optimizer_stops_before_anything_is_trained(copied):
     copied.edit("params.yaml", "class: SGD", "class: Adm")
     weights = (copied.top / "models" / "adam-0.safetensors").read_bytes()
-    result = copied.run("dvc", "repro")
+    result = copied.repro()
     assert result.returncode != 0
     assert "did you mean Adam?" in result.stderr
     assert (copied.top / "models" / "adam-0.safetensors").read_bytes() == weights
@@ -139,7 +139,7 @@ def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied,
     """With one step an epoch, losses and weights are finite, and the validation is not."""
     copied.edit("params.yaml", "lr: 0.01", "lr: 1.0e+30")
     copied.edit("params.yaml", "epochs: 2, batch_size: 64", f"epochs: 1, batch_size: {batch_size}")
-    result = copied.run("dvc", "repro")
+    result = copied.repro()
     assert result.returncode == 0, result.stderr
     trained = json.loads((copied.top / "runs/sgd-0/train.json").read_text())
     tested = json.loads((copied.top / "runs/sgd-0/test.json").read_text())
@@ -194,7 +194,7 @@ def test_the_tutorial_s_pipeline(reproduced, tmp_path):
     project = reproduced[0].copy(tmp_path / "tutorial")
     project.edit("tutorial/params.yaml", "train_size: 10000", "dataset: cifar10_sample, train_size: 100")
     project.edit("tutorial/params.yaml", "epochs: 20", "epochs: 3")
-    result = project.run("dvc", "repro", "tutorial/dvc.yaml")
+    result = project.repro("tutorial/dvc.yaml")
     assert result.returncode == 0, result.stderr
     assert "adam_fast-0  epoch 3/3  running loss" in result.stdout
     assert "trained on the test split" in result.stdout

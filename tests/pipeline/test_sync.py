@@ -51,25 +51,25 @@ def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, serv
         assert len(warnings(result)) == 1, result.stderr
         assert "Traceback" not in result.stderr
     assert (project.top / "runs/adam-0/train.json").read_bytes() == ready[1]
-    refused = project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
+    refused = project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: MLflow at http://127.0.0.1")
     assert len(refused.stderr.splitlines()) == 1
     server.start()
-    assert project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     held = metrics_in(server.database)
     assert held == journalled(project)
     assert runs_in(server.database) == ["FINISHED"]
     weights = (project.top / "models/adam-0.safetensors").read_bytes()
     (sent,) = (server.folder / "artifacts").rglob("weights/adam-0.safetensors")
     assert sent.read_bytes() == weights
-    again = project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
+    again = project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
     assert "no runs had something to send" in again.stdout
     assert metrics_in(server.database) == held
     # What was noted about how far it got is lost, as after a kill: all is sent once more, and nothing doubles.
     for path in (project.top / ".optlab" / "journal").glob("*/synced.json"):
         path.unlink()
-    assert project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     assert metrics_in(server.database) == held
     assert runs_in(server.database) == ["FINISHED"]
 
@@ -78,7 +78,7 @@ def test_a_server_whose_database_was_emptied_gets_everything_again(ready, server
     """`optlab sync` and the next stage see that another database is behind the same address."""
     project = ready[0].copy(tmp_path / "project")
     assert project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=server.uri).returncode == 0
-    assert "no runs had something" in project.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
+    assert "no runs had something" in project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
     for command in (["optlab", "sync"], [sys.executable, "pipeline/evaluate.py", "adam", "0"]):
         server.empty()
         result = project.run(*command, MLFLOW_TRACKING_URI=server.uri)
@@ -158,7 +158,7 @@ def test_a_store_is_filled_from_a_revision(copied, tmp_path):
     bare, full = clone(copied, tmp_path / "bare"), clone(copied, tmp_path / "full")
     assert full.run("dvc", "cache", "dir", "--local", str(copied.top / ".dvc" / "cache")).returncode == 0
     for project, words in ((bare, "without its weights"), (full, "with its weights")):
-        result = project.run("optlab", "sync", "--from", "HEAD")
+        result = project.warm("optlab", "sync", "--from", "HEAD")
         assert result.returncode == 0, result.stderr
         assert f"adam-0: taken from HEAD, {words}" in result.stdout
         database = project.top / "mlflow.db"
@@ -175,14 +175,14 @@ def test_a_store_is_filled_from_a_revision(copied, tmp_path):
         assert {when for *_, when in held} == {committed}
         found = list((project.top / "mlruns").rglob("weights/adam-0.safetensors"))
         assert len(found) == (1 if project is full else 0)
-        again = project.run("optlab", "sync", "--from", "HEAD")
+        again = project.warm("optlab", "sync", "--from", "HEAD")
         assert "MLflow has it already" in again.stdout
         assert metrics_in(database) == held
         assert runs_in(database) == ["FINISHED", "FINISHED"]
 
 
 def test_a_revision_without_a_record_is_named(copied):
-    result = copied.run("optlab", "sync", "--from", "HEAD")
+    result = copied.warm("optlab", "sync", "--from", "HEAD")
     assert result.returncode == 1
     assert result.stderr == "error: HEAD: the record of sgd-0 is incomplete: `dvc repro` was not committed\n"
-    assert copied.run("optlab", "sync", "--from", "nonsense").stderr.startswith("error: nonsense: no such tag")
+    assert copied.warm("optlab", "sync", "--from", "nonsense").stderr.startswith("error: nonsense: no such tag")

@@ -239,7 +239,7 @@ def test_a_member_who_may_not_read_another_experiment_of_the_project_has_sent_ev
     assert granted.status_code == 200, granted.text
     read = {"experiment_id": made["experiment_id"]}
     assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=60).status_code == 403
-    result = project.run("optlab", "sync", **ada)
+    result = project.warm("optlab", "sync", **ada)
     assert "no runs had something to send" in result.stdout, result.stdout + result.stderr
     assert result.stderr == ""
 

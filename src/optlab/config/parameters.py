@@ -13,7 +13,8 @@ from optlab.system.errors import ConfigError
 from optlab.system.wording import did_you_mean, shown
 
 PARAMS = Path("params.yaml")
-CLASS_COUNT = 10
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
+CLASS_COUNT = len(CLASSES)
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300

@@ -13,7 +13,6 @@ from optlab.config.parameters import CLASS_COUNT, Data
 from optlab.system import dvc
 from optlab.system.errors import DataError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SIZE = 32
 RECORD_BYTES = 1 + 3 * IMAGE_SIZE * IMAGE_SIZE  # one label byte, then the planes red, green, blue
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -48,7 +47,7 @@ class Split:
 
     Attributes:
         images: uint8, shape (n, 32, 32, 3): height, width, then red, green, blue.
-        labels: int64, shape (n,), from 0 to 9 in the order of `CLASSES`.
+        labels: int64, shape (n,), from 0 to 9 in the order of `parameters.CLASSES`.
     """
 
     images: Tensor

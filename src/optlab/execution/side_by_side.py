@@ -1,35 +1,33 @@
-"""`dvc repro` with the runs side by side, each on cores of its own: DVC has no such option (treeverse/dvc#755).
+"""`dvc repro` with the runs side by side, each on cores of its own, and without a start-up for each stage.
 
-Every run is a DVC process of its own, `dvc --wait-for-lock repro --single-item`, which skips what is up to date. DVC
-holds its lock while it looks and while it writes dvc.lock, and lets go while a stage's command runs.
+DVC has no such option (treeverse/dvc#755). Here its own code, in this process, says what is stale and records what came
+out (`ledger`), and the stages are children of a process that has imported what they need (`warm`). This process has
+threads, the display, and DVC: it never forks.
 """
 
-import contextlib
-import io
-import json
 import os
 import queue
-import subprocess
 import sys
 import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import psutil
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from ruamel.yaml import YAML, YAMLError
+from typing import TYPE_CHECKING
 
 from optlab.config.parameters import Config, run_id
-from optlab.system import dvc, files, locks, processes
-from optlab.system.errors import REASON_VARIABLE, BusyError, RecordError, RunsFailedError, one_line
-from optlab.tracking.observers import PROGRESS_MARK, PROGRESS_VARIABLE
+from optlab.execution import checked
+from optlab.execution.display import Display
+from optlab.execution.jobs import Job, Warm
+from optlab.system import dvc, locks, processes
+from optlab.system.errors import REASON_VARIABLE, ConfigError, OptlabError, RunsFailedError, one_line
+from optlab.tracking import link
+from optlab.tracking.observers import PROGRESS_VARIABLE
+from optlab.training import numerics
 
-_YAML = YAML()  # as DVC writes its lock: what is only moved keeps its bytes
-_YAML.default_flow_style = False
+if TYPE_CHECKING:
+    from optlab.execution.ledger import Ledger
+
+_STAGES = ("train", "evaluate")
 _TAIL = 20  # lines of a child's output
 
 
@@ -39,18 +37,27 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
     A failed run does not stop the others. dvc.lock ends as plain `dvc repro` leaves it.
 
     Raises:
+        ConfigError: params.yaml cannot be used.
         RunsFailedError: runs failed, or a stage before or after them.
         BusyError: another process does it in this working tree.
     """
-    pipeline = (folder / "dvc.yaml").as_posix()
+    numerics.prepare(config.training)  # the stages' process reads these variables as it starts
     runs = [run_id(name, seed) for name, seed in config.runs()]
-    lock = Lock(folder / "dvc.lock", runs)
-    with locks.holding("repro"), processes.terminable():
-        _plain("the data could not be had", "dvc.yaml:download")
-        try:
-            failures = Crew(pipeline, runs, jobs, config.training.threads).work()
-        finally:
-            lock.restore_order()
+    own = str(os.getpid())
+    os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
+    with locks.holding("repro"), processes.terminable(), Warm(spinning=_spins(config, jobs)) as warm:
+        link.start(own)
+        from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
+
+        ledger = Ledger(folder / "dvc.yaml", runs)
+        if checked.known(config) is None:
+            _check(warm, folder)
+        _stage(
+            ledger if folder == Path() else Ledger(Path("dvc.yaml"), []), warm, "download", "the data could not be had"
+        )
+        targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]
+        with ledger.holding(targets):
+            failures = Crew(ledger, warm, runs, jobs).work()
         if failures:
             for run, reason in failures.items():
                 print(f"{run}: {reason}", file=sys.stderr)
@@ -58,31 +65,55 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
                 f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the command: "
                 f"it runs these again, and nothing else"
             )
-        _plain("the runs are complete, but a stage after them failed", pipeline)
+        problem = "the runs are complete, but a stage after them failed"
+        _stage(ledger, warm, "compare", problem)
+        others = [name for name in ledger.names if name not in targets]
+        if any(ledger.is_stale(name) for name in others) and processes.run(
+            [*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", ledger.pipeline.as_posix()]
+        ):
+            raise RunsFailedError(f"{problem}: see above")
 
 
-def _plain(problem: str, target: str) -> None:
-    """Run a stage and what it needs the plain way, without DVC's account of what it skips."""
-    environment = os.environ | {processes.CALLER_VARIABLE: str(os.getpid())}
-    if processes.run([*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", target], env=environment):
-        other = _other_dvc()
-        if other:
-            raise BusyError(f"repro: {other} is at work in this folder: wait for it to end, or stop it")
-        raise RunsFailedError(f"{problem}: see above")
+def _spins(config: Config, jobs: int) -> bool:
+    """Whether a training's threads each have a core, so that they may wait for each other without sleeping."""
+    return all(config.training.threads <= len(cores) for cores in cores_for(jobs))
 
 
-def _other_dvc() -> str | None:
-    """The process, if any, that DVC has noted as at work on stages; `--quiet` keeps DVC from saying so."""
-    try:
-        noted = json.loads((Path(".dvc") / "tmp" / "rwlock").read_text())
-        entries = [
-            *noted.get("write", {}).values(),
-            *(each for many in noted.get("read", {}).values() for each in many),
-        ]
-        alive = [entry for entry in entries if psutil.pid_exists(entry["pid"])]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        return None
-    return f"process {alive[0]['pid']} (`{alive[0]['cmd']}`)" if alive else None
+def _check(warm: Warm, folder: Path) -> None:
+    """Check all of params.yaml before anything is run.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
+        reason = Path(temporary) / "reason"
+        job = warm.start("check", ["optlab", "check"], folder, [], {REASON_VARIABLE: str(reason)}, lambda line: False)
+        if job.wait():
+            raise ConfigError(_told(reason) or _last(job.lines) or job.how())
+    for line in job.lines:
+        if line.startswith(("warning:", "note:")):
+            print(line, end="", file=sys.stderr)
+
+
+def _stage(ledger: "Ledger", warm: Warm, name: str, problem: str) -> None:
+    """Run a stage by itself, if the pipeline has it and it is stale; its output is this process's.
+
+    Raises:
+        RunsFailedError: it failed; what it printed says why.
+    """
+    if name not in ledger.names or not ledger.is_stale(name):
+        return
+    with ledger.holding([name]):
+        if ledger.begin(name):
+            words, folder = ledger.command(name)
+            job = warm.start(name, words, folder, available_cores(), {})
+            try:
+                if job.wait():
+                    raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
+            except KeyboardInterrupt:
+                processes.stop([job])
+                raise
+            ledger.end(name)
 
 
 def available_cores() -> list[int]:
@@ -101,174 +132,88 @@ def cores_for(jobs: int) -> list[set[int]]:
 
 @dataclass
 class Crew:
-    """The jobs at work on the runs of one pipeline.
+    """The jobs at work on the runs of one pipeline."""
 
-    Attributes:
-        pipeline: the path of its dvc.yaml.
-        threads: how many a training uses; where a job has fewer cores, its threads wait without spinning.
-    """
-
-    pipeline: str
+    ledger: "Ledger"
+    warm: Warm
     runs: list[str]
     jobs: int
-    threads: int
-    _children: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
-    _stopping: threading.Event = field(default_factory=threading.Event)
+    _working: dict[str, tuple[Job, str, set[int]]] = field(default_factory=dict)  # run → job, stage, cores
+    _failures: dict[str, str] = field(default_factory=dict)
 
     def work(self) -> dict[str, str]:
         """Do every run; returns why those failed that did. An interruption stops every child first."""
-        free: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        for cores in cores_for(self.jobs):
-            free.put(cores)
-        failures: dict[str, str] = {}
-        with Display(len(self.runs)) as display:
+        free, waiting = cores_for(self.jobs), list(self.runs)
+        ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with Display(len(self.runs)) as display, tempfile.TemporaryDirectory(prefix="optlab-") as folder:
+            try:
+                while waiting or self._working:
+                    while waiting and free:
+                        run, cores = waiting.pop(0), free.pop(0)
+                        if not self._go_on(run, _STAGES, cores, display, ended, Path(folder)):
+                            free.append(cores)
+                    if self._working:
+                        run = ended.get()
+                        job, stage, cores = self._working.pop(run)
+                        later = _STAGES[_STAGES.index(stage) + 1 :]
+                        if self._has_failed(run, job, stage, display, Path(folder)) or not self._go_on(
+                            run, later, cores, display, ended, Path(folder)
+                        ):
+                            free.append(cores)
+            except BaseException:
+                processes.stop([job for job, _, _ in self._working.values()])
+                display.say("stopped: what is complete is kept, and the next call does the rest")
+                raise
+        return {run: self._failures[run] for run in self.runs if run in self._failures}
 
-            def one(run: str) -> None:
-                if self._stopping.is_set():
-                    return
-                cores = free.get()
-                try:
-                    reason = self._run(run, cores, display)
-                finally:
-                    free.put(cores)
-                if self._stopping.is_set():
-                    return
-                if reason:
-                    failures[run] = reason
-                display.end(run, reason)
-
-            with ThreadPoolExecutor(self.jobs) as pool:
-                futures = [pool.submit(one, run) for run in self.runs]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    self._stopping.set()
-                    processes.stop(list(self._children.values()))
-                    display.say("stopped: what is complete is kept, and the next call does the rest")
-                    raise
-        return {run: failures[run] for run in self.runs if run in failures}
-
-    def _run(self, run: str, cores: set[int], display: "Display") -> str | None:
-        """Train and evaluate one run; returns why it failed, or None."""
-        targets = [f"{self.pipeline}:{stage}@{run}" for stage in ("train", "evaluate")]
-        with tempfile.TemporaryDirectory(prefix="optlab-") as folder:
-            reason = Path(folder) / "reason"
-            environment = os.environ | {
-                PROGRESS_VARIABLE: "lines", processes.CALLER_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1",
-                REASON_VARIABLE: str(reason),
-            }  # fmt: skip
-            if self.threads > len(cores):
-                environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            lines, status = self._child(run, targets, environment, cores, display)
-            if not status:
-                return None
-            told = reason.read_text() if reason.exists() else ""
-            if not told and not self._stopping.is_set():  # nothing of ours could say why: show what there is
-                display.say("".join(lines[-_TAIL:]).rstrip())
-            return told or _last(lines) or f"ended with exit status {status}"
-
-    def _child(self, run: str, targets: list[str], environment: dict[str, str], cores: set[int],
-               display: "Display") -> tuple[list[str], int]:  # fmt: skip
-        """Run DVC on the targets; returns the lines that were not shown, and the exit status."""
-        with subprocess.Popen(
-            [*dvc.COMMAND, "--wait-for-lock", "repro", "--single-item", *targets], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, errors="replace",
-        ) as child:  # fmt: skip
-            if hasattr(os, "sched_setaffinity"):
-                os.sched_setaffinity(child.pid, cores)  # what it starts inherits it
-            self._children[run] = child
-            if self._stopping.is_set():  # while this one was being started
-                processes.stop([child])
-            assert child.stdout is not None
-            lines = [line for line in child.stdout if not display.show(run, line)]
-            status = child.wait()
-        del self._children[run]
-        return lines, status
-
-
-def _last(lines: list[str]) -> str:
-    """The last line that says anything, where no program of ours has left its reason: DVC's own."""
-    return next((text for line in reversed(lines) if (text := line.strip())), "").removeprefix("ERROR: ")
-
-
-class Display:
-    """One progress display for all runs: a line for each that is at work, and one for all."""
-
-    def __init__(self, runs: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"), console=Console(highlight=False, soft_wrap=True),
-        )  # fmt: skip
-        self._tasks: dict[str, TaskID] = {}
-        self._all = self._progress.add_task("runs", total=runs, text="")
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *ending: object) -> None:
-        self._progress.stop()
-
-    def show(self, run: str, line: str) -> bool:
-        """Take a child's line, if it says how far it is or what an epoch brought."""
-        if line.startswith(PROGRESS_MARK):
-            with contextlib.suppress(ValueError):  # another line can run into it
-                self._advance(run, json.loads(line.removeprefix(PROGRESS_MARK)))
+    def _go_on(self, run: str, stages: Iterable[str], cores: set[int], display: Display,
+               ended: "queue.SimpleQueue[str]", folder: Path) -> bool:  # fmt: skip
+        """Start the first of these stages that is stale; False if there is none, and the run has ended."""
+        for stage in stages:
+            name = f"{stage}@{run}"
+            try:
+                if not self.ledger.is_stale(name):
+                    continue
+                if not self.ledger.begin(name):
+                    display.say(f"{run}  {stage}: as an equal one that DVC has kept")
+                    continue
+            except (OptlabError, OSError) as error:
+                self._fail(run, one_line(error), display)
+                return False
+            words, where = self.ledger.command(name)
+            environment = {PROGRESS_VARIABLE: "lines", REASON_VARIABLE: str(folder / run)}
+            job = self.warm.start(
+                run, words, where, sorted(cores), environment, lambda line: display.show(run, line), ended.put
+            )
+            self._working[run] = (job, stage, cores)
             return True
-        if line.startswith((f"{run}  ", "warning:")):
-            prefix = "" if line.startswith(run) else f"{run}  "
-            self.say(prefix + line.rstrip())
+        display.end(run, None)
+        return False
+
+    def _has_failed(self, run: str, job: Job, stage: str, display: Display, folder: Path) -> bool:
+        """Record what a stage that has ended brought, if it ended well."""
+        if job.status:
+            told = _told(folder / run)
+            if not told:  # nothing of ours could say why: show what there is
+                display.say("".join(job.lines[-_TAIL:]).rstrip())
+            self._fail(run, told or _last(job.lines) or job.how(), display)
+            return True
+        try:
+            self.ledger.end(f"{stage}@{run}")
+        except (OptlabError, OSError) as error:
+            self._fail(run, one_line(error), display)
             return True
         return False
 
-    def _advance(self, run: str, state: dict[str, Any]) -> None:
-        if run not in self._tasks:
-            self._tasks[run] = self._progress.add_task(run, total=state["total"], text="")
-        self._progress.update(self._tasks[run], completed=state["images"], text=f"loss {state['loss']:.3f}")
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self._progress.console.print(text, markup=False)
-
-    def end(self, run: str, reason: str | None) -> None:
-        """The run has ended."""
-        if run in self._tasks:
-            self._progress.remove_task(self._tasks.pop(run))
-        if reason:
-            self.say(f"{run}  failed: {reason}")
-        self._progress.advance(self._all)
+    def _fail(self, run: str, reason: str, display: Display) -> None:
+        self._failures[run] = reason
+        display.end(run, reason)
 
 
-class Lock:
-    """dvc.lock, whose entries DVC appends as stages end, in no fixed order.
+def _told(reason: Path) -> str:
+    return reason.read_text() if reason.exists() else ""
 
-    Entries that were there keep their places, as with plain `dvc repro`; the others follow in the order of params.yaml,
-    which is one of those that plain `dvc repro` can leave: its own depends on Python's hash seed.
-    """
 
-    def __init__(self, path: Path, runs: list[str]) -> None:
-        self._path = path
-        self._order = list(self._read().get("stages", {}))
-        stages = ("download", *(f"{stage}@{run}" for run in runs for stage in ("train", "evaluate")))
-        self._order += [name for name in stages if name not in self._order]
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            lock = _YAML.load(self._path) if self._path.exists() else {}
-            dict(lock["stages"] if lock else {})
-        except (YAMLError, TypeError, ValueError, KeyError) as error:
-            raise RecordError(f"{self._path}: damaged ({one_line(error)}): restore it with git") from None
-        return lock or {}
-
-    def restore_order(self) -> None:
-        """Put the entries into their order; those of other stages follow as they are."""
-        lock = self._read()
-        entries = lock.get("stages", {})
-        order = [name for name in self._order if name in entries]
-        order += [name for name in entries if name not in self._order]
-        if order != list(entries):
-            lock["stages"] = {name: entries[name] for name in order}
-            text = io.StringIO()
-            _YAML.dump(lock, text)
-            files.write(self._path, text.getvalue().encode())
+def _last(lines: list[str]) -> str:
+    """The last line that says anything, where no program of ours has left its reason."""
+    return next((text for line in reversed(lines) if (text := line.strip())), "")

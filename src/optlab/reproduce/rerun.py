@@ -17,6 +17,7 @@ from optlab.reproduce.judgement import Result, judge
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.revision import Revision, checkout, restore
+from optlab.tracking import link
 from optlab.training.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
 from optlab.training.numerics import PORTABLE
 
@@ -126,11 +127,12 @@ def _files(run: str) -> RunFiles:
 
 
 def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = None) -> dict[str, str]:
-    """The caller's environment, with the revision's own code, an MLflow store of its own, the recorded conditions."""
+    """The caller's environment, with the revision's code and the recorded conditions; nothing goes to its MLflow."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     own["PATH"] = f"{programs}{os.pathsep}{own.get('PATH', '')}"
     own["PYTHONPATH"] = str(tree / "src")
     own[processes.CALLER_VARIABLE] = str(os.getpid())  # no DVC runs the stages here
+    own[link.FOLLOWED_VARIABLE] = link.NOBODY  # the verdict is logged; the checkout will be deleted
     if replayed is not None:
         own = {key: value for key, value in own.items() if key not in VARIABLES} | replayed
     return own

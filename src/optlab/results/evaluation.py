@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optlab.config.parameters import CLASS_COUNT
-from optlab.data.dataset import CLASSES
+from optlab.config.parameters import CLASS_COUNT, CLASSES
 from optlab.record.contents import Evaluated, Status
 from optlab.system import files
 from optlab.training.loop import loss_and_accuracy

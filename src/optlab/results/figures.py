@@ -1,4 +1,4 @@
-"""Figures: the curves of all optimizers in one, confusion matrices, one run's own curves."""
+"""Figures: the curves of all optimizers in one."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,6 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from optlab.data.dataset import CLASSES
 from optlab.record.contents import Epoch
 from optlab.results.colours import colour
 from optlab.system import files
@@ -68,24 +67,6 @@ def curves(runs: Curves) -> Figure:
 
 
 @_plain
-def confusion(matrix: list[list[int]], title: str) -> Figure:
-    """Counts of test images: rows are the actual classes, columns the predicted ones."""
-    figure = Figure(figsize=(5.6, 5.2))
-    axis = figure.subplots()
-    axis.imshow(matrix, cmap="Blues")
-    largest = max(max(row) for row in matrix)
-    for row, counts in enumerate(matrix):
-        for column, count in enumerate(counts):
-            axis.text(column, row, str(count), ha="center", va="center", fontsize=7,
-                      color="white" if count > largest / 2 else "black")  # fmt: skip
-    axis.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right", fontsize=8)
-    axis.set_yticks(range(len(CLASSES)), CLASSES, fontsize=8)
-    axis.set(title=title, xlabel="predicted", ylabel="actual")
-    figure.tight_layout()
-    return figure
-
-
-@_plain
 def png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG, the same bytes each time."""
     buffer = io.BytesIO()
@@ -97,12 +78,3 @@ def save(figure: Figure, path: Path) -> Path:
     """Write it as a PNG."""
     files.write(path, png(figure))
     return path
-
-
-def of_run(folder: Path, run: str, history: list[Epoch], matrix: list[list[int]]) -> list[Path]:
-    """One run's curves and, where it has one, its confusion matrix, as PNG files in `folder`."""
-    optimizer = run.rpartition("-")[0]
-    paths = [save(curves([(optimizer, history)]), folder / "curves.png")]
-    if matrix:
-        paths.append(save(confusion(matrix, run), folder / "confusion_matrix.png"))
-    return paths

@@ -9,7 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 
 from optlab.config import parameters, reading
-from optlab.data.dataset import CLASSES, IMAGE_SIZE, to_input
+from optlab.config.parameters import CLASSES
+from optlab.data.dataset import IMAGE_SIZE, to_input
 from optlab.record.contents import Champion, Trained
 from optlab.record.runs import REPORTS, RunFiles
 from optlab.system import repository

@@ -4,16 +4,15 @@ import base64
 import io
 from pathlib import Path
 
-import jinja2
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from optlab.data.dataset import CLASSES
+from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion
 from optlab.record.runs import REPORTS
-from optlab.results import figures, origin
-from optlab.results.comparison import Comparison, Figure, Row, Run, verdict
+from optlab.results import figures, origin, pages
+from optlab.results.comparison import Comparison, Figure, Row, verdict
 from optlab.system import files
 
 _COLUMNS = (
@@ -49,7 +48,7 @@ def write(compared: Comparison, folder: Path) -> None:
     ).write(reports / "champion.json")
     drawn = [(run.files.optimizer, run.trained.history) for run in compared.runs]
     figures.save(figures.curves(drawn), reports / "curves.png")
-    files.write(reports / "report.html", _html(compared, reports / "curves.png").encode())
+    files.write(reports / "report.html", _html(compared, reports / "curves.png"))
 
 
 def text_table(compared: Comparison) -> str:
@@ -148,21 +147,16 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
     files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
-def _html(compared: Comparison, curves: Path) -> str:
-    pages = jinja2.Environment(loader=jinja2.PackageLoader("optlab.results", ""), autoescape=True)
-    drawn = [run for run in compared.runs if run.tested.confusion]
-    return pages.get_template("report.html.jinja").render(
+def _html(compared: Comparison, curves: Path) -> bytes:
+    return pages.render(
+        "report",
         remarks=_remarks(compared),
         cells=_cells(compared),
         curves=_data_uri(curves.read_bytes()),
         class_cells=_class_cells(compared),
-        matrices=[(run.files.id, _data_uri(_matrix(run))) for run in drawn],
+        matrices=[(run.files.id, run.tested.confusion) for run in compared.runs if run.tested.confusion],
         definitions=_definitions(compared),
     )
-
-
-def _matrix(run: Run) -> bytes:
-    return figures.png(figures.confusion(run.tested.confusion, run.files.id), dpi=80)
 
 
 def _class_cells(compared: Comparison) -> list[list[str]]:

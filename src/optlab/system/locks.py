@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
         ) from None
     try:
         with contextlib.suppress(OSError):  # on a full disk, nobody is told who
-            owner.write_text(str(os.getpid()))
+            owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}")
         yield
     finally:
         lock.release()
@@ -51,7 +52,9 @@ def forget(name: str) -> None:
 
 def _who(owner: Path) -> str:
     try:
-        process = psutil.Process(int(owner.read_text()))
-        return f"process {process.pid} (`{' '.join(process.cmdline())[:100]}`)"
-    except (OSError, ValueError, psutil.Error):
-        return "another process"
+        number, _, command = owner.read_text().partition(" ")
+        if psutil.pid_exists(int(number)):
+            return f"process {number} (`{command[:100]}`)"
+    except (OSError, ValueError):
+        pass
+    return "another process"

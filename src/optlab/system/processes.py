@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -52,18 +52,20 @@ def callers() -> list[psutil.Process | None]:
 
     Only these: an editor or a terminal further up may be closed while a `nohup dvc repro` goes on.
     """
-    found = [_dvc()] if _STAGE_VARIABLE in os.environ else []
+    found = [dvc()] if _STAGE_VARIABLE in os.environ else []
     number = os.environ.get(CALLER_VARIABLE)
     if number is not None:
         found.append(next((each for each in _ancestors() if str(each.pid) == number), None))
     return found
 
 
-def _dvc() -> psutil.Process | None:
-    """The process that runs this stage, or None if another one has taken the stage in after its end.
+def dvc() -> psutil.Process | None:
+    """The DVC that runs this stage; None if there is none, or another process has taken the stage in after its end.
 
     It is the nearest ancestor that is not a part of the stage itself: `dvc`, or a Python program that uses DVC's API.
     """
+    if _STAGE_VARIABLE not in os.environ:
+        return None
     outermost = psutil.Process()
     for each in _ancestors():
         if not _is_in_stage(each):
@@ -149,7 +151,16 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop(children: Sequence["subprocess.Popen[Any]"]) -> None:
+class Child(Protocol):
+    """A process that leads a session of its own."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit status, once it has ended."""
+
+
+def stop(children: Sequence[Child]) -> None:
     """Interrupt processes that lead sessions of their own, with all that they started; kill what does not end."""
     deadline = time.monotonic() + PATIENCE_S
     for number in (signal.SIGINT, signal.SIGKILL):

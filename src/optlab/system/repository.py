@@ -67,15 +67,24 @@ def is_copy() -> bool:
 
 def modules() -> dict[str, Path]:
     """Relative path → file of each module that is imported by now, of the working directory or of this package."""
-    here, package = Path.cwd(), Path(__file__).parents[2]
+    bases = [f"{base}{os.sep}" for base in (Path.cwd(), Path(__file__).parents[2])]
     found = {}
     for module in list(sys.modules.values()):
-        path = Path(getattr(module, "__file__", None) or "/")
-        for base in (here, package):
-            if path.is_relative_to(base) and "site-packages" not in path.relative_to(base).parts and path.is_file():
-                found[path.relative_to(base).as_posix()] = path
-                break
+        file = getattr(module, "__file__", None) or ""
+        file = file if os.path.isabs(file) else os.path.abspath(file) if file else ""  # noqa: PTH100, PTH117
+        base = next((base for base in bases if file.startswith(base)), None)
+        if base and "site-packages" not in file and Path(file).is_file():
+            found[Path(file[len(base) :]).as_posix()] = Path(file)
     return found
 
 
-DATA = Path("data") / "cifar10"  # relative to the top; all pipelines share the files
+def packages() -> list[str]:
+    """Name and version of every installed package, as pip names the folder of its metadata; sorted."""
+    return sorted(
+        {entry.name for place in sys.path if Path(place).is_dir() for entry in Path(place).glob("*-*.*-info")}
+    )
+
+
+# Relative to the top.
+DATA = Path("data") / "cifar10"  # all pipelines share the files
+CUSTOM = Path("custom")  # a user's own modules

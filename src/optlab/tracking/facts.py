@@ -11,12 +11,11 @@ from optlab.config.parameters import Config, run_id
 from optlab.data import dataset
 from optlab.record.contents import Conditions, Evaluated, Trained
 from optlab.record.runs import RunFiles
-from optlab.results import figures
 from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import server
-from optlab.tracking.journal import FIGURES, Journal, epoch_points, now_ms
+from optlab.tracking.journal import Journal, epoch_points, now_ms
 from optlab.tracking.notes import run_lock
 from optlab.training import models, optimizers
 
@@ -136,7 +135,7 @@ def _hyperparameters(config: Config, optimizer: str) -> dict[str, str]:
 
 def evaluation(journal: Journal, run: str, weights: Path | None, trained: Trained, measured: Evaluated,
                model: str, when: int | None = None) -> None:  # fmt: skip
-    """Write what an evaluation adds: the test metrics, the figures and, where the weights are at hand, the model.
+    """Write what an evaluation adds: the test metrics, what figures show and, where the weights are at hand, the model.
 
     A run whose outputs are not finite has diverged, though its training may have completed.
 
@@ -147,8 +146,7 @@ def evaluation(journal: Journal, run: str, weights: Path | None, trained: Traine
     _test_metrics(journal, measured, now_ms() if when is None else when)
     if measured.status != trained.status:
         journal.append("tags", tags={"status": measured.status})
-    for path in figures.of_run(journal.folder, run, trained.history, measured.confusion):
-        journal.artifact(path, FIGURES)
+    journal.figures(run, measured.confusion)
     if weights and measured.status == "completed":
         journal.model(weights, run, model)
 

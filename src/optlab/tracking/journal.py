@@ -6,6 +6,7 @@
     resume    step, after, number, time: a later process goes on with a run whose first one was stopped
     metrics   points: [[name, value, time, step], …]
     artifact  path, sha256, folder
+    figures   run, confusion: to be drawn by whoever sends it
     model     path, sha256, name, model
     tags      tags
     end       status, time; killed, if it was found without an end and without a process
@@ -158,6 +159,10 @@ class Journal:
         """Keep weights, to be logged as a model of that name."""
         self.append("model", **self._keep(path), name=name, model=model)
 
+    def figures(self, run: str, confusion: list[list[int]]) -> None:
+        """Keep what the figures of an evaluated run show."""
+        self.append("figures", run=run, confusion=confusion)
+
     def end(self, status: str) -> None:
         """Close the journal."""
         self.before_end()
@@ -175,7 +180,8 @@ class Journal:
     @property
     def evaluated(self) -> bool:
         """Whether it holds what the evaluation adds, up to the figures."""
-        return any(event.get("folder") == FIGURES for event in self.events(skip="metrics"))
+        of_older = {"event": "artifact", "folder": FIGURES}.items()  # whose figures were drawn before they were sent
+        return any(event["event"] == "figures" or of_older <= event.items() for event in self.events(skip="metrics"))
 
     def close_if_dead(self) -> None:
         """If the run began, has no end, and no process is at work on it: end it at the time of its last figure."""

@@ -1,20 +1,17 @@
 """MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
 
-import contextlib
 import functools
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from optlab.system import repository
 from optlab.system.errors import WeightsError, one_line, say
 from optlab.tracking import server
-from optlab.tracking.journal import JOURNALS, Journal, all_journals
+from optlab.tracking.journal import Journal, all_journals
+from optlab.tracking.link import LATER, PATIENCE_S
 from optlab.tracking.notes import Note, Summary, events
 from optlab.tracking.sending import send
 
@@ -22,15 +19,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _ROOM = 50_000_000  # bytes of free disk below which no error is an event's own fault
-_RETRY_S = 30.0
-_PATIENCE_S = 120.0
 _REFUSALS = (
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
 )
-_LATER = "all is in .optlab/journal, and the next stage or `optlab sync` sends it"
 
 
 class Replay:
@@ -45,8 +39,8 @@ class Replay:
         an event is refused for what it says (`_is_final`)  warn, count it, go on: it would be refused for ever
         any other error                 raise it; the next push connects anew, and goes on from the note
 
-    One push at a time: it holds the lock in the journal's folder. A training pushes from the thread of `Live`, which
-    waits 30 s after an error and gives up at the end of the run; every other stage, and `optlab sync`, by `push_all`.
+    One push at a time: it holds the lock in the journal's folder. Stages leave it to the process of `sender`, which
+    waits 30 s after an error and gives up when they have ended; `optlab` itself pushes by `push_all`.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -62,7 +56,7 @@ class Replay:
         """
         if not self._journal.size() or sent(self._journal):
             return False
-        with FileLock(self._journal.folder / "lock", timeout=_PATIENCE_S):
+        with FileLock(self._journal.folder / "lock", timeout=PATIENCE_S):
             client = self._connect()
             lines = self._journal.lines()
             self._journal.sync()  # what is counted as sent must not be lost here
@@ -118,111 +112,14 @@ def sent(journal: Journal, identity: Callable[[str], str] = server.identity) -> 
     return said if note.store == identity(said.experiment) else None
 
 
-class Live:
-    """Pushes a journal from a thread while the run goes on; trouble is one warning, and never the run's."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._replay = Replay(journal)
-        self._wake, self._ending = threading.Event(), threading.Event()
-        self._warned = self._caught_up = False
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
-
-    @property
-    def thread_id(self) -> int:
-        """The thread that does it, for those who want to know what it costs."""
-        assert self._thread.ident is not None
-        return self._thread.ident
-
-    def wake(self) -> None:
-        """Say that the journal has grown."""
-        self._wake.set()
-
-    def finish(self) -> None:
-        """Push the rest; give up when it takes too long, or at the first trouble."""
-        self._ending.set()
-        self._wake.set()
-        self._thread.join(_PATIENCE_S)
-        if self._thread.is_alive() and not self._warned:
-            _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
-
-    def _work(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            ending = self._ending.is_set()
-            try:
-                self._replay.push()
-                if not self._caught_up:  # once: what a kill or an outage has left of other runs
-                    for _ in push_all():
-                        pass
-                    self._caught_up = True
-            except Exception as error:
-                if not self._warned:
-                    _warn(f"does not take the run now ({one_line(error)[:200]}): {_LATER}")
-                    self._warned = True
-                if not ending:
-                    self._ending.wait(_RETRY_S)
-            if ending:
-                return
-
-
-class Elsewhere:
-    """As `Live`, for a copy of the repository: a process at home sends, where MLflow's relative paths are right.
-
-    Args:
-        journal: of the run that goes on; without one, all that is waiting is sent once.
-    """
-
-    def __init__(self, journal: Journal | None = None) -> None:
-        words = [journal.folder.name] if journal else []
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "optlab.tracking.replay", *words], cwd=repository.home(), stdin=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the training: what that says of its end is still to be sent
-        )  # fmt: skip
-
-    def wake(self) -> None:
-        """Say that the journal has grown."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has given up, and said so
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-
-    def finish(self) -> bool:
-        """Wait until it has sent the rest, or given up; True if MLflow has everything it takes."""
-        try:
-            self._process.communicate(timeout=2 * _PATIENCE_S)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-        return self._process.returncode == 0
-
-
-def live(journal: Journal) -> Live | Elsewhere:
-    """Who sends the journal of a run while it goes on."""
-    return Elsewhere(journal) if repository.is_copy() else Live(journal)
-
-
-def _at_home(words: list[str]) -> bool:
-    """The process that `Elsewhere` starts: a line on standard input wakes it, its end ends it."""
-    if not words:
-        return push_pending()
-    sender = Live(Journal(JOURNALS / words[0]))
-    for _ in sys.stdin:
-        sender.wake()
-    sender.finish()
-    return True
-
-
 def push_pending() -> bool:
     """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
-    if repository.is_copy():
-        return Elsewhere().finish()
     answer: list[bool] = []
     thread = threading.Thread(target=lambda: answer.append(_push_quietly()), name="mlflow", daemon=True)
     thread.start()
-    thread.join(_PATIENCE_S)
+    thread.join(PATIENCE_S)
     if not answer:
-        _warn(f"is too slow: given up after {_PATIENCE_S:g} s; {_LATER}")
+        _warn(f"is too slow: given up after {PATIENCE_S:g} s; {LATER}")
     return answer == [True]
 
 
@@ -231,22 +128,29 @@ def _push_quietly() -> bool:
         for _ in push_all():
             pass
     except Exception as error:
-        _warn(f"does not take the runs now ({one_line(error)[:200]}): {_LATER}")
+        _warn(f"does not take the runs now ({one_line(error)[:200]}): {LATER}")
         return False
     return True
 
 
-def push_all() -> Iterator[str]:
+def push_all(settled: dict[str, int] | None = None) -> Iterator[str]:
     """Push every journal; yields the name of each that had something to send. Ends the runs of dead processes.
+
+    Args:
+        settled: by name, the size of each journal that needs no further look; kept up to date for the next call.
 
     Raises:
         Exception: whatever MLflow raises when it cannot be reached; the rest is still to be sent.
     """
     trouble = None
     identity = functools.cache(server.identity)  # asked once for each experiment, not for each journal
+    settled = {} if settled is None else settled
     for journal in all_journals():
+        if journal.size() == settled.get(journal.folder.name):
+            continue
         said = sent(journal, identity)
         if said and said.status:
+            settled[journal.folder.name] = said.size
             continue
         journal.close_if_dead()
         try:
@@ -277,7 +181,3 @@ def _is_final(error: Exception) -> bool:
 
 def _warn(text: str) -> None:
     say(f"warning: MLflow at {server.uri()} {text}")
-
-
-if __name__ == "__main__":
-    sys.exit(not _at_home(sys.argv[1:]))

@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optlab.results import pages
 from optlab.tracking import server
-from optlab.tracking.journal import Journal
+from optlab.tracking.journal import FIGURES, Journal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +40,8 @@ def send(client: "MlflowClient", journal: Journal, run_id: str | None, event: di
     elif kind == "artifact":
         _check(event)
         client.log_artifact(run_id, event["path"], event["folder"] or None)
+    elif kind == "figures":
+        _figures(client, run_id, event)
     elif kind == "model":
         _model(client, run_id, event)
     elif kind == "tags":
@@ -113,18 +116,26 @@ def _tags(client: "MlflowClient", run_id: str, tags: dict[str, Any]) -> None:
     client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
 
+def _figures(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
+    """Draw what MLflow does not draw itself from a run's metrics."""
+    if event["confusion"]:
+        page = pages.confusion(event["run"], event["confusion"]).decode()
+        client.log_text(run_id, page, f"{FIGURES}/confusion_matrix.html")
+
+
 def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
-    """Log the weights as a model that MLflow can load and serve; it is stored as a program, without pickle."""
+    """Log the weights as a model that MLflow can load and serve: the file itself, and code that reads it.
+
+    Nothing is exported, and nothing is pickled. The code is that of this repository.
+    """
     import mlflow
-    import numpy as np
     from mlflow.entities import LoggedModelOutput
 
-    from optlab.training import conditions, weights
+    from optlab.tracking import served
 
     if logged_model(client, run_id):
         return
     _check(event)
-    network, _ = weights.read(Path(event["path"]), event["model"], event.get("sha256"))
     experiment = client.get_run(run_id).info.experiment_id
     for unfinished in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(unfinished.model_id)  # a kill or an error cut it short
@@ -132,14 +143,7 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
         name=event["name"], experiment_id=experiment, source_run_id=run_id, model_type="classifier"
     )
     try:
-        mlflow.pytorch.log_model(
-            network,
-            name=event["name"],
-            model_id=logged.model_id,
-            # Two images: the export of a batch of one would take batches of one only.
-            input_example=np.zeros((2, 3, 32, 32), np.float32),
-            pip_requirements=[f"{name}=={conditions.public_version(name)}" for name in ("torch", "mlflow")],
-        )
+        served.log(event["name"], logged.model_id, Path(event["path"]), event["model"], event["sha256"])
     except Exception:
         mlflow.finalize_logged_model(logged.model_id, "FAILED")
         raise

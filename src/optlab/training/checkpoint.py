@@ -7,10 +7,10 @@ metadata: nothing in it is executed. Its name holds its own SHA-256, so that a f
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from optlab.training.optimizers import Stepper
 
 CHECKPOINTS = Path(".optlab") / "checkpoints"
 
+_DECIDES = re.compile(r"optlab/(training/|record/|data/dataset|config/parameters)")  # as the stage declares it
+
 _SHARE = 1 / 200  # of the time, at most, goes into checkpoints
 _SHORTEST_S = 1.0  # between two of them
 
@@ -35,10 +37,9 @@ _SHORTEST_S = 1.0  # between two of them
 def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
     """A digest of all that decides a run: parameters, data, code, packages and the machine's conditions.
 
-    The code is that of this package and of every module of the repository that is imported by now; of the packages,
-    all that are installed, the versions count. 32 hexadecimal digits of a SHA-256.
+    The code is what decides a weight, of this package, and every other module of the repository that is imported by
+    now; of the packages, all that are installed, the versions count. 32 hexadecimal digits of a SHA-256.
     """
-    packages = sorted(f"{each.metadata['Name']}=={each.version}" for each in distributions())
     decides = {
         "run": [name, seed],
         "model": config.model,
@@ -47,15 +48,23 @@ def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
         "training": config.training.model_dump(),
         "optimizer": config.optimizer(name).model_dump(),
         "code": _code(),
-        "packages": packages,
+        "packages": repository.packages(),
         "conditions": conditions.model_dump(),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _code() -> dict[str, str]:
-    """Path → SHA-256 of the modules that were imported from this package, or from below the working directory."""
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in repository.modules().items()}
+    """Path → SHA-256 of the modules that were imported from below the working directory, or decide from this package.
+
+    The rest of this package watches, and differs between the ways to start a training.
+    """
+    found = {}
+    for name, path in repository.modules().items():
+        watches = name.startswith(("src/optlab/", "optlab/", "pipeline/")) and not _DECIDES.search(name)
+        if not watches:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 class Checkpoint(Saver):

@@ -33,18 +33,14 @@ ONEDNN_ISAS = {
 }
 
 
-def public_version(package: str) -> str:
-    """The installed version without its local part: 2.13.0 for 2.13.0+cpu."""
-    return version(package).partition("+")[0]
-
-
 def apply(training: Training) -> torch.device:
     """Fix the number of threads, choose repeatable algorithms, and return the device to train on."""
     torch.set_num_threads(training.threads)
     if training.numerics == "portable":
         portable.install()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"  # for a model that compiles itself
+    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports the compiler for that
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs speed
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,9 +13,8 @@ from torch import nn
 
 from optlab.config.parameters import CLASS_COUNT
 from optlab.system.errors import ConfigError, say
+from optlab.system.repository import CUSTOM
 from optlab.system.wording import did_you_mean
-
-CUSTOM = Path("custom")  # the folder of a user's own modules
 
 
 def zilliax() -> nn.Module:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from optlab.config.parameters import CLASS_COUNT, Config, OptimizerSpec
 from optlab.system.errors import ConfigError, one_line
 from optlab.system.wording import did_you_mean, shown, to_blame
+from optlab.training import uncompiled
 from optlab.training.models import build as build_model
 from optlab.training.models import resolve
 
@@ -104,6 +105,7 @@ def build(name: str, spec: OptimizerSpec, model: nn.Module) -> Stepper:
     Raises:
         ConfigError: the class is unknown or no dense optimizer, or refuses a hyperparameter or a parameter.
     """
+    uncompiled.install()
     where = f"optimizers.{name}"
     cls = _class(where, spec)
     parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}

@@ -1,0 +1,107 @@
+"""What `optlab check` found, kept for the next time: with the same parameters, code and packages it is the same.
+
+A hit costs no torch. An entry's name is a digest of all that it depends on, and it is never changed.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optlab.config.parameters import Config
+from optlab.record.contents import Conditions
+from optlab.system import files, repository
+from optlab.system.errors import StorageError
+
+_FOLDER = Path(".optlab") / "checked"
+_KEPT = 20
+
+
+class Checked(BaseModel):
+    """Of a params.yaml that can be used.
+
+    Attributes:
+        warnings: of what nobody has measured.
+        conditions: of the runs that would be made here now.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    warnings: list[str]
+    conditions: Conditions
+
+
+def known(config: Config) -> Checked | None:
+    """What was found, if it was looked for."""
+    try:
+        return Checked.model_validate_json((_FOLDER / f"{_digest(config)}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def look(config: Config) -> Checked:
+    """Look, whole, and keep what was found. `numerics.prepare` was called before.
+
+    Raises:
+        ConfigError: params.yaml cannot be used.
+    """
+    from optlab.training import conditions, numerics, optimizers
+
+    place = _FOLDER / f"{_digest(config)}.json"  # now: what follows sets variables
+    optimizers.check(config)
+    paths = [path for name in config.optimizers for path in config.paths(name)]
+    found = Checked(
+        warnings=numerics.limits(config), conditions=conditions.current(conditions.apply(config.training), paths)
+    )
+    try:
+        files.write(place, found.model_dump_json().encode())
+        for old in sorted(_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_KEPT:]:
+            old.unlink(missing_ok=True)
+    except (StorageError, OSError):  # it is looked for again
+        pass
+    return found
+
+
+def _digest(config: Config) -> str:
+    """Of the parameters, the code that they name and are judged by, the packages, and what the machine decides."""
+    decides = {
+        "config": config.model_dump(mode="json"),
+        "code": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(set(_code(config)))},
+        "packages": repository.packages(),
+        "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices()],
+        "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ)),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+_READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
+
+
+def _code(config: Config) -> Iterator[Path]:
+    """This package, custom/, and the repository's own modules that params.yaml names."""
+    yield from Path(__file__).parents[1].rglob("*.py")
+    yield from repository.CUSTOM.rglob("*.py")
+    for name in config.optimizers:
+        for path in config.paths(name):
+            module = path.partition(".")[0]
+            if "." in path and module:
+                yield from Path().glob(f"{module}.py")
+                yield from Path(module).rglob("*.py")
+
+
+def _cpu() -> str:
+    """The first processor's name and abilities, where the system says them."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in first.splitlines() if line.startswith(("model name", "flags", "Features")))
+
+
+def _devices() -> list[str]:
+    """The graphics cards that a driver has announced."""
+    return sorted(each.name for each in Path("/dev").glob("nvidia[0-9]*"))

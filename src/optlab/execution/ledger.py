@@ -1,0 +1,158 @@
+"""DVC's account of a pipeline, kept by DVC's own code in this process: what is stale, and what came out.
+
+It does what `dvc repro` does for a stage before and after its command, and nothing during it, so that several commands
+can be at work. Only one thread may use it.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.rwlock import rwlock
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.serialize import to_single_stage_lockfile
+
+from optlab.execution.lockfile import LockFile
+from optlab.system.errors import BusyError, RunsFailedError, one_line
+
+_PATIENCE_S = 60.0  # for another DVC that looks at something
+
+
+class Ledger:
+    """The stages of one pipeline, and its dvc.lock.
+
+    Args:
+        pipeline: the path of its dvc.yaml; the working directory is the top of the repository.
+        runs: the ids of its runs, in their order.
+
+    Attributes:
+        pipeline: as given.
+        names: of its stages.
+
+    Raises:
+        RunsFailedError: DVC cannot read it.
+        RecordError: dvc.lock is damaged.
+    """
+
+    def __init__(self, pipeline: Path, runs: list[str]) -> None:
+        order = ["download", *(f"{stage}@{run}" for run in runs for stage in ("train", "evaluate"))]
+        self._lock = LockFile(pipeline.with_name("dvc.lock"), order)
+        with _told():
+            self._repo = Repo()
+            stages = [each for each in self._repo.index.stages if Path(each.path_in_repo) == pipeline]
+        self._stages: dict[str, Any] = {each.name: each for each in stages}
+        self.pipeline = pipeline
+        self.names = list(self._stages)
+        self._before: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def holding(self, names: list[str]) -> Iterator[None]:
+        """Keep every other DVC from running these stages, or what would write their inputs.
+
+        Raises:
+            BusyError: another one is at work on them.
+        """
+        stages = [self._stages[name] for name in names]
+        outs = {out.fs_path for stage in stages for out in stage.outs}
+        deps = {dep.fs_path for stage in stages for dep in stage.deps if dep.fs_path} - outs
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    rwlock(
+                        self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), sorted(deps), sorted(outs),
+                        self._repo.config["core"].get("hardlink_lock", False),
+                    )
+                )  # fmt: skip
+            except LockError as error:
+                raise BusyError(f"repro: {_who(error)}") from None
+            yield
+
+    def command(self, name: str) -> tuple[str, Path]:
+        """The command line of a stage, and the folder that it is run in."""
+        stage = self._stages[name]
+        return str(stage.cmd), Path(stage.wdir)
+
+    def is_stale(self, name: str) -> bool:
+        """Whether `dvc repro` would run that stage, or bring back its outputs."""
+        with self._locked():
+            return bool(self._stages[name].changed())
+
+    def begin(self, name: str) -> bool:
+        """Remove the outputs of a stage, and bring back those of an equal run; whether there was none."""
+        stage = self._stages[name]
+        with self._locked():
+            stage.remove_outs(ignore_remove=False, force=False)
+            try:
+                self._repo.stage_cache.restore(stage)
+            except RunCacheNotFoundError:
+                stage.save_deps()
+                self._before[name] = _state(stage)
+                return True
+            self._record(name)
+            return False
+
+    def end(self, name: str) -> None:
+        """The stage's command has ended well: record what came out.
+
+        Raises:
+            RunsFailedError: what it depends on was changed meanwhile, so that nothing is recorded.
+        """
+        stage = self._stages[name]
+        with self._locked():
+            stage.save_deps()
+            after, before = _state(stage), self._before.pop(name)
+            changed = [path for path in before if before[path] != after.get(path)]
+            if changed:
+                raise RunsFailedError(
+                    f"{', '.join(changed)} changed while it ran, so nothing was recorded: repeat the command"
+                )
+            self._record(name)
+
+    def _record(self, name: str) -> None:
+        stage = self._stages[name]
+        stage.save()
+        stage.commit()
+        self._lock.put(name, to_single_stage_lockfile(stage))
+        self._repo.scm_context.track_file(str(Path(stage.dvcfile.path).with_name("dvc.lock")))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """With DVC's lock, which it holds while it looks and while it writes, not while a command runs."""
+        deadline = time.monotonic() + _PATIENCE_S
+        with _told(), contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._repo.lock)
+                    break
+                except LockError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+            yield
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """DVC's errors as this project's."""
+    try:
+        yield
+    except DvcException as error:
+        cause = f": {one_line(error.__cause__)}" if error.__cause__ else ""
+        raise RunsFailedError(f"DVC: {one_line(error)}{cause}") from None
+
+
+def _state(stage: Any) -> dict[str, Any]:
+    """What decides the stage, by its name: digests of files and folders, values of parameters."""
+    return {str(dep): dep.hash_info.value for dep in stage.deps}
+
+
+def _who(error: LockError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "(PID " in line]
+    what = lines[0].removeprefix("(PID ").replace("): ", " (`", 1) + "`)" if lines else "of another DVC"
+    return f"process {what} is at work in this folder: wait for it to end, or stop it"

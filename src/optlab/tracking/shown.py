@@ -1,0 +1,97 @@
+"""A finished comparison in MLflow: which runs belong to it, the champion, and the addresses to open.
+
+Nothing here imports torch: the process that fills MLflow does it.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
+
+from optlab.tracking import sending, server, view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REGISTERED_MODEL = "optlab-cifar10"
+CHAMPION = "champion"
+
+
+class Shown(BaseModel):
+    """What MLflow is to show of a comparison.
+
+    Attributes:
+        experiment: its name.
+        runs: (id, SHA-256 of its weights) of each.
+        champion: the id of the run whose model is to be registered; None where there is none.
+        conditions: whether these differ between the runs, in a sentence.
+        chosen_by: the figure that the table is sorted by.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment: str
+    runs: tuple[tuple[str, str], ...]
+    champion: str | None
+    conditions: str
+    chosen_by: str
+
+
+def show(shown: Shown) -> str:
+    """Mark the comparison's runs in MLflow, which has them all, and return the addresses to open.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    client = server.connect()
+    experiment = server.experiment(client, shown.experiment)
+    current = _mark_current(client, experiment, shown)
+    if shown.champion in current:
+        _register(client, current[shown.champion], shown.champion)
+    client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
+    return _addresses(experiment, [run.info.run_id for run in current.values()])
+
+
+def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict[str, Any]:
+    """Tag the runs of this comparison, and untag those of earlier ones; returns id of run → MLflow run."""
+    logged = server.find_runs(client, experiment, list(shown.runs))
+    found = {run: each for (run, _), each in zip(shown.runs, logged, strict=True) if each is not None}
+    keep = {each.info.run_id for each in found.values()}
+    for old in client.search_runs([experiment], "tags.comparison = 'current'"):
+        if old.info.run_id not in keep:
+            client.set_tag(old.info.run_id, "comparison", "earlier")
+    for run_id in keep:
+        client.set_tag(run_id, "comparison", "current")
+        client.set_tag(run_id, "comparison.conditions", shown.conditions)
+    return found
+
+
+def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
+    """Give the champion's logged model the alias; a model that is registered already gets no second version."""
+    model_id = sending.logged_model(client, run.info.run_id)
+    if model_id is None:
+        return
+    versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    known = next((version for version in versions if version.model_id == model_id), None)
+    if known is None:
+        if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+            client.create_registered_model(REGISTERED_MODEL, description="The best run of the current comparison.")
+        known = client.create_model_version(
+            REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, {"run": run_id}, model_id=model_id
+        )
+    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
+
+
+def _addresses(experiment: str, run_ids: list[str]) -> str:
+    top = f"{server.ui_url()}/#"
+    base = f"{top}/experiments/{experiment}/runs"
+    runs = quote(json.dumps(run_ids, separators=(",", ":")))
+    shown = f"viewStateShareKey={view.NAME}&workflowType=machine_learning"
+    start = "Run `mlflow ui` here, then open" if server.is_local() else "Open"
+    return (
+        f"{start}\n"
+        f"  the sorted table  {base}?{shown}\n"
+        f"  the charts        {base}?compareRunsMode=CHART&{shown}\n"
+        f"  side by side      {top}/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
+    )
