@@ -119,8 +119,8 @@ class Dropping(nn.Sequential):
 def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, monkeypatch, model):
     monkeypatch.setitem(models.MODELS, "dropping", Dropping)
     config = small_config(
-        model=model, optimizers={"mine": {"class": "Adam", "lr": 0.001}}, data={"train_size": 100},
-        training={"epochs": 2, "batch_size": 50},
+        model=model, optimizers={"mine": {"class": "Adam", "lr": 0.001}},
+        data={"train_size": 20, "validation_size": 10}, training={"epochs": 2, "batch_size": 10},
     )  # fmt: skip
     whole = run(config, sample, device)
     assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 2), tmp_path, model)

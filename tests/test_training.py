@@ -52,7 +52,11 @@ VARIANTS = {
     "fp32": {},
     "bf16": {"training": {"precision": "bf16", "batch_size": 200}},
     "cosine": {"training": {"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": 0.5}}},
-    "resnet18": {"model": "resnet18", "training": {"batch_size": 50}, "data": {"train_size": 100}},
+    "resnet18": {
+        "model": "resnet18",
+        "training": {"batch_size": 10},
+        "data": {"train_size": 20, "validation_size": 10},
+    },
 }
 
 

@@ -11,36 +11,9 @@ import projects
 import pytest
 from PIL import Image
 
-LOOK = """
-import json, logging, mlflow
-logging.disable(logging.WARNING)
-client = mlflow.MlflowClient()
-experiment = client.get_experiment_by_name("optlab")
-runs = client.search_runs([experiment.experiment_id])
-def history(run, key):
-    return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
-def files(run, path=None):
-    found = []
-    for item in client.list_artifacts(run.info.run_id, path):
-        found += files(run, item.path) if item.is_dir else [item.path]
-    return found
-print(json.dumps({
-    "location": experiment.artifact_location,
-    "view": experiment.tags.get("mlflow.sharedViewState.comparison"),
-    "runs": [{
-        "id": run.info.run_id, "name": run.info.run_name, "status": run.info.status,
-        "start": run.info.start_time, "end": run.info.end_time,
-        "params": run.data.params, "tags": run.data.tags, "metrics": run.data.metrics,
-        "steps": history(run, "step/loss"), "epochs": history(run, "epoch/validation_loss"), "files": files(run),
-        "inputs": [i.dataset.digest for i in run.inputs.dataset_inputs],
-        "models": [m.model_id for m in run.outputs.model_outputs] if run.outputs else [],
-    } for run in runs],
-}))
-"""
-
 
 def look(project, **environment):
-    result = project.run(sys.executable, "-c", LOOK, **environment)
+    result = project.warm(str(Path(__file__).with_name("look.py")), **environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -73,12 +73,13 @@ def _digest(config: Config) -> str:
         "code": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(set(_code(config)))},
         "packages": repository.packages(),
         "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices()],
-        "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ)),
+        "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ) and item[0] not in _SET),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 _READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
+_SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC")  # by `conditions.apply`
 
 
 def _code(config: Config) -> Iterator[Path]:

@@ -61,9 +61,9 @@ def _code() -> dict[str, str]:
     """
     found = {}
     for name, path in repository.modules().items():
-        watches = name.startswith(("src/optlab/", "optlab/", "pipeline/")) and not _DECIDES.search(name)
-        if not watches:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        own = _DECIDES.search(name)
+        if own or not name.startswith(("src/optlab/", "optlab/", "pipeline/")):
+            found[name[own.start() :] if own else name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
