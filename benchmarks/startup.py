@@ -49,9 +49,10 @@ MEASURED = {
 
 def project(code: Path, folder: Path, runs: int) -> projects.Project:
     """A new project of the revision in the folder `code`, with so many runs, its data at hand."""
-    shutil.copytree(code, folder, ignore=shutil.ignore_patterns(".git", "tests", ".venv", "data", "runs", "reports"))
-    for lock in folder.rglob("dvc.lock"):
-        lock.unlink()
+    for name in ("benchmarks", "custom", "pipeline", "src", ".dvc/plots"):
+        shutil.copytree(code / name, folder / name)
+    for name in (".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml"):
+        shutil.copy(code / name, folder / name)
     count = 2 if runs % 3 else 3
     lines = [f"  {name}: {{class: {cls}, lr: 0.001}}\n" for name, cls in list(OPTIMIZERS.items())[:count]]
     text = PARAMS.format(seeds=list(range(runs // count)), optimizers="".join(lines))

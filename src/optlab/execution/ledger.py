@@ -5,6 +5,7 @@ can be at work. Only one thread may use it.
 """
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from dvc.stage.serialize import to_single_stage_lockfile
 
 from optlab.execution.lockfile import LockFile
 from optlab.system.errors import BusyError, RunsFailedError, one_line
+
+# A killed process has left an entry for each output in DVC's list of who is at work: DVC says so of each.
+logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
 
 _PATIENCE_S = 60.0  # for another DVC that looks at something
 
