@@ -46,7 +46,7 @@ def base(folder: Path) -> Project:
     """A project with the data in place whose training takes some seconds on one thread."""
     folder.mkdir()
     project = projects.create(folder)
-    project.edit("params.yaml", "epochs: 2", "epochs: 40")
+    project.edit("params.yaml", "epochs: 2", "epochs: 12")
     project.edit("params.yaml", "threads: 2", "threads: 1")
     project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
     assert project.run("dvc", "repro", "download").returncode == 0
