@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from optlab.data import dataset
 from optlab.record.contents import Conditions
+from optlab.system import repository
 from optlab.training import checkpoint, conditions, loop, models, optimizers, weights
 
 
@@ -270,3 +273,20 @@ def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
     # What is about another run does not matter.
     more = small_config(optimizers={"sgd": {"class": "SGD", "lr": 0.5}, "adam": {"class": "Adam", "lr": 0.001}})
     assert key(more) == key()
+
+
+def test_the_code_of_an_installed_package_counts(monkeypatch, tmp_path):
+    """It lies in a folder `site-packages`; what lies in one below the working directory is no code of the repository."""
+    package, here = tmp_path / "lib" / "site-packages", tmp_path / "here"
+    files = (
+        package / "optlab" / "training" / "loop.py",
+        here / ".venv" / "site-packages" / "other.py",
+        here / "own.py",
+    )
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        monkeypatch.setitem(sys.modules, f"of_this_test_{number}", SimpleNamespace(__file__=str(file)))
+    monkeypatch.setattr(repository, "__file__", str(package / "optlab" / "system" / "repository.py"))
+    monkeypatch.chdir(here)
+    assert set(repository.modules()) == {"optlab/training/loop.py", "own.py"}

@@ -71,9 +71,8 @@ def modules() -> dict[str, Path]:
     found = {}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) or ""
-        file = file if os.path.isabs(file) else os.path.abspath(file) if file else ""  # noqa: PTH100, PTH117
         base = next((base for base in bases if file.startswith(base)), None)
-        if base and "site-packages" not in file and Path(file).is_file():
+        if base and "site-packages" not in file[len(base) :] and Path(file).is_file():
             found[Path(file[len(base) :]).as_posix()] = Path(file)
     return found
 
