@@ -67,14 +67,13 @@ def curves(runs: Curves) -> Figure:
 
 
 @_plain
-def png(figure: Figure, dpi: int = 110) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure as a PNG, the same bytes each time."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> None:
     """Write it as a PNG."""
     files.write(path, png(figure))
-    return path
