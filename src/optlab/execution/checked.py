@@ -3,6 +3,7 @@
 A hit costs no torch. An entry's name is a digest of all that it depends on, and it is never changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from optlab.system.errors import StorageError
 
 _FOLDER = Path(".optlab") / "checked"
 _KEPT = 20
+_READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
+_SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC")  # by `conditions.apply`
 
 
 class Checked(BaseModel):
@@ -53,16 +56,12 @@ def look(config: Config) -> Checked:
 
     place = _FOLDER / f"{_digest(config)}.json"  # now: what follows sets variables
     optimizers.check(config)
-    paths = [path for name in config.optimizers for path in config.paths(name)]
-    found = Checked(
-        warnings=numerics.limits(config), conditions=conditions.current(conditions.apply(config.training), paths)
-    )
-    try:
+    here = conditions.current(conditions.apply(config.training), _paths(config))
+    found = Checked(warnings=numerics.limits(config), conditions=here)
+    with contextlib.suppress(StorageError, OSError):  # it is looked for again
         files.write(place, found.model_dump_json().encode())
         for old in sorted(_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_KEPT:]:
             old.unlink(missing_ok=True)
-    except (StorageError, OSError):  # it is looked for again
-        pass
     return found
 
 
@@ -78,20 +77,20 @@ def _digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-_READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
-_SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC")  # by `conditions.apply`
-
-
 def _code(config: Config) -> Iterator[Path]:
     """This package, custom/, and the repository's own modules that params.yaml names."""
     yield from Path(__file__).parents[1].rglob("*.py")
     yield from repository.CUSTOM.rglob("*.py")
-    for name in config.optimizers:
-        for path in config.paths(name):
-            module = path.partition(".")[0]
-            if "." in path and module:
-                yield from Path().glob(f"{module}.py")
-                yield from Path(module).rglob("*.py")
+    for path in _paths(config):
+        module = path.partition(".")[0]
+        if "." in path and module:
+            yield from Path().glob(f"{module}.py")
+            yield from Path(module).rglob("*.py")
+
+
+def _paths(config: Config) -> list[str]:
+    """What its runs are made of."""
+    return [path for name in config.optimizers for path in config.paths(name)]
 
 
 def _cpu() -> str:

@@ -33,7 +33,7 @@ class Ledger:
 
     Args:
         pipeline: the path of its dvc.yaml; the working directory is the top of the repository.
-        runs: the ids of its runs, in their order.
+        targets: the names of its runs' stages, in their order.
 
     Attributes:
         pipeline: as given.
@@ -44,9 +44,8 @@ class Ledger:
         RecordError: dvc.lock is damaged.
     """
 
-    def __init__(self, pipeline: Path, runs: list[str]) -> None:
-        order = ["download", *(f"{stage}@{run}" for run in runs for stage in ("train", "evaluate"))]
-        self._lock = LockFile(pipeline.with_name("dvc.lock"), order)
+    def __init__(self, pipeline: Path, targets: list[str]) -> None:
+        self._lock = LockFile(pipeline.with_name("dvc.lock"), ["download", *targets])
         with _told():
             self._repo = Repo()
             stages = [each for each in self._repo.index.stages if Path(each.path_in_repo) == pipeline]

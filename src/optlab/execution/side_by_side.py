@@ -5,6 +5,7 @@ out (`ledger`), and the stages are children of a process that has imported what 
 threads, the display, and DVC: it never forks.
 """
 
+import functools
 import os
 import queue
 import sys
@@ -43,21 +44,25 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
     """
     numerics.prepare(config.training)  # the stages' process reads these variables as it starts
     runs = [run_id(name, seed) for name, seed in config.runs()]
+    targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
     with locks.holding("repro"), processes.terminable(), Warm(spinning=_spins(config, jobs)) as warm:
         link.start(own)
         from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
-        ledger = Ledger(folder / "dvc.yaml", runs)
+        ledger = Ledger(folder / "dvc.yaml", targets)
         if checked.known(config) is None:
             _check(warm, folder)
         _stage(
             ledger if folder == Path() else Ledger(Path("dvc.yaml"), []), warm, "download", "the data could not be had"
         )
-        targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]
-        with ledger.holding(targets):
-            failures = Crew(ledger, warm, runs, jobs).work()
+        with (
+            ledger.holding(targets),
+            Display(len(runs)) as display,
+            tempfile.TemporaryDirectory(prefix="optlab-") as reasons,
+        ):
+            failures = Crew(ledger, warm, display, Path(reasons)).work(runs, jobs)
         if failures:
             for run, reason in failures.items():
                 print(f"{run}: {reason}", file=sys.stderr)
@@ -132,42 +137,42 @@ def cores_for(jobs: int) -> list[set[int]]:
 
 @dataclass
 class Crew:
-    """The jobs at work on the runs of one pipeline."""
+    """The jobs at work on the runs of one pipeline.
+
+    Attributes:
+        reasons: a folder in which each run leaves why it failed.
+    """
 
     ledger: "Ledger"
     warm: Warm
-    runs: list[str]
-    jobs: int
+    display: Display
+    reasons: Path
     _working: dict[str, tuple[Job, str, set[int]]] = field(default_factory=dict)  # run → job, stage, cores
+    _ended: "queue.SimpleQueue[str]" = field(default_factory=queue.SimpleQueue)
     _failures: dict[str, str] = field(default_factory=dict)
 
-    def work(self) -> dict[str, str]:
+    def work(self, runs: list[str], jobs: int) -> dict[str, str]:
         """Do every run; returns why those failed that did. An interruption stops every child first."""
-        free, waiting = cores_for(self.jobs), list(self.runs)
-        ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-        with Display(len(self.runs)) as display, tempfile.TemporaryDirectory(prefix="optlab-") as folder:
-            try:
-                while waiting or self._working:
-                    while waiting and free:
-                        run, cores = waiting.pop(0), free.pop(0)
-                        if not self._go_on(run, _STAGES, cores, display, ended, Path(folder)):
-                            free.append(cores)
-                    if self._working:
-                        run = ended.get()
-                        job, stage, cores = self._working.pop(run)
-                        later = _STAGES[_STAGES.index(stage) + 1 :]
-                        if self._has_failed(run, job, stage, display, Path(folder)) or not self._go_on(
-                            run, later, cores, display, ended, Path(folder)
-                        ):
-                            free.append(cores)
-            except BaseException:
-                processes.stop([job for job, _, _ in self._working.values()])
-                display.say("stopped: what is complete is kept, and the next call does the rest")
-                raise
-        return {run: self._failures[run] for run in self.runs if run in self._failures}
+        free, waiting = cores_for(jobs), list(runs)
+        try:
+            while waiting or self._working:
+                while waiting and free:
+                    run, cores = waiting.pop(0), free.pop(0)
+                    if not self._go_on(run, _STAGES, cores):
+                        free.append(cores)
+                if self._working:
+                    run = self._ended.get()
+                    job, stage, cores = self._working.pop(run)
+                    later = _STAGES[_STAGES.index(stage) + 1 :]
+                    if self._has_failed(run, job, stage) or not self._go_on(run, later, cores):
+                        free.append(cores)
+        except BaseException:
+            processes.stop([job for job, _, _ in self._working.values()])
+            self.display.say("stopped: what is complete is kept, and the next call does the rest")
+            raise
+        return {run: self._failures[run] for run in runs if run in self._failures}
 
-    def _go_on(self, run: str, stages: Iterable[str], cores: set[int], display: Display,
-               ended: "queue.SimpleQueue[str]", folder: Path) -> bool:  # fmt: skip
+    def _go_on(self, run: str, stages: Iterable[str], cores: set[int]) -> bool:
         """Start the first of these stages that is stale; False if there is none, and the run has ended."""
         for stage in stages:
             name = f"{stage}@{run}"
@@ -175,39 +180,38 @@ class Crew:
                 if not self.ledger.is_stale(name):
                     continue
                 if not self.ledger.begin(name):
-                    display.say(f"{run}  {stage}: as an equal one that DVC has kept")
+                    self.display.say(f"{run}  {stage}: as an equal one that DVC has kept")
                     continue
             except (OptlabError, OSError) as error:
-                self._fail(run, one_line(error), display)
+                self._fail(run, one_line(error))
                 return False
             words, where = self.ledger.command(name)
-            environment = {PROGRESS_VARIABLE: "lines", REASON_VARIABLE: str(folder / run)}
-            job = self.warm.start(
-                run, words, where, sorted(cores), environment, lambda line: display.show(run, line), ended.put
-            )
+            environment = {PROGRESS_VARIABLE: "lines", REASON_VARIABLE: str(self.reasons / run)}
+            show = functools.partial(self.display.show, run)
+            job = self.warm.start(run, words, where, sorted(cores), environment, show, self._ended.put)
             self._working[run] = (job, stage, cores)
             return True
-        display.end(run, None)
+        self.display.end(run, None)
         return False
 
-    def _has_failed(self, run: str, job: Job, stage: str, display: Display, folder: Path) -> bool:
+    def _has_failed(self, run: str, job: Job, stage: str) -> bool:
         """Record what a stage that has ended brought, if it ended well."""
         if job.status:
-            told = _told(folder / run)
+            told = _told(self.reasons / run)
             if not told:  # nothing of ours could say why: show what there is
-                display.say("".join(job.lines[-_TAIL:]).rstrip())
-            self._fail(run, told or _last(job.lines) or job.how(), display)
+                self.display.say("".join(job.lines[-_TAIL:]).rstrip())
+            self._fail(run, told or _last(job.lines) or job.how())
             return True
         try:
             self.ledger.end(f"{stage}@{run}")
         except (OptlabError, OSError) as error:
-            self._fail(run, one_line(error), display)
+            self._fail(run, one_line(error))
             return True
         return False
 
-    def _fail(self, run: str, reason: str, display: Display) -> None:
+    def _fail(self, run: str, reason: str) -> None:
         self._failures[run] = reason
-        display.end(run, reason)
+        self.display.end(run, reason)
 
 
 def _told(reason: Path) -> str:

@@ -37,7 +37,7 @@ def follow_caller() -> None:
         raise KeyboardInterrupt
 
     def follow() -> None:
-        while all(_is_alive(each) for each in present):
+        while all(is_alive(each) for each in present):
             time.sleep(_LOOK_S)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENCE_S)
@@ -119,7 +119,8 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it is at work, and not only waiting for its parent to take notice of its end."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -67,31 +67,31 @@ class Link:
         self._connection: socket.socket | None = None
         self._own: subprocess.Popen[bytes] | None = None
         followed = _followed()
-        self._mute = followed == NOBODY
-        if self._mute:
-            return
-        if followed:
-            self._connection = connect()
-            if self._connection is None:
-                start(followed)
-            else:
-                self._say({"follow": int(followed)})
-        else:
+        self._shared = followed not in (None, NOBODY)
+        if followed is None:
             self._connection, its = socket.socketpair()
             with its:
                 self._own = start("--connection", str(its.fileno()), pass_fds=(its.fileno(),))
+        elif self._shared and not self._reach():
+            start(followed)
+        elif self._shared:
+            self._say({"follow": int(followed)})
+
+    def _reach(self) -> bool:
+        """Whether there is a connection; the shared sender may have been starting so far."""
+        if self._connection is None and self._shared:
+            self._connection = connect()
+        return self._connection is not None
 
     def wake(self, journal: str) -> None:
         """Say that the journal of that name has grown."""
-        if self._connection is None and not self._mute:
-            self._connection = connect()  # it was still starting
+        self._reach()
         self._say({"journal": journal})
 
     def ask(self, **question: Any) -> dict[str, Any] | None:
         """Its answer; None, with a warning, where there is none within the time that a stage waits for MLflow."""
         deadline = time.monotonic() + _START_S
-        while self._connection is None and not (self._own or self._mute) and time.monotonic() < deadline:
-            self._connection = connect()
+        while not self._reach() and self._shared and time.monotonic() < deadline:
             time.sleep(0.05)
         if self._connection is None or not self._say(question):
             return None
@@ -108,10 +108,8 @@ class Link:
 
     def close(self) -> None:
         """The stage has ended: the sender looks at every journal, and a stage's own one is waited for."""
-        if self._connection is None and not (self._own or self._mute):
-            self._connection = connect()
+        self._reach()
         if self._connection is not None:
-            self._say({"journal": ""})
             self._connection.close()
         if self._own is not None:
             try:

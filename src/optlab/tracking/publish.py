@@ -21,13 +21,13 @@ def publish(compared: Comparison, folder: Path, sender: Link | None = None) -> s
         sender: does it, where there is one; otherwise this process does.
     """
     _complete(compared)
-    shown = _shown(compared, folder)
     if repository.is_copy():  # it is not the comparison that the repository stands at
         # DVC commits what is tracked and what the stages declare: a new run's conditions are neither.
         git.ask("add", "--", *(str(run.files.conditions) for run in compared.runs if run.conditions))
         answer = sender.ask(push=True) if sender else None
         told = f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         return told if answer and answer["reached"] else _AWAY
+    shown = _shown(compared, folder)
     answer = sender.ask(publish=shown.model_dump()) if sender else None
     if answer is not None:
         return str(answer.get("told", _AWAY))

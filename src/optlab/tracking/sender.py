@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from optlab.system import processes
 from optlab.system.errors import one_line
 from optlab.tracking import link, replay, server
 from optlab.tracking.journal import JOURNALS, Journal
@@ -71,7 +72,7 @@ class Sender:
 
     def work(self) -> None:
         """Send what there is, until nobody is left who could write more."""
-        while self._connections or self._inbox.qsize() or any(_is_alive(each) for each in self._followed):
+        while self._connections or self._inbox.qsize() or any(processes.is_alive(each) for each in self._followed):
             try:
                 self._take(*self._inbox.get(timeout=_LOOK_S))
             except queue.Empty:
@@ -94,7 +95,7 @@ class Sender:
         elif "follow" in message:
             self.follow(message["follow"])
         elif "journal" in message:
-            self._grown |= {message["journal"]} - {""}
+            self._grown.add(message["journal"])
         else:
             with contextlib.suppress(OSError):  # it has given up, or was killed
                 connection.sendall(json.dumps(self._answer(message)).encode() + b"\n")
@@ -150,13 +151,6 @@ def _warn(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it any more
         clear = "\x1b[K" if sys.stderr.isatty() else ""
         print(f"\r{clear}warning: MLflow at {server.uri()} {text}", file=sys.stderr, flush=True)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _shared(pid: int) -> None:
