@@ -276,7 +276,7 @@ def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
 
 
 def test_the_code_of_an_installed_package_counts(monkeypatch, tmp_path):
-    """It lies in a folder `site-packages`; what lies in one below the working directory is no code of the repository."""
+    """It lies in a folder `site-packages`; what lies in one below the working directory is not the repository's."""
     package, here = tmp_path / "lib" / "site-packages", tmp_path / "here"
     files = (
         package / "optlab" / "training" / "loop.py",
