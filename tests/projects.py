@@ -21,17 +21,30 @@ import psutil
 from ruamel.yaml import YAML
 
 from optlab.execution.jobs import Job, Warm
+from optlab.system.processes import CALLER_VARIABLE
+from optlab.training.conditions import VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
 
-LONG = 24  # epochs of 7 steps each: some seconds, and so a checkpoint
+LONG = 24  # epochs of 7 steps each: with the rests some seconds, and so a checkpoint
+RESTING = """\
+import time
+
+import torch
+
+
+class Resting(torch.optim.Adam):
+    def step(self, closure=None):
+        time.sleep(0.015)
+        return super().step(closure)
+"""
 
 PARAMS = """\
 model: zilliax
 seeds: [0]
-data: {dataset: cifar10_sample, train_size: 400, validation_size: 100}
-training: {epochs: 2, batch_size: 64, precision: fp32, threads: 2, schedule: {name: constant, warmup_epochs: 0}}
+data: {dataset: cifar10_sample, train_size: 100, validation_size: 20}
+training: {epochs: 2, batch_size: 16, precision: fp32, threads: 2, schedule: {name: constant, warmup_epochs: 0}}
 optimizers:
   sgd: {class: SGD, lr: 0.01}
   adam: {class: Adam, lr: 0.001}
@@ -73,23 +86,14 @@ class Project:
         Where the project's code is not this repository's, or its numerics are decided before the imports, it is a
         process of its own.
         """
-        if self._is_of_this_code() and "numerics" not in (self.top / "params.yaml").read_text():
+        if _can_be_forked(self.top, self.environment | environment):
             return _warm().call(list(words), self.top / folder, self.environment | environment)
         program = [] if words[0] == "optlab" else [sys.executable]
         return self.run(*program, *words, folder=folder, **environment)
 
     def repro(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`dvc repro`, whose stages are such children, and follow nobody."""
-        if self._is_of_this_code():
-            environment = _warm().shim(self.environment | environment)
-        return self.run("dvc", "repro", *words, **environment)
-
-    def _is_of_this_code(self) -> bool:
-        own, its = (
-            {path.relative_to(top): path.read_bytes() for path in top.rglob("*.py")}
-            for top in (TOP / "src" / "optlab", self.top / "src" / "optlab")
-        )
-        return own == its
+        return self.run("dvc", "repro", *words, **_warm().shim(self.environment | environment))
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""
@@ -103,33 +107,48 @@ class Project:
         return Project(target)
 
 
-# What the tests' `dvc repro` finds as `python`: it passes its command on, with its output, and waits for the status.
+def _can_be_forked(folder: Path, environment: dict[str, str]) -> bool:
+    """Whether a process of this repository's code, with torch imported, can become one of that folder's."""
+    own, its = (
+        {path.relative_to(top): path.read_bytes() for path in top.rglob("*.py")}
+        for top in (TOP / "src" / "optlab", Path(environment["PYTHONPATH"]) / "optlab")
+    )
+    early = [name for name in VARIABLES if name != "CUBLAS_WORKSPACE_CONFIG"]  # which are read when torch is imported
+    same = all(environment.get(name) == os.environ.get(name) for name in early)
+    return own == its and same and "numerics" not in (folder / "params.yaml").read_text()
+
+
+# What the tests' `dvc` and `optlab` find as `python`: it passes a stage's command on, with its output, and waits for
+# the status; what cannot be forked, it becomes.
 SHIM = """\
 #!{python} -ISE
 import json, os, socket, sys
 if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-environment = {{name: value for name, value in os.environ.items() if name != "DVC_STAGE"}}
+environment = {{name: value for name, value in os.environ.items() if name not in {callers}}}
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({place!r})
     asked = json.dumps({{"words": sys.argv[1:], "folder": os.getcwd(), "environment": environment}}).encode()
     socket.send_fds(server, [len(asked).to_bytes(8, "big")], [1, 2])
     server.sendall(asked)
-    sys.exit(int(server.makefile().readline()))
+    answer = server.makefile().readline().strip()
+if answer == "not here":
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+sys.exit(int(answer))
 """
 
 
 class Stages(Warm):
     """The process that `Project.warm` forks; one for each process of tests."""
 
-    PROGRAM = (str(Path(__file__).with_name("warm_stages.py")),)
-
     def __init__(self) -> None:
-        super().__init__(spinning=True)
         self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
+        self.PROGRAM = (str(Path(__file__).with_name("warm_stages.py")), str(self._folder / "python"))
+        super().__init__(spinning=True)
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         place = str(self._folder / "socket")
-        (self._folder / "python").write_text(SHIM.format(python=sys.executable, place=place))
+        callers = ["DVC_STAGE", CALLER_VARIABLE]
+        (self._folder / "python").write_text(SHIM.format(python=sys.executable, place=place, callers=callers))
         (self._folder / "python").chmod(0o755)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(place)
@@ -167,10 +186,14 @@ class Stages(Warm):
         with connection:
             size, output, _, _ = socket.recv_fds(connection, 8, 2)
             asked = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
-            status = self._do(asked["words"], Path(asked["folder"]), asked["environment"], output)
+            folder, environment = Path(asked["folder"]), asked["environment"]
+            answer = "not here"
+            if _can_be_forked(folder, environment):
+                status = self._do(asked["words"], folder, environment, output)
+                answer = str(status if status >= 0 else 128 - status)
             for descriptor in output:
                 os.close(descriptor)
-            connection.sendall(f"{status if status >= 0 else 128 - status}\n".encode())
+            connection.sendall(f"{answer}\n".encode())
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,9 +16,24 @@ from typing import Any
 
 from projects import Project
 
+# What `mlflow server` starts, too, once its command line is read, which takes as long again: the same application.
+SERVE = """
+import os, sys
+import uvicorn
+from mlflow.server import constants, handlers
+
+store, artifacts, port = sys.argv[1:]
+os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = store
+os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = artifacts
+os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+handlers.initialize_backend_stores(store, store, "mlflow-artifacts:/")
+uvicorn.run("mlflow.server.fastapi_app:app", port=int(port))
+"""
+
 
 class Server:
-    """An MLflow server of its own, on SQLite, that can be killed, stopped and started again."""
+    """An MLflow server of its own, on SQLite, that can be killed, stopped and started again; at first it is away."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,16 +43,14 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.database = folder / "server.db"
-        self.start()
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        environment = os.environ | {"MLFLOW_WORKERS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         self.process = subprocess.Popen(
-            [Path(sys.executable).parent / "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}",
-             "--artifacts-destination", str(self.folder / "artifacts"), "--port", str(self.port)],
-            cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            [sys.executable, "-c", SERVE, f"sqlite:///{self.database}", str(self.folder / "artifacts"), str(self.port)],
+            cwd=self.folder, env=environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         if not wait_until(self.answers, 120):
             raise SystemExit("the MLflow server did not start")
@@ -51,8 +63,9 @@ class Server:
             return False
 
     def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def empty(self) -> None:
         """Stop it, and start it again with nothing, at the same address."""
@@ -61,9 +74,6 @@ class Server:
             path.unlink()
         shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
         self.start()
-
-    def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
 
 
 def wait_until(condition: Any, seconds: float) -> bool:

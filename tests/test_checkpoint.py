@@ -67,8 +67,8 @@ def assert_same(first, second, tmp_path, model="zilliax"):
 
 SPECS = {name: {"class": name} for name in sorted(set(optimizers.torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})}
 SPECS["Muon"] = {"class": "Muon", "fallback": {"class": "AdamW", "lr": 0.001}}
-SPECS["LBFGS"] = {"class": "LBFGS", "lr": 0.1, "max_iter": 4}
-SPECS["LBFGS with line search"] = {"class": "LBFGS", "line_search_fn": "strong_wolfe", "max_iter": 4}
+SPECS["LBFGS"] = {"class": "LBFGS", "lr": 0.1, "max_iter": 2}
+SPECS["LBFGS with line search"] = {"class": "LBFGS", "line_search_fn": "strong_wolfe", "max_iter": 2}
 SPECS["SGD with momentum"] = {"class": "SGD", "lr": 0.01, "momentum": 0.9, "nesterov": True}
 SPECS["Adam with amsgrad"] = {"class": "Adam", "amsgrad": True}
 SPECS["RMSprop, centered"] = {"class": "RMSprop", "centered": True, "momentum": 0.9}
@@ -80,14 +80,16 @@ def test_every_optimizer_goes_on_to_the_same_bytes(small_config, sample, device,
     """Two epochs of five steps, cut in the middle of the first, at the end of it, and in the second."""
     config = small_config(
         optimizers={"mine": spec},
-        data={"train_size": 100, "validation_size": 100},
-        training={"epochs": 2, "batch_size": 20},
+        data={"train_size": 50, "validation_size": 10},
+        training={"epochs": 2, "batch_size": 10},
     )
     whole = run(config, sample, device)
     for cut in (2, 5, 8):
         continued = cut_and_continued(config, sample, device, tmp_path / str(cut), cut)
         assert_same(whole, continued, tmp_path)
 
+
+SMALLER = {"train_size": 100, "validation_size": 20}  # 7 steps in batches of 16
 
 SCHEDULES = {
     "constant with warm-up": {"name": "constant", "warmup_epochs": 0.5},
@@ -100,8 +102,9 @@ SCHEDULES = {
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_every_schedule_goes_on_to_the_same_bytes(small_config, sample, device, tmp_path, schedule):
     config = small_config(
-        optimizers={"mine": {"class": "Adam", "lr": 0.003}}, training={"epochs": 3, "schedule": schedule}
-    )
+        optimizers={"mine": {"class": "Adam", "lr": 0.003}}, data=SMALLER,
+        training={"epochs": 3, "batch_size": 16, "schedule": schedule},
+    )  # fmt: skip
     assert_same(run(config, sample, device), cut_and_continued(config, sample, device, tmp_path / "c", 9), tmp_path)
 
 
@@ -122,8 +125,8 @@ class Dropping(nn.Sequential):
 def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, monkeypatch, model):
     monkeypatch.setitem(models.MODELS, "dropping", Dropping)
     config = small_config(
-        model=model, optimizers={"mine": {"class": "Adam", "lr": 0.001}},
-        data={"train_size": 20, "validation_size": 10}, training={"epochs": 2, "batch_size": 10},
+        model=model, optimizers={"mine": {"class": "SGD", "lr": 0.01}},
+        data={"train_size": 10, "validation_size": 10}, training={"epochs": 2, "batch_size": 5},
     )  # fmt: skip
     whole = run(config, sample, device)
     assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 2), tmp_path, model)
@@ -131,7 +134,8 @@ def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, mo
 
 @pytest.fixture
 def config(small_config):
-    return small_config(optimizers={"mine": {"class": "Adam", "lr": 0.001}}, training={"epochs": 2})
+    optimizer = {"mine": {"class": "Adam", "lr": 0.001}}
+    return small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
 
 
 @pytest.fixture
@@ -200,7 +204,8 @@ def test_a_malicious_one_does_nothing(config, sample, device, cut, tmp_path, cap
 
 def test_one_of_another_optimizer_is_refused_whole(small_config, config, sample, device, cut, tmp_path, capsys):
     """Though the folder's name forbids it: the weights that fit are not taken either."""
-    other = small_config(optimizers={"mine": {"class": "SGD", "lr": 0.01}}, training={"epochs": 2})
+    optimizer = {"mine": {"class": "SGD", "lr": 0.01}}
+    other = small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
     continued = run(other, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
     assert "of another optimizer" in capsys.readouterr().err
     assert_same(run(other, sample, device), continued, tmp_path)

@@ -3,15 +3,19 @@
 Such a stage sends to MLflow itself, at its end; that others do it meanwhile is tested with stages of DVC's.
 """
 
+import importlib
 import socket
 import sys
-
-import mlflow
-import mlflow.pyfunc  # noqa: F401
 
 from optlab.execution import warm
 from optlab.system import repository
 from optlab.tracking import link, replay
+
+# What sending to a database imports.
+NEEDED = (
+    "alembic.command", "git", "mlflow.pyfunc", "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.tracing.processor.otel", "sqlalchemy.dialects.sqlite",
+)  # fmt: skip
 
 
 class Inside(link.Link):
@@ -29,7 +33,10 @@ class Inside(link.Link):
 
 
 if __name__ == "__main__":
+    for name in NEEDED:
+        importlib.import_module(name)
     link.Link = Inside
     repository._run_own_code = lambda sources: None  # it is the same, see projects.py
     warm._threads = lambda: 1  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
-    warm.main(socket.socket(fileno=int(sys.argv[1])))
+    sys.executable = sys.argv[1]  # what `optlab reproduce` starts its stages with
+    warm.main(socket.socket(fileno=int(sys.argv[2])))

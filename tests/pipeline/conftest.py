@@ -50,8 +50,13 @@ def copied(reproduced, tmp_path):
 
 @pytest.fixture(scope="session")
 def longer(reproduced, tmp_path_factory):
-    """A project that is to train longer, long enough for a checkpoint, in one thread. Tests take a copy."""
+    """A project that is to train longer, long enough for a checkpoint, in one thread. Tests take a copy.
+
+    Adam rests before each step: the training takes its time on a fast machine, too, and leaves others the core.
+    """
     project = reproduced[0].copy(tmp_path_factory.mktemp("longer") / "project")
+    (project.top / "custom" / "resting.py").write_text(projects.RESTING)
+    project.edit("params.yaml", "class: Adam,", "class: resting.Resting,")
     project.edit("params.yaml", "epochs: 2", f"epochs: {projects.LONG}")
     project.edit("params.yaml", "threads: 2", "threads: 1")
     return project

@@ -1,5 +1,6 @@
 """Killed, or started twice: nothing is left at work, nothing is written by two, and the next call goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from projects import LONG, checkpoints, logged_runs, processes_below, started, until
 
 PROGRAMS = Path(sys.executable).parent
-DVC = (str(PROGRAMS / "dvc"), "repro")
+DVC = (str(PROGRAMS / "dvc"), "repro", "train@adam-0")
 OPTLAB = (str(PROGRAMS / "optlab"), "repro", "--jobs", "2")
 STAGE = (sys.executable, "pipeline/train.py", "adam", "0")
 IMPATIENT = """
@@ -73,11 +74,11 @@ def test_the_training_stops_with_its_caller_and_the_next_call_goes_on(alone, und
         assert gone_within(alone, 20)
     assert events_of(alone)[-1]["event"] == "end"
     assert events_of(alone)[-1]["status"] == "interrupted"
-    again = alone.run(*command)
+    again = alone.repro(*DVC[2:]) if command is DVC else alone.run(*command)
     assert again.returncode == 0, again.stderr
     assert re.search(r"adam-0  continues after step \d+", again.stdout), again.stdout
     assert_continued(alone, before, undisturbed, "1")
-    assert "up to date" in alone.run("dvc", "repro").stdout
+    assert "up to date" in alone.run("dvc", "repro", *DVC[2:]).stdout
 
 
 @pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
@@ -88,6 +89,7 @@ def test_a_killed_sender_costs_nothing(alone, undisturbed, command):
         (sender,) = [each for each in processes_below(alone.top) if "optlab.tracking.sender" in each.cmdline()]
         sender.kill()
         assert caller.wait(240) == 0
+        assert gone_within(alone, 60)  # the one that was started in its place, too
     assert_continued(alone, before, undisturbed, None)
 
 
@@ -115,6 +117,19 @@ def one_error(result):
     return found
 
 
+@contextlib.contextmanager
+def held(project):
+    """Stop what trains: it has its locks, and leaves the cores to others."""
+    processes = [each for each in processes_below(project.top) if "optlab.tracking.sender" not in each.cmdline()]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
 def test_a_second_one_says_who_is_at_work(project):
     """Of each kind beside each kind; no output appears, and one process at a time wrote each journal."""
     project.edit("params.yaml", f"epochs: {LONG}", "epochs: 50000")
@@ -124,24 +139,25 @@ def test_a_second_one_says_who_is_at_work(project):
         return [path for path in set(project.top.glob(f".optlab/journal/*-{run}-*")) - journals if any(path.iterdir())]
 
     with started(project, *DVC) as first:
-        until(first, lambda: checkpoints(project) or checkpoints(project, "sgd-0"))
-        second = project.run(*DVC)
-        assert "is busy" in one_error(second)[0]
-        assert f"(PID {first.pid}): " in second.stderr
-        assert one_error(project.run(*OPTLAB)) == [
-            f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: wait for it to end, or stop it"
-        ]
-        assert len(new()) + len(new("sgd-0")) <= 2
+        until(first, lambda: checkpoints(project))
+        with held(project):
+            second = project.run(*DVC)
+            assert "is busy" in one_error(second)[0]
+            assert f"(PID {first.pid}): " in second.stderr
+            (line,) = one_error(project.run(*OPTLAB))
+            assert line.startswith(f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: wait")
+            assert len(new()) + len(new("sgd-0")) == 1
     with started(project, *OPTLAB) as first:
         until(first, lambda: checkpoints(project) and checkpoints(project, "sgd-0"))
-        (line,) = one_error(project.run(*OPTLAB))
-        assert line.startswith(f"repro: process {first.pid} (`") and "optlab repro" in line
-        assert "is at work on it in this folder: wait for it to end, or stop it" in line
-        second = project.run(*DVC)
-        assert "is busy" in one_error(second)[0] and "(PID " in second.stderr
-        (line,) = one_error(project.run(sys.executable, "-c", IMPATIENT))
-        assert re.match(r"optlab-adam-0: process \d+ \(`.*pipeline/train.py adam 0`\) is at work", line), line
-        assert not list(project.top.glob("models/*"))  # each was removed before its training, and none has ended
+        with held(project):
+            (line,) = one_error(project.run(*OPTLAB))
+            assert line.startswith(f"repro: process {first.pid} (`") and "optlab repro" in line
+            assert "is at work on it in this folder: wait for it to end, or stop it" in line
+            second = project.run(*DVC)
+            assert "is busy" in one_error(second)[0] and "(PID " in second.stderr
+            (line,) = one_error(project.run(sys.executable, "-c", IMPATIENT))
+            assert re.match(r"optlab-adam-0: process \d+ \(`.*pipeline/train.py adam 0`\) is at work", line), line
+            assert not list(project.top.glob("models/*"))  # each was removed before its training, and none has ended
     assert len(new()) == len(new("sgd-0")) == 1
     steps = [point[3] for event in events_of(project) for point in event.get("points", ()) if point[0] == "step/loss"]
     assert steps == list(range(len(steps)))

@@ -35,7 +35,7 @@ def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduc
     assert run["status"] == "FINISHED"
     assert run["params"]["optimizer.lr"] == "0.001"
     assert run["params"]["optimizer.betas"] == "(0.9, 0.999)"  # a default of the class
-    assert run["params"]["training.batch_size"] == "64"
+    assert run["params"]["training.batch_size"] == "16"
     losses = [loss for epoch in trained["step_losses"] for loss in epoch]
     assert [step for step, _, _ in run["steps"]] == list(range(14))
     assert [value for _, value, _ in run["steps"]] == pytest.approx(losses)

@@ -19,6 +19,7 @@ from servers import Server, journalled, metrics_in, runs_in, wait_until
 
 @pytest.fixture
 def server(tmp_path):
+    """One that has not been started."""
     server = Server(tmp_path / "server")
     yield server
     server.kill()
@@ -44,7 +45,6 @@ def warnings(result):
 def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, server, tmp_path):
     """Every metric with its original time; a second call changes nothing; the server was never needed."""
     project = ready[0].copy(tmp_path / "project")
-    server.kill()
     for stage in ("train", "evaluate"):
         result = project.stage(stage, "adam", "0", MLFLOW_TRACKING_URI=server.uri)
         assert result.returncode == 0
@@ -77,11 +77,12 @@ def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, serv
 def test_a_server_whose_database_was_emptied_gets_everything_again(ready, server, tmp_path):
     """`optlab sync` and the next stage see that another database is behind the same address."""
     project = ready[0].copy(tmp_path / "project")
+    server.start()
     assert project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     assert "no runs had something" in project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
-    for command in (["optlab", "sync"], [sys.executable, "pipeline/evaluate.py", "adam", "0"]):
+    for command in (["optlab", "sync"], ["pipeline/evaluate.py", "adam", "0"]):
         server.empty()
-        result = project.run(*command, MLFLOW_TRACKING_URI=server.uri)
+        result = project.warm(*command, MLFLOW_TRACKING_URI=server.uri)
         assert result.returncode == 0 and not warnings(result), result.stderr
         assert metrics_in(server.database) == journalled(project)
         assert runs_in(server.database) == ["FINISHED"]
@@ -89,16 +90,34 @@ def test_a_server_whose_database_was_emptied_gets_everything_again(ready, server
     assert sent.read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
 
 
+# Trains an epoch, of which the server is told then, and the next one when the test says so.
+WAITING = """
+import pathlib, time, torch
+
+class Waiting(torch.optim.Adam):
+    steps = 0
+
+    def step(self, closure=None):
+        Waiting.steps += 1
+        while Waiting.steps > 8 and not pathlib.Path("go").exists():
+            time.sleep(0.05)
+        return super().step(closure)
+"""
+
+
 def test_a_server_that_is_killed_and_comes_back(ready, server, tmp_path):
     """Killed while the training runs: the next stage of `dvc repro` sends what is missing by itself."""
     project = ready[0].copy(tmp_path / "project")
-    project.edit("params.yaml", "epochs: 2", "epochs: 60")
+    (project.top / "custom" / "waiting.py").write_text(WAITING)
+    project.edit("params.yaml", "class: Adam,", "class: waiting.Waiting,")
+    server.start()
     command = [sys.executable, "pipeline/train.py", "adam", "0"]
     environment = project.environment | {"MLFLOW_TRACKING_URI": server.uri}
     training = subprocess.Popen(command, cwd=project.top, env=environment, stderr=subprocess.PIPE, text=True)
     assert wait_until(lambda: sum(metrics_in(server.database).values()) > 0 or training.poll() is not None, 60)
     assert training.poll() is None  # it is at work, and the server has a part of it
     server.kill()
+    (project.top / "go").touch()
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 0, errors
     assert errors.count("warning:") == 1

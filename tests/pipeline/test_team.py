@@ -180,7 +180,7 @@ def test_the_whole_pipeline_reports_to_the_teams_server(shared, server, tmp_path
         tested = json.loads((project.top / f"runs/{name}-0/test.json").read_text())
         assert run["status"] == "FINISHED"
         assert run["params"]["optimizer.lr"] == rate
-        assert run["params"]["training.batch_size"] == "64"
+        assert run["params"]["training.batch_size"] == "16"
         losses = [loss for epoch in trained["step_losses"] for loss in epoch]
         assert [step for step, _, _ in run["steps"]] == list(range(len(losses))) == list(range(14))
         assert [value for _, value, _ in run["steps"]] == pytest.approx(losses)

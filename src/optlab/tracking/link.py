@@ -66,16 +66,19 @@ class Link:
     def __init__(self) -> None:
         self._connection: socket.socket | None = None
         self._own: subprocess.Popen[bytes] | None = None
-        followed = _followed()
-        self._shared = followed not in (None, NOBODY)
-        if followed is None:
+        self._followed = _followed()
+        if self._followed is None:
             self._connection, its = socket.socketpair()
             with its:
                 self._own = start("--connection", str(its.fileno()), pass_fds=(its.fileno(),))
         elif self._shared and not self._reach():
-            start(followed)
+            start(self._followed)
         elif self._shared:
-            self._say({"follow": int(followed)})
+            self._say({"follow": int(self._followed)})
+
+    @property
+    def _shared(self) -> bool:
+        return self._followed not in (None, NOBODY)
 
     def _reach(self) -> bool:
         """Whether there is a connection; the shared sender may have been starting so far."""
@@ -107,10 +110,18 @@ class Link:
             return None
 
     def close(self) -> None:
-        """The stage has ended: the sender looks at every journal, and a stage's own one is waited for."""
-        self._reach()
+        """The stage has ended: the sender looks at every journal, and a stage's own one is waited for.
+
+        A shared one that was killed is replaced, for this may be the last stage.
+        """
         if self._connection is not None:
             self._connection.close()
+        if self._shared:
+            alive = connect()
+            if alive is None:
+                start(str(self._followed))
+            else:
+                alive.close()
         if self._own is not None:
             try:
                 self._own.wait(2 * PATIENCE_S)
