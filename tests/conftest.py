@@ -15,6 +15,11 @@ from optlab.tracking import server
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 
 
+def pytest_collection_modifyitems(items):
+    """First a long file that needs no project, so that nobody waits while one worker makes the project for all."""
+    items.sort(key=lambda item: item.path.name != "test_determinism.py")
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A folder with the six files of cifar10_sample, put there by the library itself."""

@@ -93,7 +93,11 @@ class Project:
 
     def repro(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`dvc repro`, whose stages are such children, and follow nobody."""
-        return self.run("dvc", "repro", *words, **_warm().shim(self.environment | environment))
+        return self.run("dvc", "repro", *words, **self.shimmed(**environment))
+
+    def shimmed(self, **environment: str) -> dict[str, str]:
+        """The environment in which DVC's stages are such children."""
+        return _warm().shim(self.environment | environment)
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""

@@ -3,6 +3,7 @@
 Such a stage sends to MLflow itself, at its end; that others do it meanwhile is tested with stages of DVC's.
 """
 
+import contextlib
 import importlib
 import socket
 import sys
@@ -29,7 +30,8 @@ class Inside(link.Link):
         return None
 
     def close(self):
-        replay.push_pending()
+        with contextlib.chdir(repository.home()):
+            replay.push_pending()
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def shared(server, tmp_path_factory):
     """A project after ada's `dvc repro` with that server, what that printed, and her settings."""
     project = projects.create(tmp_path_factory.mktemp("shared"))
     ada = login(server, "ada", MEMBERS["ada"])
-    return project, project.run("dvc", "repro", **ada), ada
+    return project, project.repro(**ada), ada
 
 
 def test_the_whole_pipeline_reports_to_the_teams_server(shared, server, tmp_path):
