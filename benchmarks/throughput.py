@@ -37,7 +37,7 @@ from optlab.tracking.link import Link
 from optlab.tracking.observers import JournalWriter, Progress
 from optlab.training import conditions, loop, models
 from optlab.training.numerics import PORTABLE
-from optlab.training.optimizers import build
+from optlab.training.optimizers import Stepper, build
 
 LR = 0.01
 WARMUP = 20  # steps that are not timed
@@ -176,10 +176,14 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
-        sender = Link()
+        sender, opening = Link(), facts(chosen, Path(), "sgd", 0, conditions.current(device))
+        if trainings == 1:  # wait until it has started up, for that is counted in the default trainings alone
+            ahead = Journal.create("sgd-0")
+            ahead.begin(opening, 0)
+            ahead.end("completed")
+            sender.ask(push=True)
         for _ in range(trainings):
             journal = Journal.create("sgd-0")
-            opening = facts(chosen, Path(), "sgd", 0, conditions.current(device))
             writer = JournalWriter(journal, opening, functools.partial(sender.wake, journal.folder.name))
             logs = [Timed(Progress(epochs, images)), Timed(writer)]
             clock = Clock()
@@ -222,13 +226,26 @@ def run_peak(precision: str) -> dict[str, float]:
     return {"peak": best, "flop": counter.get_total_flops() / BATCH}
 
 
-# The names of torch's operators begin so.
+# The names of torch's operators begin so; the optimizer's step calls forward and backward.
+CLOSURE = "forward and backward"
 PARTS = {
     "convolution": ("aten::convolution", "aten::mkldnn_convolution", "aten::_convolution", "aten::conv2d"),
     "pooling": ("aten::max_pool2d",),
     "linear": ("aten::addmm", "aten::mm", "aten::linear", "aten::t"),
     "optimizer": ("Optimizer.",),
+    "the rest": (CLOSURE,),
 }
+
+
+class Marked(Stepper):
+    """A stepper whose forward and backward the profiler sees as one operator."""
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        def marked() -> Any:
+            with torch.profiler.record_function(CLOSURE):
+                return closure()
+
+        return super().step(marked)
 
 
 def run_step(precision: str) -> dict[str, float]:
@@ -237,7 +254,7 @@ def run_step(precision: str) -> dict[str, float]:
 
     chosen = settings(BATCH * 10, precision)
     model = models.build("zilliax", 0)
-    stepper = build("sgd", chosen.optimizer("sgd"), model)
+    stepper = Marked(build("sgd", chosen.optimizer("sgd"), model).optimizers)
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(BATCH, dtype=torch.long)
     for _ in range(WARMUP):
@@ -245,19 +262,20 @@ def run_step(precision: str) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(WARMUP):
             loop.train_step(model, stepper, images, labels, precision)
-    times = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    times = dict.fromkeys(PARTS, 0.0)
     for event in profiled.events():
         times[part_of(event)] += event.self_cpu_time_total
     return {part: spent / sum(times.values()) for part, spent in times.items()}
 
 
 def part_of(event: Any) -> str:
-    """The part that the outermost operator which has a name in `PARTS` says; its children belong to it."""
-    found = "the rest"
+    """The part of the innermost operator around it which has a name in `PARTS`, or which it is itself."""
     while event is not None:
-        found = next((part for part, names in PARTS.items() if event.name.startswith(names)), found)
+        for part, names in PARTS.items():
+            if event.name.startswith(names):
+                return part
         event = event.cpu_parent
-    return found
+    return "the rest"
 
 
 CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
@@ -291,7 +309,7 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 def noop_seconds(times: int = 5) -> list[float] | None:
     """The wall time of `dvc repro` with nothing to do, so many times; None if there is something to do."""
-    if "up to date" not in _dvc("status"):
+    if "up to date" not in _dvc("status", "dvc.yaml"):
         print("`dvc repro` has something to do, so its time with nothing to do is not measured", flush=True)
         return None
     found = []
@@ -302,10 +320,10 @@ def noop_seconds(times: int = 5) -> list[float] | None:
     return found
 
 
-def _dvc(word: str) -> str:
-    result = subprocess.run([*dvc.COMMAND, word], capture_output=True, text=True, cwd=TOP, env=needs.environment())
+def _dvc(*words: str) -> str:
+    result = subprocess.run([*dvc.COMMAND, *words], capture_output=True, text=True, cwd=TOP, env=needs.environment())
     if result.returncode:
-        sys.exit(f"dvc {word} failed:\n{result.stderr}")
+        sys.exit(f"dvc {words[0]} failed:\n{result.stderr}")
     return result.stdout
 
 

@@ -64,6 +64,14 @@ def test_throughput_keeps_the_default_training_when_dvc_fails(results, monkeypat
     assert "`dvc repro` with nothing to do: not measured." in text
 
 
+def test_the_parts_of_a_step_are_told_apart():
+    """Forward and backward are called by the optimizer's step, and are not counted as a part of it."""
+    parts = throughput.run_step("fp32")
+    assert sum(parts.values()) == pytest.approx(1)
+    assert all(share > 0 for share in parts.values())
+    assert parts["convolution"] > parts["optimizer"] + parts["the rest"]
+
+
 def test_throughput_leaves_the_page_alone_while_no_round_is_whole(results):
     assert results(throughput, "measure", failing_after(6, FIGURES.get)) is None
 
