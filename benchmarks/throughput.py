@@ -4,7 +4,7 @@
 
 Each contender runs in a process of its own, all of them in turn in every round; a ratio is taken within a round,
 and the median over the rounds is reported with its extremes. Starting up (imports, reading the data, connecting to
-MLflow) is not counted there; the share of logging in a whole default training counts all that MLflow costs.
+MLflow) is not counted there; the share of logging in whole trainings counts all that MLflow costs.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
         sender, opening = Link(), facts(chosen, Path(), "sgd", 0, conditions.current(device))
-        if trainings == 1:  # wait until it has started up, for that is counted in the default trainings alone
+        if trainings == 1:  # wait until it has started up, for that is counted in whole trainings alone
             ahead = Journal.create("sgd-0")
             ahead.begin(opening, 0)
             ahead.end("completed")
@@ -288,9 +288,7 @@ CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "peak bf16": lambda arguments: run_peak("bf16"),
     "step fp32": lambda arguments: run_step("fp32"),
     "step bf16": lambda arguments: run_step("bf16"),
-    "default": lambda arguments: run_optlab(
-        45_000, "fp32", reading.load(TOP / parameters.PARAMS).training.epochs, trainings=3
-    ),
+    "default": lambda arguments: run_optlab(45_000, "fp32", epochs=5, trainings=3),
 }
 
 

@@ -23,7 +23,7 @@ class Figures:
         native: the CPU has bf16 instructions.
         images: how many each measurement had.
         rounds: of each complete round, what each contender measured.
-        default: the same of a whole default training.
+        default: the same of whole trainings.
         noop: wall times of `dvc repro` with nothing to do, in seconds.
     """
 
@@ -82,7 +82,8 @@ def report(found: Figures) -> str:
             for part in rounds[0][steps[0]]
         ),
         "",
-        f"Logging in three default trainings (progress, journal, MLflow from its import to its last write): {share}",
+        f"Logging in three trainings of five epochs (progress, journal, MLflow from its import to its last write): "
+        f"{share}",
     ]
     if not found.native:
         lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]

@@ -1,10 +1,14 @@
 """What the comparison says, from records written by hand."""
 
+import csv
+import re
+
 import pytest
 
 from optlab.record import runs
 from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained
 from optlab.results import comparison, report
+from optlab.results.verdict import verdict
 from optlab.system.errors import RecordError
 
 
@@ -30,15 +34,14 @@ def collected(tmp_path, config, *arguments, **keywords):
     return comparison.collect(config, tmp_path)
 
 
-def test_the_best_validation_accuracy_comes_first(small_config, tmp_path):
+def test_with_one_seed_there_is_no_order_but_a_best_run(small_config, tmp_path):
     compared = collected(tmp_path, small_config(), [0.4, 0.6])
-    assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
+    assert [row.optimizer for row in compared.rows] == ["sgd", "adam"]
     assert compared.champion.files.id == "adam-0"
-    assert "adam has the best validation accuracy, 60.00% (n = 1)" in comparison.verdict(compared)
-    assert "add seeds" in comparison.verdict(compared)
+    assert compared.pairs() == {}
 
 
-def test_several_seeds_give_mean_and_standard_deviation(small_config, tmp_path):
+def test_several_seeds_give_mean_and_interval_and_an_order(small_config, tmp_path):
     compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.8, 0.5, 0.6])
     first, second = compared.rows
     assert (first.optimizer, first.validation_accuracy.mean) == ("sgd", pytest.approx(0.6))
@@ -46,13 +49,17 @@ def test_several_seeds_give_mean_and_standard_deviation(small_config, tmp_path):
     assert first.validation_accuracy.sd == pytest.approx(0.4 / 2**0.5)
     assert second.validation_accuracy.mean == pytest.approx(0.55)
     assert compared.champion.files.id == "sgd-1"
-    assert "60.00 ± 28.28 %" in report.text_table(compared)
+    # Student's t with one degree of freedom leaves 2.5 % above 12.706.
+    assert first.validation_accuracy.half == pytest.approx(12.7062 * 0.2, rel=1e-4)
+    assert "60.00 ± 254.12 %" in report.text_table(compared)
 
 
 def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
     compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.9, 0.9, 0.5, 0.6], diverged=["sgd-1"])
     assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
     assert compared.rows[1].status == "1 of 2 diverged"
+    assert compared.rows[1].validation_accuracy.n == 1  # of the one that is left
+    assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", report.text_table(compared))
     assert "1 of 2 diverged" in report.text_table(compared)
     assert compared.champion.files.id == "sgd-0"  # the best run that completed
 
@@ -60,7 +67,7 @@ def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
 def test_nothing_completed(small_config, tmp_path):
     compared = collected(tmp_path, small_config(), [0.9, 0.9], diverged=["sgd-0", "adam-0"])
     assert compared.champion is None
-    assert "nothing to choose" in comparison.verdict(compared)
+    assert "nothing to choose" in verdict(compared)
     report.write(compared, tmp_path)
     assert Champion.read(tmp_path / "reports" / "champion.json").champion is None
 
@@ -70,7 +77,7 @@ def test_outputs_that_are_not_finite_on_the_test_split_are_divergence(small_conf
     write(tmp_path, small_config(), [0.9, 0.6])
     Evaluated(status="diverged").write(runs.RunFiles(tmp_path, "sgd", 0).test)
     compared = comparison.collect(small_config(), tmp_path)
-    assert [(row.optimizer, row.status) for row in compared.rows] == [("adam", "completed"), ("sgd", "diverged")]
+    assert [(row.optimizer, row.status) for row in compared.rows] == [("sgd", "diverged"), ("adam", "completed")]
     assert compared.champion.files.id == "adam-0"
     report.write(compared, tmp_path)
 
@@ -82,81 +89,96 @@ def test_a_record_of_other_parameters_is_refused(small_config, tmp_path):
         comparison.collect(small_config(), tmp_path)
 
 
-CAUTION = (
-    "With one seed each, this cannot tell the optimizer's part from the seed's: add seeds in params.yaml before you "
-    "rely on a small difference."
-)
 NOTHING = "No run completed: there is nothing to choose."
-# Optimizer → the figure of each seed, None where that run diverged; then what is said.
+ONE_SEED = (
+    "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "
+    "the table is in the order of params.yaml. Add seeds there."
+)
+CHAMPION = "The run with the best {}: it is what `optlab predict` uses, and no verdict."
+# Optimizer → the figure of each seed, None where that run diverged; what is said; the champion, and its figure.
 BY_ACCURACY = {
-    "one seed": (
-        {"sgd": [0.4], "adam": [0.6]},
-        f"adam has the best validation accuracy, 60.00% (n = 1). {CAUTION}",
+    "one seed": ({"sgd": [0.4], "adam": [0.6]}, ONE_SEED, "adam-0, 60.00 %"),
+    "one seed, one diverged": ({"sgd": [None], "adam": [0.6], "adamw": [0.5]}, ONE_SEED, "adam-0, 60.00 %"),
+    "one seed, everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING, None),
+    "better": (
+        {"sgd": [0.4, 0.5, 0.6], "adam": [0.7, 0.81, 0.9]},
+        "adam is better than sgd, by 30.33 ± 1.43 points (test accuracy, n = 3 seeds, ± 95 %).",
+        "adam-2, 90.00 %",
     ),
-    "one seed, the runner-up diverged": (
-        {"sgd": [None], "adam": [0.6]},
-        f"adam has the best validation accuracy, 60.00% (n = 1). No other optimizer completed all its runs. {CAUTION}",
+    "better by little": (
+        {"sgd": [0.4, 0.5, 0.6], "adam": [0.401, 0.5011, 0.601]},
+        "adam is better than sgd, by 0.10 ± 0.01 points (less than the margin) (test accuracy, n = 3 seeds, ± 95 %).",
+        "adam-2, 60.10 %",
     ),
-    "one seed, the last one diverged": (
-        {"sgd": [None], "adam": [0.6], "adamw": [0.5]},
-        f"adam has the best validation accuracy, 60.00% (n = 1). {CAUTION}",
+    "equivalent": (
+        {"sgd": [0.4, 0.5, 0.6], "adam": [0.401, 0.4991, 0.6005]},
+        "adam and sgd are equivalent within 0.5 points: 0.02 ± 0.24 points (test accuracy, n = 3 seeds, ± 95 %).",
+        "adam-2, 60.05 %",
     ),
-    "one seed, everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING),
-    "three seeds": (
+    "cannot be told apart": (
         {"sgd": [0.4, 0.5, 0.6], "adam": [0.52, 0.5, 0.54]},
-        "adam has the best validation accuracy, 52.00% (n = 3). The next, sgd, is 2.00 points away; the standard "
-        "deviations over seeds are 2.00 points and 10.00 points.",
+        "adam and sgd cannot be told apart with 3 seeds: 2.00 ± 22.77 points; a difference of 0.5 points would need "
+        "2,640 seeds (test accuracy, n = 3 seeds, ± 95 %).",
+        "sgd-2, 60.00 %",
     ),
-    "three seeds, the runner-up diverged once": (
+    "two better than a third": (
+        {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]},
+        "adamw and adam are better than sgd, by 22.00 ± 4.42 points and 21.67 ± 11.11 points (test accuracy, n = 3 "
+        "seeds, ± 95 %). adamw and adam cannot be told apart with 3 seeds: 0.33 ± 9.19 points; a difference of 0.5 "
+        "points would need 185 seeds.",
+        "adam-2, 54.00 %",
+    ),
+    "one diverged once": (
+        {"sgd": [0.9, 0.9, None], "adam": [0.7, 0.8, 0.9], "adamw": [0.4, 0.51, 0.6]},
+        "adam is better than adamw, by 29.67 ± 1.43 points (test accuracy, n = 3 seeds, ± 95 %). There is no verdict "
+        "on sgd (1 of 3 diverged).",
+        "sgd-0, 90.00 %",
+    ),
+    "one that is whole": (
         {"sgd": [0.9, 0.9, None], "adam": [0.52, 0.5, 0.54]},
-        "adam has the best validation accuracy, 52.00% (n = 3). No other optimizer completed all its runs; the "
-        "standard deviation over seeds is 2.00 points.",
+        "Only adam completed all its runs, so there is no verdict.",
+        "sgd-0, 90.00 %",
     ),
-    "three seeds, every optimizer diverged once": (
+    "none that is whole": (
         {"sgd": [0.9, 0.8, None], "adam": [0.52, None, 0.54]},
-        "No optimizer completed all its runs, so there is no verdict. The best validation accuracy of the 4 runs that "
-        "completed is 90.00%, of sgd-0.",
+        "No optimizer completed all its runs, so there is no verdict.",
+        "sgd-0, 90.00 %",
     ),
-    "three seeds, one run completed": (
-        {"sgd": [None, 0.8, None], "adam": [None, None, None]},
-        "No optimizer completed all its runs, so there is no verdict. The only run that completed is sgd-1, with a "
-        "validation accuracy of 80.00%.",
+    "three seeds, everything diverged": ({"sgd": [None] * 3, "adam": [None] * 3}, NOTHING, None),
+    "one optimizer, one seed": (
+        {"adam": [0.6]}, "adam is the only optimizer: test accuracy 60.00 %.", "adam-0, 60.00 %"
     ),
-    "three seeds, everything diverged": ({"sgd": [None] * 3, "adam": [None] * 3}, NOTHING),
-    "one optimizer, one seed": ({"adam": [0.6]}, "adam is the only optimizer: validation accuracy 60.00% (n = 1)."),
     "one optimizer, three seeds": (
         {"adam": [0.52, 0.5, 0.54]},
-        "adam is the only optimizer: validation accuracy 52.00% (n = 3); the standard deviation over seeds is 2.00 "
-        "points.",
+        "adam is the only optimizer: test accuracy 52.00 ± 4.97 %.",
+        "adam-2, 54.00 %",
     ),
     "one optimizer, diverged once": (
         {"adam": [0.52, None, 0.54]},
-        "No optimizer completed all its runs, so there is no verdict. The best validation accuracy of the 2 runs that "
-        "completed is 54.00%, of adam-2.",
+        "No optimizer completed all its runs, so there is no verdict.",
+        "adam-2, 54.00 %",
     ),
-    "one optimizer, diverged": ({"adam": [None]}, NOTHING),
-}
+    "five optimizers": (
+        {name: [mean, mean + 0.01, mean + 0.002 * number] for number, (name, mean) in
+         enumerate({"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.7, "e": 0.2}.items())},
+        "Not beaten by any other: d and c (test accuracy, n = 3 seeds, ± 95 %). Beaten: b by d and c, a by d, c and b, "
+        "e by d, c, b and a; every pair is in reports/pairs.csv.",
+        "c-1, 71.00 %",
+    ),
+}  # fmt: skip
 BY_LOSS = {
-    "one seed": ({"sgd": [1.5], "adam": [1.25]}, f"adam has the best train loss, 1.2500 (n = 1). {CAUTION}"),
-    "one seed, the runner-up diverged": (
-        {"sgd": [None], "adam": [1.25]},
-        f"adam has the best train loss, 1.2500 (n = 1). No other optimizer completed all its runs. {CAUTION}",
+    "one seed": ({"sgd": [1.5], "adam": [1.25]}, ONE_SEED, "adam-0, 1.2500"),
+    "better": (
+        {"sgd": [1.4, 1.5, 1.6], "adam": [1.1, 1.21, 1.3]},
+        "adam is better than sgd, by 0.2967 ± 0.0143 (training loss, n = 3 seeds, ± 95 %).",
+        "adam-0, 1.1000",
     ),
-    "three seeds": (
+    "cannot be told apart": (
         {"sgd": [1.4, 1.5, 1.6], "adam": [1.48, 1.46, 1.5]},
-        "adam has the best train loss, 1.4800 (n = 3). The next, sgd, is 0.0200 away; the standard deviations over "
-        "seeds are 0.0200 and 0.1000.",
+        "adam and sgd cannot be told apart with 3 seeds: −0.0200 ± 0.2277 (training loss, n = 3 seeds, ± 95 %).",
+        "sgd-0, 1.4000",
     ),
-    "three seeds, every optimizer diverged once": (
-        {"sgd": [1.4, 1.5, None], "adam": [1.48, None, 1.5]},
-        "No optimizer completed all its runs, so there is no verdict. The best train loss of the 4 runs that completed "
-        "is 1.4000, of sgd-0.",
-    ),
-    "everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING),
-    "one optimizer, three seeds": (
-        {"adam": [1.48, 1.46, 1.5]},
-        "adam is the only optimizer: train loss 1.4800 (n = 3); the standard deviation over seeds is 0.0200.",
-    ),
+    "everything diverged": ({"sgd": [None], "adam": [None]}, NOTHING, None),
 }
 
 
@@ -167,22 +189,43 @@ def said_of(small_config, tmp_path, figures, data, key):
     write(tmp_path, config, [0.5] * len(config.runs()))
     for name, seed in config.runs():
         files, value = runs.RunFiles(tmp_path, name, seed), figures[name][seed]
-        trained = Trained.read(files.training)
-        changes = {key: value, "status": "diverged" if value is None else "completed"}
-        trained.model_copy(update=changes).write(files.training)
-    return comparison.verdict(comparison.collect(config, tmp_path))
+        status = "diverged" if value is None else "completed"
+        Trained.read(files.training).model_copy(update={key: value, "status": status}).write(files.training)
+        changes = {"test_accuracy": value, "status": status}
+        Evaluated.read(files.test).model_copy(update=changes).write(files.test)
+    return comparison.collect(config, tmp_path)
 
 
-@pytest.mark.parametrize(("figures", "expected"), BY_ACCURACY.values(), ids=BY_ACCURACY)
-def test_the_verdict_by_validation_accuracy(small_config, tmp_path, figures, expected):
-    assert said_of(small_config, tmp_path, figures, {}, "validation_accuracy") == expected
+@pytest.mark.parametrize(("figures", "expected", "champion"), BY_ACCURACY.values(), ids=BY_ACCURACY)
+def test_the_verdict_by_test_accuracy(small_config, tmp_path, figures, expected, champion):
+    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
+    after = f" {CHAMPION.format(f'validation accuracy is {champion}')}" if champion else ""
+    assert verdict(compared) == expected + after
 
 
-@pytest.mark.parametrize(("figures", "expected"), BY_LOSS.values(), ids=BY_LOSS)
-def test_the_verdict_by_training_loss(small_config, tmp_path, figures, expected):
-    """Where there is no validation split, as in the tutorial."""
+@pytest.mark.parametrize(("figures", "expected", "champion"), BY_LOSS.values(), ids=BY_LOSS)
+def test_the_verdict_by_training_loss(small_config, tmp_path, figures, expected, champion):
+    """Where it was trained on the test split, as in the tutorial."""
     data = {"train_split": "test", "shuffle": False, "train_size": 100, "validation_size": 0}
-    assert said_of(small_config, tmp_path, figures, data, "train_loss") == expected
+    compared = said_of(small_config, tmp_path, figures, data, "train_loss")
+    after = f" {CHAMPION.format(f'training loss is {champion}')}" if champion else ""
+    assert verdict(compared) == expected + after
+
+
+def test_the_pairs_are_written(small_config, tmp_path):
+    figures = {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]}
+    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
+    report.write(compared, tmp_path)
+    with (tmp_path / "reports" / "pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["first"], row["second"], row["verdict"]) for row in rows] == [
+        ("adamw", "adam", "cannot be told apart"), ("adamw", "sgd", "better"), ("adam", "sgd", "better"),
+    ]  # fmt: skip
+    assert float(rows[1]["difference"]) == pytest.approx(0.22)
+    text = (tmp_path / "reports" / "comparison.md").read_text()
+    assert text.startswith("adamw and adam are better than sgd, by ")
+    assert "| adamw − sgd | 22.00 ± 4.42 points | 0.0021 | 3 of 3 | -0.50 | adamw better |" in text
+    assert "<td>adamw better</td>" in (tmp_path / "reports" / "report.html").read_text()
 
 
 def test_the_same_record_gives_the_same_files(small_config, tmp_path):
@@ -191,7 +234,7 @@ def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()}
     report.write(compared, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()} == before
-    assert len(before) == 7
+    assert len(before) == 8
 
 
 def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):

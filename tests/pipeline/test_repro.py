@@ -149,7 +149,7 @@ def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied,
     assert trained["status"] == tested["status"] == "diverged"
     assert trained["step_losses"][0][0] == pytest.approx(2.3, abs=0.1)
     assert (trained["step_losses"][-1][-1] is None) == (batch_size == 16)
-    assert re.search(r"sgd +1 +diverged", result.stdout)
+    assert re.search(r"sgd +0 of 1 +diverged", result.stdout)
     assert "diverged" in (copied.top / "reports" / "report.html").read_text()
     assert json.loads((copied.top / "reports/champion.json").read_text())["champion"] == "adam-0"
 

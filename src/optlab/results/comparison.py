@@ -1,13 +1,14 @@
-"""All runs of params.yaml side by side: figures per optimizer, and what they allow to be said."""
+"""All runs of params.yaml side by side: figures per optimizer, and the differences between them."""
 
-import statistics
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
-from optlab.results import origin
+from optlab.results import origin, statistics
+from optlab.results.statistics import Figure
 from optlab.system.errors import RecordError
 
 
@@ -27,16 +28,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean over runs, with the sample standard deviation (None for one run)."""
-
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True)
 class Row:
-    """One optimizer over all its seeds. A figure is None where a run has none: one diverged, say."""
+    """One optimizer over all its seeds. Figures are of the runs that completed; None where they have none."""
 
     optimizer: str
     statuses: tuple[str, ...]
@@ -46,6 +39,11 @@ class Row:
     test_accuracy: Figure | None
     test_loss: Figure | None
     calibration_error: Figure | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its runs completed: the survivors of a divergence are a chosen sample."""
+        return "diverged" not in self.statuses
 
     @property
     def status(self) -> str:
@@ -62,10 +60,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows from the best to the worst, all runs in the order of params.yaml, and the best run.
+    """One row for each optimizer, all runs in the order of params.yaml, and the best run.
 
     Attributes:
-        chosen_by: the figure that orders them: validation accuracy, or training loss without a validation split.
+        rows: from the best mean to the worst, those with a diverged run last; with one seed in the order of
+            params.yaml, for there it is no order.
+        chosen_by: the figure that orders them and chooses the champion: validation accuracy, or training loss without a
+            validation split.
+        judged_by: the figure that the verdict is about: test accuracy, or training loss where the runs were trained on
+            the test split.
         champion: the completed run with the best such figure; None if every run diverged.
         mixture: what the runs were not all made under, as `origin.mixture` has it.
     """
@@ -74,8 +77,27 @@ class Comparison:
     rows: list[Row]
     runs: list[Run]
     chosen_by: str
+    judged_by: str
     champion: Run | None
     mixture: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def pairs(self) -> dict[tuple[str, str], statistics.Pair]:
+        """The differences in the figure of the verdict, between optimizers all of whose runs completed.
+
+        Empty with one seed.
+        """
+        whole = [row.optimizer for row in self.rows if row.is_whole] if len(self.config.seeds) > 1 else []
+        names = list(combinations(whole, 2))
+        higher = self.judged_by == "test_accuracy"
+        margin = statistics.MARGIN if higher else None
+        return {
+            (first, second): statistics.pair(self._values(first), self._values(second), len(names), margin, higher)
+            for first, second in names
+        }
+
+    def _values(self, optimizer: str) -> list[float]:
+        part = "tested" if self.judged_by == "test_accuracy" else "trained"
+        return [getattr(getattr(run, part), self.judged_by) for run in self.runs if run.files.optimizer == optimizer]
 
 
 def collect(config: Config, folder: Path) -> Comparison:
@@ -93,72 +115,14 @@ def collect(config: Config, folder: Path) -> Comparison:
     def order(figure: Figure | None) -> tuple[bool, float]:
         return (figure is None, sign * figure.mean if figure else 0.0)
 
-    rows.sort(key=lambda row: order(getattr(row, chosen_by)))
+    if len(config.seeds) > 1:
+        rows.sort(key=lambda row: (not row.is_whole, *order(getattr(row, chosen_by))))
+    judged_by = "test_accuracy" if config.data.train_split == "train" else "train_loss"
     completed = [run for run in runs if run.status == "completed"]
     champion = min(completed, key=lambda run: sign * getattr(run.trained, chosen_by), default=None)
     made_under = {run.files.id: run.conditions for run in runs}
     mixture = origin.mixture(made_under, portable=config.training.numerics == "portable")
-    return Comparison(config, rows, runs, chosen_by, champion, mixture)
-
-
-_ONE_SEED = (
-    "With one seed each, this cannot tell the optimizer's part from the seed's: add seeds in params.yaml before you "
-    "rely on a small difference"
-)
-
-
-def verdict(compared: Comparison) -> str:
-    """A few sentences: which optimizer came first, by how much, and what that is worth."""
-    first, *others = compared.rows
-    best: Figure | None = getattr(first, compared.chosen_by)
-    second: Figure | None = getattr(others[0], compared.chosen_by) if others else None
-    if best is None:
-        return _without_a_first(compared)
-    what, percent = _words(compared)
-    value = f"{_value(best.mean, percent)} (n = {len(first.statuses)})"
-    place = f"has the best {what}, {value}" if others else f"is the only optimizer: {what} {value}"
-    sentences = [f"{first.optimizer} {place}"]
-    if others and second is None:
-        sentences.append("No other optimizer completed all its runs")
-    if best.sd is None:
-        sentences += [_ONE_SEED] if others else []
-    elif second is None or second.sd is None:
-        sentences[-1] += f"; the standard deviation over seeds is {_distance(best.sd, percent)}"
-    else:
-        spreads = f"{_distance(best.sd, percent)} and {_distance(second.sd, percent)}"
-        gap = _distance(abs(best.mean - second.mean), percent)
-        sentences.append(
-            f"The next, {others[0].optimizer}, is {gap} away; the standard deviations over seeds are {spreads}"
-        )
-    return " ".join(f"{sentence}." for sentence in sentences)
-
-
-def _without_a_first(compared: Comparison) -> str:
-    """The verdict where every optimizer has a run that diverged."""
-    if compared.champion is None:
-        return "No run completed: there is nothing to choose."
-    what, percent = _words(compared)
-    run, value = compared.champion.files.id, _value(getattr(compared.champion.trained, compared.chosen_by), percent)
-    count = sum(each.status == "completed" for each in compared.runs)
-    best = (
-        f"The only run that completed is {run}, with a {what} of {value}."
-        if count == 1
-        else f"The best {what} of the {count} runs that completed is {value}, of {run}."
-    )
-    return f"No optimizer completed all its runs, so there is no verdict. {best}"
-
-
-def _words(compared: Comparison) -> tuple[str, bool]:
-    """What the figure that orders the runs is called, and whether it is shown in percent."""
-    return compared.chosen_by.replace("_", " "), "accuracy" in compared.chosen_by
-
-
-def _value(figure: float, percent: bool) -> str:
-    return f"{figure:.2%}" if percent else f"{figure:.4f}"
-
-
-def _distance(size: float, percent: bool) -> str:
-    return f"{100 * size:.2f} points" if percent else f"{size:.4f}"
+    return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture)
 
 
 def _read(files: RunFiles, chosen_by: str) -> Run:
@@ -173,11 +137,8 @@ def _read(files: RunFiles, chosen_by: str) -> Run:
 
 def _row(name: str, runs: list[Run]) -> Row:
     def figure(part: str, key: str) -> Figure | None:
-        values = [getattr(getattr(run, part), key) for run in runs]
-        if any(value is None for value in values) or any(run.status == "diverged" for run in runs):
-            return None
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        return Figure(statistics.fmean(values), sd)
+        values = [getattr(getattr(run, part), key) for run in runs if run.status == "completed"]
+        return None if not values or None in values else statistics.figure(values)
 
     return Row(
         name,

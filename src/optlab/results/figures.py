@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from optlab.record.contents import Epoch
+from optlab.results import statistics
 from optlab.results.colours import colour
 from optlab.system import files
 
@@ -36,7 +37,13 @@ def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 @_plain
 def curves(runs: Curves) -> Figure:
-    """Loss and accuracy by epoch; `runs` are (optimizer, history), one line each, one colour per optimizer."""
+    """Loss and accuracy by epoch; `runs` are (optimizer, history).
+
+    One line per optimizer: the mean over its runs, where all of them have come so far, in its 95 % interval.
+    """
+    histories: dict[str, list[list[Epoch]]] = {}
+    for optimizer, history in runs:
+        histories.setdefault(optimizer, []).append(history)
     panels = [
         (key, title)
         for key, title in _PANELS
@@ -45,13 +52,14 @@ def curves(runs: Curves) -> Figure:
     figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.4))
     axes = figure.subplots(1, max(1, len(panels)), squeeze=False)
     for axis, (key, title) in zip(axes[0], panels, strict=False):
-        seen: set[str] = set()
-        for optimizer, history in runs:
-            points = [(epoch.epoch, getattr(epoch, key)) for epoch in history if getattr(epoch, key) is not None]
-            label = None if optimizer in seen else optimizer
-            seen.add(optimizer)
-            axis.plot(*zip(*points, strict=True) if points else ([], []), color=colour(optimizer), label=label,
+        for optimizer, own in histories.items():
+            means = _means(own, key)
+            axis.plot(list(means), [each.mean for each in means.values()], color=colour(optimizer), label=optimizer,
                       marker="o", markersize=3, linewidth=1.5)  # fmt: skip
+            if len(own) > 1:
+                ends = [(each.mean - (each.half or 0), each.mean + (each.half or 0)) for each in means.values()]
+                axis.fill_between(list(means), *zip(*ends, strict=True) if ends else ([], []), color=colour(optimizer),
+                                  alpha=0.2, linewidth=0)  # fmt: skip
         values = [getattr(epoch, key) for _, history in runs for epoch in history if getattr(epoch, key) is not None]
         if key != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
             axis.set_yscale("log")
@@ -64,6 +72,15 @@ def curves(runs: Curves) -> Figure:
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     return figure
+
+
+def _means(histories: list[list[Epoch]], key: str) -> dict[int, statistics.Figure]:
+    """Epoch → the figure over the histories, of the epochs for which all have one."""
+    found: dict[int, list[float]] = {}
+    for epoch in (epoch for history in histories for epoch in history):
+        if getattr(epoch, key) is not None:
+            found.setdefault(epoch.epoch, []).append(getattr(epoch, key))
+    return {number: statistics.figure(values) for number, values in found.items() if len(values) == len(histories)}
 
 
 @_plain

@@ -12,17 +12,20 @@ from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion
 from optlab.record.runs import REPORTS
 from optlab.results import figures, origin, pages
-from optlab.results.comparison import Comparison, Figure, Row, verdict
+from optlab.results.comparison import Comparison, Row
+from optlab.results.statistics import Figure
+from optlab.results.verdict import gap, value, verdict
 from optlab.system import files
 
 _COLUMNS = (
-    ("validation accuracy", "validation_accuracy", True),
-    ("validation loss", "validation_loss", False),
-    ("training loss", "train_loss", False),
-    ("test accuracy", "test_accuracy", True),
-    ("test loss", "test_loss", False),
-    ("calibration error", "calibration_error", True),
+    ("validation accuracy", "validation_accuracy"),
+    ("validation loss", "validation_loss"),
+    ("training loss", "train_loss"),
+    ("test accuracy", "test_accuracy"),
+    ("test loss", "test_loss"),
+    ("calibration error", "calibration_error"),
 )
+_TITLES = {key: title for title, key in _COLUMNS}
 
 _ANY_WIDTH = 1000  # columns; the table takes what it needs
 
@@ -37,6 +40,7 @@ def write(compared: Comparison, folder: Path) -> None:
     reports = folder / REPORTS
     files.write(reports / "comparison.md", _markdown(compared).encode())
     _write_table(compared, reports / "comparison.csv")
+    _write_pairs(compared, reports / "pairs.csv")
     _write_history(compared, reports / "history.csv")
     _write_confusion(compared, reports / "confusion.csv")
     champion = compared.champion
@@ -52,7 +56,7 @@ def write(compared: Comparison, folder: Path) -> None:
 
 
 def text_table(compared: Comparison) -> str:
-    """The table and the verdict for a terminal."""
+    """The verdict and the table for a terminal."""
     header, *rows = _cells(compared)
     table = Table(*header, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
@@ -60,11 +64,11 @@ def text_table(compared: Comparison) -> str:
     lines = io.StringIO()
     Console(file=lines, width=_ANY_WIDTH, color_system=None).print(table)  # folded cells would be no table in a git tag
     drawn = [line.rstrip() for line in lines.getvalue().splitlines() if line.strip()]
-    return "\n".join(["", *drawn, "", *_remarks(compared), ""])
+    return "\n".join(["", verdict(compared), "", *drawn, "", *_remarks(compared)])
 
 
 def _remarks(compared: Comparison) -> list[str]:
-    notes = [verdict(compared)]
+    notes = []
     if compared.config.data.train_split == "test":
         notes.append(TRAINED_ON_TEST)
     if compared.mixture:
@@ -75,47 +79,78 @@ def _remarks(compared: Comparison) -> list[str]:
 def _cells(compared: Comparison) -> list[list[str]]:
     """Header and rows; columns in which no optimizer has a figure are left out."""
     columns = [column for column in _COLUMNS if any(getattr(row, column[1]) for row in compared.rows)]
-    header = ["optimizer", "n", "status", *(title for title, _, _ in columns)]
+    header = ["optimizer", "n", "status", *(title for title, _ in columns)]
     return [header] + [
-        [row.optimizer, str(len(row.statuses)), row.status]
-        + [_format(getattr(row, key), percent) for _, key, percent in columns]
+        [row.optimizer, _count(row), row.status]
+        + [value(figure, key) if (figure := getattr(row, key)) else "–" for _, key in columns]
         for row in compared.rows
     ]
 
 
-def _format(figure: Figure | None, percent: bool) -> str:
-    if figure is None:
-        return "–"
-    scale, digits, unit = (100, 2, " %") if percent else (1, 4, "")
-    spread = f" ± {scale * figure.sd:.{digits}f}" if figure.sd is not None else ""
-    return f"{scale * figure.mean:.{digits}f}{spread}{unit}"
+def _count(row: Row) -> str:
+    """How many runs the figures are of."""
+    n = len(row.statuses)
+    return str(n) if row.is_whole else f"{row.statuses.count('completed')} of {n}"
+
+
+def _pair_cells(compared: Comparison) -> list[list[str]]:
+    """Header and a row for each pair; nothing where no pair has a verdict."""
+    pairs = compared.pairs()
+    header = ["pair", f"difference in {_TITLES[compared.judged_by]}", "p", "wins", "correlation", "verdict"]
+    return [header] * bool(pairs) + [
+        [
+            f"{first} − {second}", gap(pair, compared.judged_by), f"{pair.p:.2g}",
+            f"{pair.wins:g} of {pair.n}", "–" if pair.correlation is None else f"{pair.correlation:.2f}",
+            pair.verdict if not pair.verdict.startswith("better")
+            else f"{first if pair.favours_first else second} {pair.verdict}",
+        ]
+        for (first, second), pair in pairs.items()
+    ]  # fmt: skip
 
 
 def _markdown(compared: Comparison) -> str:
-    header, *rows = _cells(compared)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines) + "\n\n" + "\n\n".join([*_remarks(compared), _definitions(compared)]) + "\n"
+    tables = [_markdown_table(cells) for cells in (_cells(compared), _pair_cells(compared)) if cells]
+    return "\n\n".join([verdict(compared), *tables, *_remarks(compared), _definitions(compared)]) + "\n"
+
+
+def _markdown_table(cells: list[list[str]]) -> str:
+    header, *rows = cells
+    return "\n".join("| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *rows))
 
 
 def _definitions(compared: Comparison) -> str:
     settings = compared.config.training
     return (
         f"Model {compared.config.model}, {settings.epochs} epochs, batch {settings.batch_size}, {settings.precision}; "
-        f"means over n seeds, ± the sample standard deviation where n > 1. Losses are mean cross entropies in nats. "
-        f"Calibration error: expected calibration error over 15 bins of equal width."
+        f"means over n seeds, ± 95 % intervals where n > 1: of a mean by Student's t, of the differences by the paired "
+        f"t test, corrected for the number of pairs, as p is. All of it is about this test set, and not about others. "
+        f"Losses are mean cross entropies in nats. Calibration error: expected calibration error over 15 bins of equal "
+        f"width."
     )
 
 
 def _write_table(compared: Comparison, path: Path) -> None:
-    keys = [key for _, key, _ in _COLUMNS]
-    header = ["optimizer", "n", "status", *(f"{key}{part}" for key in keys for part in ("", "_sd"))]
+    keys = [key for _, key in _COLUMNS]
+    header = ["optimizer", "n", "status", *(f"{key}{part}" for key in keys for part in ("", "_sd", "_low", "_high"))]
 
     def values(row: Row) -> list[object]:
         found: list[Figure | None] = [getattr(row, key) for key in keys]
-        pairs = [value for figure in found for value in ((figure.mean, figure.sd) if figure else (None, None))]
-        return [row.optimizer, len(row.statuses), row.status, *pairs]
+        parts = [part for figure in found for part in (_parts(figure) if figure else [None] * 4)]
+        return [row.optimizer, row.statuses.count("completed"), row.status, *parts]
 
     files.write_csv(path, [header, *(values(row) for row in compared.rows)])
+
+
+def _parts(figure: Figure) -> list[float | None]:
+    if figure.half is None:
+        return [figure.mean, None, None, None]
+    return [figure.mean, figure.sd, figure.mean - figure.half, figure.mean + figure.half]
+
+
+def _write_pairs(compared: Comparison, path: Path) -> None:
+    header = ["first", "second", "n", "difference", "low", "high", "p", "wins", "correlation", "verdict", "needed"]
+    rows = [[*names, *(getattr(pair, key) for key in header[2:])] for names, pair in compared.pairs().items()]
+    files.write_csv(path, [header, *rows])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
@@ -150,8 +185,10 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
 def _html(compared: Comparison, curves: Path) -> bytes:
     return pages.render(
         "report",
+        verdict=verdict(compared),
         remarks=_remarks(compared),
         cells=_cells(compared),
+        pair_cells=_pair_cells(compared),
         curves=_data_uri(curves.read_bytes()),
         class_cells=_class_cells(compared),
         matrices=[(run.files.id, run.tested.confusion) for run in compared.runs if run.tested.confusion],

@@ -1,0 +1,111 @@
+"""What the comparison says in words: of each pair of optimizers, what their seeds allow to be said."""
+
+from collections.abc import Iterable
+
+from optlab.results.comparison import Comparison
+from optlab.results.statistics import MARGIN, Figure, Pair
+
+_ONE_SEED = (
+    "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "
+    "the table is in the order of params.yaml. Add seeds there"
+)
+_MOST_PAIRS = 6  # that are put into words
+
+
+def verdict(compared: Comparison) -> str:
+    """A few sentences, of which the first says which optimizers are better, if any are."""
+    if compared.champion is None:
+        return "No run completed: there is nothing to choose."
+    whole = [row.optimizer for row in compared.rows if row.is_whole]
+    if len(compared.rows) == 1 and whole:
+        said = [_only(compared)]
+    elif len(compared.config.seeds) == 1:
+        said = [_ONE_SEED]
+    elif len(whole) < 2:
+        said = [f"Only {whole[0]} completed all its runs" if whole else "No optimizer completed all its runs"]
+        said[0] += ", so there is no verdict"
+    else:
+        said = _of_pairs(compared, whole)
+    left_out = [f"{row.optimizer} ({row.status})" for row in compared.rows if not row.is_whole]
+    if left_out and len(whole) > 1 and len(compared.config.seeds) > 1:
+        said.append(f"There is no verdict on {_list(left_out)}")
+    return " ".join(f"{sentence}." for sentence in [*said, _champion(compared)])
+
+
+def _only(compared: Comparison) -> str:
+    (row,) = compared.rows
+    figure = getattr(row, compared.judged_by)
+    return f"{row.optimizer} is the only optimizer: {_words(compared.judged_by)} {value(figure, compared.judged_by)}"
+
+
+def _champion(compared: Comparison) -> str:
+    """Which single run is chosen, which is another question."""
+    assert compared.champion is not None
+    run, by = compared.champion.files.id, compared.chosen_by
+    best = value(Figure(1, getattr(compared.champion.trained, by), None, None), by)
+    return f"The run with the best {_words(by)} is {run}, {best}: it is what `optlab predict` uses, and no verdict"
+
+
+def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
+    pairs = compared.pairs()
+    beaten: dict[str, list[tuple[str, Pair]]] = {}
+    for (first, second), pair in pairs.items():
+        if pair.verdict.startswith("better"):
+            winner, loser = (first, second) if pair.favours_first else (second, first)
+            beaten.setdefault(loser, []).append((winner, pair))
+    if len(pairs) > _MOST_PAIRS:
+        unbeaten = [name for name in whole if name not in beaten]
+        rest = ", ".join(f"{loser} by {_list(name for name, _ in winners)}" for loser, winners in beaten.items())
+        said = [f"Not beaten by any other: {_list(unbeaten)}", *([f"Beaten: {rest}"] if rest else [])]
+        said[-1] += "; every pair is in reports/pairs.csv"
+    else:
+        said = [_better(compared, loser, winners) for loser, winners in beaten.items()]
+        said += [
+            _not_better(compared, names, pair) for names, pair in pairs.items() if not pair.verdict.startswith("better")
+        ]
+    said[0] += f" ({_words(compared.judged_by)}, n = {len(compared.config.seeds)} seeds, ± 95 %)"
+    return said
+
+
+def _better(compared: Comparison, loser: str, winners: list[tuple[str, Pair]]) -> str:
+    gaps = _list(
+        gap(pair, compared.judged_by, sign=False) + (" (less than the margin)" if pair.verdict != "better" else "")
+        for _, pair in winners
+    )
+    names = [name for name, _ in winners]
+    return f"{_list(names)} {'are' if len(names) > 1 else 'is'} better than {loser}, by {gaps}"
+
+
+def _not_better(compared: Comparison, names: tuple[str, str], pair: Pair) -> str:
+    margin = f"{100 * MARGIN:g} points"
+    difference = gap(pair, compared.judged_by)
+    if pair.verdict == "equivalent":
+        return f"{_list(names)} are equivalent within {margin}: {difference}"
+    said = f"{_list(names)} cannot be told apart with {pair.n} seeds: {difference}"
+    if pair.needed is not None and compared.judged_by == "test_accuracy":
+        said += f"; a difference of {margin} would need {pair.needed:,} seeds"
+    return said
+
+
+def gap(pair: Pair, what: str, sign: bool = True) -> str:
+    """The difference with its interval, such as -0.16 ± 1.53 points."""
+    size, half = (pair.difference if sign else abs(pair.difference)), (pair.high - pair.low) / 2
+    if "accuracy" in what:
+        return f"{100 * size:.2f} ± {100 * half:.2f} points".replace("-", "−")
+    return f"{size:.4f} ± {half:.4f}".replace("-", "−")
+
+
+def value(figure: Figure, what: str) -> str:
+    """A mean with its interval, if it has one."""
+    scale, digits, unit = (100, 2, " %") if "accuracy" in what or "error" in what else (1, 4, "")
+    half = f" ± {scale * figure.half:.{digits}f}" if figure.half is not None else ""
+    return f"{scale * figure.mean:.{digits}f}{half}{unit}"
+
+
+def _words(key: str) -> str:
+    return key.replace("train_", "training_").replace("_", " ")
+
+
+def _list(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,132 @@
+"""Figures and differences against scipy, published numbers and simulated seeds."""
+
+import math
+
+import numpy as np
+import pytest
+import simulation
+from scipy import stats
+
+from optlab.results.statistics import ALPHA, figure, pair, power, seeds_needed
+
+
+def drawn(seed, n=5, shift=0.0, correlation=0.0, scale=0.01):
+    """Two optimizers' accuracies over n seeds."""
+    random = np.random.default_rng(seed)
+    shared, first, second = random.normal(0, 1, (3, n))
+    own = math.sqrt(1 - correlation)
+    first, second = (math.sqrt(correlation) * shared + own * each for each in (first, second))
+    return (0.6 + shift + scale * first).tolist(), (0.6 + scale * second).tolist()
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_a_figure_is_scipy_s(n):
+    values, _ = drawn(n, n)
+    found = figure(values)
+    low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
+    assert (found.n, found.mean, found.sd) == (n, pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_one_run_has_no_spread():
+    found = figure([0.5])
+    assert (found.n, found.mean, found.sd, found.half) == (1, 0.5, None, None)
+
+
+@pytest.mark.parametrize(("seed", "n", "pairs"), [(1, 3, 1), (2, 5, 3), (3, 10, 36), (4, 2, 1)])
+def test_a_pair_is_scipy_s(seed, n, pairs):
+    first, second = drawn(seed, n, shift=0.012, correlation=0.5)
+    found = pair(first, second, pairs)
+    there = stats.ttest_rel(first, second)
+    assert found.p == pytest.approx(min(1, pairs * there.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(there.confidence_interval(1 - ALPHA / pairs)))
+    assert found.correlation == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert found.wins == sum(np.array(first) > np.array(second))
+
+
+def test_better_and_an_interval_without_zero_are_the_same_statement():
+    verdicts = set()
+    for seed in range(400):
+        found = pair(*drawn(seed, shift=0.02), 3)
+        verdicts.add(found.verdict)
+        assert found.verdict.startswith("better") == (found.p < ALPHA) == (not found.low <= 0 <= found.high)
+    assert {"better", "cannot be told apart"} <= verdicts
+
+
+def test_equivalent_is_two_one_sided_tests():
+    margin, verdicts = 0.005, set()
+    for seed in range(400):
+        first, second = drawn(seed, 10, scale=0.004)
+        found = pair(first, second, 1, margin)
+        differences = np.subtract(first, second)
+        low = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
+        high = stats.ttest_1samp(differences, margin, alternative="less").pvalue
+        if found.p >= ALPHA:
+            assert (found.verdict == "equivalent") == (max(low, high) < ALPHA)
+        verdicts.add(found.verdict)
+    assert {"equivalent", "cannot be told apart"} <= verdicts
+
+
+CASES = {
+    "better": ([0.70, 0.71, 0.72], [0.60, 0.61, 0.62001], "better", True),
+    "worse": ([0.60, 0.61, 0.62001], [0.70, 0.71, 0.72], "better", False),
+    "by little": ([0.6010, 0.6111, 0.6210], [0.600, 0.610, 0.620], "better, by less than the margin", True),
+    "equivalent": ([0.6010, 0.6090, 0.6210], [0.600, 0.610, 0.620], "equivalent", True),
+    "too noisy": ([0.60, 0.70, 0.65], [0.65, 0.60, 0.70], "cannot be told apart", False),
+    "the same": ([0.6, 0.7], [0.6, 0.7], "equivalent", False),
+    "always the same difference": ([0.75, 0.5], [0.5, 0.25], "better", True),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "verdict", "favours_first"), CASES.values(), ids=CASES)
+def test_the_words(first, second, verdict, favours_first):
+    found = pair(first, second, 1)
+    assert found.verdict == verdict
+    if verdict.startswith("better"):
+        assert found.favours_first == favours_first
+
+
+def test_of_losses_the_lower_one_is_better_and_there_is_no_margin():
+    found = pair([1.40, 1.41, 1.42], [1.50, 1.52, 1.51], 1, margin=None, higher_is_better=False)
+    assert (found.verdict, found.favours_first, found.wins, found.needed) == ("better", True, 3, None)
+    assert found.difference < 0
+    assert pair([1.0, 1.1], [1.1, 1.0], 1, margin=None).verdict == "cannot be told apart"
+
+
+def test_what_does_not_vary_has_no_correlation_and_a_tie_is_half_a_win():
+    found = pair([0.5, 0.5, 0.6], [0.5, 0.5, 0.5], 1)
+    assert (found.correlation, found.wins) == (None, 2)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_the_seeds_that_are_needed_are_those_of_the_tables(effect, n):
+    """Of the two-sided paired t test at 5 %, with 80 % power; as G*Power gives them for Cohen's three effects."""
+    assert seeds_needed(effect, 1.0, 1) == n
+    assert power(effect, 1.0, n - 1, 1) < 0.8 <= power(effect, 1.0, n, 1)
+
+
+def test_the_seeds_that_are_needed_have_their_limits():
+    assert seeds_needed(0.005, 0.0, 3) == 2
+    assert seeds_needed(0.005, 100.0, 3) is None
+    assert seeds_needed(0.5, 1.0, 3) > seeds_needed(0.5, 1.0, 1)
+
+
+ROUNDS = 1500
+MOST = simulation.most(ALPHA, ROUNDS)
+
+
+@pytest.mark.parametrize("correlation", simulation.CORRELATIONS)
+@pytest.mark.parametrize("n", simulation.SEEDS)
+def test_without_a_difference_any_false_better_is_rare(n, correlation):
+    assert 0 < simulation.false_better(n, correlation, ROUNDS) <= MOST
+
+
+@pytest.mark.parametrize("n", simulation.SEEDS)
+def test_the_intervals_hold_all_true_differences_at_once(n):
+    assert 0 < simulation.missed(n, 0.5, ROUNDS) <= MOST
+
+
+@pytest.mark.parametrize("n", simulation.SEEDS)
+def test_a_difference_of_the_margin_is_rarely_called_equivalent(n):
+    at_the_margin, without = (simulation.equivalent(n, 0.5, each, ROUNDS) for each in (simulation.MARGIN, 0.0))
+    assert at_the_margin <= MOST < without
