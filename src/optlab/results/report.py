@@ -123,9 +123,9 @@ def _definitions(compared: Comparison) -> str:
     return (
         f"Model {compared.config.model}, {settings.epochs} epochs, batch {settings.batch_size}, {settings.precision}; "
         f"means over n seeds, ± 95 % intervals where n > 1: of a mean by Student's t, of the differences by the paired "
-        f"t test, corrected for the number of pairs, as p is. All of it is about this test set, and not about others. "
-        f"Losses are mean cross entropies in nats. Calibration error: expected calibration error over 15 bins of equal "
-        f"width."
+        f"t test, corrected for the number of pairs, as p is. The curves' bands are such intervals of the mean. All of "
+        f"it is about this test set, and not about others. Losses are mean cross entropies in nats. Calibration "
+        f"error: expected calibration error over 15 bins of equal width."
     )
 
 
