@@ -78,7 +78,7 @@ def test_two_from_the_queue_at_a_time(committed):
 def test_a_copy_runs_its_own_code(copied, tmp_path):
     """As where another checkout is installed, and a worktree or an experiment's copy is at work."""
     other = copied.copy(tmp_path / "other")
-    other.edit("src/optlab/results/comparison.py", "has the best", "has the other")
+    other.edit("src/optlab/results/verdict.py", "With one seed each", "With another seed each")
     result = copied.stage("compare", PYTHONPATH=str(other.top / "src"))
     assert result.returncode == 0, result.stderr
-    assert "has the best" in result.stdout
+    assert "With one seed each" in result.stdout
