@@ -38,7 +38,7 @@ def test_with_one_seed_there_is_no_order_but_a_best_run(small_config, tmp_path):
     compared = collected(tmp_path, small_config(), [0.4, 0.6])
     assert [row.optimizer for row in compared.rows] == ["sgd", "adam"]
     assert compared.champion.files.id == "adam-0"
-    assert compared.pairs() == {}
+    assert compared.pairs == {}
 
 
 def test_several_seeds_give_mean_and_interval_and_an_order(small_config, tmp_path):

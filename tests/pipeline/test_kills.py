@@ -44,6 +44,10 @@ def events_of(project, run="adam-0"):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def is_sender(process):
+    return "optlab.tracking.sender" in process.cmdline()
+
+
 def gone_within(project, seconds):
     deadline = time.monotonic() + seconds
     while processes_below(project.top):
@@ -86,7 +90,7 @@ def test_a_killed_sender_costs_nothing(alone, undisturbed, command):
     before = logged_runs(alone)
     with started(alone, *command) as caller:
         until(caller, lambda: len(logged_runs(alone)) > len(before))
-        (sender,) = [each for each in processes_below(alone.top) if "optlab.tracking.sender" in each.cmdline()]
+        (sender,) = filter(is_sender, processes_below(alone.top))
         sender.kill()
         assert caller.wait(240) == 0
         assert gone_within(alone, 60)  # the one that was started in its place, too
@@ -120,7 +124,7 @@ def one_error(result):
 @contextlib.contextmanager
 def held(project):
     """Stop what trains: it has its locks, and leaves the cores to others."""
-    processes = [each for each in processes_below(project.top) if "optlab.tracking.sender" not in each.cmdline()]
+    processes = [each for each in processes_below(project.top) if not is_sender(each)]
     for process in processes:
         process.suspend()
     try:
@@ -144,8 +148,10 @@ def test_a_second_one_says_who_is_at_work(project):
             second = project.run(*DVC)
             assert "is busy" in one_error(second)[0]
             assert f"(PID {first.pid}): " in second.stderr
-            (line,) = one_error(project.run(*OPTLAB))
-            assert line.startswith(f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: wait")
+            assert one_error(project.run(*OPTLAB)) == [
+                f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: "
+                "wait for it to end, or stop it"
+            ]
             assert len(new()) + len(new("sgd-0")) == 1
     with started(project, *OPTLAB) as first:
         until(first, lambda: checkpoints(project) and checkpoints(project, "sgd-0"))

@@ -1,6 +1,7 @@
 """All runs of params.yaml side by side: figures per optimizer, and the differences between them."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 
@@ -81,6 +82,7 @@ class Comparison:
     champion: Run | None
     mixture: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
+    @cached_property
     def pairs(self) -> dict[tuple[str, str], statistics.Pair]:
         """The differences in the figure of the verdict, between optimizers all of whose runs completed.
 

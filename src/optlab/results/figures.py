@@ -57,9 +57,8 @@ def curves(runs: Curves) -> Figure:
             axis.plot(list(means), [each.mean for each in means.values()], color=colour(optimizer), label=optimizer,
                       marker="o", markersize=3, linewidth=1.5)  # fmt: skip
             if len(own) > 1:
-                ends = [(each.mean - (each.half or 0), each.mean + (each.half or 0)) for each in means.values()]
-                axis.fill_between(list(means), *zip(*ends, strict=True) if ends else ([], []), color=colour(optimizer),
-                                  alpha=0.2, linewidth=0)  # fmt: skip
+                ends = ([each.low for each in means.values()], [each.high for each in means.values()])
+                axis.fill_between(list(means), *ends, color=colour(optimizer), alpha=0.2, linewidth=0)
         values = [getattr(epoch, key) for _, history in runs for epoch in history if getattr(epoch, key) is not None]
         if key != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
             axis.set_yscale("log")

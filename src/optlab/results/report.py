@@ -2,6 +2,7 @@
 
 import base64
 import io
+from itertools import chain
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,18 +15,12 @@ from optlab.record.runs import REPORTS
 from optlab.results import figures, origin, pages
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
-from optlab.results.verdict import gap, value, verdict
+from optlab.results.verdict import gap, value, verdict, words
 from optlab.system import files
 
 _COLUMNS = (
-    ("validation accuracy", "validation_accuracy"),
-    ("validation loss", "validation_loss"),
-    ("training loss", "train_loss"),
-    ("test accuracy", "test_accuracy"),
-    ("test loss", "test_loss"),
-    ("calibration error", "calibration_error"),
-)
-_TITLES = {key: title for title, key in _COLUMNS}
+    "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
+)  # fmt: skip
 
 _ANY_WIDTH = 1000  # columns; the table takes what it needs
 
@@ -78,11 +73,11 @@ def _remarks(compared: Comparison) -> list[str]:
 
 def _cells(compared: Comparison) -> list[list[str]]:
     """Header and rows; columns in which no optimizer has a figure are left out."""
-    columns = [column for column in _COLUMNS if any(getattr(row, column[1]) for row in compared.rows)]
-    header = ["optimizer", "n", "status", *(title for title, _ in columns)]
+    columns = [column for column in _COLUMNS if any(getattr(row, column) for row in compared.rows)]
+    header = ["optimizer", "n", "status", *map(words, columns)]
     return [header] + [
         [row.optimizer, _count(row), row.status]
-        + [value(figure, key) if (figure := getattr(row, key)) else "–" for _, key in columns]
+        + [value(figure, key) if (figure := getattr(row, key)) else "–" for key in columns]
         for row in compared.rows
     ]
 
@@ -95,14 +90,13 @@ def _count(row: Row) -> str:
 
 def _pair_cells(compared: Comparison) -> list[list[str]]:
     """Header and a row for each pair; nothing where no pair has a verdict."""
-    pairs = compared.pairs()
-    header = ["pair", f"difference in {_TITLES[compared.judged_by]}", "p", "wins", "correlation", "verdict"]
+    pairs = compared.pairs
+    header = ["pair", f"difference in {words(compared.judged_by)}", "p", "wins", "correlation", "verdict"]
     return [header] * bool(pairs) + [
         [
             f"{first} − {second}", gap(pair, compared.judged_by), f"{pair.p:.2g}",
             f"{pair.wins:g} of {pair.n}", "–" if pair.correlation is None else f"{pair.correlation:.2f}",
-            pair.verdict if not pair.verdict.startswith("better")
-            else f"{first if pair.favours_first else second} {pair.verdict}",
+            f"{first if pair.favours_first else second} {pair.verdict}" if pair.is_told else pair.verdict,
         ]
         for (first, second), pair in pairs.items()
     ]  # fmt: skip
@@ -130,26 +124,24 @@ def _definitions(compared: Comparison) -> str:
 
 
 def _write_table(compared: Comparison, path: Path) -> None:
-    keys = [key for _, key in _COLUMNS]
-    header = ["optimizer", "n", "status", *(f"{key}{part}" for key in keys for part in ("", "_sd", "_low", "_high"))]
+    header = [
+        "optimizer",
+        "n",
+        "status",
+        *(f"{key}{part}" for key in _COLUMNS for part in ("", "_sd", "_low", "_high")),
+    ]
 
     def values(row: Row) -> list[object]:
-        found: list[Figure | None] = [getattr(row, key) for key in keys]
-        parts = [part for figure in found for part in (_parts(figure) if figure else [None] * 4)]
-        return [row.optimizer, row.statuses.count("completed"), row.status, *parts]
+        found: list[Figure | None] = [getattr(row, key) for key in _COLUMNS]
+        parts = [(each.mean, each.sd, each.low, each.high) if each else (None,) * 4 for each in found]
+        return [row.optimizer, row.statuses.count("completed"), row.status, *chain.from_iterable(parts)]
 
     files.write_csv(path, [header, *(values(row) for row in compared.rows)])
 
 
-def _parts(figure: Figure) -> list[float | None]:
-    if figure.half is None:
-        return [figure.mean, None, None, None]
-    return [figure.mean, figure.sd, figure.mean - figure.half, figure.mean + figure.half]
-
-
 def _write_pairs(compared: Comparison, path: Path) -> None:
     header = ["first", "second", "n", "difference", "low", "high", "p", "wins", "correlation", "verdict", "needed"]
-    rows = [[*names, *(getattr(pair, key) for key in header[2:])] for names, pair in compared.pairs().items()]
+    rows = [[*names, *(getattr(pair, key) for key in header[2:])] for names, pair in compared.pairs.items()]
     files.write_csv(path, [header, *rows])
 
 

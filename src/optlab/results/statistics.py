@@ -35,6 +35,16 @@ class Figure:
     sd: float | None
     half: float | None
 
+    @property
+    def low(self) -> float | None:
+        """Where that interval begins."""
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        """Where it ends."""
+        return None if self.half is None else self.mean + self.half
+
 
 def figure(values: Sequence[float]) -> Figure:
     """Mean, standard deviation, and the mean's 95 % interval by Student's t.
@@ -78,6 +88,11 @@ class Pair:
     verdict: Verdict
     favours_first: bool
     needed: int | None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether one of the two is better, by whatever."""
+        return self.verdict in ("better", "better, by less than the margin")
 
 
 def pair(first: Sequence[float], second: Sequence[float], pairs: int, margin: float | None = MARGIN,

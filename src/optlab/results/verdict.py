@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from optlab.results.comparison import Comparison
-from optlab.results.statistics import MARGIN, Figure, Pair
+from optlab.results.statistics import MARGIN, Figure, Pair, figure
 
 _ONE_SEED = (
     "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "
@@ -34,23 +34,23 @@ def verdict(compared: Comparison) -> str:
 
 def _only(compared: Comparison) -> str:
     (row,) = compared.rows
-    figure = getattr(row, compared.judged_by)
-    return f"{row.optimizer} is the only optimizer: {_words(compared.judged_by)} {value(figure, compared.judged_by)}"
+    by = compared.judged_by
+    return f"{row.optimizer} is the only optimizer: {words(by)} {value(getattr(row, by), by)}"
 
 
 def _champion(compared: Comparison) -> str:
     """Which single run is chosen, which is another question."""
     assert compared.champion is not None
     run, by = compared.champion.files.id, compared.chosen_by
-    best = value(Figure(1, getattr(compared.champion.trained, by), None, None), by)
-    return f"The run with the best {_words(by)} is {run}, {best}: it is what `optlab predict` uses, and no verdict"
+    best = value(figure([getattr(compared.champion.trained, by)]), by)
+    return f"The run with the best {words(by)} is {run}, {best}: it is what `optlab predict` uses, and no verdict"
 
 
 def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
-    pairs = compared.pairs()
+    pairs = compared.pairs
     beaten: dict[str, list[tuple[str, Pair]]] = {}
     for (first, second), pair in pairs.items():
-        if pair.verdict.startswith("better"):
+        if pair.is_told:
             winner, loser = (first, second) if pair.favours_first else (second, first)
             beaten.setdefault(loser, []).append((winner, pair))
     if len(pairs) > _MOST_PAIRS:
@@ -60,10 +60,8 @@ def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
         said[-1] += "; every pair is in reports/pairs.csv"
     else:
         said = [_better(compared, loser, winners) for loser, winners in beaten.items()]
-        said += [
-            _not_better(compared, names, pair) for names, pair in pairs.items() if not pair.verdict.startswith("better")
-        ]
-    said[0] += f" ({_words(compared.judged_by)}, n = {len(compared.config.seeds)} seeds, ± 95 %)"
+        said += [_not_better(compared, names, pair) for names, pair in pairs.items() if not pair.is_told]
+    said[0] += f" ({words(compared.judged_by)}, n = {len(compared.config.seeds)} seeds, ± 95 %)"
     return said
 
 
@@ -95,14 +93,15 @@ def gap(pair: Pair, what: str, sign: bool = True) -> str:
     return f"{size:.4f} ± {half:.4f}".replace("-", "−")
 
 
-def value(figure: Figure, what: str) -> str:
+def value(mean: Figure, what: str) -> str:
     """A mean with its interval, if it has one."""
     scale, digits, unit = (100, 2, " %") if "accuracy" in what or "error" in what else (1, 4, "")
-    half = f" ± {scale * figure.half:.{digits}f}" if figure.half is not None else ""
-    return f"{scale * figure.mean:.{digits}f}{half}{unit}"
+    half = f" ± {scale * mean.half:.{digits}f}" if mean.half is not None else ""
+    return f"{scale * mean.mean:.{digits}f}{half}{unit}"
 
 
-def _words(key: str) -> str:
+def words(key: str) -> str:
+    """What a figure is called."""
     return key.replace("train_", "training_").replace("_", " ")
 
 
