@@ -209,7 +209,7 @@ def checkpoint_cost() -> None:
         settings["data"] |= {"train_size": images, "validation_size": 100}
         settings["training"] |= {"epochs": epochs}
         parsed = parameters.Config.model_validate(settings)
-        splits = dataset.load(repository.DATA, parsed.data)
+        splits = dataset.load(repository.DATA, parsed.data, 0)
         with tempfile.TemporaryDirectory(dir=".optlab") as folder:
             saver = Timed(Path(folder) / "run" / "key", lambda: None)
             saver.times = []

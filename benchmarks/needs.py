@@ -35,4 +35,4 @@ def check(packages: tuple[str, ...], commands: tuple[str, ...] = ()) -> None:
     for name in commands:
         if shutil.which(name, path=environment()["PATH"]) is None:
             raise OptlabError(f"there is no command {name}, neither beside {sys.executable} nor on the PATH")
-    dataset.load(TOP / repository.DATA, reading.load(TOP / parameters.PARAMS).data)
+    dataset.load(TOP / repository.DATA, reading.load(TOP / parameters.PARAMS).data, 0)

@@ -57,7 +57,7 @@ def tutorial_loader(images: int) -> Iterable[Any]:
     """torchvision's CIFAR10, ToTensor and a DataLoader, over the images that optlab trains on."""
     import torchvision
 
-    split = dataset.load(TOP / repository.DATA, settings(images, "fp32").data).train
+    split = dataset.load(TOP / repository.DATA, settings(images, "fp32").data, 0).train
 
     class InMemory(torchvision.datasets.CIFAR10):  # type: ignore[misc]
         """Its own `__getitem__`, with the arrays filled from the verified files instead of its pickles."""
@@ -169,7 +169,7 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
     to its last write, over the wall time of the trainings.
     """
     chosen = settings(images, precision, epochs, numerics)
-    splits = dataset.load(TOP / repository.DATA, chosen.data)
+    splits = dataset.load(TOP / repository.DATA, chosen.data, 0)
     device = conditions.apply(chosen.training)
     spent = elapsed = 0.0
     with tempfile.TemporaryDirectory() as folder:

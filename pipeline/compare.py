@@ -10,12 +10,12 @@ def main() -> None:
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     sender = Link()  # it loads MLflow meanwhile
-    from optlab.results import comparison, report
+    from optlab.results import comparison, report, tables
     from optlab.tracking import publish
 
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
-    print(report.text_table(compared))
+    print(tables.text(compared))
     print(publish.publish(compared, folder, sender))
     sender.close()
 

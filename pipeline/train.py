@@ -37,7 +37,7 @@ def main() -> None:
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in numerics.limits(settings):
         print(sentence)
-    splits = dataset.load(repository.DATA, settings.data)
+    splits = dataset.load(repository.DATA, settings.data, seed)
 
     files = runs.RunFiles(folder, name, seed)
     in_force = conditions.current(device, settings.paths(name))
@@ -67,9 +67,9 @@ def write(outcome: "Outcome", model: str, files: "RunFiles", conditions: "Condit
     from optlab.training import weights
 
     digest = weights.write(files.weights, outcome.model, model)
-    Trained.of(outcome.status, outcome.epochs, outcome.step_losses, outcome.hyperparameters, digest).write(
-        files.training
-    )
+    Trained.of(
+        outcome.status, outcome.epochs, outcome.validations, outcome.step_losses, outcome.hyperparameters, digest
+    ).write(files.training)
     conditions.model_copy(update={"weights_sha256": digest}).write(files.conditions)
     journal.weights(files.weights, digest)
     journal.end(outcome.status)

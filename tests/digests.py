@@ -44,7 +44,7 @@ def main() -> None:
 
     device, found = conditions.apply(configs[cases[0]].training), {}
     for case, settings in configs.items():
-        outcome = loop.train(settings, "mine", 0, dataset.load(folder, settings.data), device)
+        outcome = loop.train(settings, "mine", 0, dataset.load(folder, settings.data, 0), device)
         digest = hashlib.sha256(repr((outcome.step_losses, outcome.epochs)).encode())
         for value in outcome.model.state_dict().values():
             digest.update(value.numpy().tobytes())

@@ -148,7 +148,10 @@ class Stages(Warm):
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
         self.PROGRAM = (str(Path(__file__).with_name("warm_stages.py")), str(self._folder / "python"))
+        # A test in this process may have set MLflow's address for itself.
+        own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
         super().__init__(spinning=True)
+        os.environ.update(own)
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         place = str(self._folder / "socket")
         callers = ["DVC_STAGE", CALLER_VARIABLE]
@@ -206,11 +209,13 @@ def _warm() -> Stages:
 
 
 def logged_runs(project: Project) -> dict[str, dict]:
-    """What the project's MLflow database has of each run, read without MLflow, which takes seconds to import.
+    """What the project's MLflow database has of each training, read without MLflow, which takes seconds to import.
 
     Not opened read-only: after a kill in the middle of a write, SQLite has to put the database in order first.
     """
     with contextlib.closing(sqlite3.connect(f"file:{project.top / 'mlflow.db'}?mode=rw", uri=True)) as database:
+        trainings = "SELECT run_uuid, name, status FROM runs WHERE run_uuid NOT IN (SELECT run_uuid FROM tags "
+        trainings += "WHERE key = 'summary')"
         steps = "SELECT step FROM metrics WHERE run_uuid = ? AND key = 'step/loss' ORDER BY step"
         return {
             run: {
@@ -219,7 +224,7 @@ def logged_runs(project: Project) -> dict[str, dict]:
                 "tags": dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run])),
                 "steps": [step for (step,) in database.execute(steps, [run])],
             }
-            for run, name, status in database.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+            for run, name, status in database.execute(trainings).fetchall()
         }
 
 

@@ -47,7 +47,7 @@ def nothing():
 
 def run(config, sample, device, name="mine", saver=None, cut=None):
     observers = [] if cut is None else [CutAfter(cut)]
-    return loop.train(config, name, 0, dataset.load(sample, config.data), device, observers, saver)
+    return loop.train(config, name, 0, dataset.load(sample, config.data, 0), device, observers, saver)
 
 
 def cut_and_continued(config, sample, device, folder, cut):
@@ -60,6 +60,7 @@ def cut_and_continued(config, sample, device, folder, cut):
 def assert_same(first, second, tmp_path, model="zilliax"):
     assert second.step_losses == first.step_losses
     assert second.epochs == first.epochs
+    assert second.validations == first.validations
     assert second.status == first.status
     digests = [weights.write(tmp_path / "w.safetensors", outcome.model, model) for outcome in (first, second)]
     assert digests[0] == digests[1]
@@ -81,7 +82,7 @@ def test_every_optimizer_goes_on_to_the_same_bytes(small_config, sample, device,
     config = small_config(
         optimizers={"mine": spec},
         data={"train_size": 50, "validation_size": 10},
-        training={"epochs": 2, "batch_size": 10},
+        training={"epochs": 2, "batch_size": 10, "validations_per_epoch": 3},
     )
     whole = run(config, sample, device)
     for cut in (2, 5, 8):

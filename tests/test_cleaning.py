@@ -76,7 +76,7 @@ def test_those_of_the_present_record_stay(top, folder):
     sent(present, former)
     path = Path(folder) / "runs" / "adam-0" / "train.json"
     path.parent.mkdir(parents=True)
-    Trained.of("completed", [EPOCH], [[1.0]], {}, "abc").write(path)
+    Trained.of("completed", [EPOCH], [], [[1.0]], {}, "abc").write(path)
     assert cleaned() == ({former.folder.name}, {present.folder.name: "of the present record"})
 
 
@@ -223,7 +223,7 @@ def in_a_copy(monkeypatch, folder, status):
                    tags={"optlab.run": "adam-0"}, lock=lock)  # fmt: skip
         log.append("tags", tags={notes.WEIGHTS_TAG: "abc"})
         log.append("end", status=status, time=2000)
-        Trained.of(status if status == "diverged" else "completed", [EPOCH], [[1.0]], {}, "abc").write(
+        Trained.of(status if status == "diverged" else "completed", [EPOCH], [], [[1.0]], {}, "abc").write(
             Path("runs/adam-0/train.json")
         )
         assert journal.find("adam-0", "abc").folder.name == log.folder.name

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from optlab.record import runs
-from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained
-from optlab.results import comparison, report
+from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained, Validation
+from optlab.results import comparison, report, tables
 from optlab.results.verdict import verdict
 from optlab.system.errors import RecordError
 
@@ -23,7 +23,8 @@ def write(folder, config, accuracies, diverged=()):
         )
         Trained(
             status=status, epochs=1, train_loss=None if bad else 1.0, validation_loss=None if bad else 1.0,
-            validation_accuracy=None if bad else accuracy, weights_sha256="0", history=[epoch], step_losses=[[1.0]],
+            validation_accuracy=None if bad else accuracy, weights_sha256="0", history=[epoch],
+            validations=[Validation(step=1, loss=1.0, accuracy=accuracy)], step_losses=[[1.0]],
         ).write(files.training)  # fmt: skip
         half = None if bad else 0.5
         Evaluated(status=status, test_loss=half, test_accuracy=half, expected_calibration_error=half).write(files.test)
@@ -51,7 +52,7 @@ def test_several_seeds_give_mean_and_interval_and_an_order(small_config, tmp_pat
     assert compared.champion.files.id == "sgd-1"
     # Student's t with one degree of freedom leaves 2.5 % above 12.706.
     assert first.validation_accuracy.half == pytest.approx(12.7062 * 0.2, rel=1e-4)
-    assert "60.00 ± 254.12 %" in report.text_table(compared)
+    assert "60.00 ± 254.12 %" in tables.text(compared)
 
 
 def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
@@ -59,8 +60,8 @@ def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
     assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
     assert compared.rows[1].status == "1 of 2 diverged"
     assert compared.rows[1].validation_accuracy.n == 1  # of the one that is left
-    assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", report.text_table(compared))
-    assert "1 of 2 diverged" in report.text_table(compared)
+    assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", tables.text(compared))
+    assert "1 of 2 diverged" in tables.text(compared)
     assert compared.champion.files.id == "sgd-0"  # the best run that completed
 
 
@@ -224,17 +225,106 @@ def test_the_pairs_are_written(small_config, tmp_path):
     assert float(rows[1]["difference"]) == pytest.approx(0.22)
     text = (tmp_path / "reports" / "comparison.md").read_text()
     assert text.startswith("adamw and adam are better than sgd, by ")
-    assert "| adamw − sgd | 22.00 ± 4.42 points | 0.0021 | 3 of 3 | -0.50 | adamw better |" in text
+    assert "| adamw − sgd | 22.00 ± 4.42 points | 0.0021 | 3 of 3 | −0.50 | adamw better |" in text
     assert "<td>adamw better</td>" in (tmp_path / "reports" / "report.html").read_text()
+
+
+def test_a_pair_reads_the_same_from_both_sides(small_config, tmp_path):
+    figures = {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]}
+    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
+    assert tables.matrix(compared, mark="*") == [
+        ["", "adamw", "adam", "sgd"],
+        ["adamw", "", "0.33 ± 9.19 points", "22.00 ± 4.42 points*"],
+        ["adam", "−0.33 ± 9.19 points", "", "21.67 ± 11.11 points*"],
+        ["sgd", "−22.00 ± 4.42 points*", "−21.67 ± 11.11 points*", ""],
+    ]
+    assert tables.looks(compared) == {
+        "adamw": {"adam": "not told apart", "sgd": "better"},
+        "adam": {"adamw": "not told apart", "sgd": "better"},
+        "sgd": {"adamw": "worse", "adam": "worse"},
+    }
+
+
+LOOKS = {  # seed by seed, the accuracies after 7, 14 and 21 steps
+    "sgd": [(0.1, 0.2, 0.3), (0.1, 0.2, 0.35), (0.2, 0.3, 0.2)],
+    "adam": [(0.3, 0.5, 0.5), (0.2, 0.3, 0.6), (0.6, 0.4, 0.4)],
+    "adamw": [(0.3, 0.5, 0.4), (0.2, 0.6, 0.6), (0.1, 0.3, 0.45)],
+}
+REACHED = {
+    # The means at the end are 50 % of adam and 48.33 % of adamw; the second of them is the target.
+    "by default": (
+        None,
+        {"sgd": (0, None), "adam": (3, 14), "adamw": (2, 14)},
+        "48.33 %, the mean that the second best",
+    ),
+    "given": (0.3, {"sgd": (3, 21), "adam": (3, 7), "adamw": (3, 14)}, "30.00 %, as params.yaml has it"),
+    "out of reach": (0.9, dict.fromkeys(LOOKS, (0, None)), "90.00 %, as params.yaml has it"),
+    "reached by a few": (0.6, {"sgd": (0, None), "adam": (2, 21), "adamw": (1, None)}, "60.00 %"),
+}
+
+
+@pytest.mark.parametrize(("target", "expected", "said"), REACHED.values(), ids=REACHED)
+def test_steps_to_target(small_config, tmp_path, target, expected, said):
+    optimizers = {name: {"class": "SGD", "lr": 0.01} for name in LOOKS}
+    config = small_config(seeds=[0, 1, 2], optimizers=optimizers, verdict={"target": target})
+    write(tmp_path, config, [looks[-1] for name in LOOKS for looks in LOOKS[name]])
+    for name, seed in config.runs():
+        path = runs.RunFiles(tmp_path, name, seed).training
+        seen = [
+            Validation(step=step, loss=1.0, accuracy=accuracy)
+            for step, accuracy in zip((7, 14, 21), LOOKS[name][seed], strict=True)
+        ]
+        Trained.read(path).model_copy(update={"validations": seen}).write(path)
+    compared = comparison.collect(config, tmp_path)
+    found = {name: (compared.target.reached(name), compared.target.median(name)) for name in LOOKS}
+    assert found == expected
+    assert said in tables.text(compared)
+    report.write(compared, tmp_path)
+    with (tmp_path / "reports" / "comparison.csv").open() as file:
+        rows = {row["optimizer"]: (int(row["reached"]), row["steps_to_target"]) for row in csv.DictReader(file)}
+    assert rows == {name: (count, str(steps or "")) for name, (count, steps) in expected.items()}
 
 
 def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     compared = collected(tmp_path, small_config(), [0.4, 0.6])
     report.write(compared, tmp_path)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()}
+    before = contents(tmp_path / "reports")
     report.write(compared, tmp_path)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "reports").iterdir()} == before
-    assert len(before) == 8
+    assert contents(tmp_path / "reports") == before
+    assert len(before) == 14
+
+
+def test_equal_accuracies_reach_their_own_mean(small_config, tmp_path):
+    """The mean of three times 0.1 is 0.10000000000000002."""
+    compared = collected(tmp_path, small_config(seeds=[0, 1, 2]), [0.1] * 3 + [0.6] * 3)
+    assert (compared.target.reached("sgd"), compared.target.reached("adam")) == (3, 3)
+
+
+def test_one_optimizer_alone_has_no_target(small_config, tmp_path):
+    compared = collected(tmp_path, small_config(optimizers={"sgd": {"class": "SGD"}}), [0.4])
+    assert compared.target is None
+    assert "target" not in tables.text(compared)
+
+
+def test_a_record_of_an_older_version_was_validated_at_the_ends_of_its_epochs(small_config, tmp_path):
+    config = small_config(verdict={"target": 0.5})
+    write(tmp_path, config, [0.4, 0.6])
+    for name, seed in config.runs():
+        path = runs.RunFiles(tmp_path, name, seed).training
+        Trained.read(path).model_copy(update={"validations": []}).write(path)
+    assert comparison.collect(config, tmp_path).target.steps == {"sgd": (None,), "adam": (1,)}
+
+
+def test_many_optimizers_have_no_matrix_in_the_terminal(small_config, tmp_path):
+    optimizers = {name: {"class": "SGD", "lr": 0.01} for name in "abcde"}
+    compared = collected(tmp_path, small_config(seeds=[0, 1], optimizers=optimizers), [0.5, 0.6] * 5)
+    assert "less the column's" not in tables.text(compared)
+    assert "−0.00" not in tables.markdown(compared) + str(tables.matrix(compared))
+    assert "abcde"[3] in tables.matrix(compared)[0]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):
@@ -255,7 +345,7 @@ def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):
         "torch": {"2.12": ["sgd-0"], "2.13": ["sgd-1", "adam-0"]},
         "conditions": {"not recorded": ["adam-1"]},
     }
-    assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in report.text_table(compared)
+    assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in tables.text(compared)
 
 
 def test_what_is_the_same_for_all_is_not_named(small_config, tmp_path):

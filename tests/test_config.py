@@ -172,6 +172,16 @@ EDITS = {
     "negative validation_size": ("100", "-10", "6: data.validation_size", "greater than or equal to 0"),
     "more than the data set": ("400", "410", "5: data", "is 510, but the train split of cifar10_sample has 500"),
     "no validation split": ("100", "0", "6: data", "validation_size must be at least 10"),
+    # validation and verdict
+    "validation never": (
+        "threads: 2", "threads: 2\n  validations_per_epoch: 0",
+        "11: training.validations_per_epoch", "or equal to 1, not 0"),
+    "half a validation": (
+        "threads: 2", "threads: 2\n  validations_per_epoch: 0.5",
+        "11: training.validations_per_epoch", "valid integer, not 0.5"),
+    "target in percent": ("model:", "verdict: {target: 60}\nmodel:", "1: verdict.target", "or equal to 1, not 60"),
+    "margin of nothing": ("model:", "verdict: {margin: 0}\nmodel:", "1: verdict.margin", "greater than 0, not 0"),
+    "misspelt margin": ("model:", "verdict: {margn: 0.1}\nmodel:", "1: verdict.margn", "did you mean margin?"),
     # schedules
     "warm-up as long as the run": (
         "{name: constant}", "{name: cosine, warmup_epochs: 2}",
@@ -300,6 +310,21 @@ def test_an_optimizer_keeps_its_name_in_messages(tmp_path, name):
 
 SPLITS = {
     "test split with validation": (of_test_split(50, 50), ":7: data", "validation_size must be 0 when train_split"),
+    "validations in vain": (
+        of_test_split(100, 0).replace("threads: 2", "threads: 2\n  validations_per_epoch: 2"),
+        ":12: training.validations_per_epoch",
+        "has no use where data.validation_size is 0",
+    ),
+    "a target that nobody sees": (
+        of_test_split(100, 0) + "verdict: {target: 0.5}\n",
+        ":18: verdict.target",
+        "is a validation accuracy, but",
+    ),
+    "no split to draw again": (
+        of_test_split(100, 0).replace("  train_size", "  resplit: true\n  train_size"),
+        ":6: data",
+        "resplit must be false where validation_size is 0",
+    ),
     "more than the test split": (of_test_split(110, 0), ":6: data", "the test split of cifar10_sample has 100"),
 }
 

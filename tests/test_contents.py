@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from optlab.record.contents import Conditions, Contents, Epoch, Evaluated, Trained
+from optlab.record.contents import Conditions, Contents, Epoch, Evaluated, Trained, Validation
 from optlab.record.runs import RunFiles
 from optlab.system.errors import RecordError
 
 TOP = Path(__file__).resolve().parents[1]
 EPOCH = Epoch(epoch=1, train_loss=0.1, running_loss=7.0, validation_loss=None, validation_accuracy=None, lr=0.01)
-TRAINED = Trained.of("diverged", [EPOCH], [[0.10000000149011612, float("nan")]], {"betas": (0.9, 0.999)}, "f" * 64)
+LOOKS = [Validation(step=1, loss=0.5, accuracy=0.25), Validation(step=2, loss=None, accuracy=None)]
+LOSSES = [[0.10000000149011612, float("nan")]]
+TRAINED = Trained.of("diverged", [EPOCH], LOOKS, LOSSES, {"betas": (0.9, 0.999)}, "f" * 64)
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

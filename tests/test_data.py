@@ -16,7 +16,7 @@ RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
 
 @pytest.fixture(scope="module")
 def splits(sample, small_config):
-    return dataset.load(sample, small_config().data)
+    return dataset.load(sample, small_config().data, 0)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_class_is_there_equally_often(sample, small_config, train_size, va
     config = small_config(
         data={"train_size": train_size, "validation_size": validation_size}, training={"batch_size": 10}
     )
-    splits = dataset.load(sample, config.data)
+    splits = dataset.load(sample, config.data, 0)
     assert splits.train.labels.bincount(minlength=10).tolist() == [train_size // 10] * 10
     assert splits.validation.labels.bincount(minlength=10).tolist() == [validation_size // 10] * 10
 
@@ -86,13 +86,25 @@ def test_a_label_and_a_pixel_by_hand(sample, small_config):
 def test_the_split_is_the_same_in_every_call(sample, small_config, splits):
     np.random.seed(5)
     torch.manual_seed(5)
-    again = dataset.load(sample, small_config(seeds=[8]).data)
+    again = dataset.load(sample, small_config(seeds=[8]).data, 0)
     assert records(again.train) == records(splits.train)
     assert records(again.validation) == records(splits.validation)
 
 
+def test_with_resplit_every_seed_has_validation_images_of_its_own(sample, small_config, splits):
+    config = small_config(data={"resplit": True})
+    one, same, other = (dataset.load(sample, config.data, seed) for seed in (1, 1, 2))
+    assert records(one.validation) == records(same.validation)
+    assert len({tuple(records(each.validation)) for each in (one, other, splits)}) == 3
+    for each in (one, other):
+        assert sorted(records(each.train) + records(each.validation)) == sorted(
+            records(splits.train) + records(splits.validation)
+        )
+        assert each.validation.labels.bincount(minlength=10).tolist() == [10] * 10
+
+
 def test_the_validation_images_do_not_depend_on_how_many_are_trained_on(sample, small_config, splits):
-    fewer = dataset.load(sample, small_config(data={"train_size": 100}).data)
+    fewer = dataset.load(sample, small_config(data={"train_size": 100}).data, 0)
     assert records(fewer.validation) == records(splits.validation)
 
 
@@ -104,7 +116,7 @@ def test_the_split_is_the_same_in_every_version(splits):
 
 def test_training_on_the_test_split_in_file_order(sample, small_config):
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    splits = dataset.load(sample, config.data)
+    splits = dataset.load(sample, config.data, 0)
     assert b"".join(records(splits.train)) == (sample / "test_batch.bin").read_bytes()
     assert len(splits.validation) == 0
 
@@ -198,7 +210,7 @@ def test_a_folder_in_place_of_a_file(copy, small_config):
 
 def assert_refused(folder, small_config, pattern):
     with pytest.raises(DataError, match=pattern) as caught:
-        dataset.load(folder, small_config().data)
+        dataset.load(folder, small_config().data, 0)
         dataset.load_test(folder, small_config().data)
     assert "\n" not in str(caught.value)
 
@@ -207,7 +219,7 @@ def test_training_on_the_test_split_needs_no_other_file(copy, small_config):
     for path in copy.glob("data_batch_*.bin"):
         path.unlink()
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    assert len(dataset.load(copy, config.data).train) == 100
+    assert len(dataset.load(copy, config.data, 0).train) == 100
 
 
 def test_one_digest_names_the_whole_data_set():

@@ -197,7 +197,7 @@ def test_an_evaluation_that_diverges_is_said(top):
     log = begun()
     log.end("completed")
     epoch = Epoch(epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1)
-    trained = Trained.of("completed", [epoch], [[1.0]], {}, "0" * 64)
+    trained = Trained.of("completed", [epoch], [], [[1.0]], {}, "0" * 64)
     weights = top / "adam-0.safetensors"
     weights.touch()
     facts.evaluation(log, "adam-0", weights, trained, Evaluated(status="diverged"), "zilliax")

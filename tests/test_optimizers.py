@@ -31,7 +31,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def batches(sample, small_config):
     """Two batches of 32 real images."""
-    split = dataset.load(sample, small_config().data).train
+    split = dataset.load(sample, small_config().data, 0).train
     return list(dataset.batches(split, torch.arange(32 * STEPS), 32))
 
 
@@ -375,7 +375,7 @@ def test_schedule_free_is_told_to_train_and_to_evaluate(sample, small_config):
     """It keeps two sets of weights: untold, it stops at the first step, and is evaluated with the wrong set."""
     entry = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
     config = small_config(optimizers={"mine": entry})
-    splits = dataset.load(sample, config.data)
+    splits = dataset.load(sample, config.data, 0)
     ours = loop.train(config, "mine", 0, splits, torch.device("cpu")).model
 
     theirs = models.build("zilliax", seed=0)

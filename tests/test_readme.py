@@ -21,6 +21,11 @@ def test_its_table_is_the_record_s():
         assert part in README
 
 
+def test_the_verdicts_page_has_the_simulation_s_table():
+    table = re.search(r"\| seeds.*", (TOP / "benchmarks" / "SIMULATION.md").read_text(), re.DOTALL)[0]
+    assert table.strip() in (TOP / "docs" / "verdicts.md").read_text()
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
 def test_what_it_links_to_is_there(target):
     assert (TOP / target).exists()

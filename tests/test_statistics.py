@@ -5,7 +5,14 @@ import pytest
 import simulation
 from scipy import stats
 
-from optlab.results.statistics import ALPHA, figure, pair, power, seeds_needed
+from optlab.results import statistics
+from optlab.results.statistics import ALPHA, figure, outperforming, power, seeds_needed
+
+MARGIN = 0.005
+
+
+def pair(first, second, pairs, margin=MARGIN, **more):
+    return statistics.pair(first, second, pairs, margin, **more)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -84,6 +91,40 @@ def test_of_losses_the_lower_one_is_better_and_there_is_no_margin():
 def test_what_does_not_vary_has_no_correlation_and_a_tie_is_half_a_win():
     found = pair([0.5, 0.5, 0.6], [0.5, 0.5, 0.5], 1)
     assert (found.correlation, found.wins) == (None, 2)
+
+
+OUTCOMES = {"ties": [1.0] * 20 + [0.0] * 6 + [-1.0] * 6, "none": [1.0] * 24 + [-1.0] * 8}
+
+
+@pytest.mark.parametrize("gains", OUTCOMES.values(), ids=OUTCOMES)
+def test_the_probability_of_outperforming_has_scipy_s_bootstrap_interval(gains):
+    def wins(gains, axis):
+        return (np.sign(gains) + 1).mean(axis) / 2
+
+    found = outperforming(gains)
+    drawn = stats.bootstrap((gains,), wins, n_resamples=100_000, method="percentile", rng=np.random.default_rng(0))
+    assert found.probability == wins(np.array(gains), 0)
+    assert (found.low, found.high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.5 / len(gains))
+    assert found.is_meaningful
+
+
+def test_it_is_shown_from_29_seeds_on_and_turns_with_the_pair():
+    first, second = list(np.linspace(0.6, 0.7, 29)), [0.61] * 29
+    assert pair(first[:28], second[:28], 1).outperforming is None
+    found = pair(first, second, 1)
+    there = pair(second, first, 1).outperforming
+    turned = found.turned()
+    assert found.outperforming == outperforming(np.subtract(first, second))
+    assert (turned.outperforming.probability, turned.outperforming.low) == pytest.approx((there.probability, there.low))
+    assert (turned.difference, turned.low, turned.high, turned.wins) == pytest.approx(
+        (-found.difference, -found.high, -found.low, 29 - found.wins)
+    )
+    assert (found.is_told, turned.favours_first) == (True, False)
+
+
+def test_a_coin_outperforms_nothing():
+    assert not outperforming([1.0, -1.0] * 15).is_meaningful
+    assert not outperforming([1.0] * 190 + [-1.0] * 110).is_meaningful  # told from a coin's, and surely below 0.75
 
 
 @pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15)])

@@ -17,7 +17,7 @@ def device(small_config):
 
 
 def run(config, sample, device, name="sgd", seed=0, observers=()):
-    return loop.train(config, name, seed, dataset.load(sample, config.data), device, observers)
+    return loop.train(config, name, seed, dataset.load(sample, config.data, 0), device, observers)
 
 
 def digest(outcome, tmp_path):
@@ -28,7 +28,7 @@ def test_it_is_the_plain_loop(small_config, sample, device):
     """The same losses as torch's documentation's loop over the same batches."""
     config = small_config()
     outcome = run(config, sample, device, "adam")
-    splits = dataset.load(sample, config.data)
+    splits = dataset.load(sample, config.data, 0)
     model = models.build("zilliax", 0)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizers["adam"].hyperparameters["lr"])
     losses = []
@@ -84,6 +84,36 @@ def test_the_schedule_sets_the_learning_rate(small_config, sample, device):
     outcome = run(small_config(training={"epochs": 3, "schedule": schedule}), sample, device)
     lr = small_config().optimizers["sgd"].hyperparameters["lr"]
     assert [epoch.lr for epoch in outcome.epochs] == pytest.approx([lr, lr / 10, lr / 100])
+
+
+def test_validations_come_as_often_as_asked_and_change_no_weight(small_config, sample, device, tmp_path):
+    """Seven steps an epoch: a third of that is 2.33, two thirds 4.67."""
+    listener = Listener()
+    training = {"epochs": 2, "validations_per_epoch": 3}
+    often = run(small_config(training=training), sample, device, "adam", observers=[listener])
+    once = run(small_config(training={"epochs": 2}), sample, device, "adam")
+    assert [each.step for each in often.validations] == [2, 5, 7, 9, 12, 14]
+    assert [what for what in listener.heard if what[0] == "validation"] == [
+        ("validation", step) for step in (2, 5, 7, 9, 12, 14)
+    ]
+    assert [each for each in often.validations if each.step in (7, 14)] == once.validations
+    for epoch, validation in zip(once.epochs, once.validations, strict=True):
+        figures = (validation.loss, validation.accuracy)
+        assert figures == (epoch.validation_loss, epoch.validation_accuracy)
+    assert often.epochs == once.epochs
+    assert digest(often, tmp_path) == digest(once, tmp_path)
+
+
+def test_the_validation_in_an_epoch_is_that_of_a_training_that_ends_there(small_config, sample, device):
+    """Half of an epoch of 400 images in batches of 40 is all of one of 200; without shuffling, of the same ones."""
+    common = {"train_size": 400, "shuffle": False}
+    half = run(
+        small_config(data=common, training={"batch_size": 40, "validations_per_epoch": 2}), sample, device, "adam"
+    )
+    splits = dataset.load(sample, small_config(data=common).data, 0)
+    fewer = dataset.Splits(dataset.Split(splits.train.images[:200], splits.train.labels[:200]), splits.validation)
+    whole = loop.train(small_config(data=common, training={"batch_size": 40}), "adam", 0, fewer, device)
+    assert half.validations[0] == whole.validations[0]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_there(small_config, sample, device):
@@ -171,6 +201,9 @@ class Listener(loop.Observer):
     def on_step(self, epoch, step, loss, images):
         self.heard.append((epoch, step, images))
 
+    def on_validation(self, validation):
+        self.heard.append(("validation", validation.step))
+
     def on_epoch(self, epoch):
         self.heard.append(("epoch", epoch.epoch))
 
@@ -184,8 +217,8 @@ def test_observers_hear_everything_in_order(small_config, sample, device):
     lr = small_config().optimizers["sgd"].hyperparameters["lr"]
     assert listener.heard == [
         ("start", "sgd-0", 2, lr, 145578),
-        (1, 0, 200), (1, 1, 200), ("epoch", 1),
-        (2, 2, 200), (2, 3, 200), ("epoch", 2), ("end", "completed"),
+        (1, 0, 200), (1, 1, 200), ("validation", 2), ("epoch", 1),
+        (2, 2, 200), (2, 3, 200), ("validation", 4), ("epoch", 2), ("end", "completed"),
     ]  # fmt: skip
 
 
@@ -193,7 +226,7 @@ def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, samp
     """The model that comes out is the one that was validated, not the point where training would go on."""
     config = small_config(optimizers={"free": {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}})
     outcome = run(config, sample, device, "free")
-    validation = dataset.load(sample, config.data).validation
+    validation = dataset.load(sample, config.data, 0).validation
     loss, _ = loop.loss_and_accuracy(loop.predict(outcome.model, validation), validation.labels)
     assert loss == outcome.epochs[-1].validation_loss
 

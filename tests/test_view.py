@@ -10,11 +10,11 @@ from optlab.tracking import view
 @pytest.mark.parametrize(
     ("chosen_by", "lines"),
     [
-        ("validation_accuracy", ["epoch/validation_accuracy", "epoch/validation_loss", "epoch/train_loss"]),
+        ("validation_accuracy", ["step/validation_accuracy", "step/validation_loss", "step/loss"]),
         ("train_loss", ["epoch/train_loss", "epoch/running_loss"]),
     ],
 )
-def test_the_figures_that_decide_come_first_by_epoch(chosen_by, lines):
+def test_the_figures_that_decide_come_first_by_step(chosen_by, lines):
     state = json.loads(view.state(chosen_by))
     *curves, bar = state["compareRunCharts"]
     assert [(chart["type"], chart["metricKey"], chart["xAxisKey"]) for chart in curves] == [
@@ -25,3 +25,21 @@ def test_the_figures_that_decide_come_first_by_epoch(chosen_by, lines):
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {first["uuid"]}
     assert state["orderByKey"] == f"metrics.`epoch/{chosen_by}`"
     assert state["orderByAsc"] == (chosen_by == "train_loss")
+    assert state["runsHiddenMode"] == "SHOWALL"
+
+
+@pytest.mark.parametrize(
+    ("validated", "figures"),
+    [(True, ["validation_accuracy", "validation_loss", "train_loss"]), (False, ["train_loss"])],
+)
+def test_the_summaries_are_shown_with_the_ends_of_their_intervals(validated, figures):
+    state = json.loads(view.summary("summary", validated))
+    *curves, bar = state["compareRunCharts"]
+    assert [chart["selectedMetricKeys"] for chart in curves] == [
+        [f"{figure}/mean", f"{figure}/lower", f"{figure}/upper"] for figure in figures
+    ]
+    assert (bar["type"], bar["metricKey"]) == ("BAR", "test_accuracy/mean")
+    assert state["searchFilter"] == "tags.summary = 'current'"
+    assert (state["orderByKey"], state["orderByAsc"]) == (
+        ("metrics.`test_accuracy/mean`", False) if validated else ("metrics.`train_loss/mean`", True)
+    )

@@ -1,4 +1,4 @@
-"""The command line: `optlab check`, `repro`, `show`, `sync`, `clean`, `predict`, `release`, `reproduce`.
+"""The command line: `optlab check`, `repro`, `show`, `compare`, `sync`, `clean`, `predict`, `release`, `reproduce`.
 
 A shell runs this module for every completion: what takes long to import (torch, MLflow, the configuration's models) is
 imported by the commands that need it.
@@ -80,12 +80,27 @@ def repro(
 def show() -> None:
     """Print the comparison again, and the addresses to open in MLflow."""
     folder = repository.enter()
-    from optlab.results import comparison, report
+    from optlab.results import comparison, tables
     from optlab.tracking import publish
 
     compared = comparison.collect(_settings(folder), folder)
-    print(report.text_table(compared))
+    print(tables.text(compared))
     print(publish.publish(compared, folder))
+
+
+@app.command()
+def compare(
+    revisions: Annotated[
+        list[str], typer.Argument(metavar="REV…", help="Tags, branches or commits.", autocompletion=_tags)
+    ],
+) -> None:
+    """Put the optimizers of other revisions beside the present ones: what has changed, and can it be told?"""
+    folder = repository.enter()
+    settings = _settings(folder)
+    from optlab.results import across
+    from optlab.system.revision import Revision
+
+    print(across.report(settings, folder, [Revision.parse(name) for name in revisions]))
 
 
 @app.command()

@@ -11,6 +11,8 @@ def main():
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("optlab")
     runs = client.search_runs([experiment.experiment_id])
+    apart = client.get_experiment_by_name("optlab.summary")
+    summaries = client.search_runs([apart.experiment_id]) if apart else []
 
     def history(run, key):
         return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
@@ -26,6 +28,18 @@ def main():
             {
                 "location": experiment.artifact_location,
                 "view": experiment.tags.get("mlflow.sharedViewState.comparison"),
+                "summaries": [
+                    {
+                        "id": run.info.run_id,
+                        "experiment": run.info.experiment_id,
+                        "name": run.info.run_name,
+                        "params": run.data.params,
+                        "tags": run.data.tags,
+                        "metrics": run.data.metrics,
+                        "curve": [(m[0], m[1]) for m in history(run, "validation_accuracy/mean")],
+                    }
+                    for run in summaries
+                ],
                 "runs": [
                     {
                         "id": run.info.run_id,

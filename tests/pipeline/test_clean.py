@@ -29,7 +29,7 @@ def test_the_journal_of_a_former_run_goes_and_is_not_missed(copied):
     assert removed(copied.warm("optlab", "clean")) == []
     assert "no runs had something to send" in copied.warm("optlab", "sync").stdout
     assert copied.warm("optlab", "show").returncode == 0
-    held = [("adam", "current"), ("adam", "earlier"), ("sgd", "current")]
+    held = [("adam-0", "current"), ("adam-0", "earlier"), ("sgd-0", "current")]
     assert marks(copied) == held
     before = current(copied)
     copied.edit("params.yaml", "lr: 0.003", "lr: 0.001")

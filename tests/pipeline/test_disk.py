@@ -248,7 +248,7 @@ def test_a_bit_of_the_weights_on_their_way_to_mlflow(copied):
     artifact, model = troubles(sent)
     assert "refuses the artifact of" in artifact and "was altered since it was written" in artifact
     assert "refuses the model of" in model and "altered since it was written" in model
-    (run,) = [run for run, each in logged_runs(copied).items() if each["name"] == "adam"]
+    (run,) = [run for run, each in logged_runs(copied).items() if each["name"] == "adam-0"]
     assert not list(copied.top.glob(f"mlruns/*/{run}/artifacts/weights/*"))
     assert logged_runs(copied)[run]["status"] == "FINISHED"
 

@@ -24,13 +24,13 @@ def test_in_a_copy(committed):
     assert result.returncode == 0, result.stderr
     assert "filter with  tags.`dvc.exp.name` = 'higher'" in result.stdout
     (run,) = of_experiment(committed, "higher")
-    assert (run["name"], run["status"], len(run["steps"])) == ("adam [higher]", "FINISHED", 14)
+    assert (run["name"], run["status"], len(run["steps"])) == ("adam-0 [higher]", "FINISHED", 14)
     head = committed.run("git", "rev-parse", "HEAD").stdout.strip()
     assert run["tags"]["dvc.exp.baseline"] == head
     assert "weights.sha256" in run["tags"] and "comparison" not in run["tags"]
     # What the repository stands at is what it was.
     current = [run["name"] for run in logged_runs(committed).values() if run["tags"].get("comparison") == "current"]
-    assert sorted(current) == ["adam", "sgd"]
+    assert sorted(current) == ["adam-0", "sgd-0"]
     assert committed.run("git", "status", "--short").stdout == ""
     assert [path.name for path in (committed.top / ".optlab" / "locks").iterdir() if "tmp" in path.name] == []
     # Applied, it is the comparison, and its run in MLflow is the one that was made there. DVC looks for the outputs of
@@ -66,7 +66,7 @@ def test_two_from_the_queue_at_a_time(committed):
         time.sleep(0.2)
     for name, optimizer in (("higher", "adam"), ("more", "rms")):
         (run,) = of_experiment(committed, name)
-        assert (run["name"], run["status"], len(run["steps"])) == (f"{optimizer} [{name}]", "FINISHED", 14)
+        assert (run["name"], run["status"], len(run["steps"])) == (f"{optimizer}-0 [{name}]", "FINISHED", 14)
     (more,) = [ref for ref in refs() if ref.endswith("/more")]
     assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
     assert "no runs had something to send" in committed.warm("optlab", "sync").stdout

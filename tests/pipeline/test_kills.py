@@ -62,7 +62,7 @@ def assert_continued(project, before, undisturbed, interruptions):
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     runs = [each for run, each in logged_runs(project).items() if run not in before]
     (run,) = runs
-    assert (run["name"], run["status"]) == ("adam", "FINISHED")
+    assert (run["name"], run["status"]) == ("adam-0", "FINISHED")
     assert run["steps"] == list(range(7 * LONG))
     assert run["tags"].get("interruptions") == interruptions
 

@@ -1,6 +1,7 @@
 """What MLflow holds after a run, and what happens where it cannot be reached."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def run_of(logged, name):
 
 
 def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduced):
-    run = run_of(logged, "adam")
+    run = run_of(logged, "adam-0")
     trained = json.loads((reproduced[0].top / "runs/adam-0/train.json").read_text())
     assert run["status"] == "FINISHED"
     assert run["params"]["optimizer.lr"] == "0.001"
@@ -54,7 +55,7 @@ def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduc
 
 
 def test_times_are_those_of_the_training(logged):
-    run = run_of(logged, "sgd")
+    run = run_of(logged, "sgd-0")
     times = [time for _, _, time in run["steps"]]
     assert run["start"] <= times[0] <= times[-1] <= run["end"]
     assert times == sorted(times)
@@ -62,7 +63,7 @@ def test_times_are_those_of_the_training(logged):
 
 def test_artifacts_move_with_the_repository(logged, copied):
     assert logged["location"].startswith("mlruns/")
-    run = run_of(look(copied), "adam")
+    run = run_of(look(copied), "adam-0")
     assert "weights/adam-0.safetensors" in run["files"]
     path = copied.top / "mlruns" / logged["location"].split("/")[1] / run["id"] / "artifacts/weights/adam-0.safetensors"
     assert path.read_bytes() == (copied.top / "models/adam-0.safetensors").read_bytes()
@@ -73,7 +74,7 @@ import logging, sys, mlflow, numpy as np
 logging.disable(logging.WARNING)
 model = mlflow.pyfunc.load_model("models:/optlab-cifar10@champion")
 print(np.asarray(model.predict(np.full((2, 3, 32, 32), 0.5, np.float32))).shape)
-(run,) = mlflow.MlflowClient().search_runs(["1"], "attributes.run_name = 'adam'")
+(run,) = mlflow.MlflowClient().search_runs(["1"], "attributes.run_name = 'adam-0'")
 print(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="weights/adam-0.safetensors",
                                           dst_path=sys.argv[1]))
 """
@@ -90,7 +91,7 @@ def test_all_works_in_another_place(reproduced, tmp_path, how):
     assert project.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
     again = project.repro()
     assert (again.returncode, "Running stage" in again.stdout) == (0, False), again.stdout
-    assert "weights/adam-0.safetensors" in run_of(look(project), "adam")["files"]
+    assert "weights/adam-0.safetensors" in run_of(look(project), "adam-0")["files"]
     result = project.run(sys.executable, "-c", PREDICT, str(tmp_path))
     assert result.returncode == 0, result.stderr
     shape, downloaded = result.stdout.splitlines()[-2:]
@@ -141,7 +142,7 @@ def test_two_first_stages_at_once_share_one_new_database(fresh):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert "warning" not in errors
-    assert sorted(run["name"] for run in look(fresh)["runs"]) == ["adam", "sgd"]
+    assert sorted(run["name"] for run in look(fresh)["runs"]) == ["adam-0", "sgd-0"]
 
 
 def test_a_server_that_is_away_costs_nothing_but_a_warning(copied):
@@ -159,15 +160,32 @@ def test_a_server_that_is_away_costs_nothing_but_a_warning(copied):
     (new,) = [run for run in after["runs"] if run["id"] not in {old["id"] for old in before["runs"]}]
     assert [step for step, _, _ in new["steps"]] == list(range(14))
     assert new["steps"][-1][2] <= new["end"]
-    assert new["metrics"]["test/accuracy"] == run_of(before, "adam")["metrics"]["test/accuracy"]
+    assert new["metrics"]["test/accuracy"] == run_of(before, "adam-0")["metrics"]["test/accuracy"]
 
 
-def test_only_the_present_comparison_is_marked(copied):
+def test_only_the_present_comparison_is_marked_and_summed_up(copied, reproduced):
+    """Each optimizer has one summary, apart from the trainings: none is doubled, and one that changes is replaced."""
+    before = look(copied)["summaries"]
+    record = json.loads((copied.top / "reports/summary/adam.json").read_text())
+    assert sorted(each["name"] for each in before) == ["adam", "sgd"]
+    (adam,) = (each for each in before if each["name"] == "adam")
+    assert adam["metrics"]["test_accuracy/mean"] == record["test_accuracy"]["mean"]
+    assert [step for step, _ in adam["curve"]] == [7, 14]
+    assert not {"optlab.run", "comparison", "optimizer"} & set(adam["tags"])
+    experiment = re.search(
+        r"the means in their bands +\S+/experiments/(\d+)/runs\?compareRunsMode=CHART", reproduced[1]
+    )
+    assert experiment[1] == adam["experiment"]
+
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
     assert copied.repro().returncode == 0
-    runs = look(copied)["runs"]
-    assert len(runs) == 3
-    marks = {(run["params"]["optimizer.lr"], run["tags"]["comparison"]) for run in runs}
+    found = look(copied)
+    assert len(found["runs"]) == 3
+    marks = {(run["params"]["optimizer.lr"], run["tags"]["comparison"]) for run in found["runs"]}
     assert marks == {("0.01", "current"), ("0.001", "earlier"), ("0.003", "current")}
+    assert sorted(each["name"] for each in found["summaries"]) == ["adam", "sgd"]
+    kept = {each["id"] for each in found["summaries"]} & {each["id"] for each in before}
+    assert kept == {each["id"] for each in before} - {adam["id"]}
     assert copied.warm("optlab", "show").returncode == 0
-    assert len(look(copied)["runs"]) == 3
+    again = look(copied)
+    assert (len(again["runs"]), again["summaries"]) == (3, found["summaries"])

@@ -62,6 +62,18 @@ def test_the_tag_holds_the_table_and_the_record(released):
     } <= set(files)
 
 
+def test_the_release_beside_the_present_comparison(released):
+    result = released.warm("optlab", "compare", "v1")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^sgd +1 .* the same weights$", result.stdout, re.MULTILINE)
+    assert re.search(r"^adam +1 .* one seed in common$", result.stdout, re.MULTILINE)
+    assert "params.yaml since v1: optimizers.adam.lr 0.001 → 0.002\n" in result.stdout
+    assert "other conditions" not in result.stdout
+    unknown = released.warm("optlab", "compare", "v1", "v0")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
+
+
 RUNS = """
 import json
 
@@ -92,7 +104,7 @@ def test_a_past_run_is_identical(project, tmp_path):
     (tmp_path / "runs.py").write_text(RUNS)
     *_, logged, originals = project.warm(str(tmp_path / "runs.py")).stdout.splitlines()
     assert json.loads(logged) == [["identical", 1.0]] * 2
-    assert sorted(json.loads(originals)) == [["adam", "yes"], ["sgd", "yes"]]
+    assert sorted(json.loads(originals)) == [["adam-0", "yes"], ["sgd-0", "yes"]]
 
 
 def test_without_cache_or_remote(project):

@@ -173,9 +173,9 @@ def test_the_whole_pipeline_reports_to_the_teams_server(shared, server, tmp_path
     held = look(project, **ada)
     assert held["location"].startswith("mlflow-artifacts:/")  # members need no key to where the artifacts are
     assert held["view"]
-    assert sorted(run["name"] for run in held["runs"]) == ["adam", "sgd"]
+    assert sorted(run["name"] for run in held["runs"]) == ["adam-0", "sgd-0"]
     for name, rate in (("sgd", "0.01"), ("adam", "0.001")):
-        run = run_of(held, name)
+        run = run_of(held, f"{name}-0")
         trained = json.loads((project.top / f"runs/{name}-0/train.json").read_text())
         tested = json.loads((project.top / f"runs/{name}-0/test.json").read_text())
         assert run["status"] == "FINISHED"
@@ -195,7 +195,7 @@ def test_the_whole_pipeline_reports_to_the_teams_server(shared, server, tmp_path
         weights = (tmp_path / "weights" / f"{name}.safetensors").read_bytes()
         assert weights == (project.top / f"models/{name}.safetensors").read_bytes()
     champion = json.loads((project.top / "reports/champion.json").read_text())["champion"]
-    assert json.loads(fetched.stdout) == [run_of(held, champion.removesuffix("-0"))["id"], "1"]
+    assert json.loads(fetched.stdout) == [run_of(held, champion)["id"], "1"]
 
 
 def test_a_wrong_password_is_a_warning_and_the_right_one_sends_the_run_later(shared, server, tmp_path):
@@ -223,7 +223,7 @@ def test_a_wrong_password_is_a_warning_and_the_right_one_sends_the_run_later(sha
     assert "weights/adam-0.safetensors" in new["files"]
     marks = {run["id"]: run["tags"]["comparison"] for run in after}
     assert marks.pop(new["id"]) == "current"
-    assert marks == {run["id"]: "earlier" if run["name"] == "adam" else "current" for run in before["runs"]}
+    assert marks == {run["id"]: "earlier" if run["name"] == "adam-0" else "current" for run in before["runs"]}
 
 
 def test_a_member_who_may_not_read_another_experiment_of_the_project_has_sent_everything(shared, server):

@@ -4,6 +4,7 @@ What only torch can tell (does the class exist, does it take this hyperparameter
 `optlab.training.optimizers.check` and `optlab.training.models.build`, which every stage calls before it works.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,13 +31,18 @@ class Strict(BaseModel):
 
 
 class Data(Strict):
-    """Which images are trained on. Sizes count images; both are split evenly over the classes."""
+    """Which images are trained on. Sizes count images; both are split evenly over the classes.
+
+    With `resplit`, each seed draws validation images of its own, the same for every optimizer; otherwise all runs have
+    the same.
+    """
 
     dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
     train_split: Literal["train", "test"] = "train"
     shuffle: bool = True
     train_size: int = Field(ge=CLASS_COUNT)
     validation_size: int = Field(ge=0)
+    resplit: bool = False
 
     @field_validator("train_size", "validation_size")
     @classmethod
@@ -51,6 +57,8 @@ class Data(Strict):
             raise ValueError("validation_size must be 0 when train_split is 'test': it would be part of the test")
         if self.train_split == "train" and not self.validation_size:
             raise ValueError("validation_size must be at least 10: the best run is chosen on the validation split")
+        if self.resplit and not self.validation_size:
+            raise ValueError("resplit must be false where validation_size is 0: there is no split to draw again")
         size = SPLIT_SIZES[self.dataset][self.train_split]
         if self.train_size + self.validation_size > size:
             raise ValueError(
@@ -97,13 +105,17 @@ Schedule = Annotated[ConstantSchedule | CosineSchedule | OneCycleSchedule | Step
 
 
 class Training(Strict):
-    """Everything but the optimizer that decides a training."""
+    """Everything but the optimizer that decides a training.
+
+    Of `validations_per_epoch`, which are at equal distances, the last is at the epoch's end.
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(ge=1, le=1024)
     numerics: Literal["fast", "portable"] = "fast"
+    validations_per_epoch: int = Field(1, ge=1, le=1000)
     schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
     @field_validator("schedule", mode="before")
@@ -160,6 +172,18 @@ class OptimizerSpec(BaseModel):
         return self
 
 
+class Verdict(Strict):
+    """What the comparison asks of a difference; it decides no training.
+
+    Attributes:
+        margin: a difference in accuracy that matters to nobody.
+        target: a validation accuracy; None for the mean that the second best optimizer ends with.
+    """
+
+    margin: float = Field(default=0.005, gt=0, lt=1)
+    target: float | None = Field(default=None, gt=0, le=1)
+
+
 class Config(Strict):
     """The whole of params.yaml."""
 
@@ -168,6 +192,7 @@ class Config(Strict):
     data: Data
     training: Training
     optimizers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], OptimizerSpec] = Field(min_length=1)
+    verdict: Verdict = Verdict()
 
     @field_validator("seeds")
     @classmethod
@@ -185,6 +210,23 @@ class Config(Strict):
                 f"{self.data.train_size}: make it smaller"
             )
         return self
+
+    @model_validator(mode="after")
+    def _target_can_be_seen(self) -> "Config":
+        if self.verdict.target is not None and not self.data.validation_size:
+            raise ValueError("verdict.target is a validation accuracy, but data.validation_size is 0: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _validated(self) -> "Config":
+        if self.training.validations_per_epoch > 1 and not self.data.validation_size:
+            raise ValueError("training.validations_per_epoch has no use where data.validation_size is 0: remove it")
+        return self
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may see fewer images."""
+        return math.ceil(self.data.train_size / self.training.batch_size)
 
     def optimizer(self, name: str) -> OptimizerSpec:
         """The entry of that name.

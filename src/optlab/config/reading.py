@@ -8,7 +8,8 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from optlab.config.parameters import PARAMS, Config
 from optlab.config.wording import describe
-from optlab.system.errors import ConfigError, one_line
+from optlab.system.errors import ConfigError, RevisionError, one_line
+from optlab.system.revision import Revision
 
 
 def load(path: Path = PARAMS) -> Config:
@@ -18,6 +19,20 @@ def load(path: Path = PARAMS) -> Config:
         ConfigError: one line with the file, the line, the key and the remedy.
     """
     return parse(_read(path), path)
+
+
+def at(revision: Revision, folder: Path = Path()) -> Config:
+    """The params.yaml that a revision has in that folder.
+
+    Raises:
+        RevisionError: it has none.
+        ConfigError: it cannot be used with this version.
+    """
+    path = folder / PARAMS
+    text = revision.read(path)
+    if text is None:
+        raise RevisionError(f"{revision.name}: has no {path}")
+    return parse(text.decode(errors="replace"), Path(f"{revision.name}:{path}"))
 
 
 def parse(text: str, path: Path) -> Config:

@@ -17,6 +17,7 @@ from optlab.config.parameters import (
     OneCycleSchedule,
     StepSchedule,
     Training,
+    Verdict,
 )
 from optlab.system.wording import did_you_mean, shown
 
@@ -76,7 +77,9 @@ def _own_location(location: Sequence[Any], values: Any) -> list[Any]:
 def _fields(location: Sequence[Any]) -> list[str]:
     """The keys that are known at a place of params.yaml."""
     schedules: tuple[type[BaseModel], ...] = (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule)
-    models: dict[tuple[Any, ...], type[BaseModel]] = {(): Config, ("data",): Data, ("training",): Training}
+    models: dict[tuple[Any, ...], type[BaseModel]] = {
+        (): Config, ("data",): Data, ("training",): Training, ("verdict",): Verdict
+    }  # fmt: skip
     models |= {("training", "schedule", name): each for name, each in zip(SCHEDULES, schedules, strict=True)}
     return list(models[tuple(location)].model_fields)
 

@@ -17,7 +17,7 @@ IMAGE_SIZE = 32
 RECORD_BYTES = 1 + 3 * IMAGE_SIZE * IMAGE_SIZE  # one label byte, then the planes red, green, blue
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
-_SPLIT_SEED = 0  # the validation images are the same for every run
+_SPLIT_SEED = 0  # of the validation images that are the same for every run
 
 # SHA-1 of each file of the binary version. cifar10: as published with MXNet's gluon.data.vision.CIFAR10.
 # cifar10_sample: the first ten images of each class of each file, in file order.
@@ -69,17 +69,18 @@ class Splits:
     validation: Split
 
 
-def load(folder: Path, config: Data) -> Splits:
+def load(folder: Path, config: Data, seed: int) -> Splits:
     """Read the files that are trained on, check each against its digest, and split them.
 
-    The validation images are drawn class by class with a fixed seed, so they are the same for every run.
+    The validation images are drawn class by class: with `resplit` by the run's seed, else the same ones for every run.
 
     Raises:
         DataError: a file is missing or is not what was downloaded.
     """
     names = (TEST_FILE,) if config.train_split == "test" else TRAIN_FILES
     pool = _decode(b"".join(read_verified(folder, config.dataset, name) for name in names))
-    validation, train = _stratified(pool.labels.numpy(), config.validation_size, config.train_size)
+    generator = np.random.default_rng(seed if config.resplit else _SPLIT_SEED)
+    validation, train = _stratified(pool.labels.numpy(), generator, config.validation_size, config.train_size)
     return Splits(_take(pool, train), _take(pool, validation))
 
 
@@ -145,9 +146,8 @@ def _decode(content: bytes) -> Split:
     )
 
 
-def _stratified(labels: np.ndarray, *sizes: int) -> list[np.ndarray]:
+def _stratified(labels: np.ndarray, generator: np.random.Generator, *sizes: int) -> list[np.ndarray]:
     """Disjoint row numbers, in file order, for each size: the same number of every class in each."""
-    generator = np.random.default_rng(_SPLIT_SEED)
     by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(CLASS_COUNT)]
     parts, start = [], 0
     for size in sizes:

@@ -5,6 +5,7 @@ A key that a later version has added has a default, so that what an earlier one 
 
 import json
 import math
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -98,14 +99,29 @@ class Epoch(Contents):
     lr: float
 
 
+class Validation(Contents):
+    """A look at the validation split.
+
+    Attributes:
+        step: after how many steps of the run.
+        loss: mean cross entropy in nats; None if a logit was not finite.
+        accuracy: a fraction; None as the loss.
+    """
+
+    step: int
+    loss: float | None
+    accuracy: float | None
+
+
 class Trained(Contents):
-    """train.json. The scalars come first: DVC shows them as metrics and skips the lists.
+    """train.json.
 
     Attributes:
         epochs: how many were begun.
         train_loss, validation_loss, validation_accuracy: the last epoch's.
         hyperparameters: (name, value as text) of those in force, defaults included; none in records of older versions.
         history: every epoch.
+        validations: every one, those at the ends of epochs as well; none in records of older versions.
         step_losses: for each epoch the loss of every step, as the shortest decimal that names the float32.
     """
 
@@ -117,10 +133,21 @@ class Trained(Contents):
     weights_sha256: str
     hyperparameters: list[tuple[str, str]] = Field(default_factory=list)
     history: list[Epoch]
+    validations: list[Validation] = Field(default_factory=list)
     step_losses: list[list[float | None]]
 
+    @property
+    def looks(self) -> list[Validation]:
+        """The validations; in records of older versions those at the ends of epochs, which were all there were."""
+        ends = accumulate(len(losses) for losses in self.step_losses)
+        return self.validations or [
+            Validation(step=step, loss=epoch.validation_loss, accuracy=epoch.validation_accuracy)
+            for epoch, step in zip(self.history, ends, strict=False)
+            if epoch.validation_accuracy is not None
+        ]
+
     @classmethod
-    def of(cls, status: Status, history: list[Epoch], step_losses: list[list[float]],
+    def of(cls, status: Status, history: list[Epoch], validations: list[Validation], step_losses: list[list[float]],
            hyperparameters: dict[str, Any], weights_sha256: str) -> Self:  # fmt: skip
         """The record of a finished training."""
         last = history[-1]
@@ -128,7 +155,7 @@ class Trained(Contents):
             status=status, epochs=len(history), train_loss=last.train_loss, validation_loss=last.validation_loss,
             validation_accuracy=last.validation_accuracy, weights_sha256=weights_sha256,
             hyperparameters=[(key, str(value)) for key, value in hyperparameters.items()], history=history,
-            step_losses=[[_shortest(loss) for loss in losses] for losses in step_losses],
+            validations=validations, step_losses=[[_shortest(loss) for loss in losses] for losses in step_losses],
         )  # fmt: skip
 
 

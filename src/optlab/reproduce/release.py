@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from optlab.record import runs
-from optlab.results import origin
+from optlab.results import origin, tables
 from optlab.results.comparison import Comparison
-from optlab.results.report import text_table
 from optlab.system import dvc, git
 from optlab.system.errors import RevisionError, one_line
 from optlab.tracking import server
@@ -44,7 +43,7 @@ def release(compared: Comparison, tag: str, mixed: bool = False) -> str:
     git.do("add", "--", *own)
     if git.ask("diff", "--cached", "--name-only"):
         git.do("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
-    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{text_table(compared)}")
+    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{tables.text(compared)}")
     return git.ask("rev-parse", "HEAD") or ""
 
 

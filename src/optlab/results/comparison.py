@@ -1,5 +1,6 @@
 """All runs of params.yaml side by side: figures per optimizer, and the differences between them."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -10,7 +11,8 @@ from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import origin, statistics
 from optlab.results.statistics import Figure
-from optlab.system.errors import RecordError
+from optlab.system.errors import RecordError, RevisionError
+from optlab.system.revision import Revision
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A validation accuracy, and after how many steps each run was first seen to have it.
+
+    Attributes:
+        accuracy: a fraction.
+        is_given: whether params.yaml has it.
+        steps: optimizer → one of each of its seeds; None where it was never seen.
+    """
+
+    accuracy: float
+    is_given: bool
+    steps: dict[str, tuple[int | None, ...]]
+
+    def reached(self, optimizer: str) -> int:
+        """How many of its runs have."""
+        return sum(step is not None for step in self.steps[optimizer])
+
+    def median(self, optimizer: str) -> int | None:
+        """After how many steps at least half of its runs had; None if that never was.
+
+        The median of Kaplan and Meier's estimate (1958), for runs that were all watched for the same time.
+        """
+        own = self.steps[optimizer]
+        found = sorted(step for step in own if step is not None)
+        half = math.ceil(len(own) / 2)
+        return found[half - 1] if len(found) >= half else None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One row for each optimizer, all runs in the order of params.yaml, and the best run.
 
@@ -91,26 +122,56 @@ class Comparison:
         whole = [row.optimizer for row in self.rows if row.is_whole] if len(self.config.seeds) > 1 else []
         names = list(combinations(whole, 2))
         higher = self.judged_by == "test_accuracy"
-        margin = statistics.MARGIN if higher else None
+        margin = self.config.verdict.margin if higher else None
         return {
-            (first, second): statistics.pair(self._values(first), self._values(second), len(names), margin, higher)
+            (first, second): statistics.pair(self.values(first), self.values(second), len(names), margin, higher)
             for first, second in names
         }
 
-    def _values(self, optimizer: str) -> list[float]:
-        part = "tested" if self.judged_by == "test_accuracy" else "trained"
-        return [getattr(getattr(run, part), self.judged_by) for run in self.runs if run.files.optimizer == optimizer]
+    @cached_property
+    def target(self) -> Target | None:
+        """Who has reached which validation accuracy, and when; None where there is none to be reached.
+
+        The accuracy is that of params.yaml, or the mean that the second best optimizer ends with.
+        """
+        given = self.config.verdict.target
+        ends = sorted((row.validation_accuracy.mean for row in self.rows if row.validation_accuracy), reverse=True)
+        if given is None and len(ends) < 2:
+            return None
+        accuracy = ends[1] if given is None else given
+        return Target(accuracy, given is not None, {row.optimizer: self._first(row, accuracy) for row in self.rows})
+
+    def _first(self, row: Row, accuracy: float) -> tuple[int | None, ...]:
+        enough = accuracy - 1e-9  # a mean of equal numbers can be rounded up; one image more is at least 2e-5
+        own = [run.trained.looks for run in self.runs if run.files.optimizer == row.optimizer]
+        return tuple(
+            next((each.step for each in looks if each.accuracy is not None and each.accuracy >= enough), None)
+            for looks in own
+        )
+
+    def values(self, optimizer: str) -> list[float]:
+        """The figure of the verdict, of each of its runs that completed, in the order of the seeds."""
+        own = [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
+        return [self.value(run) for run in own]
+
+    def value(self, run: Run) -> float:
+        """The figure of the verdict, of a run that completed."""
+        return float(getattr(run.tested if self.judged_by == "test_accuracy" else run.trained, self.judged_by))
 
 
-def collect(config: Config, folder: Path) -> Comparison:
+def collect(config: Config, folder: Path, revision: Revision | None = None) -> Comparison:
     """Read the record of every run that params.yaml names.
+
+    Args:
+        revision: whose record it is; default: the files that are there.
 
     Raises:
         RecordError: a file of the record is missing, damaged, or of a run under other parameters.
+        RevisionError: the revision's record is incomplete.
     """
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
-    runs = [_read(RunFiles(folder, name, seed), chosen_by) for name, seed in config.runs()]
+    runs = [_read(RunFiles(folder, name, seed), chosen_by, revision) for name, seed in config.runs()]
     rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     sign = -1 if validated else 1
 
@@ -127,14 +188,31 @@ def collect(config: Config, folder: Path) -> Comparison:
     return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture)
 
 
-def _read(files: RunFiles, chosen_by: str) -> Run:
-    trained = Trained.read(files.training)
-    conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
-    run = Run(files, trained, Evaluated.read(files.test), conditions)
+def _read(files: RunFiles, chosen_by: str, revision: Revision | None) -> Run:
+    if revision is None:
+        trained = Trained.read(files.training)
+        conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
+        run = Run(files, trained, Evaluated.read(files.test), conditions)
+    else:
+        run = recorded(revision, files)
     if run.status == "completed" and getattr(run.trained, chosen_by) is None:
         what = chosen_by.replace("_", " ")
         raise RecordError(f"{files.training}: has no {what}: it is of other parameters: run `dvc repro`")
     return run
+
+
+def recorded(revision: Revision, files: RunFiles) -> Run:
+    """One run as a revision has it.
+
+    Raises:
+        RevisionError: its record is incomplete.
+    """
+    trained, tested = Trained.at(revision, files.training), Evaluated.at(revision, files.test)
+    if trained is None or tested is None:
+        raise RevisionError(f"{revision.name}: the record of {files.id} is incomplete: `dvc repro` was not committed")
+    conditions = Conditions.at(revision, files.conditions)
+    known = conditions is not None and conditions.weights_sha256 == trained.weights_sha256
+    return Run(files, trained, tested, conditions if known else None)
 
 
 def _row(name: str, runs: list[Run]) -> Row:

@@ -1,26 +1,26 @@
-"""Figures: the curves of all optimizers in one."""
+"""Figures: the curves of all optimizers, and each seed beside its mean."""
 
 import io
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from optlab.record.contents import Epoch
 from optlab.results import statistics
 from optlab.results.colours import colour
+from optlab.results.comparison import Comparison, Target
+from optlab.results.curves import Curve
+from optlab.results.verdict import words
 from optlab.system import files
 
-Curves = list[tuple[str, list[Epoch]]]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-_PANELS = (("train_loss", "training loss"), ("validation_loss", "validation loss"),
-           ("validation_accuracy", "validation accuracy"))  # fmt: skip
 
 
 def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -36,50 +36,91 @@ def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
 
 @_plain
-def curves(runs: Curves) -> Figure:
-    """Loss and accuracy by epoch; `runs` are (optimizer, history).
+def curves(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Figure:
+    """Losses and accuracy by epoch, one line per optimizer in its 95 % interval; and who has reached the target, when.
 
-    One line per optimizer: the mean over its runs, where all of them have come so far, in its 95 % interval.
+    Args:
+        by_step: as `optlab.results.curves.curves` has them.
     """
-    histories: dict[str, list[list[Epoch]]] = {}
-    for optimizer, history in runs:
-        histories.setdefault(optimizer, []).append(history)
-    panels = [
-        (key, title)
-        for key, title in _PANELS
-        if any(getattr(epoch, key) is not None for _, history in runs for epoch in history)
-    ]
-    figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.4))
-    axes = figure.subplots(1, max(1, len(panels)), squeeze=False)
-    for axis, (key, title) in zip(axes[0], panels, strict=False):
-        for optimizer, own in histories.items():
-            means = _means(own, key)
-            axis.plot(list(means), [each.mean for each in means.values()], color=colour(optimizer), label=optimizer,
-                      marker="o", markersize=3, linewidth=1.5)  # fmt: skip
-            if len(own) > 1:
-                ends = ([each.low for each in means.values()], [each.high for each in means.values()])
-                axis.fill_between(list(means), *ends, color=colour(optimizer), alpha=0.2, linewidth=0)
-        values = [getattr(epoch, key) for _, history in runs for epoch in history if getattr(epoch, key) is not None]
-        if key != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
-            axis.set_yscale("log")
-        if key == "validation_accuracy":
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=title, xlabel="epoch")
+    drawn = {name: own for name, own in by_step.items() if any(own.values())}
+    panels = len(drawn) + (compared.target is not None)
+    columns = 2 if panels == 4 else max(1, panels)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * math.ceil(max(1, panels) / columns)))
+    axes = list(figure.subplots(math.ceil(max(1, panels) / columns), columns, squeeze=False).flat)
+    steps = compared.config.steps_per_epoch
+    for axis, (name, own) in zip(axes, drawn.items(), strict=False):
+        _curves(axis, name, own, steps)
+        if compared.target and name == "validation_accuracy":
+            axis.axhline(compared.target.accuracy, color="#888", linestyle=":", linewidth=1)
+    if compared.target:
+        _reached(axes[panels - 1], compared.target, steps * compared.config.training.epochs)
+    for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False)
+    if panels:
+        axes[0].legend(frameon=False)
     figure.tight_layout()
     return figure
 
 
-def _means(histories: list[list[Epoch]], key: str) -> dict[int, statistics.Figure]:
-    """Epoch → the figure over the histories, of the epochs for which all have one."""
-    found: dict[int, list[float]] = {}
-    for epoch in (epoch for history in histories for epoch in history):
-        if getattr(epoch, key) is not None:
-            found.setdefault(epoch.epoch, []).append(getattr(epoch, key))
-    return {number: statistics.figure(values) for number, values in found.items() if len(values) == len(histories)}
+def _curves(axis: Axes, name: str, own: dict[str, Curve], steps_per_epoch: int) -> None:
+    marker = None if name == "train_loss" else "o"
+    for optimizer, curve in own.items():
+        epochs = [step / steps_per_epoch for step in curve]
+        axis.plot(epochs, [each.mean for each in curve.values()], color=colour(optimizer), label=optimizer,
+                  linewidth=1.5, marker=marker, markersize=3)  # fmt: skip
+        if any(each.n > 1 for each in curve.values()):
+            ends: Any = ([each.low for each in curve.values()], [each.high for each in curve.values()])
+            axis.fill_between(epochs, *ends, color=colour(optimizer), alpha=0.2, linewidth=0)
+    values = [each.mean for curve in own.values() for each in curve.values()]
+    if name != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
+        axis.set_yscale("log")
+    if name == "validation_accuracy":
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(title=words(name), xlabel="epoch", xlim=(0, None))
+
+
+def _reached(axis: Axes, target: Target, last: int) -> None:
+    """The share of the seeds that have reached the target, by step; the first lines are the widest: they are below."""
+    for number, (optimizer, steps) in enumerate(target.steps.items()):
+        found = sorted(step for step in steps if step is not None)
+        shares = [rank / len(steps) for rank in range(len(found) + 1)]
+        axis.step([0, *found, last], [*shares, shares[-1]], where="post", color=colour(optimizer), label=optimizer,
+                  linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set(
+        title=f"seeds that reached {100 * target.accuracy:.2f} % validation accuracy",
+        xlabel="steps",
+        ylim=(-0.03, 1.03),
+    )
+
+
+@_plain
+def seeds(values: dict[str, list[float]], what: str) -> Figure:
+    """Each seed's figure as a dot, and the mean in its 95 % interval beside them.
+
+    Args:
+        values: optimizer → one of each run that completed; the first is drawn on top.
+        what: the figure's name in the record.
+    """
+    figure = Figure(figsize=(9.2, 1.2 + 0.55 * len(values)))
+    axis = figure.subplots()
+    for place, (optimizer, own) in enumerate(values.items()):
+        axis.plot(own, [place - 0.15] * len(own), "o", color=colour(optimizer), alpha=0.6, markersize=5, linewidth=0)
+        if own:
+            mean = statistics.figure(own)
+            half = None if mean.half is None else [mean.half]
+            axis.errorbar([mean.mean], [place + 0.15], xerr=half, fmt="D", color=colour(optimizer), capsize=4)
+    axis.set_yticks(range(len(values)), list(values))
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    if "accuracy" in what:
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set(xlabel=f"{words(what)}: each seed, and the mean in its 95 % interval")
+    axis.grid(alpha=0.3, axis="x")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
 
 
 @_plain

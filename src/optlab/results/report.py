@@ -1,39 +1,41 @@
 """The comparison on paper: tables, curves, confusion matrices, and one HTML page that needs no network."""
 
 import base64
-import io
 from itertools import chain
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from optlab.config.parameters import CLASSES
-from optlab.record.contents import Champion
+from optlab.record.contents import Champion, Contents
 from optlab.record.runs import REPORTS
-from optlab.results import figures, origin, pages
+from optlab.results import curves, figures, pages, tables
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
-from optlab.results.verdict import gap, value, verdict, words
+from optlab.results.verdict import verdict, words
 from optlab.system import files
 
-_COLUMNS = (
-    "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
-)  # fmt: skip
 
-_ANY_WIDTH = 1000  # columns; the table takes what it needs
+class Interval(Contents):
+    """A mean over the runs that completed, with the ends of its 95 % interval; these are None for one run."""
 
-TRAINED_ON_TEST = (
-    "These runs were trained on the test split, in file order, without shuffling, and have no validation split: "
-    "their test accuracy is an accuracy on training images, and says nothing about new ones."
-)
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Summary(Contents):
+    """summary/{optimizer}.json: what `dvc metrics` shows of an optimizer; what no run has is None, and not shown."""
+
+    completed: int
+    diverged: int
+    test_accuracy: Interval | None
+    validation_accuracy: Interval | None
+    train_loss: Interval | None
 
 
 def write(compared: Comparison, folder: Path) -> None:
     """Write everything under reports/; the same record gives the same bytes."""
     reports = folder / REPORTS
-    files.write(reports / "comparison.md", _markdown(compared).encode())
+    files.write(reports / "comparison.md", tables.markdown(compared).encode())
     _write_table(compared, reports / "comparison.csv")
     _write_pairs(compared, reports / "pairs.csv")
     _write_history(compared, reports / "history.csv")
@@ -45,123 +47,81 @@ def write(compared: Comparison, folder: Path) -> None:
         validation_accuracy=champion.trained.validation_accuracy if champion else None,
         test_accuracy=champion.tested.test_accuracy if champion else None,
     ).write(reports / "champion.json")
-    drawn = [(run.files.optimizer, run.trained.history) for run in compared.runs]
-    figures.save(figures.curves(drawn), reports / "curves.png")
-    files.write(reports / "report.html", _html(compared, reports / "curves.png"))
+    for left in (reports / "summary").glob("*.json"):
+        left.unlink()  # of an optimizer that is no more
+    for row in compared.rows:
+        _summary(row).write(reports / "summary" / f"{row.optimizer}.json")
+    by_step = curves.curves(compared)
+    _write_curves(compared, by_step, reports / "curves")
+    figures.save(figures.curves(compared, by_step), reports / "curves.png")
+    figures.save(
+        figures.seeds({row.optimizer: compared.values(row.optimizer) for row in compared.rows}, compared.judged_by),
+        reports / "seeds.png",
+    )
+    files.write(reports / "report.html", _html(compared, reports))
 
 
-def text_table(compared: Comparison) -> str:
-    """The verdict and the table for a terminal."""
-    header, *rows = _cells(compared)
-    table = Table(*header, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    lines = io.StringIO()
-    Console(file=lines, width=_ANY_WIDTH, color_system=None).print(table)  # folded cells would be no table in a git tag
-    drawn = [line.rstrip() for line in lines.getvalue().splitlines() if line.strip()]
-    return "\n".join(["", verdict(compared), "", *drawn, "", *_remarks(compared)])
+def _summary(row: Row) -> Summary:
+    def interval(figure: Figure | None) -> Interval | None:
+        return Interval(mean=figure.mean, low=figure.low, high=figure.high) if figure else None
 
-
-def _remarks(compared: Comparison) -> list[str]:
-    notes = []
-    if compared.config.data.train_split == "test":
-        notes.append(TRAINED_ON_TEST)
-    if compared.mixture:
-        notes.append(origin.sentence(compared.mixture))
-    return notes
-
-
-def _cells(compared: Comparison) -> list[list[str]]:
-    """Header and rows; columns in which no optimizer has a figure are left out."""
-    columns = [column for column in _COLUMNS if any(getattr(row, column) for row in compared.rows)]
-    header = ["optimizer", "n", "status", *map(words, columns)]
-    return [header] + [
-        [row.optimizer, _count(row), row.status]
-        + [value(figure, key) if (figure := getattr(row, key)) else "–" for key in columns]
-        for row in compared.rows
-    ]
-
-
-def _count(row: Row) -> str:
-    """How many runs the figures are of."""
-    n = len(row.statuses)
-    return str(n) if row.is_whole else f"{row.statuses.count('completed')} of {n}"
-
-
-def _pair_cells(compared: Comparison) -> list[list[str]]:
-    """Header and a row for each pair; nothing where no pair has a verdict."""
-    pairs = compared.pairs
-    header = ["pair", f"difference in {words(compared.judged_by)}", "p", "wins", "correlation", "verdict"]
-    return [header] * bool(pairs) + [
-        [
-            f"{first} − {second}", gap(pair, compared.judged_by), f"{pair.p:.2g}",
-            f"{pair.wins:g} of {pair.n}", "–" if pair.correlation is None else f"{pair.correlation:.2f}",
-            f"{first if pair.favours_first else second} {pair.verdict}" if pair.is_told else pair.verdict,
-        ]
-        for (first, second), pair in pairs.items()
-    ]  # fmt: skip
-
-
-def _markdown(compared: Comparison) -> str:
-    tables = [_markdown_table(cells) for cells in (_cells(compared), _pair_cells(compared)) if cells]
-    return "\n\n".join([verdict(compared), *tables, *_remarks(compared), _definitions(compared)]) + "\n"
-
-
-def _markdown_table(cells: list[list[str]]) -> str:
-    header, *rows = cells
-    return "\n".join("| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *rows))
-
-
-def _definitions(compared: Comparison) -> str:
-    settings = compared.config.training
-    return (
-        f"Model {compared.config.model}, {settings.epochs} epochs, batch {settings.batch_size}, {settings.precision}; "
-        f"means over n seeds, ± 95 % intervals where n > 1: of a mean by Student's t, of the differences by the paired "
-        f"t test, corrected for the number of pairs, as p is. The curves' bands are such intervals of the mean. All of "
-        f"it is about this test set, and not about others. Losses are mean cross entropies in nats. Calibration "
-        f"error: expected calibration error over 15 bins of equal width."
+    return Summary(
+        completed=row.statuses.count("completed"),
+        diverged=row.statuses.count("diverged"),
+        test_accuracy=interval(row.test_accuracy),
+        validation_accuracy=interval(row.validation_accuracy),
+        train_loss=interval(row.train_loss),
     )
 
 
 def _write_table(compared: Comparison, path: Path) -> None:
-    header = [
-        "optimizer",
-        "n",
-        "status",
-        *(f"{key}{part}" for key in _COLUMNS for part in ("", "_sd", "_low", "_high")),
-    ]
+    target = compared.target
+    header = ["optimizer", "n", "status"]
+    header += [f"{key}{part}" for key in tables.COLUMNS for part in ("", "_sd", "_low", "_high")]
+    header += ["target", "reached", "steps_to_target"]
 
     def values(row: Row) -> list[object]:
-        found: list[Figure | None] = [getattr(row, key) for key in _COLUMNS]
+        found: list[Figure | None] = [getattr(row, key) for key in tables.COLUMNS]
         parts = [(each.mean, each.sd, each.low, each.high) if each else (None,) * 4 for each in found]
-        return [row.optimizer, row.statuses.count("completed"), row.status, *chain.from_iterable(parts)]
+        name, last = row.optimizer, [None, None, None]
+        if target:
+            last = [target.accuracy, target.reached(name), target.median(name)]  # type: ignore[list-item]
+        return [name, row.statuses.count("completed"), row.status, *chain.from_iterable(parts), *last]
 
     files.write_csv(path, [header, *(values(row) for row in compared.rows)])
 
 
 def _write_pairs(compared: Comparison, path: Path) -> None:
     header = ["first", "second", "n", "difference", "low", "high", "p", "wins", "correlation", "verdict", "needed"]
-    rows = [[*names, *(getattr(pair, key) for key in header[2:])] for names, pair in compared.pairs.items()]
-    files.write_csv(path, [header, *rows])
+    more = ["probability", "low", "high"]
+    rows = [
+        [*names, *(getattr(pair, key) for key in header[2:]), *(getattr(pair.outperforming, key, None) for key in more)]
+        for names, pair in compared.pairs.items()
+    ]
+    files.write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
-    header = [
-        "optimizer",
-        "seed",
-        "epoch",
-        "train_loss",
-        "running_loss",
-        "validation_loss",
-        "validation_accuracy",
-        "lr",
-    ]
+    figures = ["epoch", "train_loss", "running_loss", "validation_loss", "validation_accuracy", "lr"]
     rows = [
-        [run.files.optimizer, run.files.seed, *(getattr(epoch, key) for key in header[2:])]
+        [run.files.optimizer, run.files.seed, *(getattr(epoch, key) for key in figures)]
         for run in compared.runs
         for epoch in run.trained.history
     ]
-    files.write_csv(path, [header, *rows])
+    files.write_csv(path, [["optimizer", "seed", *figures], *rows])
+
+
+def _write_curves(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]], folder: Path) -> None:
+    """Of each figure a file, with a line for each optimizer and step."""
+    for left in folder.glob("*.csv"):
+        left.unlink()
+    for name, own in by_step.items():
+        rows = [
+            [optimizer, step, step / compared.config.steps_per_epoch, each.mean, each.low, each.high]
+            for optimizer, curve in own.items()
+            for step, each in curve.items()
+        ]
+        files.write_csv(folder / f"{name}.csv", [["optimizer", "step", "epoch", "mean", "low", "high"], *rows])
 
 
 def _write_confusion(compared: Comparison, path: Path) -> None:
@@ -174,17 +134,21 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
     files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
-def _html(compared: Comparison, curves: Path) -> bytes:
+def _html(compared: Comparison, reports: Path) -> bytes:
     return pages.render(
         "report",
         verdict=verdict(compared),
-        remarks=_remarks(compared),
-        cells=_cells(compared),
-        pair_cells=_pair_cells(compared),
-        curves=_data_uri(curves.read_bytes()),
+        remarks=tables.remarks(compared),
+        cells=tables.optimizers(compared),
+        judged_by=words(compared.judged_by),
+        matrix_cells=tables.matrix(compared) if compared.pairs else [],
+        pair_cells=tables.pairs(compared),
+        looks=tables.looks(compared),
+        curves=_data_uri((reports / "curves.png").read_bytes()),
+        seeds=_data_uri((reports / "seeds.png").read_bytes()),
         class_cells=_class_cells(compared),
         matrices=[(run.files.id, run.tested.confusion) for run in compared.runs if run.tested.confusion],
-        definitions=_definitions(compared),
+        definitions=tables.definitions(compared),
     )
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from optlab.results.comparison import Comparison
-from optlab.results.statistics import MARGIN, Figure, Pair, figure
+from optlab.results.statistics import Figure, Pair, figure
 
 _ONE_SEED = (
     "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "
     "the table is in the order of params.yaml. Add seeds there"
 )
-_MOST_PAIRS = 6  # that are put into words
+MOST_PAIRS = 6  # that are put into words
 
 
 def verdict(compared: Comparison) -> str:
@@ -53,7 +53,7 @@ def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
         if pair.is_told:
             winner, loser = (first, second) if pair.favours_first else (second, first)
             beaten.setdefault(loser, []).append((winner, pair))
-    if len(pairs) > _MOST_PAIRS:
+    if len(pairs) > MOST_PAIRS:
         unbeaten = [name for name in whole if name not in beaten]
         rest = ", ".join(f"{loser} by {_list(name for name, _ in winners)}" for loser, winners in beaten.items())
         said = [f"Not beaten by any other: {_list(unbeaten)}", *([f"Beaten: {rest}"] if rest else [])]
@@ -75,7 +75,7 @@ def _better(compared: Comparison, loser: str, winners: list[tuple[str, Pair]]) -
 
 
 def _not_better(compared: Comparison, names: tuple[str, str], pair: Pair) -> str:
-    margin = f"{100 * MARGIN:g} points"
+    margin = f"{100 * compared.config.verdict.margin:g} points"
     difference = gap(pair, compared.judged_by)
     if pair.verdict == "equivalent":
         return f"{_list(names)} are equivalent within {margin}: {difference}"
@@ -88,9 +88,9 @@ def _not_better(compared: Comparison, names: tuple[str, str], pair: Pair) -> str
 def gap(pair: Pair, what: str, sign: bool = True) -> str:
     """The difference with its interval, such as -0.16 ± 1.53 points."""
     size, half = (pair.difference if sign else abs(pair.difference)), (pair.high - pair.low) / 2
-    if "accuracy" in what:
-        return f"{100 * size:.2f} ± {100 * half:.2f} points".replace("-", "−")
-    return f"{size:.4f} ± {half:.4f}".replace("-", "−")
+    scale, digits, unit = (100, 2, " points") if "accuracy" in what else (1, 4, "")
+    shown = round(scale * size, digits) + 0.0  # no -0.00
+    return f"{shown:.{digits}f} ± {scale * half:.{digits}f}{unit}".replace("-", "−")
 
 
 def value(mean: Figure, what: str) -> str:

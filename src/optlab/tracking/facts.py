@@ -15,7 +15,7 @@ from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import server
-from optlab.tracking.journal import Journal, epoch_points, now_ms
+from optlab.tracking.journal import Journal, epoch_points, now_ms, validation_points
 from optlab.tracking.notes import run_lock
 from optlab.training import models, optimizers
 
@@ -36,6 +36,7 @@ def lock_name(folder: Path, run: str) -> str:
 def facts(config: Config, folder: Path, name: str, seed: int, conditions: Conditions,
           state: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
     """The fields of a journal's first event; `state` is as `git.state` has it, which is the default."""
+    run = run_id(name, seed)
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
     params |= {f"data.{key}": value for key, value in config.data.model_dump().items()}
     params |= {f"training.{key}": value for key, value in config.training.model_dump(exclude={"schedule"}).items()}
@@ -43,7 +44,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
     params["device"] = conditions.device
     state = git.state() if state is None else state
     tags = state | {
-        "optlab.run": run_id(name, seed),
+        "optlab.run": run,
         "optimizer": name,
         "status": "running",
         "mlflow.runColor": colour(name),
@@ -71,8 +72,8 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "source": DATASET_SOURCE,
     }
     return {
-        "time": now_ms(), "name": f"{name} [{exp}]" if exp else name, "experiment": experiment(folder),
-        "params": params, "tags": tags, "dataset": described, "lock": lock_name(folder, run_id(name, seed)),
+        "time": now_ms(), "name": f"{run} [{exp}]" if exp else run, "experiment": experiment(folder),
+        "params": params, "tags": tags, "dataset": described, "lock": lock_name(folder, run),
     }  # fmt: skip
 
 
@@ -121,6 +122,8 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
     points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
     for epoch in trained.history:
         points += epoch_points(epoch.model_dump(), when)
+    for validation in trained.validations:
+        points += validation_points(validation.model_dump(), when)
     journal.metrics(points)
     journal.weights(weights, digest)
     journal.append("end", status=trained.status, time=when)

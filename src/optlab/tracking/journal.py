@@ -260,6 +260,12 @@ def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
     return [(f"epoch/{key}", value, when, epoch["epoch"]) for key, value in figures.items()]
 
 
+def validation_points(validation: dict[str, Any], when: int) -> list[Point]:
+    """A validation's figures under MLflow's names, at the step that they were seen after."""
+    figures = {key: validation[key] for key in ("loss", "accuracy") if validation[key] is not None}
+    return [(f"step/validation_{key}", value, when, validation["step"]) for key, value in figures.items()]
+
+
 def all_journals() -> list[Journal]:
     """Every journal, the oldest first."""
     return [Journal(path.parent) for path in sorted(journals().glob("*/events.jsonl"))]

@@ -12,8 +12,8 @@ import psutil
 from tqdm import tqdm
 
 from optlab.record.contents import Status
-from optlab.tracking.journal import Journal, Point, epoch_points, now_ms
-from optlab.training.loop import Epoch, Observer, Start
+from optlab.tracking.journal import Journal, Point, epoch_points, now_ms, validation_points
+from optlab.training.loop import Epoch, Observer, Start, Validation
 
 # Set by whoever shows the progress of several trainings at once, each of which then prints lines for a program.
 PROGRESS_VARIABLE = "OPTLAB_PROGRESS"
@@ -127,6 +127,9 @@ class JournalWriter(Observer):
         self._step = step
         if time.monotonic() - self._woken > FLUSH_S:
             self._send()
+
+    def on_validation(self, validation: Validation) -> None:
+        self._add(validation_points(validation.model_dump(), now_ms()))
 
     def on_epoch(self, epoch: Epoch) -> None:
         when, elapsed = now_ms(), time.monotonic() - self._epoch_began

@@ -1,15 +1,18 @@
 """A comparison is complete: MLflow is to have its runs whole, and to show it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from optlab.results import origin
+from optlab.results import curves, origin
+from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
 from optlab.system import git, repository
 from optlab.system.errors import one_line
 from optlab.tracking import facts, journal, replay, server
 from optlab.tracking.link import Link
 from optlab.tracking.shown import Shown, show
+from optlab.tracking.summaries import Summary
 
 _AWAY = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
 
@@ -27,20 +30,21 @@ def publish(compared: Comparison, folder: Path, sender: Link | None = None) -> s
         answer = sender.ask(push=True) if sender else None
         told = f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         return told if answer and answer["reached"] else _AWAY
-    shown = _shown(compared, folder)
-    answer = sender.ask(publish=shown.model_dump()) if sender else None
+    present = shown(compared, folder)
+    answer = sender.ask(publish=present.model_dump()) if sender else None
     if answer is not None:
         return str(answer.get("told", _AWAY))
     if not replay.push_pending():
         return _AWAY
     try:
-        return show(shown)
+        return show(present)
     except Exception as error:
         print(f"warning: MLflow at {server.uri()}: {one_line(error)[:200]}", file=sys.stderr)
         return _AWAY
 
 
-def _shown(compared: Comparison, folder: Path) -> Shown:
+def shown(compared: Comparison, folder: Path) -> Shown:
+    """What MLflow is to show of the comparison of the pipeline in that folder."""
     real = compared.champion is not None and compared.config.data.train_split == "train"
     return Shown(
         experiment=facts.experiment(folder),
@@ -48,7 +52,26 @@ def _shown(compared: Comparison, folder: Path) -> Shown:
         champion=compared.champion.files.id if compared.champion and real else None,
         conditions=origin.sentence(compared.mixture) if compared.mixture else "the same for all runs",
         chosen_by=compared.chosen_by,
+        summaries=tuple(_summaries(compared)),
     )
+
+
+def _summaries(compared: Comparison) -> Iterator[Summary]:
+    by_step = curves.curves(compared)
+    for row in compared.rows:
+        name, tested = row.optimizer, {0: row.test_accuracy} if row.test_accuracy else {}  # a bar
+        found = {figure: own[name] for figure, own in by_step.items()} | {"test_accuracy": tested}
+        points = [
+            (f"{figure}/{part}", value, step)
+            for figure, curve in found.items()
+            for step, each in curve.items()
+            for part, value in (("mean", each.mean), ("lower", each.low), ("upper", each.high))
+            if value is not None
+        ]
+        seeds = ", ".join(str(seed) for seed in compared.config.seeds)
+        params = {"optimizer": name, "seeds": seeds, "status": row.status}
+        params["class"] = compared.config.optimizer(name).class_
+        yield Summary(optimizer=name, colour=colour(name), params=params, points=tuple(points))
 
 
 def _complete(compared: Comparison) -> None:

@@ -3,13 +3,12 @@
 Nothing here imports torch: the process that fills MLflow does it.
 """
 
-import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
 
-from optlab.tracking import sending, server, view
+from optlab.tracking import sending, server, summaries, view
+from optlab.tracking.summaries import Summary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +26,7 @@ class Shown(BaseModel):
         champion: the id of the run whose model is to be registered; None where there is none.
         conditions: whether these differ between the runs, in a sentence.
         chosen_by: the figure that the table is sorted by.
+        summaries: one for each optimizer.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,6 +36,7 @@ class Shown(BaseModel):
     champion: str | None
     conditions: str
     chosen_by: str
+    summaries: tuple[Summary, ...]
 
 
 def show(shown: Shown) -> str:
@@ -50,7 +51,8 @@ def show(shown: Shown) -> str:
     if shown.champion in current:
         _register(client, current[shown.champion], shown.champion)
     client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
-    return _addresses(experiment, [run.info.run_id for run in current.values()])
+    means = summaries.show(client, shown.experiment, shown.summaries, shown.chosen_by == "validation_accuracy")
+    return _addresses(experiment, means)
 
 
 def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict[str, Any]:
@@ -83,15 +85,13 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
 
 
-def _addresses(experiment: str, run_ids: list[str]) -> str:
-    top = f"{server.ui_url()}/#"
-    base = f"{top}/experiments/{experiment}/runs"
-    runs = quote(json.dumps(run_ids, separators=(",", ":")))
+def _addresses(trainings: str, means: str) -> str:
     shown = f"viewStateShareKey={view.NAME}&workflowType=machine_learning"
+    table, bands = (f"{server.ui_url()}/#/experiments/{experiment}/runs?" for experiment in (trainings, means))
     start = "Run `mlflow ui` here, then open" if server.is_local() else "Open"
     return (
         f"{start}\n"
-        f"  the sorted table  {base}?{shown}\n"
-        f"  the charts        {base}?compareRunsMode=CHART&{shown}\n"
-        f"  side by side      {top}/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
+        f"  the means in their bands  {bands}compareRunsMode=CHART&{shown}\n"
+        f"  the curve of every run    {table}compareRunsMode=CHART&{shown}\n"
+        f"  the table of all runs     {table}{shown}"
     )

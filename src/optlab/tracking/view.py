@@ -5,6 +5,7 @@ experiment's tag; it is not documented.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 NAME = "comparison"
@@ -16,20 +17,17 @@ _COLUMNS = (
     "metrics.`epoch/validation_loss`", "metrics.`epoch/train_loss`", "metrics.`test/accuracy`", "metrics.`test/loss`",
     "metrics.`test/expected_calibration_error`",
 )  # fmt: skip
-_VALIDATED = ("epoch/validation_accuracy", "epoch/validation_loss", "epoch/train_loss")
+_VALIDATED = ("step/validation_accuracy", "step/validation_loss", "step/loss")
 _NOT_VALIDATED = ("epoch/train_loss", "epoch/running_loss")
-_SECTIONS = ("comparison", "epoch", "test", "test_class_accuracy", "step", "System metrics")
+_SMOOTHED = {"step/loss": 90}  # of 100
+_SECTIONS = ("comparison", "step", "epoch", "test", "test_class_accuracy", "System metrics")
+_BAND = ("mean", "lower", "upper")
 _RUNS = 100  # that a chart draws, at most
 
 
 def state(chosen_by: str) -> str:
     """The tag's value for a comparison whose runs are ordered by that figure."""
     validated = chosen_by == "validation_accuracy"
-    sections: list[dict[str, Any]] = [
-        {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": True}
-        for name in _SECTIONS
-    ]
-    sections[0]["columns"] = 2
     lines = [_line(metric) for metric in (_VALIDATED if validated else _NOT_VALIDATED)]
     return json.dumps(
         {
@@ -38,19 +36,57 @@ def state(chosen_by: str) -> str:
             "orderByAsc": not validated,
             "searchFilter": "tags.comparison = 'current'",
             "compareRunCharts": [*lines, _chart("BAR", "test/accuracy")],
-            "compareRunSections": sections,
+            "compareRunSections": _sections(_SECTIONS),
             "isAccordionReordered": True,
+            "runsHiddenMode": "SHOWALL",
         }
     )
 
 
+def summary(tag: str, validated: bool) -> str:
+    """The same for the summaries, whose runs have that tag: each chart has a mean and the ends of its interval."""
+    figures = [*(("validation_accuracy", "validation_loss") if validated else ()), "train_loss"]
+    return json.dumps(
+        {
+            "selectedColumns": [
+                "params.`seeds`",
+                "params.`status`",
+                *(f"metrics.`test_accuracy/{end}`" for end in _BAND),
+            ],
+            "orderByKey": f"metrics.`{'test_accuracy' if validated else 'train_loss'}/mean`",
+            "orderByAsc": not validated,
+            "searchFilter": f"tags.{tag} = 'current'",
+            "compareRunCharts": [*(_band(figure) for figure in figures), _chart("BAR", "test_accuracy/mean")],
+            "compareRunSections": _sections((_SECTIONS[0], *figures, "test_accuracy")),
+            "isAccordionReordered": True,
+            "runsHiddenMode": "SHOWALL",
+        }
+    )
+
+
+def _sections(names: Iterable[str]) -> list[dict[str, Any]]:
+    """The first is the one that is looked at."""
+    sections: list[dict[str, Any]] = [
+        {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": True}
+        for name in names
+    ]
+    sections[0]["columns"] = 2
+    return sections
+
+
 def _line(metric: str) -> dict[str, Any]:
-    """A metric by epoch, which MLflow calls its step."""
+    """A metric by what MLflow calls its step, which can be an epoch."""
     return _chart("LINE", metric) | {
         "selectedMetricKeys": [metric], "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear",
-        "scaleType": "linear", "range": {}, "yAxisKey": "metric", "yAxisExpressions": [], "lineSmoothness": 0,
-        "ignoreOutliers": False, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True,
+        "scaleType": "linear", "range": {}, "yAxisKey": "metric", "yAxisExpressions": [],
+        "lineSmoothness": _SMOOTHED.get(metric, 0), "ignoreOutliers": False, "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": metric not in _SMOOTHED,
     }  # fmt: skip
+
+
+def _band(figure: str) -> dict[str, Any]:
+    own = {"selectedMetricKeys": [f"{figure}/{end}" for end in _BAND], "displayPoints": False}
+    return _line(f"{figure}/mean") | own
 
 
 def _chart(kind: str, metric: str) -> dict[str, Any]:

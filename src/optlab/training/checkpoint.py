@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from optlab.config.parameters import Config
 from optlab.data import dataset
-from optlab.record.contents import Conditions, Epoch
+from optlab.record.contents import Conditions, Epoch, Validation
 from optlab.system import files, repository
 from optlab.system.errors import StorageError, one_line, say
 from optlab.training.loop import Outcome, Saver
@@ -160,6 +160,7 @@ def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
         "optimizers": [optimizer.state_dict() for optimizer in stepper.optimizers],
         "generators": [torch.get_rng_state(), *cuda],
         "epochs": [epoch.model_dump() for epoch in outcome.epochs],
+        "validations": [each.model_dump() for each in outcome.validations],
         "step_losses": [torch.tensor(losses, dtype=torch.float64) for losses in outcome.step_losses],
     }
 
@@ -184,6 +185,7 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
     if cuda:
         torch.cuda.set_rng_state_all(cuda)
     outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
+    outcome.validations[:] = [Validation(**each) for each in state["validations"]]
     outcome.step_losses[:] = [losses.tolist() for losses in state["step_losses"]]
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from optlab.config.parameters import Config, run_id
 from optlab.data.dataset import Split, Splits, batches, epoch_order, to_input
-from optlab.record.contents import Epoch, Status
+from optlab.record.contents import Epoch, Status, Validation
 from optlab.training import models, optimizers, schedules
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 125  # what a layer of it gives stays in a core's cache
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Outcome:
     Attributes:
         status: `diverged` if a loss, a weight, a buffer or an output was not finite: the training stopped there.
         epochs: one entry per epoch begun.
+        validations: one entry each time; at the end of an epoch its figures are those of the epoch.
         step_losses: for each epoch, the float32 loss of every step.
         model: with the weights as they are to be evaluated, on the CPU.
         hyperparameters: those in force, by name, the class's defaults as well.
@@ -33,6 +34,7 @@ class Outcome:
     status: Status
     model: nn.Module
     epochs: list[Epoch] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
     step_losses: list[list[float]] = field(default_factory=list)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
@@ -67,6 +69,9 @@ class Observer:
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         """After a step: `step` counts from 0 over the whole run, `images` are those of this batch."""
 
+    def on_validation(self, validation: Validation) -> None:
+        """After each, also at the end of an epoch."""
+
     def on_epoch(self, epoch: Epoch) -> None:
         """After an epoch and its validation."""
 
@@ -92,44 +97,83 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
     Raises:
         ConfigError: the model or the optimizer cannot be built.
     """
-    settings, spec, saver = config.training, config.optimizer(name), saver or Saver()
     model = models.build(config.model, seed).to(device)
-    stepper = optimizers.build(name, spec, model)
-    train_split, validation = splits.train.to(device), splits.validation.to(device)
-    steps = math.ceil(len(train_split) / settings.batch_size)
+    stepper = optimizers.build(name, config.optimizer(name), model)
     outcome = Outcome("completed", model, hyperparameters=stepper.hyperparameters())
+    own = Splits(splits.train.to(device), splits.validation.to(device))
+    training = _Training(config, seed, own, stepper, outcome, observers, saver or Saver())
     finite = _finite_tensors(model)
-    saver.restore(outcome, stepper)
-    start = _start(run_id(name, seed), outcome, len(train_split), settings.batch_size)
+    training.saver.restore(outcome, stepper)
+    start = _start(run_id(name, seed), outcome, len(own.train), config.training.batch_size)
     for observer in observers:
         observer.on_start(start)
-    for epoch in range(len(outcome.epochs) + 1, settings.epochs + 1):
-        if len(outcome.step_losses) < epoch:
-            outcome.step_losses.append([])
-        losses = outcome.step_losses[-1]  # of the steps of this epoch that are done
-        order = epoch_order(seed, epoch, len(train_split), config.data.shuffle)[len(losses) * settings.batch_size :]
-        model.train()
-        stepper.train()
-        for images, labels in batches(train_split, order, settings.batch_size):
-            step = (epoch - 1) * steps + len(losses)
-            stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
-            losses.append(train_step(model, stepper, images, labels, settings.precision))
-            for observer in observers:
-                observer.on_step(epoch, step, losses[-1], len(labels))
-            if not math.isfinite(losses[-1]):
-                break
-            saver.after_step(outcome, stepper)
-        stepper.eval()
-        outcome.epochs.append(_summary(epoch, losses, stepper.lr, settings.batch_size, train_split, model, validation))
+    for epoch in range(len(outcome.epochs) + 1, config.training.epochs + 1):
+        training.steps_of(epoch)
+        outcome.epochs.append(training.summary_of(epoch))
         for observer in observers:
             observer.on_epoch(outcome.epochs[-1])
-        if not (_is_whole(outcome.epochs[-1], validation) and finite <= _finite_tensors(model)):
+        if not (_is_whole(outcome.epochs[-1], len(own.validation) > 0) and finite <= _finite_tensors(model)):
             outcome.status = "diverged"
             break
     for observer in observers:
         observer.on_end(outcome.status)
     model.to("cpu").eval()
     return outcome
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training under way; how far it is, is in the outcome."""
+
+    config: Config
+    seed: int
+    splits: Splits
+    stepper: optimizers.Stepper
+    outcome: Outcome
+    observers: Sequence[Observer]
+    saver: Saver
+
+    def steps_of(self, epoch: int) -> None:
+        """Those of the epoch that are not done yet, up to the first whose loss is not finite."""
+        settings, train_split, outcome = self.config.training, self.splits.train, self.outcome
+        if len(outcome.step_losses) < epoch:
+            outcome.step_losses.append([])
+        losses = outcome.step_losses[-1]
+        steps = math.ceil(len(train_split) / settings.batch_size)
+        between = validation_steps(settings.validations_per_epoch, steps) if len(self.splits.validation) else set()
+        order = epoch_order(self.seed, epoch, len(train_split), self.config.data.shuffle)
+        self._train_mode()
+        for images, labels in batches(train_split, order[len(losses) * settings.batch_size :], settings.batch_size):
+            step = (epoch - 1) * steps + len(losses)
+            self.stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
+            losses.append(train_step(outcome.model, self.stepper, images, labels, settings.precision))
+            for observer in self.observers:
+                observer.on_step(epoch, step, losses[-1], len(labels))
+            if not math.isfinite(losses[-1]):
+                break
+            if len(losses) in between:
+                self._validate()
+                self._train_mode()
+            self.saver.after_step(outcome, self.stepper)
+
+    def summary_of(self, epoch: int) -> Epoch:
+        """The epoch's figures, with those of the validation at its end."""
+        losses = self.outcome.step_losses[-1]
+        validated = self._validate() if len(self.splits.validation) and math.isfinite(losses[-1]) else None
+        batch_size = self.config.training.batch_size
+        return _summary(epoch, losses, self.stepper.lr, batch_size, len(self.splits.train), validated)
+
+    def _train_mode(self) -> None:
+        self.outcome.model.train()
+        self.stepper.train()
+
+    def _validate(self) -> Validation:
+        self.stepper.eval()
+        done = sum(len(losses) for losses in self.outcome.step_losses)
+        self.outcome.validations.append(_validation(done, self.outcome.model, self.splits.validation))
+        for observer in self.observers:
+            observer.on_validation(self.outcome.validations[-1])
+        return self.outcome.validations[-1]
 
 
 def train_step(model: nn.Module, stepper: optimizers.Stepper, images: Tensor, labels: Tensor, precision: str) -> float:
@@ -158,26 +202,44 @@ def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(loss), float((logits.argmax(1) == labels).double().mean())
 
 
-def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, trained: Split, model: nn.Module,
-             validation: Split) -> Epoch:  # fmt: skip
+def validation_steps(count: int, steps: int) -> set[int]:
+    """After how many of an epoch's steps there is a validation, besides the one at its end.
+
+    Args:
+        count: of the epoch's validations, at equal distances.
+        steps: of the epoch.
+    """
+    return {round(number * steps / count) for number in range(1, count)} - {0, steps}
+
+
+def _validation(done: int, model: nn.Module, split: Split) -> Validation:
+    logits = predict(model, split)
+    loss, accuracy = loss_and_accuracy(logits, split.labels.cpu())
+    # A label's loss can be finite beside another class's logit that is not.
+    if not (logits.isfinite().all() and math.isfinite(loss)):
+        return Validation(step=done, loss=None, accuracy=None)
+    return Validation(step=done, loss=loss, accuracy=accuracy)
+
+
+def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, size: int,
+             validated: Validation | None) -> Epoch:  # fmt: skip
     """The epoch's figures, up to the first that is not finite; it and those after it are None."""
 
-    def figures() -> Iterator[float]:
-        last = len(trained) - batch_size * (len(losses) - 1)
-        yield math.fsum([*losses[:-1], losses[-1] * last / batch_size]) * batch_size / len(trained)
+    def figures() -> Iterator[float | None]:
+        last = size - batch_size * (len(losses) - 1)
+        yield math.fsum([*losses[:-1], losses[-1] * last / batch_size]) * batch_size / size
         yield float(torch.tensor(losses, dtype=torch.float32).numpy().cumsum()[-1])
-        if len(validation):
-            logits = predict(model, validation)
-            # A label's loss can be finite beside another class's logit that is not.
-            yield from loss_and_accuracy(logits, validation.labels.cpu()) if logits.isfinite().all() else [math.nan]
+        if validated is not None:
+            yield from (validated.loss, validated.accuracy)
 
     names = ("train_loss", "running_loss", "validation_loss", "validation_accuracy")
-    return Epoch(epoch=epoch, lr=lr, **dict(zip_longest(names, takewhile(math.isfinite, figures()))))
+    finite = takewhile(lambda figure: figure is not None and math.isfinite(figure), figures())
+    return Epoch(epoch=epoch, lr=lr, **dict(zip_longest(names, finite)))
 
 
-def _is_whole(epoch: Epoch, validation: Split) -> bool:
+def _is_whole(epoch: Epoch, validated: bool) -> bool:
     """Whether it has the last of its figures, and so all of them."""
-    return (epoch.validation_accuracy if len(validation) else epoch.running_loss) is not None
+    return (epoch.validation_accuracy if validated else epoch.running_loss) is not None
 
 
 def _finite_tensors(model: nn.Module) -> set[str]:

@@ -1,0 +1,169 @@
+"""The comparison as tables of texts, and the sentences below them; each table is a header and rows."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from optlab.results import origin
+from optlab.results.comparison import Comparison, Row, Target
+from optlab.results.statistics import Outperforming, Pair
+from optlab.results.verdict import MOST_PAIRS, gap, value, verdict, words
+
+COLUMNS = (
+    "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
+)  # fmt: skip
+_FIRST = ("validation_accuracy", "test_accuracy", "train_loss")  # for a terminal; the rest is in comparison.md
+MINUS = "−"
+NOTHING = "–"
+
+TRAINED_ON_TEST = (
+    "These runs were trained on the test split, in file order, without shuffling, and have no validation split: "
+    "their test accuracy is an accuracy on training images, and says nothing about new ones."
+)
+_ANY_WIDTH = 1000  # columns; the table takes what it needs
+
+Cells = list[list[str]]
+
+
+def text(compared: Comparison) -> str:
+    """The verdict and the tables for a terminal."""
+    parts = [verdict(compared), drawn(optimizers(compared, _FIRST))]
+    if 0 < len(compared.pairs) <= MOST_PAIRS:
+        by = words(compared.judged_by)
+        parts += [f"The row's {by} less the column's, * where one is better:", drawn(matrix(compared, mark="*"))]
+    return "\n".join(["", "\n\n".join(parts), "", *remarks(compared)])
+
+
+def drawn(cells: Cells) -> str:
+    """A table in characters."""
+    header, *rows = cells
+    table = Table(*header, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    lines = io.StringIO()
+    Console(file=lines, width=_ANY_WIDTH, color_system=None).print(table)  # folded cells would be no table in a git tag
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines() if line.strip())
+
+
+def optimizers(compared: Comparison, figures: Sequence[str] = COLUMNS) -> Cells:
+    """One row for each; columns in which none has a figure are left out."""
+    columns = [column for column in figures if any(getattr(row, column) for row in compared.rows)]
+    header = ["optimizer", "n", "status", *map(words, columns), *(["steps to target"] if compared.target else [])]
+    return [header] + [
+        [row.optimizer, _count(row), row.status]
+        + [value(figure, key) if (figure := getattr(row, key)) else NOTHING for key in columns]
+        + ([_steps(compared.target, row.optimizer)] if compared.target else [])
+        for row in compared.rows
+    ]
+
+
+def _count(row: Row) -> str:
+    """How many runs the figures are of."""
+    n = len(row.statuses)
+    return str(n) if row.is_whole else f"{row.statuses.count('completed')} of {n}"
+
+
+def _steps(target: Target, optimizer: str) -> str:
+    median, runs = target.median(optimizer), len(target.steps[optimizer])
+    steps = NOTHING if median is None else f"{median:,}"
+    return steps if runs == 1 else f"{steps} ({target.reached(optimizer)} of {runs})"
+
+
+def pairs(compared: Comparison) -> Cells:
+    """One row for each pair; nothing where there is none."""
+    found = compared.pairs
+    large = any(pair.outperforming for pair in found.values())
+    header = ["pair", f"difference in {words(compared.judged_by)}", "p", "wins", "correlation"]
+    header += ["probability of outperforming"] * large + ["verdict"]
+    return [header] * bool(found) + [
+        [f"{first} {MINUS} {second}", gap(pair, compared.judged_by), f"{pair.p:.2g}", f"{pair.wins:g} of {pair.n}"]
+        + [NOTHING if pair.correlation is None else f"{pair.correlation:.2f}".replace("-", MINUS)]
+        + ([_probability(pair.outperforming, first, second)] if pair.outperforming else [])
+        + [said(pair, first, second)]
+        for (first, second), pair in found.items()
+    ]
+
+
+def said(pair: Pair, first: str, second: str) -> str:
+    """Its verdict, with the name of the one that is better, if one is."""
+    return f"{first if pair.favours_first else second} {pair.verdict}" if pair.is_told else pair.verdict
+
+
+def _probability(of_first: Outperforming, first: str, second: str) -> str:
+    """That of the one which is ahead more often."""
+    name, found = (first, of_first) if of_first.probability >= 0.5 else (second, of_first.turned())
+    ends = f"{found.low:.2f} to {found.high:.2f}"
+    return f"{name} {found.probability:.2f} ({ends})" + ", meaningful" * found.is_meaningful
+
+
+def matrix(compared: Comparison, mark: str = "") -> Cells:
+    """The row's figure less the column's, with its interval, for all optimizers that pairs are of.
+
+    Args:
+        mark: what stands after a difference that is told.
+    """
+    names = list(dict.fromkeys(name for pair in compared.pairs for name in pair))
+
+    def cell(row: str, column: str) -> str:
+        if row == column:
+            return ""
+        pair = compared.pairs.get((row, column))
+        turned = pair or compared.pairs[column, row].turned()
+        return gap(turned, compared.judged_by) + (mark if turned.is_told else "")
+
+    return [["", *names], *([row, *(cell(row, column) for column in names)] for row in names)]
+
+
+def looks(compared: Comparison) -> dict[str, dict[str, str]]:
+    """Of each cell of the matrix, by row and column, the verdict in one or two words."""
+    short = {"cannot be told apart": "not told apart", "equivalent": "equivalent"}
+    found: dict[str, dict[str, str]] = {}
+    for (first, second), pair in compared.pairs.items():
+        for row, column, each in ((first, second, pair), (second, first, pair.turned())):
+            told = "better" if each.favours_first else "worse"
+            found.setdefault(row, {})[column] = told if each.is_told else short[each.verdict]
+    return found
+
+
+def remarks(compared: Comparison) -> list[str]:
+    """What has to be known about the figures of this comparison."""
+    notes = []
+    if compared.config.data.train_split == "test":
+        notes.append(TRAINED_ON_TEST)
+    if compared.target:
+        why = (
+            "as params.yaml has it" if compared.target.is_given else "the mean that the second best optimizer ends with"
+        )
+        notes.append(
+            f"Steps to target: those after which at least half of the runs had a validation accuracy of "
+            f"{100 * compared.target.accuracy:.2f} %, {why}."
+        )
+    if compared.mixture:
+        notes.append(origin.sentence(compared.mixture))
+    return notes
+
+
+def definitions(compared: Comparison) -> str:
+    """What the figures are."""
+    settings = compared.config.training
+    return (
+        f"Model {compared.config.model}, {settings.epochs} epochs, batch {settings.batch_size}, {settings.precision}; "
+        f"means over n seeds, ± 95 % intervals where n > 1: of a mean by Student's t, of the differences by the paired "
+        f"t test, corrected for the number of pairs, as p is. The curves' bands are such intervals of the mean. All of "
+        f"it is about this test set, and not about others. Losses are mean cross entropies in nats. Calibration "
+        f"error: expected calibration error over 15 bins of equal width."
+    )
+
+
+def markdown(compared: Comparison) -> str:
+    """The verdict, both tables, and what is said below them."""
+    tables = [_markdown_table(cells) for cells in (optimizers(compared), pairs(compared)) if cells]
+    return "\n\n".join([verdict(compared), *tables, *remarks(compared), definitions(compared)]) + "\n"
+
+
+def _markdown_table(cells: Cells) -> str:
+    header, *rows = cells
+    return "\n".join("| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *rows))

@@ -1,0 +1,160 @@
+"""The present comparison beside that of a git revision, from records written by hand."""
+
+import subprocess
+
+import pytest
+
+from optlab.config import reading
+from optlab.record.contents import Conditions, Evaluated, Trained
+from optlab.record.runs import RunFiles
+from optlab.results import across
+from optlab.system.errors import ConfigError, RecordError, RevisionError
+from optlab.system.revision import Revision
+
+PARAMS = """\
+model: zilliax
+seeds: [0, 1, 2]
+data: {dataset: cifar10_sample, train_size: 400, validation_size: 100}
+training: {epochs: 1, batch_size: 64, threads: 2}
+optimizers:
+  sgd: {class: SGD, lr: 0.01}
+  adam: {class: Adam, lr: 0.001}
+"""
+THEN = {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54]}
+
+
+def git(*words):
+    subprocess.run(["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *words], check=True)
+
+
+def write(top, accuracies, params=PARAMS, **conditions):
+    """A record with these test accuracies, None of a run that diverged; returns its configuration."""
+    (top / "params.yaml").write_text(params)
+    config = reading.load(top / "params.yaml")
+    for name, seed in config.runs():
+        files, value = RunFiles(top, name, seed), accuracies[name][config.seeds.index(seed)]
+        status, digest = ("completed", f"{name} {value}") if value is not None else ("diverged", "none")
+        Trained(
+            status=status, epochs=1, train_loss=1.0, validation_loss=1.0, validation_accuracy=0.5,
+            weights_sha256=digest, history=[], step_losses=[[1.0]],
+        ).write(files.training)  # fmt: skip
+        Evaluated(status=status, test_accuracy=value, test_loss=1.0, expected_calibration_error=0.1).write(files.test)
+        Conditions(**{"cpu": "AMD", "weights_sha256": digest} | conditions).write(files.conditions)
+    return config
+
+
+@pytest.fixture
+def top(tmp_path, monkeypatch):
+    """A repository whose tag v1 has the record of `THEN`; it is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    write(tmp_path, THEN)
+    git("add", "-A")
+    git("commit", "-qm", "record")
+    git("tag", "v1")
+    return tmp_path
+
+
+def report(config, top, *revisions):
+    """Its lines, with one space between the columns."""
+    text = across.report(config, top.relative_to(top), [Revision.parse(name) for name in revisions])
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip("─")]
+
+
+def test_the_same_optimizers_paired_by_seed(top):
+    """Numbers of t tests by hand: of adam's differences (1, 3.1, -1) points the mean is 1.03, the error 1.18."""
+    config = write(top, {"sgd": [0.4, 0.412, 0.4], "adam": [0.53, 0.531, 0.53]})
+    assert report(config, top, "v1") == [
+        "Test accuracy now less that at the revision, paired by seed; ± 95 %, for 2 differences at once.",
+        "optimizer n v1 now now − v1 p wins verdict",
+        "sgd 3 30.33 ± 1.43 % 40.40 ± 1.72 % 10.07 ± 0.41 points 8.8e-05 3 of 3 now better",
+        "adam 3 52.00 ± 4.97 % 53.03 ± 0.14 % 1.03 ± 7.35 points 0.95 2 of 3 cannot be told apart",
+    ]
+
+
+def test_a_change_for_the_worse_is_told_too(top):
+    config = write(top, {"sgd": [0.2, 0.21, 0.201], "adam": THEN["adam"]})
+    title, *_, sgd, adam = report(config, top, "v1")
+    assert title.endswith("; ± 95 %, for 1 difference.")
+    assert sgd == "sgd 3 30.33 ± 1.43 % 20.37 ± 1.37 % −9.97 ± 0.14 points 1.1e-05 0 of 3 v1 better"
+    assert adam == "adam 3 52.00 ± 4.97 % 52.00 ± 4.97 % – – – the same weights"
+
+
+def test_what_else_has_changed_is_named(top):
+    params = PARAMS.replace("lr: 0.001", "lr: 0.002").replace("epochs: 1", "epochs: 2").replace("  sgd:", "  other:")
+    params = params.replace("model", "verdict: {margin: 0.1}\nmodel").replace("[0, 1, 2]", "[2, 1, 3]")
+    config = write(top, {"other": [0.3] * 3, "adam": [0.6, 0.61, 0.62]}, params, cpu="Intel")
+    _, _, adam, *rest = report(config, top, "v1")
+    assert adam.startswith("adam 2 52.00 ± 25.41 % 60.50 ± 6.35 % 8.50 ")  # of the seeds 1 and 2
+    assert rest == [
+        "only at v1: sgd",
+        "only now: other",
+        "params.yaml since v1: training.epochs 1 → 2; optimizers.adam.lr 0.001 → 0.002",
+        "other conditions since v1, so a difference need not be the optimizer's: CPU AMD → Intel (adam-2, adam-1)",
+    ]
+
+
+def test_several_revisions_share_the_correction(top):
+    write(top, {"sgd": [0.35, 0.36, 0.34], "adam": [0.5, 0.51, 0.54]})
+    git("commit", "-qam", "another record")
+    git("tag", "v2")
+    config = write(top, {"sgd": [0.4, 0.412, 0.4], "adam": [0.53, 0.531, 0.53]})
+    lines = report(config, top, "v1", "v2")
+    assert lines[0].endswith("for 4 differences at once.")
+    assert [line.split()[2] for line in lines if line.startswith("optimizer")] == ["v1", "v2"]
+    assert next(line.split("points ")[1] for line in lines if line.startswith("sgd")) == "0.00018 3 of 3 now better"
+
+
+NONE = {
+    "diverged then": ({"adam": [None, 0.5, 0.54]}, {}, "– – – diverged"),
+    "diverged now": ({}, {"adam": [0.52, None, 0.6]}, "– – – diverged"),
+    "all diverged": ({"adam": [None] * 3}, {"adam": [0.5] * 3}, "adam 0 of 3 – – – – – diverged"),
+}
+
+
+@pytest.mark.parametrize(("then", "now", "ending"), NONE.values(), ids=NONE)
+def test_a_diverged_run_has_no_verdict(top, then, now, ending):
+    write(top, THEN | then)
+    git("commit", "-q", "--allow-empty", "-am", "with a divergence")
+    *_, adam = report(write(top, THEN | now), top, "HEAD")
+    assert adam.startswith(("adam 2 of 3 ", "adam 0 of 3 ")) and adam.endswith(ending)
+
+
+@pytest.mark.parametrize(("seeds", "said"), [("[2, 3]", "one seed in common"), ("[7, 8]", "no seed in common")])
+def test_too_few_seeds_in_common_have_no_verdict(top, seeds, said):
+    config = write(top, {"sgd": [0.4, 0.5], "adam": [0.4, 0.5]}, PARAMS.replace("[0, 1, 2]", seeds))
+    lines = report(config, top, "v1")
+    assert lines[0] == "Test accuracy now less that at the revision, paired by seed: there is no verdict."
+    assert lines[-1].endswith(f"– – – {said}")
+
+
+ON_TEST = "{dataset: cifar10_sample, train_split: test, train_size: 100, validation_size: 0}"
+REFUSED = {
+    "no record": (lambda top: (top / "runs/adam-1/test.json").unlink(), "v2: the record of adam-1 is incomplete"),
+    "damaged": (lambda top: (top / "runs/sgd-0/train.json").write_text("{"), "v2: the record of sgd-0 is incomplete"),
+    "no params.yaml": (lambda top: (top / "params.yaml").unlink(), "v2: has no params.yaml"),
+    "other params.yaml": (
+        lambda top: (top / "params.yaml").write_text(PARAMS.replace("lr: 0.001", "lr: x")), "v2:params.yaml:7: "),
+    "another figure": (
+        lambda top: write(top, THEN, PARAMS.replace("{dataset: cifar10_sample, train_size: 400, validation_size: 100}",
+                                                    ON_TEST)),
+        "v2: its runs are judged by their training loss, and the present ones by their test accuracy"),
+    "other images": (
+        lambda top: write(top, THEN, PARAMS.replace("_sample", "")), "v2: its images are those of cifar10: "),
+    "other optimizers": (
+        lambda top: write(top, {"lion": [0.5] * 3, "muon": [0.5] * 3},
+                          PARAMS.replace("sgd:", "lion:").replace("adam:", "muon:")),
+        "v2: has none of the present optimizers: it has lion, muon"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_compared_is_refused_in_one_line(top, change, message):
+    change(top)
+    git("add", "-A")
+    git("commit", "-qm", "changed")
+    git("tag", "v2")
+    config = write(top, THEN)
+    with pytest.raises((RevisionError, ConfigError, RecordError)) as caught:
+        report(config, top, "v1", "v2")
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
