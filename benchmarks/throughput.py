@@ -36,8 +36,10 @@ from optlab.tracking.journal import Journal
 from optlab.tracking.link import Link
 from optlab.tracking.observers import JournalWriter, Progress
 from optlab.training import conditions, loop, models
+from optlab.training.construction import Context
 from optlab.training.numerics import PORTABLE
-from optlab.training.optimizers import Stepper, build
+from optlab.training.optimizers import build
+from optlab.training.stepping import Stepper
 
 LR = 0.01
 WARMUP = 20  # steps that are not timed
@@ -220,7 +222,8 @@ def run_peak(precision: str) -> dict[str, float]:
                 product()
                 best = max(best, 2 * size**3 / (time.perf_counter() - started))
     model = models.build("zilliax", 0)
-    stepper = build("sgd", settings(BATCH * 10, "fp32").optimizer("sgd"), model)
+    chosen = settings(BATCH * 10, "fp32")
+    stepper = build("sgd", chosen.optimizer("sgd"), Context.of(chosen, model))
     with FlopCounterMode(display=False) as counter:
         loop.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
     return {"peak": best, "flop": counter.get_total_flops() / BATCH}
@@ -254,7 +257,8 @@ def run_step(precision: str) -> dict[str, float]:
 
     chosen = settings(BATCH * 10, precision)
     model = models.build("zilliax", 0)
-    stepper = Marked(build("sgd", chosen.optimizer("sgd"), model).optimizers)
+    built = build("sgd", chosen.optimizer("sgd"), Context.of(chosen, model))
+    stepper = Marked(built.optimizers, built.shares, built.create_graph, "closure", ["own"])
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(BATCH, dtype=torch.long)
     for _ in range(WARMUP):

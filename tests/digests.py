@@ -7,6 +7,7 @@ A case is model:optimizer:precision:batch_size, such as zilliax:Adam:fp32:64.
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def main() -> None:
     device, found = conditions.apply(configs[cases[0]].training), {}
     for case, settings in configs.items():
         outcome = loop.train(settings, "mine", 0, dataset.load(folder, settings.data, 0), device)
-        digest = hashlib.sha256(repr((outcome.step_losses, outcome.epochs)).encode())
+        said = re.sub(r", gradients=\d+", "", repr((outcome.step_losses, outcome.epochs)))  # as older digests have it
+        digest = hashlib.sha256(said.encode())
         for value in outcome.model.state_dict().values():
             digest.update(value.numpy().tobytes())
         found[case] = digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import classes
 import needs
 import pytest
 import side_by_side
@@ -123,3 +124,16 @@ def test_both_look_first(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "measure" if benchmark is throughput else "seconds", lambda *_: sys.exit("measured"))
     with pytest.raises(OptlabError, match="something is missing"):
         benchmark.main()
+
+
+def test_the_classes_of_a_package_are_tried_and_what_is_refused_comes_first(sample, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would outlive the test
+    assert "schedulefree.AdamWScheduleFree" in classes.classes("schedulefree")
+    trains = classes.tried({"class": "schedulefree.AdamWScheduleFree"}, sample)
+    refused = classes.tried({"class": "torch.optim.Muon"}, sample)
+    assert trains == "trains"
+    assert refused.startswith("params.yaml: optimizers.mine: torch.optim.Muon refuses the model's ")
+    rows = [({"class": "schedulefree.A"}, trains), ({"class": "schedulefree.B"}, refused)]
+    text = classes.report("schedulefree", rows)
+    assert "1 of 2 train" in text
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["class", "---", "B", "A"]

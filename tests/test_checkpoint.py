@@ -13,7 +13,7 @@ from torch import nn
 from optlab.data import dataset
 from optlab.record.contents import Conditions
 from optlab.system import repository
-from optlab.training import checkpoint, conditions, loop, models, optimizers, weights
+from optlab.training import checkpoint, classes, conditions, loop, models, weights
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,18 @@ def assert_same(first, second, tmp_path, model="zilliax"):
     assert digests[0] == digests[1]
 
 
-SPECS = {name: {"class": name} for name in sorted(set(optimizers.torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})}
+SPECS = {name: {"class": name} for name in sorted(set(classes.torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})}
 SPECS["Muon"] = {"class": "Muon", "fallback": {"class": "AdamW", "lr": 0.001}}
 SPECS["LBFGS"] = {"class": "LBFGS", "lr": 0.1, "max_iter": 2}
 SPECS["LBFGS with line search"] = {"class": "LBFGS", "line_search_fn": "strong_wolfe", "max_iter": 2}
 SPECS["SGD with momentum"] = {"class": "SGD", "lr": 0.01, "momentum": 0.9, "nesterov": True}
 SPECS["Adam with amsgrad"] = {"class": "Adam", "amsgrad": True}
 SPECS["RMSprop, centered"] = {"class": "RMSprop", "centered": True, "momentum": 0.9}
+SPECS["groups"] = {
+    "class": "Muon", "lr": 0.02, "groups": [{"match": "8.weight", "momentum": 0.5}],
+    "fallback": {"class": "AdamW", "lr": 0.001, "groups": [{"match": "*.bias", "weight_decay": 0, "lr": 0.01}]},
+    "schedule": {"name": "cosine", "warmup_epochs": 0.5},
+}  # fmt: skip
 SPECS["Schedule-Free"] = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
 
 

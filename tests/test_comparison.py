@@ -294,6 +294,25 @@ def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     assert len(before) == 14
 
 
+def test_twice_the_gradients_and_another_schedule_are_in_the_table(small_config, tmp_path):
+    optimizers = {
+        "sgd": {"class": "SGD", "lr": 0.01},
+        "twice": {"class": "SGD", "lr": 0.01, "schedule": {"name": "cosine", "warmup_epochs": 0}},
+    }
+    plain = collected(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.5, 0.6, 0.7])
+    assert not {"gradients a step", "schedule"} & set(tables.optimizers(plain)[0])
+    config = small_config(seeds=[0, 1], optimizers=optimizers)
+    write(tmp_path, config, [0.4, 0.5, 0.6, 0.7])
+    for name, seed in config.runs():
+        path = runs.RunFiles(tmp_path, name, seed).training
+        trained = Trained.read(path)
+        history = [trained.history[0].model_copy(update={"gradients": 2 if name == "twice" else 1})]
+        trained.model_copy(update={"history": history}).write(path)
+    header, twice, sgd = tables.optimizers(comparison.collect(config, tmp_path))
+    assert header[-2:] == ["gradients a step", "schedule"]
+    assert (twice[-2:], sgd[-2:]) == (["2", "cosine"], ["1", "constant"])
+
+
 def test_equal_accuracies_reach_their_own_mean(small_config, tmp_path):
     """The mean of three times 0.1 is 0.10000000000000002."""
     compared = collected(tmp_path, small_config(seeds=[0, 1, 2]), [0.1] * 3 + [0.6] * 3)

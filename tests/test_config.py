@@ -182,6 +182,25 @@ EDITS = {
     "target in percent": ("model:", "verdict: {target: 60}\nmodel:", "1: verdict.target", "or equal to 1, not 60"),
     "margin of nothing": ("model:", "verdict: {margin: 0}\nmodel:", "1: verdict.margin", "greater than 0, not 0"),
     "misspelt margin": ("model:", "verdict: {margn: 0.1}\nmodel:", "1: verdict.margn", "did you mean margin?"),
+    # groups and an entry's own schedule
+    "group of nothing": ("lr: 0.01}", "lr: 0.01, groups: [{lr: 1}]}", "13: optimizers.sgd.groups.0", "either `match`"),
+    "group by both": (
+        "lr: 0.01}", "lr: 0.01, groups: [{match: a, ndim: 1}]}", "13: optimizers.sgd.groups.0", "either `match`"),
+    "no list of groups": ("lr: 0.01}", "lr: 0.01, groups: {ndim: 1}}", "13: optimizers.sgd.groups", "valid list"),
+    "rate of a group": (
+        "lr: 0.01}", "lr: 0.01, groups: [{ndim: 1, lr: -1}]}", "13: optimizers.sgd.groups.0", "lr must be a number"),
+    "misspelt key of an entry's schedule": (
+        "lr: 0.01}", "lr: 0.01, schedule: {name: cosine, warmup: 1}}",
+        "13: optimizers.sgd.schedule.warmup", "did you mean warmup_epochs?"),
+    "an entry's unknown schedule": (
+        "lr: 0.01}", "lr: 0.01, schedule: {name: linear}}", "13: optimizers.sgd.schedule", "constant, cosine, one_"),
+    "an entry's warm-up": (
+        "lr: 0.01}", "lr: 0.01, schedule: {name: cosine, warmup_epochs: 2}}",
+        "13: optimizers.sgd.schedule.warmup_epochs", "must be less than epochs, 2"),
+    "a schedule of a fallback": (
+        "lr: 0.01}", "lr: 0.01, fallback: {class: Adam, schedule: {name: cosine}}}",
+        "13: optimizers.sgd", "fallback.schedule would never be used"),
+    "graph": ("lr: 0.01}", "lr: 0.01, create_graph: 1}", "13: optimizers.sgd.create_graph", "valid boolean"),
     # schedules
     "warm-up as long as the run": (
         "{name: constant}", "{name: cosine, warmup_epochs: 2}",

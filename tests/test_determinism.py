@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from optlab.training import conditions, optimizers
+from optlab.training import classes, conditions
 from optlab.training.numerics import PORTABLE
 
 TOP = Path(__file__).resolve().parents[1]
-CLASSES = sorted(set(optimizers.torch_classes()) - {"SparseAdam"})
+CLASSES = sorted(set(classes.torch_classes()) - {"SparseAdam"})
 CASES = [f"zilliax:{name}:fp32:64" for name in CLASSES]
 CASES += ["zilliax:Adam:bf16:64", "resnet18:Adam:fp32:10", "zilliax:SGD:fp32:7"]
 PORTABLE_CASES = [*CASES[: len(CLASSES)], *(f"zilliax:Adam:fp32:{size}" for size in (7, 50))]

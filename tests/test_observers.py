@@ -1,5 +1,7 @@
 """What a person reads of a training."""
 
+from dataclasses import replace
+
 import pytest
 
 from optlab.record.contents import Epoch
@@ -36,3 +38,17 @@ def test_the_end_of_a_completed_run_needs_no_words(capsys):
         watching.on_start(START)
         watching.on_end("completed")
     assert capsys.readouterr().out == ""
+
+
+def test_who_has_which_parameters_is_said_before_the_first_step(capsys):
+    start = replace(START, described=["Muon: 10 numbers", "AdamW: 5 numbers"], steps_done=3)
+    for kind in (observers.Progress, observers.ProgressLines):
+        watching = kind(epochs=3, images_per_epoch=400)
+        watching.on_start(start)
+        watching.on_end("completed")
+        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(observers.PROGRESS_MARK)]
+        assert said == [
+            "sgd-0  Muon: 10 numbers",
+            "sgd-0  AdamW: 5 numbers",
+            "sgd-0  continues after step 3, where it was interrupted",
+        ]

@@ -8,12 +8,13 @@ import schedulefree
 import torch
 import torch.nn.functional as F
 
-from optlab.config.parameters import OptimizerSpec
+from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
 from optlab.system.errors import ConfigError
-from optlab.training import loop, models, optimizers
+from optlab.training import classes, loop, models, optimizers
+from optlab.training.construction import Context
 
-DENSE = {name: cls for name, cls in optimizers.torch_classes().items() if cls is not torch.optim.SparseAdam}
+DENSE = {name: cls for name, cls in classes.torch_classes().items() if cls is not torch.optim.SparseAdam}
 MUON = {"class": "Muon", "lr": 0.02, "fallback": {"class": "AdamW", "lr": 0.001}}
 STEPS = 2
 TOP = Path(__file__).resolve().parents[1]
@@ -55,7 +56,7 @@ def spec(**entry):
 
 def built(**entry):
     model = models.build("zilliax", seed=0)
-    return model, optimizers.build("mine", spec(**entry), model)
+    return model, optimizers.build("mine", spec(**entry), Context(model, {}))
 
 
 def train_ours(batches, **entry):
@@ -93,8 +94,8 @@ def assert_same_weights(ours, theirs):
 
 
 def test_all_classes_of_torch_are_known():
-    assert {"SGD", "Adam", "AdamW", "LBFGS", "Muon", "Adafactor", "SparseAdam"} <= set(optimizers.torch_classes())
-    assert "Optimizer" not in optimizers.torch_classes()
+    assert {"SGD", "Adam", "AdamW", "LBFGS", "Muon", "Adafactor", "SparseAdam"} <= set(classes.torch_classes())
+    assert "Optimizer" not in classes.torch_classes()
 
 
 @pytest.mark.parametrize("name", DENSE)

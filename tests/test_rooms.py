@@ -12,9 +12,12 @@ PACKAGE = TOP / "src" / "optlab"
 # What a stage imports besides the files that it declares: what watches a training, shows its result or words a message.
 WATCHING = {"tracking", "system", "config.reading", "config.wording"}
 # Imported without a part in what the stage writes: the download checks all of params.yaml before it begins.
+_OPTIMIZERS = (
+    "blame", "classes", "construction", "models", "optimizers", "probing", "stepping", "uncompiled"
+)  # fmt: skip
 NOT_USED = {
-    "download": {"config.parameters", *(f"training.{name}" for name in ("models", "optimizers", "uncompiled"))},
-    "compare": {f"training.{name}" for name in ("loop", "models", "optimizers", "schedules", "uncompiled")},
+    "download": {"config.entries", "config.parameters", *(f"training.{name}" for name in _OPTIMIZERS)},
+    "compare": {f"training.{name}" for name in (*_OPTIMIZERS, "loop", "schedules")},
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
-from optlab.config.parameters import Schedule
+from optlab.config.entries import Schedule
 from optlab.training.schedules import factor
 
 STEPS, EPOCHS = 10, 6

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from optlab.data import dataset
-from optlab.training import conditions, loop, models, optimizers, weights
+from optlab.training import classes, conditions, loop, models, weights
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, samp
     assert loss == outcome.epochs[-1].validation_loss
 
 
-@pytest.mark.parametrize("name", sorted(set(optimizers.torch_classes()) - {"SparseAdam"}))
+@pytest.mark.parametrize("name", sorted(set(classes.torch_classes()) - {"SparseAdam"}))
 def test_every_dense_class_trains_an_epoch(small_config, sample, device, name):
     spec = {"class": name} | ({"fallback": {"class": "AdamW", "lr": 0.001}} if name == "Muon" else {})
     config = small_config(optimizers={"mine": spec}, data={"train_size": 100, "validation_size": 100})

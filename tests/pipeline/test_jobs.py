@@ -39,7 +39,7 @@ class Broken(torch.optim.SGD):
     steps = 0
 
     def step(self, closure=None):
-        Broken.steps += 1
+        Broken.steps += len(self.param_groups[0]["params"]) > 2  # not those that it is tried with
         if Broken.steps > 5:  # the check before the training takes one
             raise RuntimeError("the moon is in the wrong house")
         return super().step(closure)
@@ -54,7 +54,8 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
     assert result.returncode == 1
     *reasons, summary = result.stderr.splitlines()
     assert summary.startswith("error: 2 of 4 runs failed: broken-0, broken-1: ")
-    assert any("broken-0: RuntimeError: the moon is in the wrong house" in line for line in reasons), result.stderr
+    failure = r"broken-0: step 4 fails: RuntimeError: the moon is in the wrong house \(.*/mine\.py, line \d+\)"
+    assert any(re.fullmatch(failure, line) for line in reasons), result.stderr
     assert list(lock_of(fresh)) == ["download", "train@sgd-0", "evaluate@sgd-0", "train@sgd-1", "evaluate@sgd-1"]
     assert not (fresh.top / "reports" / "comparison.md").exists()
     before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
@@ -73,7 +74,7 @@ class Meddling(torch.optim.SGD):
     steps = 0
 
     def step(self, closure=None):
-        Meddling.steps += 1
+        Meddling.steps += len(self.param_groups[0]["params"]) > 2  # not those that it is tried with
         if Meddling.steps == 3:  # as somebody with an editor
             with pathlib.Path("src/optlab/training/schedules.py").open("a") as file:
                 file.write("# another thought\\n")

@@ -89,6 +89,7 @@ TOUCHED = {
     "src/optlab/execution/side_by_side.py": set(),
     "src/optlab/data/download.py": {"download"},
     "src/optlab/data/dataset.py": {"download", "compare"} | ALL,  # has the digests of the data
+    "src/optlab/config/entries.py": {"compare"} | ALL,
     "src/optlab/config/parameters.py": {"compare"} | ALL,
     "src/optlab/training/loop.py": ALL,
     "src/optlab/training/models.py": ALL,

@@ -6,28 +6,19 @@ What only torch can tell (does the class exist, does it take this hyperparameter
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from optlab.config.entries import ConstantSchedule, OptimizerSpec, Schedule, Strict, check_warmup
 from optlab.system.errors import ConfigError
-from optlab.system.wording import did_you_mean, shown
+from optlab.system.wording import did_you_mean
 
 PARAMS = Path("params.yaml")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 CLASS_COUNT = len(CLASSES)
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
-SCHEDULES = ("constant", "cosine", "one_cycle", "step")
-MAXIMUM_LR = 1e300
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
-
-Hyperparameter = bool | int | float | str | None | list[int | float]
-
-
-class Strict(BaseModel):
-    """Frozen, no coercion, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Strict):
@@ -68,42 +59,6 @@ class Data(Strict):
         return self
 
 
-class ConstantSchedule(Strict):
-    """The learning rate stays as configured."""
-
-    name: Literal["constant"]
-    warmup_epochs: float = Field(0, ge=0)
-
-
-class CosineSchedule(Strict):
-    """Half a cosine from the configured learning rate to zero (Loshchilov and Hutter, 2017, no restarts)."""
-
-    name: Literal["cosine"]
-    warmup_epochs: float = Field(0, ge=0)
-
-
-class OneCycleSchedule(Strict):
-    """Up to the configured learning rate and down again (Smith and Topin, 2018), as in torch's OneCycleLR.
-
-    The rise is the warm-up: `warmup_epochs` is its length, 0 means 30 % of the run.
-    """
-
-    name: Literal["one_cycle"]
-    warmup_epochs: float = Field(0, ge=0)
-
-
-class StepSchedule(Strict):
-    """The learning rate is multiplied by `gamma` after every `step_epochs` epochs."""
-
-    name: Literal["step"]
-    warmup_epochs: float = Field(0, ge=0)
-    step_epochs: int = Field(ge=1)
-    gamma: float = Field(0.1, gt=0, le=1)
-
-
-Schedule = Annotated[ConstantSchedule | CosineSchedule | OneCycleSchedule | StepSchedule, Field(discriminator="name")]
-
-
 class Training(Strict):
     """Everything but the optimizer that decides a training.
 
@@ -118,57 +73,15 @@ class Training(Strict):
     validations_per_epoch: int = Field(1, ge=1, le=1000)
     schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def _named(cls, schedule: Any) -> Any:
-        if isinstance(schedule, dict) and not isinstance(schedule.get("name", ""), str):
-            # pydantic would write the whole of it into its message, and a few aliases can make it endless.
-            raise ValueError(f"name must be one of {', '.join(SCHEDULES)}")
-        return schedule
-
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Training":
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs is {self.schedule.warmup_epochs:g}, which must be less than epochs, "
-                f"{self.epochs}"
-            )
+        check_warmup("", self.schedule, self.epochs)
         return self
 
     @model_validator(mode="after")
     def _portable(self) -> "Training":
         if self.numerics == "portable" and self.precision != "fp32":
             raise ValueError("precision must be fp32 with `numerics: portable`: no CPU held to AVX2 multiplies bf16")
-        return self
-
-
-class OptimizerSpec(BaseModel):
-    """One entry of `optimizers:`: a class, and its hyperparameters by their own names."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Hyperparameter] = Field(init=False)
-
-    class_: str = Field(alias="class", min_length=1)
-    fallback: "OptimizerSpec | None" = None
-
-    @property
-    def hyperparameters(self) -> dict[str, Hyperparameter]:
-        """What is passed to the class, by keyword."""
-        return dict(self.__pydantic_extra__)
-
-    @model_validator(mode="after")
-    def _one_fallback(self) -> "OptimizerSpec":
-        if self.fallback and self.fallback.fallback:
-            raise ValueError("fallback.fallback would never be used: remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _learning_rate(self) -> "OptimizerSpec":
-        lr = self.hyperparameters.get("lr", 0.0)
-        if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise ValueError(f"lr must be a number, not {shown(lr)}")
-        if not 0 <= lr < MAXIMUM_LR:
-            raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(lr)}")
         return self
 
 
@@ -212,6 +125,13 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _warmups_fit(self) -> "Config":
+        for name, spec in self.optimizers.items():
+            if spec.schedule:
+                check_warmup(f"optimizers.{name}.", spec.schedule, self.training.epochs)
+        return self
+
+    @model_validator(mode="after")
     def _target_can_be_seen(self) -> "Config":
         if self.verdict.target is not None and not self.data.validation_size:
             raise ValueError("verdict.target is a validation accuracy, but data.validation_size is 0: remove it")
@@ -238,10 +158,13 @@ class Config(Strict):
             raise ConfigError(f"{PARAMS}: there is no optimizer {name!r}{did_you_mean(name, self.optimizers)}")
         return self.optimizers[name]
 
+    def schedule(self, name: str) -> Schedule:
+        """The entry's own, or the common one."""
+        return self.optimizer(name).schedule or self.training.schedule
+
     def paths(self, name: str) -> list[str]:
         """The model and the classes of a run, as params.yaml names them: some by a dotted path."""
-        spec = self.optimizer(name)
-        return [self.model, *(each.class_ for each in (spec, spec.fallback) if each)]
+        return [self.model, *self.optimizer(name).classes]
 
     def runs(self) -> list[tuple[str, int]]:
         """(optimizer, seed) of every run, in the order of params.yaml."""

@@ -8,17 +8,14 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from optlab.config.parameters import (
+from optlab.config.entries import (
     SCHEDULES,
-    Config,
     ConstantSchedule,
     CosineSchedule,
-    Data,
     OneCycleSchedule,
     StepSchedule,
-    Training,
-    Verdict,
 )
+from optlab.config.parameters import Config, Data, Training, Verdict
 from optlab.system.wording import did_you_mean, shown
 
 
@@ -53,7 +50,7 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
         return "empty: give it at least one entry"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"name must be one of {', '.join(SCHEDULES)}"
-    if kind == "bool_type" and len(location) > 2:
+    if kind == "bool_type" and len(location) > 2 and location[-1] != "create_graph":
         return f"must be a number, true, false, text or a list of numbers, not {shown(value)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -70,8 +67,17 @@ def _own_location(location: Sequence[Any], values: Any) -> list[Any]:
         own.append(part)
         within = inside or (isinstance(values, list) and isinstance(part, int) and part < len(values))
         values = values[part] if within else None
-    depth = 4 if own[2:3] == ["fallback"] else 3  # below it are the members of a hyperparameter's union
-    return own[:depth] if own[:1] == ["optimizers"] else own
+    return own[: _depth(own)] if own[:1] == ["optimizers"] else own
+
+
+def _depth(location: list[Any]) -> int:
+    """How far the place of an error in an entry goes: below it are the members of a hyperparameter's union."""
+    depth = 3
+    while location[depth - 1 : depth] in (["fallback"], ["base"]):
+        depth += 1
+    if location[depth - 1 : depth] == ["schedule"]:
+        return depth + 1
+    return depth + 2 if location[depth - 1 : depth] == ["groups"] else depth
 
 
 def _fields(location: Sequence[Any]) -> list[str]:
@@ -80,8 +86,8 @@ def _fields(location: Sequence[Any]) -> list[str]:
     models: dict[tuple[Any, ...], type[BaseModel]] = {
         (): Config, ("data",): Data, ("training",): Training, ("verdict",): Verdict
     }  # fmt: skip
-    models |= {("training", "schedule", name): each for name, each in zip(SCHEDULES, schedules, strict=True)}
-    return list(models[tuple(location)].model_fields)
+    by_name = dict(zip(SCHEDULES, schedules, strict=True))
+    return list((models.get(tuple(location)) or by_name[location[-1]]).model_fields)
 
 
 def _line(text: str, location: Sequence[Any]) -> int | None:

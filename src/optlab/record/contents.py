@@ -89,6 +89,7 @@ class Epoch(Contents):
             finite.
         validation_accuracy: a fraction; None as the loss.
         lr: the learning rate of the epoch's last step.
+        gradients: how many were computed: one a step, or more; None in records of older versions.
     """
 
     epoch: int
@@ -97,6 +98,7 @@ class Epoch(Contents):
     validation_loss: float | None
     validation_accuracy: float | None
     lr: float
+    gradients: int | None = None
 
 
 class Validation(Contents):

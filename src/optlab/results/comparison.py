@@ -32,7 +32,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer over all its seeds. Figures are of the runs that completed; None where they have none."""
+    """One optimizer over all its seeds. Figures are of the runs that completed; None where they have none.
+
+    Attributes:
+        gradients: how many were computed for each step, on average; None in records of older versions.
+    """
 
     optimizer: str
     statuses: tuple[str, ...]
@@ -42,6 +46,7 @@ class Row:
     test_accuracy: Figure | None
     test_loss: Figure | None
     calibration_error: Figure | None
+    gradients: float | None
 
     @property
     def is_whole(self) -> bool:
@@ -229,4 +234,12 @@ def _row(name: str, runs: list[Run]) -> Row:
         figure("tested", "test_accuracy"),
         figure("tested", "test_loss"),
         figure("tested", "expected_calibration_error"),
+        _gradients([run.trained for run in runs if run.status == "completed"]),
     )
+
+
+def _gradients(trained: list[Trained]) -> float | None:
+    counts = [epoch.gradients for each in trained for epoch in each.history]
+    known = [count for count in counts if count is not None]
+    steps = sum(len(losses) for each in trained for losses in each.step_losses)
+    return sum(known) / steps if known and len(known) == len(counts) else None

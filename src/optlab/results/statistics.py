@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -99,9 +100,9 @@ class Pair:
         correlation: Pearson's, between the two over the seeds; None where one of them does not vary.
         verdict: what that says.
         favours_first: which of the two it is that is better, where one is.
-        needed: how many seeds a difference of the margin would need to be told; None where that is beyond reach, or
-            where there is no margin.
         outperforming: of the first, from 29 seeds on.
+        sd: of the differences.
+        pairs, margin: as they were given.
     """
 
     n: int
@@ -113,8 +114,15 @@ class Pair:
     correlation: float | None
     verdict: Verdict
     favours_first: bool
-    needed: int | None
     outperforming: Outperforming | None
+    sd: float
+    pairs: int
+    margin: float | None
+
+    @cached_property
+    def needed(self) -> int | None:
+        """How many seeds a difference of the margin would need; None beyond reach, or without a margin."""
+        return None if self.margin is None else seeds_needed(self.margin, self.sd, self.pairs)
 
     @property
     def is_told(self) -> bool:
@@ -160,8 +168,8 @@ def pair(first: Sequence[float], second: Sequence[float], pairs: int, margin: fl
         correlation=_correlation(first, second),
         verdict=_verdict(p, abs(mean) + half, abs(mean) + inside, margin),
         favours_first=sum(gains) > 0,
-        needed=None if margin is None else seeds_needed(margin, sd, pairs),
         outperforming=outperforming(gains) if n >= LARGE else None,
+        sd=sd, pairs=pairs, margin=margin,
     )  # fmt: skip
 
 

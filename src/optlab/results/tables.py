@@ -51,13 +51,26 @@ def drawn(cells: Cells) -> str:
 def optimizers(compared: Comparison, figures: Sequence[str] = COLUMNS) -> Cells:
     """One row for each; columns in which none has a figure are left out."""
     columns = [column for column in figures if any(getattr(row, column) for row in compared.rows)]
-    header = ["optimizer", "n", "status", *map(words, columns), *(["steps to target"] if compared.target else [])]
-    return [header] + [
+    table = [["optimizer", "n", "status", *map(words, columns)]] + [
         [row.optimizer, _count(row), row.status]
         + [value(figure, key) if (figure := getattr(row, key)) else NOTHING for key in columns]
-        + ([_steps(compared.target, row.optimizer)] if compared.target else [])
         for row in compared.rows
     ]
+    return [cells + more for cells, more in zip(table, _more(compared), strict=True)]
+
+
+def _more(compared: Comparison) -> Cells:
+    """Columns that not every comparison has: where one of the optimizers is another kind than the others."""
+    rows = compared.rows
+    columns = []
+    if compared.target:
+        columns.append(["steps to target", *(_steps(compared.target, row.optimizer) for row in rows)])
+    if any(row.gradients not in (None, 1) for row in rows):
+        shown = (NOTHING if row.gradients is None else f"{row.gradients:.3g}" for row in rows)
+        columns.append(["gradients a step", *shown])
+    if any(compared.config.optimizer(row.optimizer).schedule for row in rows):
+        columns.append(["schedule", *(compared.config.schedule(row.optimizer).name for row in rows)])
+    return [list(cells) for cells in zip(*columns, strict=True)] or [[] for _ in range(len(rows) + 1)]
 
 
 def _count(row: Row) -> str:

@@ -27,6 +27,10 @@ class ConfigError(OptlabError):
     """params.yaml, or a class or path that it names, cannot be used."""
 
 
+class StepError(OptlabError):
+    """A model or an optimizer fails while it trains."""
+
+
 class DataError(OptlabError):
     """The data set is missing, altered, or could not be downloaded."""
 

@@ -18,6 +18,7 @@ from optlab.tracking import server
 from optlab.tracking.journal import Journal, epoch_points, now_ms, validation_points
 from optlab.tracking.notes import run_lock
 from optlab.training import models, optimizers
+from optlab.training.construction import Context
 
 EXPERIMENT = server.PROJECT
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -40,7 +41,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
     params |= {f"data.{key}": value for key, value in config.data.model_dump().items()}
     params |= {f"training.{key}": value for key, value in config.training.model_dump(exclude={"schedule"}).items()}
-    params |= {f"schedule.{key}": value for key, value in config.training.schedule.model_dump().items()}
+    params |= {f"schedule.{key}": value for key, value in config.schedule(name).model_dump().items()}
     params["device"] = conditions.device
     state = git.state() if state is None else state
     tags = state | {
@@ -132,7 +133,8 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
 
 def _hyperparameters(config: Config, optimizer: str) -> dict[str, str]:
     """Those that the installed version gives it, for records that do not have them."""
-    stepper = optimizers.build(optimizer, config.optimizer(optimizer), models.build(config.model, 0))
+    context = Context.of(config, models.build(config.model, 0))
+    stepper = optimizers.build(optimizer, config.optimizer(optimizer), context)
     return {key: str(value) for key, value in stepper.hyperparameters().items()}
 
 

@@ -45,8 +45,8 @@ class Progress(Observer):
         total = self._epochs * self._size
         self._bar = tqdm(total=total, initial=start.images_done, desc=start.run, unit="img", mininterval=interval,
                          leave=False, dynamic_ncols=True)  # fmt: skip
-        if start.steps_done:
-            self._bar.write(continues(start))
+        for sentence in opening(start):
+            self._bar.write(sentence)
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._bar.update(images)
@@ -74,8 +74,8 @@ class ProgressLines(Observer):
 
     def on_start(self, start: Start) -> None:
         self._run, self._images = start.run, start.images_done
-        if start.steps_done:
-            print(continues(start), flush=True)
+        for sentence in opening(start):
+            print(sentence, flush=True)
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._images += images
@@ -156,9 +156,12 @@ class JournalWriter(Observer):
         self._points += [point for point in points if (point[0], point[3]) not in self._known]
 
 
-def continues(start: Start) -> str:
-    """A line about a training that goes on from a checkpoint."""
-    return f"{start.run}  continues after step {start.steps_done}, where it was interrupted"
+def opening(start: Start) -> list[str]:
+    """What is said before the first step."""
+    said = [f"{start.run}  {sentence}" for sentence in start.described]
+    if start.steps_done:
+        said.append(f"{start.run}  continues after step {start.steps_done}, where it was interrupted")
+    return said
 
 
 def _in_words(epoch: Epoch) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from optlab.config.parameters import Config
 from optlab.data import dataset
@@ -24,11 +25,13 @@ from optlab.record.contents import Conditions, Epoch, Validation
 from optlab.system import files, repository
 from optlab.system.errors import StorageError, one_line, say
 from optlab.training.loop import Outcome, Saver
-from optlab.training.optimizers import Stepper
+from optlab.training.stepping import Stepper
 
 CHECKPOINTS = Path(".optlab") / "checkpoints"
 
-_DECIDES = re.compile(r"optlab/(training/|record/|data/dataset|config/parameters)")  # as the stage declares it
+_DECIDES = re.compile(
+    r"optlab/(training/|record/|data/dataset|config/(entries|parameters))"
+)  # as the stage declares it
 
 _SHARE = 1 / 200  # of the time, at most, goes into checkpoints
 _SHORTEST_S = 1.0  # between two of them
@@ -157,10 +160,11 @@ def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
     return {
         "hyperparameters": str(stepper.hyperparameters()),
         "model": _tensors_of(outcome.model),
-        "optimizers": [optimizer.state_dict() for optimizer in stepper.optimizers],
+        "optimizers": [optimizer.state_dict() for optimizer in _stateful(stepper)],
         "generators": [torch.get_rng_state(), *cuda],
         "epochs": [epoch.model_dump() for epoch in outcome.epochs],
         "validations": [each.model_dump() for each in outcome.validations],
+        "gradients": list(outcome.gradients),
         "step_losses": [torch.tensor(losses, dtype=torch.float64) for losses in outcome.step_losses],
     }
 
@@ -176,7 +180,7 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state["model"][name])
-    for optimizer, saved in zip(stepper.optimizers, state["optimizers"], strict=True):
+    for optimizer, saved in zip(_stateful(stepper), state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
         if _encode(optimizer.state_dict()) != _encode(saved):
             raise ValueError(f"{type(optimizer).__name__} does not take back the state that it gave")
@@ -186,7 +190,15 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
         torch.cuda.set_rng_state_all(cuda)
     outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
     outcome.validations[:] = [Validation(**each) for each in state["validations"]]
+    outcome.gradients[:] = state["gradients"]
     outcome.step_losses[:] = [losses.tolist() for losses in state["step_losses"]]
+
+
+def _stateful(stepper: Stepper) -> list[Optimizer]:
+    if stepper.stateful is None:
+        names = ", ".join(type(each).__name__ for each in stepper.optimizers)
+        raise ValueError(f"the state that {names} gives is not all that it goes on from")
+    return stepper.stateful
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

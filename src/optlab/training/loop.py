@@ -1,6 +1,7 @@
 """The training loop: a function of (parameters, data, seed), told to observers as it goes."""
 
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile, zip_longest
@@ -10,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optlab.config.entries import Schedule
 from optlab.config.parameters import Config, run_id
 from optlab.data.dataset import Split, Splits, batches, epoch_order, to_input
 from optlab.record.contents import Epoch, Status, Validation
+from optlab.system.errors import StepError, one_line
 from optlab.training import models, optimizers, schedules
+from optlab.training.construction import Context
+from optlab.training.stepping import Stepper
 
 EVALUATION_BATCH = 125  # what a layer of it gives stays in a core's cache
 
@@ -27,6 +32,7 @@ class Outcome:
         epochs: one entry per epoch begun.
         validations: one entry each time; at the end of an epoch its figures are those of the epoch.
         step_losses: for each epoch, the float32 loss of every step.
+        gradients: for each epoch, how many were computed.
         model: with the weights as they are to be evaluated, on the CPU.
         hyperparameters: those in force, by name, the class's defaults as well.
     """
@@ -36,6 +42,7 @@ class Outcome:
     epochs: list[Epoch] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     step_losses: list[list[float]] = field(default_factory=list)
+    gradients: list[int] = field(default_factory=list)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,6 +54,7 @@ class Start:
         run: its id.
         steps_per_epoch: the last one of an epoch may see fewer images.
         hyperparameters: as in `Outcome`.
+        described: sentences about which parameters each class has, where there are several.
         parameters: how many trainable numbers the model has.
         steps_done: steps that an earlier, interrupted process has done.
         images_done: the images of those steps.
@@ -58,6 +66,7 @@ class Start:
     parameters: int
     steps_done: int
     images_done: int
+    described: list[str] = field(default_factory=list)
 
 
 class Observer:
@@ -82,11 +91,11 @@ class Observer:
 class Saver:
     """Keeps what a killed training goes on from; this one keeps nothing."""
 
-    def restore(self, outcome: Outcome, stepper: optimizers.Stepper) -> bool:
+    def restore(self, outcome: Outcome, stepper: Stepper) -> bool:
         """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never."""
         return False
 
-    def after_step(self, outcome: Outcome, stepper: optimizers.Stepper) -> None:
+    def after_step(self, outcome: Outcome, stepper: Stepper) -> None:
         """Perhaps save; the losses of the step are in the outcome already."""
 
 
@@ -96,15 +105,16 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
 
     Raises:
         ConfigError: the model or the optimizer cannot be built.
+        StepError: the model or the optimizer fails in a step.
     """
     model = models.build(config.model, seed).to(device)
-    stepper = optimizers.build(name, config.optimizer(name), model)
+    stepper = optimizers.build(name, config.optimizer(name), Context.of(config, model))
     outcome = Outcome("completed", model, hyperparameters=stepper.hyperparameters())
     own = Splits(splits.train.to(device), splits.validation.to(device))
-    training = _Training(config, seed, own, stepper, outcome, observers, saver or Saver())
+    training = _Training(config, config.schedule(name), seed, own, stepper, outcome, observers, saver or Saver())
     finite = _finite_tensors(model)
     training.saver.restore(outcome, stepper)
-    start = _start(run_id(name, seed), outcome, len(own.train), config.training.batch_size)
+    start = _start(run_id(name, seed), outcome, len(own.train), config.training.batch_size, stepper.described())
     for observer in observers:
         observer.on_start(start)
     for epoch in range(len(outcome.epochs) + 1, config.training.epochs + 1):
@@ -126,9 +136,10 @@ class _Training:
     """A training under way; how far it is, is in the outcome."""
 
     config: Config
+    schedule: Schedule
     seed: int
     splits: Splits
-    stepper: optimizers.Stepper
+    stepper: Stepper
     outcome: Outcome
     observers: Sequence[Observer]
     saver: Saver
@@ -138,6 +149,7 @@ class _Training:
         settings, train_split, outcome = self.config.training, self.splits.train, self.outcome
         if len(outcome.step_losses) < epoch:
             outcome.step_losses.append([])
+            outcome.gradients.append(0)
         losses = outcome.step_losses[-1]
         steps = math.ceil(len(train_split) / settings.batch_size)
         between = validation_steps(settings.validations_per_epoch, steps) if len(self.splits.validation) else set()
@@ -145,8 +157,9 @@ class _Training:
         self._train_mode()
         for images, labels in batches(train_split, order[len(losses) * settings.batch_size :], settings.batch_size):
             step = (epoch - 1) * steps + len(losses)
-            self.stepper.scale_lr(schedules.factor(settings.schedule, step, steps, settings.epochs))
-            losses.append(train_step(outcome.model, self.stepper, images, labels, settings.precision))
+            self.stepper.scale_lr(schedules.factor(self.schedule, step, steps, settings.epochs))
+            losses.append(self._step(images, labels, step))
+            outcome.gradients[-1] += self.stepper.gradients
             for observer in self.observers:
                 observer.on_step(epoch, step, losses[-1], len(labels))
             if not math.isfinite(losses[-1]):
@@ -156,12 +169,24 @@ class _Training:
                 self._train_mode()
             self.saver.after_step(outcome, self.stepper)
 
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
+        try:
+            return train_step(self.outcome.model, self.stepper, images, labels, self.config.training.precision)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a foreign class raises
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise StepError(
+                f"step {step} fails: {type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
+            ) from error
+
     def summary_of(self, epoch: int) -> Epoch:
         """The epoch's figures, with those of the validation at its end."""
         losses = self.outcome.step_losses[-1]
         validated = self._validate() if len(self.splits.validation) and math.isfinite(losses[-1]) else None
         batch_size = self.config.training.batch_size
-        return _summary(epoch, losses, self.stepper.lr, batch_size, len(self.splits.train), validated)
+        figures = _figures(losses, batch_size, len(self.splits.train), validated)
+        return Epoch(epoch=epoch, lr=self.stepper.lr, gradients=self.outcome.gradients[-1], **figures)
 
     def _train_mode(self) -> None:
         self.outcome.model.train()
@@ -176,14 +201,15 @@ class _Training:
         return self.outcome.validations[-1]
 
 
-def train_step(model: nn.Module, stepper: optimizers.Stepper, images: Tensor, labels: Tensor, precision: str) -> float:
+def train_step(model: nn.Module, stepper: Stepper, images: Tensor, labels: Tensor, precision: str) -> float:
     """One update; returns the loss before it, as float32 gave it."""
 
-    def closure() -> Tensor:
+    @torch.enable_grad()
+    def closure() -> Tensor:  # some call it while torch records nothing
         stepper.zero_grad()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = F.cross_entropy(model(images), labels)
-        loss.backward()
+        loss.backward(create_graph=stepper.create_graph)
         return loss
 
     return float(stepper.step(closure))
@@ -221,9 +247,8 @@ def _validation(done: int, model: nn.Module, split: Split) -> Validation:
     return Validation(step=done, loss=loss, accuracy=accuracy)
 
 
-def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, size: int,
-             validated: Validation | None) -> Epoch:  # fmt: skip
-    """The epoch's figures, up to the first that is not finite; it and those after it are None."""
+def _figures(losses: list[float], batch_size: int, size: int, validated: Validation | None) -> dict[str, Any]:
+    """An epoch's, up to the first that is not finite; it and those after it are None."""
 
     def figures() -> Iterator[float | None]:
         last = size - batch_size * (len(losses) - 1)
@@ -233,8 +258,7 @@ def _summary(epoch: int, losses: list[float], lr: float, batch_size: int, size: 
             yield from (validated.loss, validated.accuracy)
 
     names = ("train_loss", "running_loss", "validation_loss", "validation_accuracy")
-    finite = takewhile(lambda figure: figure is not None and math.isfinite(figure), figures())
-    return Epoch(epoch=epoch, lr=lr, **dict(zip_longest(names, finite)))
+    return dict(zip_longest(names, takewhile(lambda figure: figure is not None and math.isfinite(figure), figures())))
 
 
 def _is_whole(epoch: Epoch, validated: bool) -> bool:
@@ -248,9 +272,9 @@ def _finite_tensors(model: nn.Module) -> set[str]:
     return {name for name, value in tensors if value.isfinite().all()}
 
 
-def _start(run: str, outcome: Outcome, size: int, batch_size: int) -> Start:
+def _start(run: str, outcome: Outcome, size: int, batch_size: int, described: list[str]) -> Start:
     parameters = sum(value.numel() for value in outcome.model.parameters() if value.requires_grad)
     images = sum(min(len(losses) * batch_size, size) for losses in outcome.step_losses)
     steps = math.ceil(size / batch_size)
     done = sum(len(losses) for losses in outcome.step_losses)
-    return Start(run, steps, outcome.hyperparameters, parameters, done, images)
+    return Start(run, steps, outcome.hyperparameters, parameters, done, images, described)

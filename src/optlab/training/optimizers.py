@@ -1,133 +1,132 @@
 """Optimizers by name: every dense class of torch.optim, and any other by its dotted path."""
 
 import contextlib
-import inspect
-from collections.abc import Callable
+import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optlab.config.parameters import CLASS_COUNT, Config, OptimizerSpec
+from optlab.config.entries import OptimizerSpec
+from optlab.config.parameters import CLASS_COUNT, Config
 from optlab.system.errors import ConfigError, one_line
-from optlab.system.wording import did_you_mean, shown, to_blame
-from optlab.training import uncompiled
+from optlab.training import blame, probing, uncompiled
+from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of
+from optlab.training.construction import Context, arguments, construct, takes_parameters, values_of
 from optlab.training.models import build as build_model
-from optlab.training.models import resolve
+from optlab.training.stepping import Share, Stepper
 
-Closure = Callable[[], Tensor]
 ENOUGH = 50  # evaluations of the loss in a checked step; LBFGS with `max_iter: 1000000000` would not come back
-FALLBACK = "fallback."  # begins the names of a fallback's hyperparameters
 
 
 class _EnoughError(Exception):
     """Ends a step that goes on and on."""
 
 
-def torch_classes() -> dict[str, type[Optimizer]]:
-    """The optimizer classes of torch.optim, by name."""
-    return {
-        name: cls
-        for name, cls in inspect.getmembers(torch.optim, inspect.isclass)
-        if issubclass(cls, Optimizer) and cls is not Optimizer
-    }
-
-
-class Stepper:
-    """One optimizer, or one with a fallback for the parameters that it refuses, driven as one.
-
-    Attributes:
-        optimizers: the configured class first, then its fallback if any parameter went there.
-    """
-
-    def __init__(self, optimizers: list[Optimizer]) -> None:
-        self.optimizers = optimizers
-        self._base_lr = [group.get("lr") for optimizer in optimizers for group in optimizer.param_groups]
-        self._takes_closure = "closure" in inspect.signature(optimizers[0].step).parameters
-
-    def step(self, closure: Closure) -> Tensor:
-        """Run `closure` (zero_grad, forward, backward; returns the loss) and update; returns the first loss.
-
-        LBFGS and its like call the closure several times; the others once.
-        """
-        if self._takes_closure:
-            loss: Tensor = self.optimizers[0].step(closure)  # type: ignore[assignment, arg-type]
-        else:
-            loss = closure()
-            self.optimizers[0].step()
-        for optimizer in self.optimizers[1:]:
-            optimizer.step()
-        return loss.detach()
-
-    def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-
-    def scale_lr(self, factor: float) -> None:
-        """Set every learning rate to `factor` times its configured value."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, base in zip(groups, self._base_lr, strict=True):
-            if base is not None and group["lr"] != base * factor:
-                group["lr"] = base * factor
-
-    @property
-    def lr(self) -> float:
-        """The learning rate in force, of the first group."""
-        return float(self.optimizers[0].param_groups[0].get("lr", 0.0))
-
-    def train(self) -> None:
-        """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""
-        self._call("train")
-
-    def eval(self) -> None:
-        """Put the weights where they are evaluated."""
-        self._call("eval")
-
-    def _call(self, name: str) -> None:
-        for optimizer in self.optimizers:
-            method = getattr(optimizer, name, None)
-            if callable(method):
-                method()
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """All hyperparameters in force, the classes' defaults as well; a fallback's begin with `fallback.`."""
-        values: dict[str, Any] = {"class": type(self.optimizers[0]).__name__} | self.optimizers[0].defaults
-        for optimizer in self.optimizers[1:]:
-            own = {"class": type(optimizer).__name__} | optimizer.defaults
-            values |= {f"{FALLBACK}{key}": value for key, value in own.items()}
-        return values
-
-
-def build(name: str, spec: OptimizerSpec, model: nn.Module) -> Stepper:
-    """The optimizer of params.yaml's entry `name` over all parameters of `model`.
+def build(name: str, spec: OptimizerSpec, context: Context) -> Stepper:
+    """The optimizer of params.yaml's entry `name` over all parameters of the context's model.
 
     Raises:
-        ConfigError: the class is unknown or no dense optimizer, or refuses a hyperparameter or a parameter.
+        ConfigError: the class is unknown or no dense optimizer, or refuses a hyperparameter or a parameter, or a group
+            has no parameter, or the class wants another optimizer and gets none.
     """
     uncompiled.install()
-    where = f"optimizers.{name}"
-    cls = _class(where, spec)
-    parameters = {key: value for key, value in model.named_parameters() if value.requires_grad}
-    refused = {
-        key: reason for key, value in parameters.items() if (reason := _refusal(where, cls, spec, value)) is not None
-    }
+    entry = entry_of(f"optimizers.{name}", spec)
+    parameters = {key: value for key, value in context.model.named_parameters() if value.requires_grad}
+    shares, refused = _shares(entry, parameters, context)
+    parts = [(entry, shares)]
+    if refused:
+        assert spec.fallback is not None
+        below = entry_of(f"optimizers.{name}.fallback", spec.fallback)
+        parts.append((below, _shares(below, refused, context)[0]))
+    found = any(asks_for_graph(cls) for part, _ in parts for cls in part.classes)
+    create_graph = found if spec.create_graph is None else spec.create_graph
+    asked = [probing.protocol(part, own[0].values, context) for part, own in parts]
+    for (part, _), protocol in zip(parts[1:], asked[1:], strict=True):
+        if protocol not in ("gradient", "closure"):
+            raise ConfigError(
+                f"params.yaml: {part.where}: {part.spec.class_} takes two gradients a step: a fallback has one"
+            )
+    kept = [
+        probing.kept(part, own[0].values, context, protocol, create_graph)
+        for (part, own), protocol in zip(parts, asked, strict=True)
+    ]
+    optimizers = [_construct(part, own, context) for part, own in parts]
+    return Stepper(optimizers, [own for _, own in parts], create_graph, asked[0], kept)
+
+
+def _shares(entry: Entry, parameters: dict[str, nn.Parameter],
+            context: Context) -> tuple[list[Share], dict[str, nn.Parameter]]:  # fmt: skip
+    """The class's groups, the one without values of its own first, and the parameters that are left for a fallback."""
+    spec = entry.spec
+    check_groups(entry)
+    if not (takes_parameters(entry.cls) or entry.base):
+        if entry.where.endswith(".fallback"):
+            raise ConfigError(f"params.yaml: {entry.where}: {spec.class_} takes the model whole: it is no fallback")
+        if spec.groups:
+            raise ConfigError(f"params.yaml: {entry.where}.groups: {spec.class_} takes the model whole: remove them")
+        return [Share("", {}, parameters)], {}
+    if spec.groups:
+        _check_values(entry, context)
+    else:
+        probing.check_flag(entry, context)
+    grouped: list[dict[str, nn.Parameter]] = [{} for _ in spec.groups]
+    rest: dict[str, nn.Parameter] = {}
+    refused: dict[str, tuple[nn.Parameter, str]] = {}
+    for key, value in parameters.items():
+        number = next((i for i, group in enumerate(spec.groups) if group.has(key, value.ndim)), None)
+        reason = _refusal(entry, value, {} if number is None else values_of(spec.groups[number]), context)
+        if reason is not None:
+            refused[key] = value, reason
+        elif number is not None:
+            grouped[number][key] = value
+        elif spec.groups and spec.fallback:
+            refused[key] = value, "no group has it"
+        else:
+            rest[key] = value
+    _check_shares(entry.where, spec, grouped, rest, refused, parameters)
+    shares = [Share("", {}, rest)] if rest else []
+    shares += [
+        Share(group.which, values_of(group), own) for group, own in zip(spec.groups, grouped, strict=True) if own
+    ]
+    return shares, {key: value for key, (value, _) in refused.items()}
+
+
+def _check_values(entry: Entry, context: Context) -> None:
+    """Let the class judge a group's values as its own: torch's look at the values of groups in no other way."""
+    own = arguments(entry.cls)
+    for number, group in enumerate(entry.spec.groups):
+        as_own = {key: value for key, value in group.hyperparameters.items() if key in own}
+        spec = OptimizerSpec.model_validate({"class": entry.spec.class_, **entry.spec.hyperparameters, **as_own})
+        share = Share("", values_of(group), {"": nn.Parameter(torch.ones(2, 2))})
+        _construct(replace(entry, where=f"{entry.where}.groups.{number}", spec=spec), [share], context)
+
+
+def _check_shares(where: str, spec: OptimizerSpec, grouped: list[dict[str, nn.Parameter]],
+                  rest: dict[str, nn.Parameter], refused: dict[str, tuple[nn.Parameter, str]],
+                  parameters: dict[str, nn.Parameter]) -> None:  # fmt: skip
+    """Every group has a parameter, the class has one, and what it does not have has somewhere to go."""
+    for number, (group, own) in enumerate(zip(spec.groups, grouped, strict=True)):
+        if not own:
+            key, reason = next(((key, why) for key, (value, why) in refused.items() if group.has(key, value.ndim)),
+                               (None, ""))  # fmt: skip
+            said = (
+                f"{spec.class_} refuses {key} ({reason})" if key
+                else f"no parameter is left for {group.which!r}: the model has {', '.join(parameters)}"
+            )  # fmt: skip
+            raise ConfigError(f"params.yaml: {where}.groups.{number}: {said}")
     if not refused:
-        return Stepper([_construct(where, cls, spec, list(parameters.values()))])
-    key, reason = next(iter(refused.items()))
-    if spec.fallback is None:
-        raise ConfigError(
-            f"params.yaml: {where}: {spec.class_} refuses the model's {key} ({reason}): add "
-            f"`fallback: {{class: AdamW, lr: 0.001}}` for such parameters"
-        )
-    taken = [value for key, value in parameters.items() if key not in refused]
-    if not taken:
+        return
+    key, (_, reason) = next(iter(refused.items()))
+    if not rest and not any(grouped):
         raise ConfigError(f"params.yaml: {where}: {spec.class_} refuses every parameter of the model ({reason})")
-    fallback = _class(f"{where}.fallback", spec.fallback)
-    rest = [parameters[key] for key in refused]
-    return Stepper(
-        [_construct(where, cls, spec, taken), _construct(f"{where}.fallback", fallback, spec.fallback, rest)]
-    )
+    if spec.fallback is None:
+        remedy = "" if where.endswith(".fallback") else (
+            ": add `fallback: {class: AdamW, lr: 0.001}` for such parameters"
+        )  # fmt: skip
+        raise ConfigError(f"params.yaml: {where}: {spec.class_} refuses the model's {key} ({reason}){remedy}")
 
 
 def check(config: Config) -> None:
@@ -141,28 +140,54 @@ def check(config: Config) -> None:
     model = build_model(config.model, seed=0)
     _check_outputs(config.model, model)
     for name, spec in config.optimizers.items():
-        _check_step(name, spec, model)
+        context = Context.of(config, copy.deepcopy(model))
+        try:
+            _check_step(name, spec, context)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_remedy(name, spec, context)}") from None
 
 
-def _check_step(name: str, spec: OptimizerSpec, model: nn.Module) -> None:
+def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:
     """Take one step without data, down the mean of the weights."""
 
-    def step(spec: OptimizerSpec) -> None:
-        stepper, left = build(name, spec, model), iter(range(ENOUGH))
+    weights = [value for value in context.model.parameters() if value.requires_grad]
 
+    def step(spec: OptimizerSpec) -> None:
+        stepper, left = build(name, spec, context), iter(range(ENOUGH))
+
+        @torch.enable_grad()
         def closure() -> Tensor:
             if next(left, None) is None:
                 raise _EnoughError
             stepper.zero_grad()
-            loss = torch.stack([value.mean() for value in model.parameters() if value.requires_grad]).sum()
-            loss.backward()
+            loss = torch.stack([value.square().mean() for value in weights]).sum()
+            loss.backward(create_graph=stepper.create_graph)
             return loss
 
         stepper.train()
         with contextlib.suppress(_EnoughError):
             stepper.step(closure)
 
-    _attempt(f"optimizers.{name}", spec, step, first_step=True)
+    blame.attempt(f"optimizers.{name}", spec, step, first_step=True)
+
+
+def _remedy(name: str, spec: OptimizerSpec, context: Context) -> str:
+    """What to add where the first step is fine with parameters of some numbers of dimensions, and not of others."""
+    if spec.groups or spec.fallback:
+        return ""
+    by_dimensions: dict[int, nn.Parameter] = {}
+    for value in context.model.parameters():
+        by_dimensions.setdefault(value.ndim, value)
+    taken = []
+    for ndim, value in by_dimensions.items():
+        alone = nn.ParameterDict({"alone": nn.Parameter(value.detach().clone())})
+        with contextlib.suppress(ConfigError):
+            _check_step(name, spec, Context(alone, context.lengths))
+            taken.append(ndim)
+    if not 0 < len(taken) < len(by_dimensions):
+        return ""
+    groups = ", ".join(f"{{ndim: {ndim}}}" for ndim in taken)
+    return f": it takes some parameters: add `groups: [{groups}]` and `fallback: {{class: AdamW, lr: 0.001}}`"
 
 
 def _check_outputs(name: str, model: nn.Module) -> None:
@@ -179,93 +204,27 @@ def _check_outputs(name: str, model: nn.Module) -> None:
     model.train()
 
 
-def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
-    known = torch_classes()
-    cls = known[spec.class_] if spec.class_ in known else resolve(spec.class_, f"{where}.class: {spec.class_}", known)
-    if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
-        raise ConfigError(f"params.yaml: {where}.class: {spec.class_} is no subclass of torch.optim.Optimizer")
-    if cls is torch.optim.SparseAdam:
-        raise ConfigError(
-            f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: use Adam"
-        )
-    _check_names(where, cls, spec)
-    return cls
-
-
-def _check_names(where: str, cls: type[Optimizer], spec: OptimizerSpec) -> None:
-    parameters = list(inspect.signature(cls).parameters.values())[1:]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters]
-    for key in spec.hyperparameters:
-        if key not in known:
-            hint = did_you_mean(key, known) or f": it takes {', '.join(known)}"
-            raise ConfigError(f"params.yaml: {where}.{key}: {spec.class_} has no such hyperparameter{hint}")
-
-
-def _refusal(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameter: Tensor) -> str | None:
-    """Why the class does not take a parameter of this shape, or None if it takes it.
+def _refusal(entry: Entry, parameter: nn.Parameter, values: dict[str, Any], context: Context) -> str | None:
+    """Why the class does not take a parameter of this shape, with its group's values, or None if it takes it.
 
     A class that refuses a 2-D matrix as well refuses a hyperparameter, not the shape.
     """
+    share = Share("", values, {"": parameter})
+    alone = context.around(parameter)
     try:
-        cls([parameter], **_values(spec))
+        construct(entry.cls, entry.spec, entry.base, [share], alone)
     except ValueError as error:
-        _construct(where, cls, spec, [nn.Parameter(torch.zeros(2, 2))])
+        _construct(entry, [Share("", values, {"": nn.Parameter(torch.zeros(2, 2))})], alone)
         return one_line(error)
     except Exception:
-        _construct(where, cls, spec, [parameter])
+        _construct(entry, [share], alone)
     return None
 
 
-def _construct(where: str, cls: type[Optimizer], spec: OptimizerSpec, parameters: list[Any]) -> Optimizer:
-    optimizer: Optimizer = _attempt(where, spec, lambda spec: cls(parameters, **_values(spec)))
+def _construct(entry: Entry, shares: list[Share], context: Context) -> Optimizer:
+    def make(spec: OptimizerSpec) -> Optimizer:
+        base = (entry.base[0], spec.base or entry.base[1]) if entry.base else None
+        return construct(entry.cls, spec, base, shares, context)
+
+    optimizer: Optimizer = blame.attempt(entry.where, entry.spec, make)
     return optimizer
-
-
-def _attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any], first_step: bool = False) -> Any:
-    """What `work` makes of the entry.
-
-    Raises:
-        ConfigError: it fails; the hyperparameter is named where one is to blame.
-    """
-
-    def said_of(values: dict[str, Any]) -> str | None:
-        try:
-            work(_with(spec, values))
-        except Exception as error:
-            return one_line(error)
-        return None
-
-    try:
-        return work(spec)
-    except ConfigError:
-        raise
-    except Exception as error:  # classes check their values with errors of their own
-        reason = f"{type(error).__name__}: {one_line(error)}" if first_step else one_line(error)
-        values = _flat(spec)
-        key = to_blame(one_line(error), values, said_of)
-    when, whole = (" in its first step", "fails") if first_step else ("", "refuses its hyperparameters")
-    if key is None:
-        raise ConfigError(f"params.yaml: {where}: {spec.class_} {whole}{when}: {reason}")
-    cls = spec.fallback.class_ if spec.fallback and key.startswith(FALLBACK) else spec.class_
-    raise ConfigError(f"params.yaml: {where}.{key}: {cls} refuses {shown(values[key])}{when} ({reason})")
-
-
-def _flat(spec: OptimizerSpec) -> dict[str, Any]:
-    """The hyperparameters, with those of the fallback as `fallback.lr` and so on."""
-    rest = spec.fallback.hyperparameters if spec.fallback else {}
-    return spec.hyperparameters | {f"{FALLBACK}{key}": value for key, value in rest.items()}
-
-
-def _with(spec: OptimizerSpec, values: dict[str, Any]) -> OptimizerSpec:
-    """The entry with these hyperparameters, named as in `_flat`, and no others."""
-    rest = {key.removeprefix(FALLBACK): value for key, value in values.items() if key.startswith(FALLBACK)}
-    own = {key: value for key, value in values.items() if not key.startswith(FALLBACK)}
-    fallback = _with(spec.fallback, rest) if spec.fallback else None
-    return OptimizerSpec.model_validate({"class": spec.class_, "fallback": fallback, **own})
-
-
-def _values(spec: OptimizerSpec) -> dict[str, Any]:
-    """The hyperparameters with YAML's lists as the tuples that torch's classes expect."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in spec.hyperparameters.items()}

@@ -2,7 +2,7 @@
 
 import math
 
-from optlab.config.parameters import OneCycleSchedule, Schedule, StepSchedule
+from optlab.config.entries import OneCycleSchedule, Schedule, StepSchedule
 
 _ONE_CYCLE_RISE = 0.3  # the defaults of torch.optim.lr_scheduler.OneCycleLR: pct_start,
 _ONE_CYCLE_START = 1 / 25  # 1 / div_factor,

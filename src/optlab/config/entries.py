@@ -1,0 +1,154 @@
+"""The entries of `optimizers:` in params.yaml: classes with their hyperparameters, groups and schedules."""
+
+import fnmatch
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from optlab.system.wording import shown
+
+SCHEDULES = ("constant", "cosine", "one_cycle", "step")
+MAXIMUM_LR = 1e300
+
+Hyperparameter = bool | int | float | str | None | list[int | float]
+
+
+class Strict(BaseModel):
+    """Frozen, no coercion, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class ConstantSchedule(Strict):
+    """The learning rate stays as configured."""
+
+    name: Literal["constant"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class CosineSchedule(Strict):
+    """Half a cosine from the configured learning rate to zero (Loshchilov and Hutter, 2017, no restarts)."""
+
+    name: Literal["cosine"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class OneCycleSchedule(Strict):
+    """Up to the configured learning rate and down again (Smith and Topin, 2018), as in torch's OneCycleLR.
+
+    The rise is the warm-up: `warmup_epochs` is its length, 0 means 30 % of the run.
+    """
+
+    name: Literal["one_cycle"]
+    warmup_epochs: float = Field(0, ge=0)
+
+
+class StepSchedule(Strict):
+    """The learning rate is multiplied by `gamma` after every `step_epochs` epochs."""
+
+    name: Literal["step"]
+    warmup_epochs: float = Field(0, ge=0)
+    step_epochs: int = Field(ge=1)
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+def _named(schedule: Any) -> Any:
+    if isinstance(schedule, dict) and not isinstance(schedule.get("name", ""), str):
+        # pydantic would write the whole of it into its message, and a few aliases can make it endless.
+        raise ValueError(f"name must be one of {', '.join(SCHEDULES)}")
+    return schedule
+
+
+Schedule = Annotated[
+    Annotated[ConstantSchedule | CosineSchedule | OneCycleSchedule | StepSchedule, Field(discriminator="name")],
+    BeforeValidator(_named),
+]
+
+
+def check_warmup(where: str, schedule: Schedule, epochs: int) -> None:
+    """Raises ValueError if the warm-up is as long as the training; the message begins with `where`."""
+    if schedule.warmup_epochs >= epochs:
+        raise ValueError(
+            f"{where}schedule.warmup_epochs is {schedule.warmup_epochs:g}, which must be less than epochs, {epochs}"
+        )
+
+
+class _WithHyperparameters(BaseModel):
+    """Keys of its own, and a class's hyperparameters by their own names."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Hyperparameter] = Field(init=False)
+
+    @property
+    def hyperparameters(self) -> dict[str, Hyperparameter]:
+        """Those of the class."""
+        return dict(self.__pydantic_extra__)
+
+    @model_validator(mode="after")
+    def _learning_rate(self) -> "_WithHyperparameters":
+        lr = self.hyperparameters.get("lr", 0.0)
+        if isinstance(lr, bool) or not isinstance(lr, int | float):
+            raise ValueError(f"lr must be a number, not {shown(lr)}")
+        if not 0 <= lr < MAXIMUM_LR:
+            raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(lr)}")
+        return self
+
+
+class Group(_WithHyperparameters):
+    """Some of a model's parameters, with values of their own: those of that name, or of so many dimensions."""
+
+    match: str | None = Field(None, min_length=1)
+    ndim: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Group":
+        if (self.match is None) == (self.ndim is None):
+            raise ValueError(
+                'a group has either `match`, a pattern such as "*.bias", or `ndim`, a number of dimensions'
+            )
+        return self
+
+    @property
+    def which(self) -> str:
+        """What its parameters have in common, as params.yaml has it."""
+        return f"ndim {self.ndim}" if self.match is None else self.match
+
+    def has(self, name: str, dimensions: int) -> bool:
+        """Whether a parameter of that name and so many dimensions is one of them."""
+        return dimensions == self.ndim if self.match is None else fnmatch.fnmatchcase(name, self.match)
+
+
+class OptimizerSpec(_WithHyperparameters):
+    """One entry of `optimizers:`.
+
+    Attributes:
+        class_: of torch.optim, or a dotted path.
+        groups: parameters with hyperparameters of their own; the first that has a parameter counts.
+        base: the optimizer that the class wraps, where it wraps one.
+        fallback: takes the parameters that the class refuses; where there are groups, those that none of them has.
+        schedule: instead of the one that all entries share.
+        create_graph: whether gradients are computed so that they can be differentiated once more; None for what the
+            class says that it needs.
+    """
+
+    class_: str = Field(alias="class", min_length=1)
+    groups: list[Group] = Field(default_factory=list)
+    base: "OptimizerSpec | None" = None
+    fallback: "OptimizerSpec | None" = None
+    schedule: Schedule | None = None
+    create_graph: bool | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """Those of the whole entry, as params.yaml names them."""
+        parts = (self.base, self.fallback)
+        return [self.class_, *(name for part in parts if part for name in part.classes)]
+
+    @model_validator(mode="after")
+    def _parts(self) -> "OptimizerSpec":
+        for name, part in (("base", self.base), ("fallback", self.fallback)):
+            never = ("fallback", "schedule", "create_graph", *(("groups", "base") if name == "base" else ()))
+            for key in never:
+                if part and getattr(part, key) not in (None, []):
+                    raise ValueError(f"{name}.{key} would never be used: remove it")
+        return self

@@ -1,0 +1,213 @@
+"""Steps: one optimizer, or several that share a model's parameters, driven as one."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Closure = Callable[[], Tensor]
+Protocol = Literal["gradient", "closure", "gradient, then closure", "two steps"]  # what a step is given
+FALLBACK, BASE = "fallback.", "base."  # begin the names of their hyperparameters
+_GRAPH = "{}: its gradients are kept for second derivatives, which takes several times the memory and the time"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The parameters of one group of one optimizer.
+
+    Attributes:
+        which: what they have in common, as params.yaml has it; empty for those that no group has.
+        values: the hyperparameters that differ from the optimizer's own.
+        parameters: by name.
+    """
+
+    which: str
+    values: dict[str, Any]
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def size(self) -> int:
+        """How many numbers they are."""
+        return sum(value.numel() for value in self.parameters.values())
+
+    def as_group(self) -> dict[str, Any]:
+        """As torch's optimizers take it."""
+        return {"params": list(self.parameters.values()), **self.values}
+
+
+class Stepper:
+    """One optimizer, or one with a fallback for the parameters that it refuses.
+
+    Attributes:
+        optimizers: the configured class first, then its fallback if any parameter went there.
+        stateful: whose states a checkpoint holds; None if they would not be enough to go on from.
+        shares: of each of `optimizers`, its groups in the order that it has them.
+        create_graph: whether the closure is to compute gradients that can be differentiated once more.
+        gradients: how many were computed in the last step.
+    """
+
+    def __init__(self, optimizers: list[Optimizer], shares: list[list[Share]], create_graph: bool, protocol: Protocol,
+                 kept: Sequence[str]) -> None:  # fmt: skip
+        """`kept` is of each optimizer, as `probing.kept` has it."""
+        self.optimizers, self.shares, self.create_graph, self.gradients = optimizers, shares, create_graph, 0
+        self.stateful: list[Optimizer] | None = None
+        if "nothing" not in kept:
+            self.stateful = [
+                each
+                for optimizer, which in zip(optimizers, kept, strict=True)
+                for each in (optimizer, *(wrapped(optimizer) if which == "all" else ()))
+            ]
+        self._base_lr = [group.get("lr") for group in self._groups()]
+        self._protocol = protocol
+
+    def step(self, closure: Closure) -> Tensor:
+        """Run `closure` (zero_grad, forward, backward; returns the loss) and update; returns the first loss.
+
+        LBFGS and its like call the closure several times, and so do those that climb before they descend; the others
+        once.
+        """
+        losses: list[Tensor] = []
+
+        def counted() -> Tensor:
+            losses.append(closure())
+            return losses[-1]
+
+        first: Any = self.optimizers[0]
+        if self._protocol == "closure":
+            first.step(counted)
+        elif self._protocol == "gradient, then closure":
+            counted()
+            first.step(counted)
+        elif self._protocol == "two steps":
+            counted()
+            first.first_step()
+            counted()
+            first.second_step()
+        else:
+            counted()
+            first.step()
+        for optimizer in self.optimizers[1:]:
+            optimizer.step()
+        self.gradients = len(losses)
+        if not losses:
+            raise RuntimeError("its step has not called the closure that it was given")
+        return losses[0].detach()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def scale_lr(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its configured value."""
+        for group, base in zip(self._groups(), self._base_lr, strict=True):
+            if base is not None and group["lr"] != base * factor:
+                group["lr"] = base * factor
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """All of them, some perhaps twice: a wrapper can share its base's, until both have loaded their states."""
+        everything = [each for optimizer in self.optimizers for each in (optimizer, *wrapped(optimizer))]
+        return [group for optimizer in everything for group in optimizer.param_groups]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force, of the first group."""
+        return float(self.optimizers[0].param_groups[0].get("lr", 0.0))
+
+    def train(self) -> None:
+        """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""
+        self._call("train")
+
+    def eval(self) -> None:
+        """Put the weights where they are evaluated."""
+        self._call("eval")
+
+    def _call(self, name: str) -> None:
+        for optimizer in self.optimizers:
+            methods = [getattr(each, name, None) for each in (optimizer, *wrapped(optimizer))]
+            found = next((method for method in methods if callable(method)), None)
+            if found:
+                found()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """All hyperparameters in force, the classes' defaults as well.
+
+        A fallback's begin with `fallback.`, a group's with `groups.0.` and so on. Where there are several groups, or
+        classes, each has its number of trainable numbers as `parameters`.
+        """
+        found: dict[str, Any] = {}
+        shared = sum(len(own) for own in self.shares) > 1
+        for optimizer, own, prefix in zip(self.optimizers, self.shares, ("", FALLBACK), strict=False):
+            values = _in_force(optimizer)
+            for base in wrapped(optimizer):
+                values |= {f"{BASE}{key}": value for key, value in _in_force(base).items()}
+            if self.create_graph and not prefix:
+                values["create_graph"] = True
+            for number, share in enumerate(each for each in own if each.which):
+                named = {"match": share.which, **share.values, "parameters": share.size}
+                values |= {f"groups.{number}.{key}": value for key, value in named.items()}
+            if shared:
+                values["parameters"] = sum(share.size for share in own if not share.which)
+            found |= {f"{prefix}{key}": value for key, value in values.items()}
+        return found
+
+    def described(self) -> list[str]:
+        """A sentence for each share, where there is more than one, and about what the gradients cost."""
+        said = [_GRAPH.format(type(self.optimizers[0]).__name__)] if self.create_graph else []
+        if sum(len(own) for own in self.shares) < 2:
+            return said
+        total = sum(share.size for own in self.shares for share in own)
+        return said + [
+            f"{type(optimizer).__name__}{f', {share.which}' if share.which else ''}: {share.size:,} numbers "
+            f"({share.size / total:.1%}): {', '.join(share.parameters)}"
+            for optimizer, own in zip(self.optimizers, self.shares, strict=True)
+            for share in own
+        ]
+
+
+def wrapped(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizers that it holds and hands its work to."""
+    return [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+
+
+def _in_force(optimizer: Optimizer) -> dict[str, Any]:
+    defaults = getattr(optimizer, "defaults", {})
+    plain = {key: value for key, value in defaults.items() if not isinstance(value, Tensor)}
+    return {"class": type(optimizer).__name__} | plain
+
+
+def protocol_of(optimizer: Optimizer, parameter: nn.Parameter, closure: Closure) -> Protocol:
+    """How its step wants the gradient, found out by one step.
+
+    Some take a closure and leave it alone. Some call it where they were, before they move; and some (Foret et al. 2021,
+    "Sharpness-Aware Minimization") need the gradient first, move, and call it there.
+
+    Args:
+        parameter: one of its own; it is changed.
+        closure: computes the gradients of all that it has.
+    """
+    if "closure" not in inspect.signature(optimizer.step).parameters:
+        has_both = all(callable(getattr(optimizer, name, None)) for name in ("first_step", "second_step"))
+        return "two steps" if has_both else "gradient"
+    closure()
+    before, unmoved = parameter.detach().clone(), []
+
+    def counted() -> Tensor:
+        unmoved.append(torch.equal(parameter, before))
+        if len(unmoved) > 1:
+            raise _CalledError
+        return closure()
+
+    with contextlib.suppress(Exception):  # the first step of the whole, in `check`, says what is wrong
+        optimizer.step(counted)  # type: ignore[arg-type]
+    if not unmoved:
+        return "gradient"
+    return "closure" if unmoved[0] else "gradient, then closure"
+
+
+class _CalledError(Exception):
+    """Two calls are enough to know."""

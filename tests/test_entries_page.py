@@ -1,0 +1,42 @@
+"""What docs/entries.md shows can be used as it stands."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from optlab.config.parameters import Config
+from optlab.system.errors import ConfigError
+from optlab.training import construction, optimizers
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "entries.md").read_text()
+BLOCKS = re.findall(r"```yaml\n(optimizers:\n.*?)```", TEXT, re.DOTALL)
+ENTRIES = {
+    f"{number} {name}": entry
+    for number, block in enumerate(BLOCKS)
+    for name, entry in YAML(typ="safe").load(block)["optimizers"].items()
+}
+
+
+def test_there_are_examples():
+    assert len(BLOCKS) == 5 and len(ENTRIES) > 8
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_each_example_is_accepted(small_config, entry):
+    """Where its package is installed; the configuration is checked in any case."""
+    config = small_config(optimizers={"mine": entry}, training={"epochs": 2})
+    package = entry["class"].partition(".")[0]
+    if "." in entry["class"] and find_spec(package) is None:
+        with pytest.raises(ConfigError, match="install it, or correct"):
+            optimizers.check(config)
+        return
+    optimizers.check(Config.model_validate(config.model_dump(by_alias=True)))
+
+
+def test_the_table_has_the_names_that_are_known():
+    lengths = [name for names in construction._LENGTHS.values() for name in names]
+    known = (*construction._MODEL, *construction._NAMED, *construction._PARAMETERS, *construction._BASE, *lengths)
+    assert all(f"`{name}`" in TEXT for name in known)

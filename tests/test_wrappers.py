@@ -1,0 +1,364 @@
+"""Optimizers around another optimizer, steps in two passes, and what a class is given by its arguments' names."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_checkpoint import assert_same, cut_and_continued
+from test_groups import SMALL, trained
+from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+
+from optlab.system.errors import ConfigError, StepError
+from optlab.training import conditions, models, optimizers
+from optlab.training.construction import Context
+from optlab.training.stepping import wrapped
+
+__all__ = ["batches", "module", "one_thread"]  # fixtures
+
+SOURCE = '''
+import torch
+
+
+class Sam(torch.optim.Optimizer):
+    """Foret et al. 2021; takes its base as a class, as most implementations do."""
+
+    def __init__(self, params, base_optimizer, rho=0.05, **kwargs):
+        super().__init__(params, dict(rho=rho, **kwargs))
+        self.base_optimizer = base_optimizer(self.param_groups, **kwargs)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        values = [value for group in self.param_groups for value in group["params"]]
+        norm = torch.stack([value.grad.norm() for value in values]).norm() + 1e-12
+        for group in self.param_groups:
+            for value in group["params"]:
+                self.state[value]["old"] = value.clone()
+                value.add_(value.grad * (group["rho"] / norm))
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for value in group["params"]:
+                value.copy_(self.state[value]["old"])
+        self.base_optimizer.step()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.first_step()
+        torch.enable_grad()(closure)()
+        self.second_step()
+
+
+class TwoSteps(Sam):
+    """The same without a closure."""
+
+    def step(self):
+        raise RuntimeError("call first_step and second_step")
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Zhang et al. 2019; takes its base as an instance."""
+
+    def __init__(self, optimizer, k=2, alpha=0.5):
+        self.optimizer, self.k, self.alpha = optimizer, k, alpha
+        self.param_groups, self.defaults, self.state = optimizer.param_groups, dict(k=k, alpha=alpha), {}
+        self.slow = [value.detach().clone() for group in self.param_groups for value in group["params"]]
+        self.steps = 0
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.optimizer.step(closure)
+        self.steps += 1
+        if self.steps % self.k == 0:
+            values = [value for group in self.param_groups for value in group["params"]]
+            for slow, value in zip(self.slow, values):
+                slow.add_(value - slow, alpha=self.alpha)
+                value.copy_(slow)
+        return loss
+
+    def state_dict(self):
+        return {"steps": self.steps, "slow": [value.clone() for value in self.slow]}
+
+    def load_state_dict(self, state):
+        self.steps, self.slow = state["steps"], [value.clone() for value in state["slow"]]
+
+
+class Forgetful(torch.optim.SGD):
+    """Keeps a state that it does not give."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            group["lr"] = 0.1 / self.count
+        return super().step(closure)
+
+
+class Passing(torch.optim.SGD):
+    """Takes whatever it is given."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Hooked(torch.optim.Optimizer):
+    """Updates where the gradients come, and takes the model for that."""
+
+    def __init__(self, model, lr=0.1):
+        super().__init__(model.parameters(), dict(lr=lr))
+        self.updates = []
+        for value in model.parameters():
+            value.register_post_accumulate_grad_hook(self.updates.append)
+
+    def step(self, closure=None):
+        closure()
+
+
+class Whole(torch.optim.SGD):
+    """Takes the model and how long it will be trained."""
+
+    def __init__(self, model, total_steps, num_data, lr=0.1):
+        super().__init__(model.parameters(), lr=lr)
+        self.defaults = dict(self.defaults, total_steps=total_steps, num_data=num_data)
+
+
+class Flagged(torch.optim.SGD):
+    """Wants a flag of every group."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            if 'use_it' not in group:
+                raise ValueError("`use_it` must be set")
+
+
+class Flat(torch.optim.SGD):
+    """Finds out late that it takes matrices only."""
+
+    def step(self, closure=None):
+        if any(value.ndim != 2 for group in self.param_groups for value in group["params"]):
+            raise ValueError("2-D only")
+        return super().step(closure)
+
+
+class Late(torch.optim.SGD):
+    """Fails in its fourth step."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        if self.count == 4:
+            raise RuntimeError("enough")
+        return super().step(closure)
+'''
+BASE = {"class": "SGD", "lr": 0.1, "momentum": 0.9}
+
+
+@pytest.fixture
+def path(module):
+    """The dotted path of a class above."""
+    name = module(SOURCE)
+    return lambda cls: f"{name}.{cls}"
+
+
+@pytest.fixture(scope="module")
+def device(small_config):
+    return conditions.apply(small_config().training)
+
+
+class PlainSam:
+    """Sharpness-aware minimization in a few lines: climb by rho along the gradient, take the gradient there, step."""
+
+    def __init__(self, parameters):
+        self.values = list(parameters)
+        self.base = torch.optim.SGD(self.values, lr=0.1, momentum=0.9)
+
+    def step(self, model, images, labels):
+        loss = F.cross_entropy(model(images), labels)
+        gradients = torch.autograd.grad(loss, self.values)
+        norm = torch.stack([each.norm() for each in gradients]).norm() + 1e-12
+        before = [value.detach().clone() for value in self.values]
+        with torch.no_grad():
+            for value, gradient in zip(self.values, gradients, strict=True):
+                value.add_(gradient * (0.05 / norm))
+        self.base.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        with torch.no_grad():
+            for value, old in zip(self.values, before, strict=True):
+                value.copy_(old)
+        self.base.step()
+        return loss.item()
+
+
+@pytest.mark.parametrize("cls", ["Sam", "TwoSteps"])
+def test_sharpness_aware_minimization_is_that_of_plain_torch(path, batches, cls):
+    ours, losses = train_ours(batches, **{"class": path(cls), "base": BASE})
+    theirs = models.build("zilliax", seed=0)
+    plain = PlainSam(theirs.parameters())
+    assert [plain.step(theirs, *batch) for batch in batches] == pytest.approx(losses, rel=1e-6)
+    without, _ = train_ours(batches, **BASE)
+    for value, own, alone in zip(theirs.parameters(), ours.parameters(), without.parameters(), strict=True):
+        assert torch.allclose(value, own, rtol=0, atol=1e-7)  # the norm's last bit
+        assert not torch.allclose(alone, own, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("cls", "gradients"), [("Sam", 2), ("TwoSteps", 2), ("Lookahead", 1)])
+def test_the_gradients_of_a_wrapper_are_counted(path, small_config, sample, device, cls, gradients):
+    config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE}}, **SMALL)
+    optimizers.check(config)
+    assert [epoch.gradients for epoch in trained(config, sample, device).epochs] == [5 * gradients] * 2
+
+
+def test_a_base_that_is_an_instance_does_its_steps(path, batches):
+    """Before the second step is averaged with the start: half of what the base did in two."""
+    ours, _ = train_ours(batches, **{"class": path("Lookahead"), "base": BASE})
+    base, _ = train_by_hand(batches, lambda values: torch.optim.SGD(values, lr=0.1, momentum=0.9))
+    start = models.build("zilliax", seed=0)
+    for value, own, first in zip(ours.parameters(), base.parameters(), start.parameters(), strict=True):
+        assert torch.allclose(value, first + (own - first) / 2, atol=1e-6)
+
+
+def test_the_rate_of_a_base_is_scaled_and_its_hyperparameters_are_logged(path):
+    for cls in ("Sam", "Lookahead"):
+        _, stepper = built(**{"class": path(cls), "base": BASE})
+        values = stepper.hyperparameters()
+        assert (values["class"], values["base.class"], values["base.momentum"]) == (cls, "SGD", 0.9)
+        stepper.scale_lr(0.5)
+        stepper.scale_lr(0.25)
+        assert stepper.lr == 0.025
+
+
+@pytest.mark.parametrize("cls", ["Sam", "Lookahead"])
+def test_a_wrapper_goes_on_to_the_same_bytes(path, small_config, sample, device, tmp_path, cls):
+    schedule = {"name": "cosine", "warmup_epochs": 0}
+    config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE, "schedule": schedule}}, **SMALL)
+    continued = cut_and_continued(config, sample, device, tmp_path / "checkpoint", 7)
+    assert_same(trained(config, sample, device), continued, tmp_path)
+
+
+def test_groups_reach_what_a_wrapper_wraps(path):
+    for cls in ("Sam", "Lookahead"):
+        entry = {"class": path(cls), "base": BASE, "groups": [{"match": "*.bias", "lr": 0.2}]}
+        _, stepper = built(**entry)
+        (inner,) = wrapped(stepper.optimizers[0])
+        assert [group["lr"] for group in inner.param_groups] == [0.1, 0.2]
+
+
+def test_a_class_gets_the_model_and_the_lengths_by_its_arguments_names(path, small_config):
+    config = small_config(optimizers={"mine": {"class": path("Whole"), "lr": 0.2}}, **SMALL)
+    stepper = optimizers.build("mine", config.optimizer("mine"), Context.of(config, models.build("zilliax", seed=0)))
+    values = stepper.hyperparameters()
+    assert (values["total_steps"], values["num_data"], values["lr"]) == (10, 100, 0.2)
+    given = small_config(optimizers={"mine": {"class": path("Whole"), "total_steps": 7}}, **SMALL)
+    again = optimizers.build("mine", given.optimizer("mine"), Context.of(given, models.build("zilliax", seed=0)))
+    assert again.hyperparameters()["total_steps"] == 7
+
+
+def refusal(config):
+    with pytest.raises(ConfigError) as caught:
+        optimizers.check(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+REFUSED = {
+    "no base": ("Sam", {}, "optimizers.mine: {} wraps another optimizer: add `base: {{class: SGD, lr: 0.1}}`"),
+    "a base for nobody": ("Late", {"base": BASE}, "optimizers.mine.base: {} wraps no other optimizer: remove it"),
+    "misspelt base": ("Sam", {"base": {"class": "Sdg"}}, "optimizers.mine.base.class: Sdg: unknown name"),
+    "a base's bad value": (
+        "Lookahead", {"base": {"class": "SGD", "momentum": -1}},
+        "optimizers.mine.base.momentum: SGD refuses -1 (Invalid momentum value: -1)"),
+    "no flag": (
+        "Flagged", {}, "optimizers.mine: {} wants `use_it` of each group: add `groups: [{{ndim: 2, use_it: true}}, "
+        '{{match: "*", use_it: false}}]`'),
+    "one value for two": (
+        "Sam", {"base": {"class": "Adadelta", "rho": 0.9}},
+        "optimizers.mine.base.rho: Adadelta refuses 0.9 (rho is a hyperparameter of its own"),
+    "two gradients for the rest": (
+        "Flat", {"class": "Muon", "lr": 0.02, "fallback": {"class": "{Sam}", "base": BASE}},
+        "optimizers.mine.fallback: {Sam} takes two gradients a step: a fallback has one"),
+    "the model for the rest": (
+        "Flat", {"class": "Muon", "lr": 0.02, "fallback": {"class": "{Whole}"}},
+        "optimizers.mine.fallback: {Whole} takes the model whole: it is no fallback"),
+    "a group's bad value": (
+        "Passing", {"class": "SGD", "groups": [{"ndim": 1, "momentum": -1}]},
+        "optimizers.mine.groups.0.momentum: SGD refuses -1 (Invalid momentum value: -1)"),
+    "the parameters in a group": (
+        "Flat", {"groups": [{"ndim": 1, "params": 1}]}, "optimizers.mine.groups.0.params: Flat has no such"),
+    "groups of the whole": (
+        "Whole", {"groups": [{"ndim": 1}]}, "optimizers.mine.groups: {} takes the model whole: remove them"),
+    "matrices only": (
+        "Flat", {}, "optimizers.mine: {} fails in its first step: ValueError: 2-D only: it takes some parameters: add "
+        "`groups: [{{ndim: 2}}]` and `fallback: {{class: AdamW, lr: 0.001}}`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "more", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_class_wants_is_named(path, small_config, cls, more, message):
+    entry = {"class": path(cls), **more}
+    for name in ("Sam", "Whole"):
+        message = message.replace(f"{{{name}}}", path(name))
+        if entry.get("fallback", {}).get("class") == f"{{{name}}}":
+            entry = entry | {"fallback": entry["fallback"] | {"class": path(name)}}
+    config = small_config(optimizers={"mine": entry})
+    assert refusal(config).startswith(f"params.yaml: {message.format(path(cls))}")
+
+
+def test_a_base_of_a_base_is_refused(small_config):
+    nested = {"class": "a.B", "base": {"class": "a.C", "base": {"class": "SGD"}}}
+    with pytest.raises(ValueError, match=r"base\.base would never be used"):
+        small_config(optimizers={"mine": nested})
+
+
+def test_what_passes_on_its_arguments_gets_the_parameters(path, batches):
+    ours, _ = train_ours(batches, **{"class": path("Passing"), "lr": 0.1})
+    assert_same_weights(ours, train_by_hand(batches, lambda values: torch.optim.SGD(values, lr=0.1))[0])
+
+
+def test_a_state_that_is_not_given_makes_no_checkpoint(path, small_config, sample, device, tmp_path):
+    """It would go on to other bytes; a saver that is not the tests' says so once, and the training goes on."""
+    config = small_config(optimizers={"mine": {"class": path("Forgetful")}}, **SMALL)
+    with pytest.raises(ValueError, match="the state that Forgetful gives is not all that it goes on from"):
+        cut_and_continued(config, sample, device, tmp_path / "checkpoint", 7)
+
+
+def test_what_is_tried_out_leaves_no_hook_on_the_model(path, small_config):
+    config = small_config(optimizers={"mine": {"class": path("Hooked")}}, **SMALL)
+    model = models.build("zilliax", seed=0)
+    (optimizer,) = optimizers.build("mine", config.optimizer("mine"), Context.of(config, model)).optimizers
+    torch.stack([value.sum() for value in model.parameters()]).sum().backward()
+    assert len(optimizer.updates) == len(list(model.parameters()))
+    assert all(len(value._post_accumulate_grad_hooks) == 1 for value in model.parameters())
+
+
+def test_trying_out_draws_no_random_numbers(path, small_config):
+    config = small_config(optimizers={"mine": {"class": path("Sam"), "base": BASE}}, **SMALL)
+    context = Context.of(config, models.build("zilliax", seed=0))
+    before = torch.get_rng_state()
+    optimizers.build("mine", config.optimizer("mine"), context)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("cls", "more"),
+    [
+        ("Flagged", {"groups": [{"ndim": 2, "use_it": True}, {"match": "*", "use_it": False}]}),
+        ("Flat", {"groups": [{"ndim": 2}], "fallback": {"class": "AdamW", "lr": 0.001}}),
+    ],
+)
+def test_with_what_it_wants_it_trains(path, small_config, sample, device, cls, more):
+    config = small_config(optimizers={"mine": {"class": path(cls), **more}}, **SMALL)
+    optimizers.check(config)
+    assert trained(config, sample, device).status == "completed"
+
+
+def test_a_step_that_fails_later_is_one_line_with_its_place(path, small_config, sample, device):
+    config = small_config(optimizers={"mine": {"class": path("Late")}}, **SMALL)
+    optimizers.check(config)
+    with pytest.raises(StepError, match=r"^step 3 fails: RuntimeError: enough \(.*user_module_\d+\.py, line \d+\)$"):
+        trained(config, sample, device)
