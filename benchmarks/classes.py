@@ -11,9 +11,9 @@ import importlib
 import inspect
 import json
 import multiprocessing
+import os
 import re
 import resource
-import tarfile
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from needs import TOP
+from ruamel.yaml import YAML
 
 from optlab.config.parameters import Config
-from optlab.data import dataset
+from optlab.data import dataset, download
 from optlab.system.errors import OptlabError, one_line
 from optlab.training import conditions, loop, optimizers
 
@@ -31,13 +32,8 @@ MEMORY = 4 << 30  # bytes, of address space, beyond what the process has at its 
 PATIENCE_S = 120.0
 SAMPLE = "cifar10_sample"
 
-# What a refusal says → what the entry gets.
-REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
-    (r"add `base: ", {"base": {"class": "SGD", "lr": 0.1}}),
-    (r"add `fallback: ", {"fallback": {"class": "AdamW", "lr": 0.001}}),
-    (r"add `groups: \[\{ndim: 2, (\w+): true\}", {}),
-    (r"add `groups: \[\{ndim: 2\}\]` and", {"groups": [{"ndim": 2}], "fallback": {"class": "AdamW", "lr": 0.001}}),
-)
+_REMEDY = re.compile(r"`((?:base|fallback|groups): .*?)`")  # in a refusal, as it would stand in params.yaml
+_MOST_REMEDIES = 4  # one after the other
 
 
 def classes(package: str) -> list[str]:
@@ -80,14 +76,12 @@ def attempts(path: str, folder: Path, answer: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY,) * 2)
     entry: dict[str, Any] = {"class": path}
     found = tried(entry, folder)
-    for _ in REMEDIES:
-        match, more = next(((re.search(asked, found), more) for asked, more in REMEDIES if re.search(asked, found)),
-                           (None, {}))  # fmt: skip
-        if match is None:
+    for _ in range(_MOST_REMEDIES):
+        _, asked, remedies = found.partition(": add ")
+        if not asked:
             break
-        if match.groups():
-            more = {"groups": [{"ndim": 2, match[1]: True}, {"match": "*", match[1]: False}]}
-        entry |= more
+        for remedy in _REMEDY.findall(remedies):
+            entry |= YAML(typ="safe").load(f"{{{remedy}}}")
         found = tried(entry, folder)
     answer.send((entry, found))
 
@@ -136,12 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package")
     package, rows = parser.parse_args().package, []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tarfile.open(TOP / "tests" / "data" / "cifar10-sample.tar.gz") as archive,
-    ):
-        archive.extractall(folder, filter="data")
-        (data,) = {path.parent for path in Path(folder).rglob("data_batch_1.bin")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[download.ARCHIVE_VARIABLE] = str(TOP / "tests" / "data" / "cifar10-sample.tar.gz")
+        data = Path(folder) / SAMPLE
+        download.ensure(data, SAMPLE)
         for path in classes(package):
             rows.append(outcome_of(path, data))
             print(f"{path}: {rows[-1][1]}", flush=True)
