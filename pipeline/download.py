@@ -2,15 +2,17 @@
 
 from optlab.config import parameters, reading
 from optlab.data import download
+from optlab.execution import checked
 from optlab.system import errors, processes, repository
-from optlab.training import optimizers
+from optlab.training import numerics
 
 
 def main() -> None:
     processes.follow_caller()
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
-    optimizers.check(settings)
+    numerics.prepare(settings.training)  # before anything imports torch
+    checked.ensure(settings)
     print(download.ensure(repository.DATA, settings.data.dataset))
 
 

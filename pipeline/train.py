@@ -26,16 +26,17 @@ def main() -> None:
     numerics.prepare(settings.training)  # before anything imports torch
     sender = Link()  # it loads MLflow meanwhile
     from optlab.data import dataset
+    from optlab.execution import checked
     from optlab.record import runs
     from optlab.tracking import facts, observers
     from optlab.tracking.journal import Journal, end_abandoned, resumable
-    from optlab.training import checkpoint, conditions, loop, optimizers
+    from optlab.training import checkpoint, conditions, loop
 
+    found = checked.ensure(settings)
     device = conditions.apply(settings.training)
-    optimizers.check(settings)
     if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
-    for sentence in numerics.limits(settings):
+    for sentence in found.warnings:
         print(sentence)
     splits = dataset.load(repository.DATA, settings.data, seed)
 

@@ -1,13 +1,17 @@
 """What `optlab check` remembers, and what makes it look again."""
 
+import re
+import resource
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from optlab.execution import checked
-from optlab.system import repository
+from optlab.system import memory, repository
 from optlab.system.errors import ConfigError
+from optlab.training import optimizers
 
 
 @pytest.fixture
@@ -53,9 +57,66 @@ def test_what_it_depends_on_makes_it_look_again(here, small_config, monkeypatch)
 def test_a_damaged_entry_is_looked_for_again(here, small_config):
     config = small_config()
     checked.look(config)
-    (path,) = here.glob(".optlab/checked/*.json")
-    path.write_text("{")
+    for path in here.glob(".optlab/checked/*.json"):
+        path.write_text("{")
     assert checked.known(config) is None
+    assert checked.look(config) == checked.known(config)
+
+
+def test_an_edit_of_one_optimizer_lets_the_others_be(here, small_config, monkeypatch):
+    adam = {"class": "Adam", "lr": 0.001}
+    checked.look(small_config(optimizers={"adam": adam, "sgd": {"class": "SGD", "lr": 0.01}}))
+    looked = []
+    monkeypatch.setattr(optimizers, "check", lambda config: looked.extend(config.optimizers) or [])
+    checked.look(small_config(optimizers={"adam": adam, "sgd": {"class": "SGD", "lr": 0.02}}))
+    assert looked == ["sgd"]
+
+
+GREEDY = """
+import torch
+
+class Greedy(torch.optim.SGD):
+    def step(self, closure=None):
+        torch.ones({numbers}, dtype=torch.uint8)
+        return super().step(closure)
+"""
+
+
+@pytest.fixture
+def greedy(here, monkeypatch):
+    """A function that writes an optimizer whose step takes so many bytes, and returns its entry."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(here / "custom")])
+
+    def write(taken):
+        name = f"greedy_{taken}"
+        (here / "custom" / f"{name}.py").write_text(GREEDY.format(numbers=taken))
+        return {"class": f"{name}.Greedy", "lr": 0.01}
+
+    return write
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a step took")
+def test_a_first_step_that_takes_most_of_the_memory_is_told_each_time(greedy, small_config, monkeypatch):
+    monkeypatch.setattr(memory, "total", lambda: 2**27)
+    monkeypatch.setattr(memory, "limit", lambda: None)  # this process is larger already
+    config = small_config(optimizers={"sgd": {"class": "SGD", "lr": 0.01}, "mine": greedy(2**26 + 2**24)})
+    (sentence,) = checked.look(config).warnings
+    assert sentence.startswith("warning: optimizers.mine: its first step took 0.1 GiB of memory, more than half")
+    assert checked.known(config).warnings == [sentence]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process can write to")
+def test_a_step_that_wants_more_than_there_is_is_refused_in_one_line(greedy, small_config):
+    limit = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        with pytest.raises(ConfigError) as refused:
+            checked.look(small_config(optimizers={"mine": greedy(4 * (memory.total() + psutil.swap_memory().total))}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limit)
+    assert re.fullmatch(
+        r"params.yaml: optimizers.mine: greedy_\d+.Greedy wants more memory than the [\d.]+ GiB that there are "
+        r"\([\d.]+ GiB at once\)", str(refused.value)
+    )  # fmt: skip
 
 
 def test_what_cannot_be_used_is_not_remembered(here, small_config):

@@ -9,14 +9,15 @@ from ruamel.yaml import YAML
 TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "src" / "optlab"
 
-# What a stage imports besides the files that it declares: what watches a training, shows its result or words a message.
-WATCHING = {"tracking", "system", "config.reading", "config.wording"}
-# Imported without a part in what the stage writes: the download checks all of params.yaml before it begins.
+# What a stage imports besides the files that it declares: what watches a training, shows its result or words a message,
+# and what refuses a params.yaml.
+WATCHING = {"tracking", "system", "config.reading", "config.wording", "execution.checked"}
+# Imported without a part in what the stage writes.
 _OPTIMIZERS = (
     "blame", "classes", "construction", "models", "optimizers", "probing", "stepping", "uncompiled"
 )  # fmt: skip
 NOT_USED = {
-    "download": {"config.entries", "config.parameters", *(f"training.{name}" for name in _OPTIMIZERS)},
+    "download": {"config.entries", "config.parameters", "training.numerics"},
     "compare": {f"training.{name}" for name in (*_OPTIMIZERS, "loop", "schedules")},
 }
 

@@ -10,7 +10,7 @@ from test_optimizers import assert_same_weights, batches, built, module, one_thr
 from optlab.system.errors import ConfigError, StepError
 from optlab.training import conditions, models, optimizers
 from optlab.training.construction import Context
-from optlab.training.stepping import wrapped
+from optlab.training.stepping import with_wrapped
 
 __all__ = ["batches", "module", "one_thread"]  # fixtures
 
@@ -245,7 +245,7 @@ def test_groups_reach_what_a_wrapper_wraps(path):
     for cls in ("Sam", "Lookahead"):
         entry = {"class": path(cls), "base": BASE, "groups": [{"match": "*.bias", "lr": 0.2}]}
         _, stepper = built(**entry)
-        (inner,) = wrapped(stepper.optimizers[0])
+        _, inner = with_wrapped(stepper.optimizers[0])
         assert [group["lr"] for group in inner.param_groups] == [0.1, 0.2]
 
 

@@ -54,7 +54,7 @@ def check() -> None:
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
-    found = checked.known(settings) or checked.look(settings)
+    found = checked.ensure(settings)
     for sentence in found.warnings:
         print(sentence, file=sys.stderr)
     for sentence in origin.made_elsewhere(settings, folder, found.conditions):

@@ -1,6 +1,7 @@
-"""What `optlab check` found, kept for the next time: with the same parameters, code and packages it is the same.
+"""What was found of a params.yaml, kept for the next time: with the same parameters, code and packages it is the same.
 
-A hit costs no torch. An entry's name is a digest of all that it depends on, and it is never changed.
+A hit costs no torch. Each optimizer is kept for itself as well, so that an edit of one lets the others be. The name of
+a file is a digest of all that it depends on, and the file is never changed.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions
-from optlab.system import files, repository
+from optlab.system import files, memory, repository
 from optlab.system.errors import StorageError
 
 _FOLDER = Path(".optlab") / "checked"
-_KEPT = 20
+_KEPT = 200
 _READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
 _SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC")  # by `conditions.apply`
 
@@ -46,8 +47,17 @@ def known(config: Config) -> Checked | None:
         return None
 
 
+def ensure(config: Config) -> Checked:
+    """What is known, or is found now. `numerics.prepare` was called before.
+
+    Raises:
+        ConfigError: params.yaml cannot be used.
+    """
+    return known(config) or look(config)
+
+
 def look(config: Config) -> Checked:
-    """Look, whole, and keep what was found. `numerics.prepare` was called before.
+    """Look, whole, and keep what was found.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -55,9 +65,14 @@ def look(config: Config) -> Checked:
     from optlab.training import conditions, numerics, optimizers
 
     place = _FOLDER / f"{_digest(config)}.json"  # now: what follows sets variables
-    optimizers.check(config)
-    here = conditions.current(conditions.apply(config.training), _paths(config))
-    found = Checked(warnings=numerics.limits(config), conditions=here)
+    device = conditions.apply(config.training)
+    if len(config.optimizers) == 1:
+        warnings = [*optimizers.check(config), *numerics.limits(config)]
+    else:
+        alone = [config.model_copy(update={"optimizers": {name: spec}}) for name, spec in config.optimizers.items()]
+        warnings = [sentence for each in alone for sentence in ensure(each).warnings]
+    here = conditions.current(device, _paths(config))
+    found = Checked(warnings=list(dict.fromkeys(warnings)), conditions=here)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
         files.write(place, found.model_dump_json().encode())
         for old in sorted(_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_KEPT:]:
@@ -71,7 +86,7 @@ def _digest(config: Config) -> str:
         "config": config.model_dump(mode="json"),
         "code": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(set(_code(config)))},
         "packages": repository.packages(),
-        "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices()],
+        "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices(), memory.total()],
         "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ) and item[0] not in _SET),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

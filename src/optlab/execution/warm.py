@@ -25,9 +25,9 @@ from optlab.system import errors, repository
 
 # What the stages import while they run, but for a user's own modules.
 _NEEDED = (
-    "optlab.data.download", "optlab.results.comparison", "optlab.results.evaluation", "optlab.results.report",
-    "optlab.tracking.facts", "optlab.tracking.link", "optlab.tracking.observers", "optlab.tracking.publish",
-    "optlab.training.checkpoint", "optlab.training.loop",
+    "optlab.data.download", "optlab.execution.checked", "optlab.results.comparison", "optlab.results.evaluation",
+    "optlab.results.report", "optlab.tracking.facts", "optlab.tracking.link", "optlab.tracking.observers",
+    "optlab.tracking.publish", "optlab.training.checkpoint", "optlab.training.loop",
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def _write_table(compared: Comparison, path: Path) -> None:
     target = compared.target
     header = ["optimizer", "n", "status"]
     header += [f"{key}{part}" for key in tables.COLUMNS for part in ("", "_sd", "_low", "_high")]
-    header += ["target", "reached", "steps_to_target"]
+    header += ["target", "reached", "steps_to_target", "gradients_a_step"]
 
     def values(row: Row) -> list[object]:
         found: list[Figure | None] = [getattr(row, key) for key in tables.COLUMNS]
@@ -86,7 +86,7 @@ def _write_table(compared: Comparison, path: Path) -> None:
         name, last = row.optimizer, [None, None, None]
         if target:
             last = [target.accuracy, target.reached(name), target.median(name)]  # type: ignore[list-item]
-        return [name, row.statuses.count("completed"), row.status, *chain.from_iterable(parts), *last]
+        return [name, row.statuses.count("completed"), row.status, *chain.from_iterable(parts), *last, row.gradients]
 
     files.write_csv(path, [header, *(values(row) for row in compared.rows)])
 

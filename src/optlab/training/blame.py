@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optlab.config.entries import OptimizerSpec
+from optlab.system import memory
 from optlab.system.errors import ConfigError, one_line
 from optlab.system.wording import shown, to_blame
 from optlab.training.stepping import BASE, FALLBACK
@@ -28,22 +29,25 @@ def attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any
     except ConfigError:
         raise
     except Exception as error:  # classes check their values with errors of their own
+        lack = memory.lack(error)
+        if lack:
+            raise ConfigError(f"params.yaml: {where}: {spec.class_} {lack}") from None
         reason = f"{type(error).__name__}: {one_line(error)}" if first_step else one_line(error)
         values = _flat(spec)
         key = to_blame(one_line(error), values, said_of)
     when, whole = (" in its first step", "fails") if first_step else ("", "refuses its hyperparameters")
     if key is None:
         raise ConfigError(f"params.yaml: {where}: {spec.class_} {whole}{when}: {reason}")
-    part, _ = _part(spec, key)
-    raise ConfigError(f"params.yaml: {where}.{key}: {part.class_} refuses {shown(values[key])}{when} ({reason})")
+    refusing = _owner(spec, key).class_
+    raise ConfigError(f"params.yaml: {where}.{key}: {refusing} refuses {shown(values[key])}{when} ({reason})")
 
 
-def _part(spec: OptimizerSpec, key: str) -> tuple[OptimizerSpec, str]:
-    """Whose hyperparameter that is, named as in `_flat`, and its own name."""
+def _owner(spec: OptimizerSpec, key: str) -> OptimizerSpec:
+    """Whose hyperparameter that is, named as in `_flat`."""
     for prefix, part in _parts(spec):
         if key.startswith(prefix):
-            return _part(part, key.removeprefix(prefix))
-    return spec, key
+            return _owner(part, key.removeprefix(prefix))
+    return spec
 
 
 def _parts(spec: OptimizerSpec) -> list[tuple[str, OptimizerSpec]]:

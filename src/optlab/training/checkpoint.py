@@ -24,6 +24,7 @@ from optlab.data import dataset
 from optlab.record.contents import Conditions, Epoch, Validation
 from optlab.system import files, repository
 from optlab.system.errors import StorageError, one_line, say
+from optlab.training import models
 from optlab.training.loop import Outcome, Saver
 from optlab.training.stepping import Stepper
 
@@ -40,9 +41,16 @@ _SHORTEST_S = 1.0  # between two of them
 def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
     """A digest of all that decides a run: parameters, data, code, packages and the machine's conditions.
 
-    The code is what decides a weight, of this package, and every other module of the repository that is imported by
-    now; of the packages, all that are installed, the versions count. 32 hexadecimal digits of a SHA-256.
+    The code is what decides a weight, of this package, all of custom/, and every other module of the repository that
+    is imported by now or named; of the packages, all that are installed, the versions count. 32 hexadecimal digits of a
+    SHA-256.
+
+    Raises:
+        ConfigError: a named module cannot be imported.
     """
+    for path in config.paths(name):
+        if "." in path:
+            models.resolve(path, path)
     decides = {
         "run": [name, seed],
         "model": config.model,
@@ -63,7 +71,8 @@ def _code() -> dict[str, str]:
     The rest of this package watches, and differs between the ways to start a training.
     """
     found = {}
-    for name, path in repository.modules().items():
+    own_modules = {path.as_posix(): path for path in repository.CUSTOM.rglob("*.py")}
+    for name, path in (repository.modules() | own_modules).items():
         own = _DECIDES.search(name)
         if own or not name.startswith(("src/optlab/", "optlab/", "pipeline/")):
             found[name[own.start() :] if own else name] = hashlib.sha256(path.read_bytes()).hexdigest()

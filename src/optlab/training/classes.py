@@ -76,14 +76,11 @@ def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
 
 
 def _check_names(where: str, cls: type[Optimizer], spec: OptimizerSpec) -> None:
-    own = arguments(cls)
-    if any(argument.kind is argument.VAR_KEYWORD for argument in own.values()):
+    if any(argument.kind is argument.VAR_KEYWORD for argument in arguments(cls).values()):
         return
-    known = [name for name in own if name not in construction.known(cls)]
     for key in spec.hyperparameters:
-        if key not in known:
-            hint = did_you_mean(key, known) or f": it takes {', '.join(known)}"
-            raise ConfigError(f"params.yaml: {where}.{key}: {spec.class_} has no such hyperparameter{hint}")
+        if key not in _hyperparameters(cls):
+            raise _unknown(f"{where}.{key}", spec.class_, _hyperparameters(cls), key)
 
 
 def check_groups(entry: Entry) -> None:
@@ -91,25 +88,34 @@ def check_groups(entry: Entry) -> None:
 
     torch's classes take any key into a group, and leave it there.
     """
-    known = [
-        name
-        for cls in entry.classes
-        for name, argument in arguments(cls).items()
-        if name not in construction.known(cls) and argument.kind is not argument.VAR_KEYWORD
-    ]
+    known = [name for cls in entry.classes for name in _hyperparameters(cls)]
     source = "\n".join(_source(cls) for cls in entry.classes)
     for number, group in enumerate(entry.spec.groups):
         for key in group.hyperparameters:
             flagged = key != "params" and re.search(rf"""["']{re.escape(key)}["']""", source)
             if key not in known and not flagged:
-                where = f"params.yaml: {entry.where}.groups.{number}.{key}"
-                hint = did_you_mean(key, known) or f": it takes {', '.join(known)}"
-                raise ConfigError(f"{where}: {entry.cls.__name__} has no such hyperparameter{hint}")
+                raise _unknown(f"{entry.where}.groups.{number}.{key}", entry.cls.__name__, known, key)
+
+
+def _hyperparameters(cls: type[Optimizer]) -> list[str]:
+    """The names of its arguments, but for those that params.yaml need not give and for a `**kwargs`."""
+    given = construction.known(cls)
+    return [name for name, each in arguments(cls).items() if name not in given and each.kind is not each.VAR_KEYWORD]
+
+
+def _unknown(where: str, name: str, known: list[str], key: str) -> ConfigError:
+    hint = did_you_mean(key, known) or f": it takes {', '.join(known)}"
+    return ConfigError(f"params.yaml: {where}: {name} has no such hyperparameter{hint}")
+
+
+def is_of_torch(cls: type) -> bool:
+    """Whether it is one of torch's own, whose ways are known."""
+    return cls.__module__.partition(".")[0] == "torch"
 
 
 def asks_for_graph(cls: type[Optimizer]) -> bool:
     """Whether its own source speaks of gradients that can be differentiated once more."""
-    return cls.__module__.partition(".")[0] != "torch" and "create_graph" in _source_of(cls)
+    return not is_of_torch(cls) and "create_graph" in _source_of(cls)
 
 
 def flag_of(cls: type[Optimizer], complaint: str) -> str | None:
@@ -120,8 +126,7 @@ def flag_of(cls: type[Optimizer], complaint: str) -> str | None:
 
 def _source(cls: type[Optimizer]) -> str:
     """Its own, and that of the classes that it inherits from, but for torch's."""
-    own = [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in ("torch", "builtins")]
-    return "\n".join(_source_of(each) for each in own)
+    return "\n".join(_source_of(each) for each in cls.__mro__ if not is_of_torch(each) and each is not object)
 
 
 def _source_of(cls: type) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from optlab.config.parameters import Training
 from optlab.record.contents import Conditions
+from optlab.system import memory
 from optlab.training import portable
 from optlab.training.numerics import PORTABLE
 
@@ -34,7 +35,7 @@ ONEDNN_ISAS = {
 
 
 def apply(training: Training) -> torch.device:
-    """Fix the number of threads, choose repeatable algorithms, and return the device to train on."""
+    """Fix the number of threads, choose repeatable algorithms, limit the memory, and return the device to train on."""
     torch.set_num_threads(training.threads)
     if training.numerics == "portable":
         portable.install()
@@ -43,7 +44,10 @@ def apply(training: Training) -> torch.device:
     torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports the compiler for that
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs speed
     torch.backends.cudnn.benchmark = False
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    memory.limit()  # a GPU's driver reserves more than it uses
+    return torch.device("cpu")
 
 
 def current(device: torch.device, paths: Iterable[str] = ()) -> Conditions:

@@ -41,6 +41,15 @@ class Context:
         """The same with a model of these parameters only: what is tried out must not touch the real one."""
         return Context(nn.ParameterDict({f"p{number}": each for number, each in enumerate(parameters)}), self.lengths)
 
+    def handed_over(self) -> dict[str, Any]:
+        """Argument → what is given for it, where the class leaves it open."""
+        found: dict[str, Any] = dict.fromkeys(_MODEL, self.model)
+        found |= {name: list(self.model.named_parameters()) for name in _NAMED}
+        for length, names in _LENGTHS.items():
+            if length in self.lengths:
+                found |= dict.fromkeys(names, self.lengths[length])
+        return found
+
     @classmethod
     def of(cls, config: Config, model: nn.Module) -> "Context":
         """That of a training by this params.yaml."""
@@ -90,26 +99,19 @@ def construct(cls: type[Optimizer], spec: OptimizerSpec, base: Base | None, shar
     Raises:
         Exception: whatever the class raises.
     """
-    own, values = arguments(cls), values_of(spec)
+    own, values, handed = arguments(cls), values_of(spec), context.handed_over()
     first = next(iter(own), "")
-    for number, (name, argument) in enumerate(own.items()):
-        if number == 0 and argument.kind is argument.VAR_POSITIONAL:  # it passes on whatever it is given
+    for name, argument in own.items():
+        if name == first and argument.kind is argument.VAR_POSITIONAL:  # it passes on whatever it is given
             values[name] = as_argument(shares)
         if name in values or argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
             continue
-        is_open = argument.default in (argument.empty, None)
         if base and name == base_argument(cls):
             values |= _wrapped(name, own, base, shares, context)
-        elif name in _MODEL and is_open:
-            values[name] = context.model
-        elif name in _NAMED and is_open:
-            values[name] = list(context.model.named_parameters())
-        elif name in _PARAMETERS or (number == 0 and name not in _BASE):
+        elif name in handed and argument.default in (argument.empty, None):
+            values[name] = handed[name]
+        elif name in _PARAMETERS or (name == first and name not in _BASE):
             values[name] = as_argument(shares)
-        elif is_open:
-            length = next((key for key, names in _LENGTHS.items() if name in names), None)
-            if length in context.lengths:
-                values[name] = context.lengths[str(length)]
     positional = [values.pop(first)] if first in values else []
     return cls(*positional, **values)
 

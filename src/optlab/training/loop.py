@@ -15,6 +15,7 @@ from optlab.config.entries import Schedule
 from optlab.config.parameters import Config, run_id
 from optlab.data.dataset import Split, Splits, batches, epoch_order, to_input
 from optlab.record.contents import Epoch, Status, Validation
+from optlab.system import memory
 from optlab.system.errors import StepError, one_line
 from optlab.training import models, optimizers, schedules
 from optlab.training.construction import Context
@@ -172,9 +173,11 @@ class _Training:
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
         try:
             return train_step(self.outcome.model, self.stepper, images, labels, self.config.training.precision)
-        except (MemoryError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:  # of a GPU: it says all that is known
             raise
         except Exception as error:  # whatever a foreign class raises
+            if lack := memory.lack(error):
+                raise StepError(f"step {step} {lack}") from error
             last = traceback.extract_tb(error.__traceback__)[-1]
             raise StepError(
                 f"step {step} fails: {type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import CLASS_COUNT, Config
+from optlab.system import memory
 from optlab.system.errors import ConfigError, one_line
 from optlab.training import blame, probing, uncompiled
 from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of
@@ -49,10 +50,11 @@ def build(name: str, spec: OptimizerSpec, context: Context) -> Stepper:
             raise ConfigError(
                 f"params.yaml: {part.where}: {part.spec.class_} takes two gradients a step: a fallback has one"
             )
-    kept = [
-        probing.kept(part, own[0].values, context, protocol, create_graph)
-        for (part, own), protocol in zip(parts, asked, strict=True)
-    ]
+
+    def kept() -> list[probing.Kept]:
+        tried = zip(parts, asked, strict=True)
+        return [probing.kept(part, own[0].values, context, each, create_graph) for (part, own), each in tried]
+
     optimizers = [_construct(part, own, context) for part, own in parts]
     return Stepper(optimizers, [own for _, own in parts], create_graph, asked[0], kept)
 
@@ -129,22 +131,33 @@ def _check_shares(where: str, spec: OptimizerSpec, grouped: list[dict[str, nn.Pa
         raise ConfigError(f"params.yaml: {where}: {spec.class_} refuses the model's {key} ({reason}){remedy}")
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> list[str]:
     """Build the model and every optimizer and take one step without data, before a byte is downloaded.
 
     Some values, such as a third beta for Adam, are refused by a class's first step only.
+
+    Returns:
+        warnings, of a first step that takes more than half of the machine's memory.
 
     Raises:
         ConfigError: one line with the place in params.yaml and the remedy.
     """
     model = build_model(config.model, seed=0)
     _check_outputs(config.model, model)
+    warnings = []
     for name, spec in config.optimizers.items():
         context = Context.of(config, copy.deepcopy(model))
         try:
-            _check_step(name, spec, context)
+            with memory.measured() as taken:
+                _check_step(name, spec, context)
         except ConfigError as error:
             raise ConfigError(f"{error}{_remedy(name, spec, context)}") from None
+        if taken.bytes > memory.total() / 2:
+            warnings.append(
+                f"warning: optimizers.{name}: its first step took {taken.bytes / memory.GIB:.1f} GiB of memory, more "
+                f"than half of the {memory.total() / memory.GIB:.1f} GiB that there are"
+            )
+    return warnings
 
 
 def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import inspect
+import io
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.system.errors import ConfigError, one_line
-from optlab.training.classes import Entry, asks_for_graph, flag_of
+from optlab.training.classes import Entry, asks_for_graph, flag_of, is_of_torch
 from optlab.training.construction import Context, construct
 from optlab.training.stepping import Protocol, Share, Stepper, protocol_of
 
@@ -28,7 +30,8 @@ def check_flag(entry: Entry, context: Context) -> None:
     flag = None
     for count in (1, 2):
         try:
-            _made(entry, {}, context, groups=count)
+            with _apart():
+                _made(entry, {}, context, groups=count)
         except Exception as error:  # whatever it is, it is said in full where each parameter is tried
             flag = flag_of(entry.cls, one_line(error))
         else:
@@ -46,9 +49,8 @@ def protocol(entry: Entry, values: dict[str, Any], context: Context) -> Protocol
     Args:
         values: of a group that it takes.
     """
-    if entry.cls.__module__.partition(".")[0] != "torch":
-        # Some take no such parameters.
-        with torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
+    if not is_of_torch(entry.cls):
+        with _apart(), contextlib.suppress(Exception):  # some take no such parameters
             optimizer, parameters = _made(entry, values, context)
             return protocol_of(optimizer, parameters[0], _closure(parameters, asks_for_graph(entry.cls)))
     return "closure" if "closure" in inspect.signature(entry.cls.step).parameters else "gradient"
@@ -59,9 +61,9 @@ def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol
 
     It is restored from them after some steps, and takes the same ones as if nothing had happened, or not.
     """
-    if entry.cls.__module__.partition(".")[0] == "torch":
+    if is_of_torch(entry.cls):
         return "own"
-    with torch.random.fork_rng(devices=[]):
+    with _apart():
         try:
             for which in ("own", "all"):
                 if _goes_on(entry, values, context, asked, create_graph, which):
@@ -71,12 +73,19 @@ def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol
     return "nothing"
 
 
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What is tried here draws no random number of the training's, and prints nothing."""
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
 def _goes_on(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol, create_graph: bool,
              which: Kept) -> bool:  # fmt: skip
     steppers, weights = [], []
     for _ in range(2):
         optimizer, parameters = _made(entry, values, context)
-        steppers.append(Stepper([optimizer], [[]], create_graph, asked, [which]))
+        steppers.append(Stepper([optimizer], [[]], create_graph, asked, lambda: [which]))
         weights.append(parameters)
     _steps(steppers[0], weights[0])
     assert steppers[0].stateful is not None and steppers[1].stateful is not None

@@ -1,6 +1,7 @@
 """Steps: one optimizer, or several that share a model's parameters, driven as one."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,25 +46,26 @@ class Stepper:
 
     Attributes:
         optimizers: the configured class first, then its fallback if any parameter went there.
-        stateful: whose states a checkpoint holds; None if they would not be enough to go on from.
         shares: of each of `optimizers`, its groups in the order that it has them.
         create_graph: whether the closure is to compute gradients that can be differentiated once more.
         gradients: how many were computed in the last step.
     """
 
     def __init__(self, optimizers: list[Optimizer], shares: list[list[Share]], create_graph: bool, protocol: Protocol,
-                 kept: Sequence[str]) -> None:  # fmt: skip
-        """`kept` is of each optimizer, as `probing.kept` has it."""
+                 kept: Callable[[], Sequence[str]]) -> None:  # fmt: skip
+        """`kept` finds out `probing.kept` of each optimizer, where it is asked for."""
         self.optimizers, self.shares, self.create_graph, self.gradients = optimizers, shares, create_graph, 0
-        self.stateful: list[Optimizer] | None = None
-        if "nothing" not in kept:
-            self.stateful = [
-                each
-                for optimizer, which in zip(optimizers, kept, strict=True)
-                for each in (optimizer, *(wrapped(optimizer) if which == "all" else ()))
-            ]
         self._base_lr = [group.get("lr") for group in self._groups()]
-        self._protocol = protocol
+        self._protocol, self._kept = protocol, kept
+
+    @functools.cached_property
+    def stateful(self) -> list[Optimizer] | None:
+        """Those whose states a checkpoint holds; None if they would not be enough to go on from."""
+        kept = self._kept()
+        if "nothing" in kept:
+            return None
+        each_own = zip(self.optimizers, kept, strict=True)
+        return [part for each, which in each_own for part in (with_wrapped(each) if which == "all" else [each])]
 
     def step(self, closure: Closure) -> Tensor:
         """Run `closure` (zero_grad, forward, backward; returns the loss) and update; returns the first loss.
@@ -110,7 +112,7 @@ class Stepper:
 
     def _groups(self) -> list[dict[str, Any]]:
         """All of them, some perhaps twice: a wrapper can share its base's, until both have loaded their states."""
-        everything = [each for optimizer in self.optimizers for each in (optimizer, *wrapped(optimizer))]
+        everything = [each for optimizer in self.optimizers for each in with_wrapped(optimizer)]
         return [group for optimizer in everything for group in optimizer.param_groups]
 
     @property
@@ -128,7 +130,7 @@ class Stepper:
 
     def _call(self, name: str) -> None:
         for optimizer in self.optimizers:
-            methods = [getattr(each, name, None) for each in (optimizer, *wrapped(optimizer))]
+            methods = [getattr(each, name, None) for each in with_wrapped(optimizer)]
             found = next((method for method in methods if callable(method)), None)
             if found:
                 found()
@@ -143,7 +145,7 @@ class Stepper:
         shared = sum(len(own) for own in self.shares) > 1
         for optimizer, own, prefix in zip(self.optimizers, self.shares, ("", FALLBACK), strict=False):
             values = _in_force(optimizer)
-            for base in wrapped(optimizer):
+            for base in with_wrapped(optimizer)[1:]:
                 values |= {f"{BASE}{key}": value for key, value in _in_force(base).items()}
             if self.create_graph and not prefix:
                 values["create_graph"] = True
@@ -169,9 +171,9 @@ class Stepper:
         ]
 
 
-def wrapped(optimizer: Optimizer) -> list[Optimizer]:
-    """The optimizers that it holds and hands its work to."""
-    return [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
+    """It, and the optimizers that it holds and hands its work to."""
+    return [optimizer, *(value for value in vars(optimizer).values() if isinstance(value, Optimizer))]
 
 
 def _in_force(optimizer: Optimizer) -> dict[str, Any]:
