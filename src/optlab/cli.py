@@ -1,4 +1,4 @@
-"""The command line: `optlab check`, `repro`, `show`, `compare`, `sync`, `clean`, `predict`, `release`, `reproduce`.
+"""The command line: `optlab check`, `add`, `new`, `repro`, `show`, `compare`, `sync`, `clean`, `predict`, and so on.
 
 A shell runs this module for every completion: what takes long to import (torch, MLflow, the configuration's models) is
 imported by the commands that need it.
@@ -61,6 +61,42 @@ def check() -> None:
         print(f"note: {sentence}", file=sys.stderr)
     count = len(settings.runs())
     print(f"{PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
+
+
+def _known(incomplete: str) -> list[str]:
+    from optlab.config import zoo
+
+    return [each.name for each in zoo.KNOWN if each.name.startswith(incomplete)]
+
+
+@app.command()
+def add(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Such as lion; default: list them.", autocompletion=_known)
+    ] = None,
+) -> None:
+    """Add a ready entry for a well-known optimizer to the params.yaml of this folder, or list those there are."""
+    from optlab.config import editing, parameters, zoo
+
+    if name is None:
+        print(zoo.table())
+        return
+    path = repository.enter() / parameters.PARAMS
+    known = zoo.find(name)
+    editing.add(path, name, known.entry, known.comment)
+    print(f"{path}: added {name}: {known.entry}: `optlab check` tries it, `dvc repro` trains it")
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_optimizer.")]) -> None:
+    """Begin an optimizer of your own: a module in custom/ that runs as it is, a test of it, and its entry."""
+    folder = repository.enter()
+    from optlab.config import parameters, starting
+
+    path = folder / parameters.PARAMS
+    module, test = starting.begin(name, path)
+    print(f"{module}: yours to change; {path} has its entry: `optlab check` tries it, `dvc repro` trains it")
+    print(f"{test}: `pytest {test}` says whether a killed training would go on to the same weights")
 
 
 @app.command()
