@@ -56,6 +56,8 @@ def project(code: Path, folder: Path, runs: int) -> projects.Project:
     count = 2 if runs % 3 else 3
     lines = [f"  {name}: {{class: {cls}, lr: 0.001}}\n" for name, cls in list(OPTIMIZERS.items())[:count]]
     text = PARAMS.format(seeds=list(range(runs // count)), optimizers="".join(lines))
+    if (code / "src" / "optlab" / "tuning").is_dir():  # its dvc.yaml asks for it
+        text += "tuning: {trials: 4}\n"
     (folder / "params.yaml").write_text(text)
     made = projects.Project(folder)
     for command in (["git", "init", "-q"], ["git", "add", "-A"],

@@ -31,13 +31,16 @@ def main() -> None:
     from optlab.tracking import facts, observers
     from optlab.tracking.journal import Journal, end_abandoned, resumable
     from optlab.training import checkpoint, conditions, loop
+    from optlab.tuning import settling
 
+    dataset.forbid_test("a training must not see it")
     found = checked.ensure(settings)
     device = conditions.apply(settings.training)
     if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in found.warnings:
         print(sentence)
+    settings, tuned = settling.settled(settings, folder, name, seed)
     splits = dataset.load(repository.DATA, settings.data, seed)
 
     files = runs.RunFiles(folder, name, seed)
@@ -50,7 +53,7 @@ def main() -> None:
         saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
         try:
             with facts.ending(journal):
-                opening = facts.facts(settings, folder, name, seed, in_force)
+                opening = facts.facts(settings, folder, name, seed, in_force, more=tuned)
                 watching = [
                     observers.progress(settings.training.epochs, len(splits.train)),
                     observers.JournalWriter(journal, opening, lambda: sender.wake(journal.folder.name)),

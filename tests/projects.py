@@ -46,6 +46,7 @@ model: zilliax
 seeds: [0]
 data: {dataset: cifar10_sample, train_size: 100, validation_size: 20}
 training: {epochs: 2, batch_size: 16, precision: fp32, threads: 2, schedule: {name: constant, warmup_epochs: 0}}
+tuning: {trials: 4, halving: 2}
 optimizers:
   sgd: {class: SGD, lr: 0.01}
   adam: {class: Adam, lr: 0.001}
@@ -291,7 +292,9 @@ def create(top: Path) -> Project:
         cwd=TOP, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in listed.splitlines():
-        if name.startswith(("runs/", "reports/", "tests/", "tutorial/runs", "tutorial/reports")) or "dvc.lock" in name:
+        if name.startswith(("tests/", "studies/")) or "dvc.lock" in name:
+            continue
+        if name.removeprefix("tutorial/").startswith(("runs/", "reports/", "tuning/")):
             continue
         if (TOP / name).is_file():
             (top / name).parent.mkdir(parents=True, exist_ok=True)

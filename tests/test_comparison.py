@@ -291,7 +291,7 @@ def test_the_same_record_gives_the_same_files(small_config, tmp_path):
     before = contents(tmp_path / "reports")
     report.write(compared, tmp_path)
     assert contents(tmp_path / "reports") == before
-    assert len(before) == 14
+    assert len(before) == 16
 
 
 def test_twice_the_gradients_and_another_schedule_are_in_the_table(small_config, tmp_path):

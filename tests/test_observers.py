@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from optlab.record.contents import Epoch
+from optlab.system import progress
 from optlab.tracking import observers
 from optlab.training.loop import Start
 
@@ -28,7 +29,7 @@ def test_every_epoch_and_a_divergence_are_said(capsys, kind, known):
     watching.on_step(1, 0, float("nan"), 64)
     watching.on_epoch(Epoch(epoch=1, lr=0.1, **dict(zip(FIGURES, values, strict=True))))
     watching.on_end("diverged")
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(observers.PROGRESS_MARK)]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(progress.MARK)]
     assert said == [f"sgd-0  epoch 1/3  {WORDS[known]}", f"sgd-0  {observers.DIVERGED}"]
 
 
@@ -46,7 +47,7 @@ def test_who_has_which_parameters_is_said_before_the_first_step(capsys):
         watching = kind(epochs=3, images_per_epoch=400)
         watching.on_start(start)
         watching.on_end("completed")
-        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(observers.PROGRESS_MARK)]
+        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(progress.MARK)]
         assert said == [
             "sgd-0  Muon: 10 numbers",
             "sgd-0  AdamW: 5 numbers",

@@ -10,14 +10,18 @@ TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "src" / "optlab"
 
 # What a stage imports besides the files that it declares: what watches a training, shows its result or words a message,
-# and what refuses a params.yaml.
-WATCHING = {"tracking", "system", "config.reading", "config.wording", "execution.checked"}
+# what refuses a params.yaml, and what has several trainings at work.
+WATCHING = {
+    "tracking", "system", "config.reading", "config.wording", "execution.checked", "execution.jobs",
+    "execution.side_by_side",
+}  # fmt: skip
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
     "blame", "classes", "construction", "models", "optimizers", "probing", "stepping", "uncompiled"
 )  # fmt: skip
 NOT_USED = {
-    "download": {"config.entries", "config.parameters", "training.numerics"},
+    "download": {"config.entries", "config.parameters", "config.ranges", "training.numerics"},
+    "tune": {"results.statistics"},
     "compare": {f"training.{name}" for name in (*_OPTIMIZERS, "loop", "schedules")},
 }
 
@@ -55,8 +59,8 @@ def reached(path):
     return seen
 
 
-@pytest.mark.parametrize("folder", [".", "tutorial"])
-@pytest.mark.parametrize("stage", ["download", "train", "evaluate", "compare"])
+@pytest.mark.parametrize("folder", [".", "tutorial", "studies/tuned"])
+@pytest.mark.parametrize("stage", ["download", "tune", "train", "evaluate", "compare"])
 def test_a_stage_declares_what_decides_its_outputs(folder, stage):
     stages = YAML(typ="safe").load(TOP / folder / "dvc.yaml")["stages"]
     if stage not in stages:

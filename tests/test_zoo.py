@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from projects import PARAMS
+from ruamel.yaml import YAML
 
 from optlab import cli
 from optlab.config import reading, zoo
+from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import NAME_PATTERN
 from optlab.data import dataset
 from optlab.system.errors import ConfigError
@@ -68,6 +70,18 @@ def test_the_range_is_about_the_entry_s_own_rate():
     assert BY_NAME["prodigy"].search == ""
 
 
+@pytest.mark.parametrize("known", zoo.KNOWN, ids=BY_NAME)
+def test_each_can_be_had_with_its_range(known):
+    found = OptimizerSpec.model_validate(YAML(typ="safe", pure=True).load(known.searched))
+    plain = OptimizerSpec.model_validate(known.values)
+    assert found.settled({}) == plain
+    (key,) = found.ranges or ("",)
+    assert (key in ("lr", "base.lr")) == bool(known.search)
+    if key:
+        rate = (plain.base if "." in key else plain).hyperparameters["lr"]
+        assert (found.ranges[key].low, found.ranges[key].high) == (pytest.approx(rate / 10), pytest.approx(rate * 100))
+
+
 def test_the_list_says_what_is_not_installed(monkeypatch):
     assert len(zoo.table().splitlines()) == 1 + len(zoo.KNOWN)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "schedulefree" else True)
@@ -88,12 +102,15 @@ def test_the_command_lists_them_or_adds_one(tmp_path, monkeypatch, capsys):
     (tmp_path / ".dvc" / "config").touch()
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.chdir(tmp_path)
-    cli.add(None)
+    cli.add(None, searched=False)
     assert capsys.readouterr().out.splitlines()[0].split() == ["name", "class", "search", "lr", "from", "source"]
-    cli.add("lion")
+    cli.add("lion", searched=False)
     added = "  lion: {class: pytorch_optimizer.Lion, lr: 0.0001}  # Chen et al. 2023, arXiv:2302.06675; search lr from "
     assert added + "1e-05 to 0.01\n" in (tmp_path / "params.yaml").read_text()
     assert capsys.readouterr().out.startswith("params.yaml: added lion: {class: pytorch_optimizer.Lion, lr: 0.0001}")
+    cli.add("lookahead", searched=True)
+    ranged = "lookahead: {class: pytorch_optimizer.Lookahead, base: {class: Adam, lr: {log: [0.0001, 0.1]}, default: "
+    assert ranged + "{lr: 0.001}}}  # Zhang et al. 2019, arXiv:1907.08610\n" in (tmp_path / "params.yaml").read_text()
     cli.new("quick_step")
     assert (tmp_path / "custom" / "quick_step.py").exists() and (tmp_path / "tests" / "test_quick_step.py").exists()
-    assert list(reading.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "quick_step"]
+    assert list(reading.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "lookahead", "quick_step"]

@@ -32,6 +32,21 @@ def _settings(folder: Path) -> "Config":
     return reading.load(folder / parameters.PARAMS)
 
 
+Pipeline = Annotated[
+    Path, typer.Option("--pipeline", metavar="FOLDER", help="The folder of its dvc.yaml; default: this one.")
+]
+
+
+def _enter(pipeline: Path) -> Path:
+    """Go to the top of the repository; returns the folder of the pipeline that is meant, relative to it."""
+    folder = Path(os.path.normpath(repository.enter() / pipeline))
+    if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
+        raise errors.RevisionError(
+            f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"
+        )
+    return folder
+
+
 def _tags(incomplete: str) -> list[str]:
     """The git tags that begin so, for the shell to complete."""
     return (git.ask("tag", "--list", "--end-of-options", f"{incomplete}*") or "").splitlines()
@@ -74,6 +89,7 @@ def add(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Such as lion; default: list them.", autocompletion=_known)
     ] = None,
+    searched: Annotated[bool, typer.Option("--range", help="With a range to tune the learning rate in.")] = False,
 ) -> None:
     """Add a ready entry for a well-known optimizer to the params.yaml of this folder, or list those there are."""
     from optlab.config import editing, parameters, zoo
@@ -83,8 +99,9 @@ def add(
         return
     path = repository.enter() / parameters.PARAMS
     known = zoo.find(name)
-    editing.add(path, name, known.entry, known.comment)
-    print(f"{path}: added {name}: {known.entry}: `optlab check` tries it, `dvc repro` trains it")
+    entry = known.searched if searched else known.entry
+    editing.add(path, name, entry, known.source if searched else known.comment)
+    print(f"{path}: added {name}: {entry}: `optlab check` tries it, `dvc repro` trains it")
 
 
 @app.command()
@@ -129,9 +146,10 @@ def compare(
     revisions: Annotated[
         list[str], typer.Argument(metavar="REV…", help="Tags, branches or commits.", autocompletion=_tags)
     ],
+    pipeline: Pipeline = Path(),
 ) -> None:
     """Put the optimizers of other revisions beside the present ones: what has changed, and can it be told?"""
-    folder = repository.enter()
+    folder = _enter(pipeline)
     settings = _settings(folder)
     from optlab.results import across
     from optlab.system.revision import Revision
@@ -147,17 +165,17 @@ def sync(
             "--from", metavar="REV", help="Fill MLflow from this git revision's record.", autocompletion=_tags
         ),
     ] = None,
+    pipeline: Pipeline = Path(),
 ) -> None:
     """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
-    if repository.enter() != Path() and revision:
-        raise errors.RevisionError("run `optlab sync --from` at the top of the repository")
+    folder = _enter(pipeline) if revision else repository.enter()
     os.chdir(repository.home())  # an experiment's journals are there
     from optlab.system.revision import Revision
     from optlab.tracking import backfill, server
 
     sent = _send()
     if revision:
-        for sentence in backfill.write(Revision.parse(revision)):
+        for sentence in backfill.write(Revision.parse(revision, folder)):
             print(sentence, flush=True)
         sent += _send()
     print(
@@ -217,18 +235,18 @@ def release(
     tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
     push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
     mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs made under different conditions.")] = False,
+    pipeline: Pipeline = Path(),
 ) -> None:
     """Commit the finished comparison and tag it, with its table as the tag's message."""
-    if repository.enter() != Path():
-        raise errors.RevisionError("run `optlab release` at the top of the repository")
+    folder = _enter(pipeline)
     from optlab.reproduce import release as releasing
     from optlab.results import comparison
 
-    compared = comparison.collect(_settings(Path()), Path())
-    commit = releasing.release(compared, tag, mixed)
+    compared = comparison.collect(_settings(folder), folder)
+    commit = releasing.release(compared, folder, tag, mixed)
     print(f"{tag} is commit {commit[:12]}")
-    print(releasing.mark(compared, tag))
-    for sentence in releasing.push(tag) if push else []:
+    print(releasing.mark(compared, folder, tag))
+    for sentence in releasing.push(folder, tag) if push else []:
         print(sentence)
 
 
@@ -242,32 +260,35 @@ def reproduce(
     here: Annotated[bool, typer.Option("--here", help="Under this machine's own conditions.")] = False,
     fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins, first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Compute their tunings again, too.")] = False,
+    pipeline: Pipeline = Path(),
 ) -> None:
     """Train a past run again from its git revision, and say whether it is the same.
 
     Exit status: 0 identical, 3 within tolerance, 1 different, 2 could not be run.
     """
     try:
-        status = _reproduce(revision, runs or [], here, fresh_env, as_json)
+        status = _reproduce(pipeline, revision, runs or [], here, fresh_env, as_json, tuning)
     except errors.OptlabError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     raise typer.Exit(status)
 
 
-def _reproduce(name: str, names: list[str], here: bool, fresh: bool, as_json: bool) -> int:
-    if repository.enter() != Path():
-        raise errors.RevisionError("run `optlab reproduce` at the top of the repository")
+def _reproduce(
+    pipeline: Path, name: str, names: list[str], here: bool, fresh: bool, as_json: bool, tuning: bool
+) -> int:
+    folder = _enter(pipeline)
     from optlab.reproduce import rerun, verdicts
     from optlab.system.revision import Revision
 
-    revision = Revision.parse(name)
+    revision = Revision.parse(name, folder)
     runs = rerun.runs_of(revision, names)
     differing = {} if fresh else rerun.package_differences(revision, runs)
     for package, (recorded, installed) in differing.items():
         print(f"warning: {package} {recorded} was recorded, {installed} is installed", file=sys.stderr)
     results = []
-    with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, quiet=as_json)) as reproduced:
+    with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, as_json, tuning)) as reproduced:
         for result in reproduced:
             verdicts.log(revision, result, rerun.recorded_weights(revision, result.run))
             results.append(result)

@@ -40,7 +40,7 @@ class Broken(torch.optim.SGD):
 
     def step(self, closure=None):
         Broken.steps += len(self.param_groups[0]["params"]) > 2  # not those that it is tried with
-        if Broken.steps > 5:  # the check before the training takes one
+        if Broken.steps > 5:
             raise RuntimeError("the moon is in the wrong house")
         return super().step(closure)
 """
@@ -54,9 +54,10 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
     assert result.returncode == 1
     *reasons, summary = result.stderr.splitlines()
     assert summary.startswith("error: 2 of 4 runs failed: broken-0, broken-1: ")
-    failure = r"broken-0: step 4 fails: RuntimeError: the moon is in the wrong house \(.*/mine\.py, line \d+\)"
+    failure = r"broken-0: step 5 fails: RuntimeError: the moon is in the wrong house \(.*/mine\.py, line \d+\)"
     assert any(re.fullmatch(failure, line) for line in reasons), result.stderr
-    assert list(lock_of(fresh)) == ["download", "train@sgd-0", "evaluate@sgd-0", "train@sgd-1", "evaluate@sgd-1"]
+    runs = ["train@sgd-0", "evaluate@sgd-0", "train@sgd-1", "evaluate@sgd-1"]
+    assert list(lock_of(fresh)) == ["download", "tune@sgd", "tune@broken", *runs]
     assert not (fresh.top / "reports" / "comparison.md").exists()
     before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
     fresh.edit("mine.py", "> 5", "> 500")
@@ -92,7 +93,7 @@ def test_nothing_is_recorded_for_code_that_changes_meanwhile(fresh):
         "sgd-0: src/optlab/training changed while it ran, so nothing was recorded: repeat the command" in result.stderr
     )
     assert "adam-0: src/optlab/training/schedules.py changed since this command began, so it was not" in result.stderr
-    assert list(lock_of(fresh)) == ["download"]
+    assert list(lock_of(fresh)) == ["download", "tune@sgd", "tune@adam"]
     assert "Traceback" not in result.stdout + result.stderr
 
 
@@ -125,7 +126,7 @@ def test_eight_at_once_on_the_cores_there_are(fresh):
     result = fresh.run("optlab", "repro", "--jobs", "8")
     assert result.returncode == 0, result.stdout + result.stderr
     assert not re.search("lock|warning", result.stdout + result.stderr, re.IGNORECASE)
-    assert len(lock_of(fresh)) == 2 + 2 * 8
+    assert len(lock_of(fresh)) == 2 + 2 + 2 * 8
     assert "up to date" in fresh.run("dvc", "repro").stdout
 
 
@@ -198,3 +199,13 @@ def test_every_entry_is_written_as_dvc_writes_it(tmp_path):
     path.write_text(json.dumps({"schema": "2.0", "stages": entries}))
     lock.put("download", entries["download"])
     assert path.read_text() == committed
+
+
+def test_portable_numerics_side_by_side(fresh):
+    """Decided by variables that are read as the libraries are loaded: before the process that forks."""
+    fresh.edit("params.yaml", "threads: 2", "threads: 2, numerics: portable")
+    fresh.edit("params.yaml", "  adam: {class: Adam, lr: 0.001}\n", "")
+    result = fresh.run("optlab", "repro")
+    assert result.returncode == 0, result.stderr
+    conditions = json.loads((fresh.top / "runs" / "sgd-0" / "conditions.json").read_text())
+    assert conditions["variables"]["ATEN_CPU_CAPABILITY"] == "avx2"

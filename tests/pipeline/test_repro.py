@@ -59,15 +59,18 @@ def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
     assert (copied.top / "dvc.lock").read_bytes() == lock
 
 
+RUNS = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("lr: 0.001", "lr: 0.002", {"train@adam-0", "compare"}),
-        ("threads: 2", "threads: 1", {"train@adam-0", "evaluate@adam-0", "train@sgd-0", "evaluate@sgd-0", "compare"}),
-        ("epochs: 2", "epochs: 3", {"train@adam-0", "evaluate@adam-0", "train@sgd-0", "evaluate@sgd-0", "compare"}),
+        ("lr: 0.001", "lr: 0.002", {"tune@adam", "compare"}),
+        ("threads: 2", "threads: 1", {"tune@adam", "tune@sgd", "compare"} | RUNS),
+        ("epochs: 2", "epochs: 3", {"tune@adam", "tune@sgd", "compare"} | RUNS),
         ("seeds: [0]", "# more\nseeds: [0]", set()),
         ("seeds: [0]", "seedling: 3\nseeds: [0]", {"compare"}),
-        ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"train@nadam-0"}),
+        ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"tune@nadam"}),
         ("  sgd: {class: SGD, lr: 0.01}\n", "", {"compare"}),
     ],
     ids=["adam's lr", "threads", "epochs", "comment", "unknown key", "new optimizer", "optimizer removed"],
@@ -78,7 +81,8 @@ def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
     assert stages_in(copied.repro("--dry")) == expected
 
 
-ALL = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
+TUNE = {"tune@adam", "tune@sgd"}
+ALL = TUNE | RUNS
 TOUCHED = {
     "src/optlab/config/wording.py": set(),
     "src/optlab/config/reading.py": set(),
@@ -94,7 +98,11 @@ TOUCHED = {
     "src/optlab/training/loop.py": ALL,
     "src/optlab/training/models.py": ALL,
     "src/optlab/training/schedules.py": ALL,
-    "custom/sign_descent.py": ALL,
+    "custom/sign_descent.py": TUNE,  # which find that no run uses it
+    "src/optlab/config/ranges.py": {"compare"} | ALL,
+    "src/optlab/execution/trials.py": TUNE,
+    "src/optlab/tuning/search.py": {"compare"} | TUNE,
+    "src/optlab/tuning/settling.py": {"compare", "train@adam-0", "train@sgd-0"} | TUNE,
     "src/optlab/results/report.py": {"compare"},
     "src/optlab/results/evaluation.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }
@@ -116,7 +124,7 @@ def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied,
 def test_adam_s_learning_rate_reruns_adam_and_the_comparison_and_nothing_else(copied):
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
-    assert stages_in(copied.repro()) == {"train@adam-0", "evaluate@adam-0", "compare"}
+    assert stages_in(copied.repro()) == {"tune@adam", "train@adam-0", "evaluate@adam-0", "compare"}
     assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
     assert "up to date" in copied.repro().stdout
 

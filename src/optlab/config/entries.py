@@ -1,16 +1,21 @@
 """The entries of `optimizers:` in params.yaml: classes with their hyperparameters, groups and schedules."""
 
 import fnmatch
+import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from optlab.config import ranges
+from optlab.config.ranges import Choice, Interval, Range, Scalar
 from optlab.system.wording import shown
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300
+MOST_COMBINATIONS = 256  # of an entry's choices: each is tried before anything trains
 
-Hyperparameter = bool | int | float | str | None | list[int | float]
+Hyperparameter = Annotated[Scalar | Range, BeforeValidator(ranges.read)]
 
 
 class Strict(BaseModel):
@@ -74,23 +79,42 @@ def check_warmup(where: str, schedule: Schedule, epochs: int) -> None:
 
 
 class _WithHyperparameters(BaseModel):
-    """Keys of its own, and a class's hyperparameters by their own names."""
+    """Keys of its own, and a class's hyperparameters by their own names.
+
+    Attributes:
+        default: values of those with a range that are trained first; what is left out has the class's default.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Hyperparameter] = Field(init=False)
 
+    default: dict[str, Scalar] = Field(default_factory=dict)
+
     @property
-    def hyperparameters(self) -> dict[str, Hyperparameter]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Those of the class."""
         return dict(self.__pydantic_extra__)
+
+    @property
+    def own_ranges(self) -> dict[str, Range]:
+        """Those of its hyperparameters whose value is looked for, in the order of the file."""
+        return {key: value for key, value in self.hyperparameters.items() if isinstance(value, Interval | Choice)}
 
     @model_validator(mode="after")
     def _learning_rate(self) -> "_WithHyperparameters":
         lr = self.hyperparameters.get("lr", 0.0)
-        if isinstance(lr, bool) or not isinstance(lr, int | float):
-            raise ValueError(f"lr must be a number, not {shown(lr)}")
-        if not 0 <= lr < MAXIMUM_LR:
-            raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(lr)}")
+        within = [lr.low, lr.high] if isinstance(lr, Interval) else lr.choice if isinstance(lr, Choice) else [lr]
+        for each in within:
+            if isinstance(each, bool) or not isinstance(each, int | float):
+                raise ValueError(f"lr must be a number, not {shown(each)}")
+            if not 0 <= each < MAXIMUM_LR:
+                raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(each)}")
+        return self
+
+    @model_validator(mode="after")
+    def _default_is_of_a_range(self) -> "_WithHyperparameters":
+        if self.default and not self.own_ranges:
+            raise ValueError("default is for hyperparameters with a range, and there is none: remove it")
         return self
 
 
@@ -144,6 +168,62 @@ class OptimizerSpec(_WithHyperparameters):
         parts = (self.base, self.fallback)
         return [self.class_, *(name for part in parts if part for name in part.classes)]
 
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Those of the whole entry: `lr`, `groups.0.lr`, `base.lr`, `fallback.lr` and so on."""
+        found = dict(self.own_ranges)
+        for prefix, part in self._named_parts():
+            own = part.ranges if isinstance(part, OptimizerSpec) else part.own_ranges
+            found |= {f"{prefix}.{key}": value for key, value in own.items()}
+        return found
+
+    def _named_parts(self) -> "list[tuple[str, Group | OptimizerSpec]]":
+        named: list[tuple[str, Group | OptimizerSpec]] = [
+            (f"groups.{number}", each) for number, each in enumerate(self.groups)
+        ]
+        return named + [(name, part) for name, part in (("base", self.base), ("fallback", self.fallback)) if part]
+
+    def settled(self, values: dict[str, Any]) -> "OptimizerSpec":
+        """The entry with these values in place of its ranges, named as in `ranges`; without one, with its default."""
+        return OptimizerSpec.model_validate(self._settled(values))
+
+    def _settled(self, values: dict[str, Any]) -> dict[str, Any]:
+        found = self.model_dump(by_alias=True, exclude={"default", "groups", "base", "fallback", *self.own_ranges})
+        found["groups"] = [
+            each.model_dump(exclude={"default", *each.own_ranges}) | _chosen(each, _below(values, f"groups.{number}."))
+            for number, each in enumerate(self.groups)
+        ]
+        for name, part in (("base", self.base), ("fallback", self.fallback)):
+            if part:
+                found[name] = part._settled(_below(values, f"{name}."))
+        return found | _chosen(self, values)
+
+    def corners(self) -> "Iterator[OptimizerSpec]":
+        """Its default, and every combination of its choices with all other ranges at one end, and at the other.
+
+        What a class refuses, it refuses there.
+        """
+        yield self.settled({})
+        choices = {key: each.choice for key, each in self.ranges.items() if isinstance(each, Choice)}
+        intervals = {key: each for key, each in self.ranges.items() if isinstance(each, Interval)}
+        for chosen in itertools.product(*choices.values()):
+            for end in (0.0, 1.0) if intervals else (0.0,):
+                yield self.settled(
+                    dict(zip(choices, chosen, strict=True)) | {key: each.at(end) for key, each in intervals.items()}
+                )
+
+    @model_validator(mode="after")
+    def _few_combinations(self) -> "OptimizerSpec":
+        count = 1
+        for each in self.ranges.values():
+            count *= len(each.choice) if isinstance(each, Choice) else 1
+        if count > MOST_COMBINATIONS:
+            raise ValueError(
+                f"its choices have {count:,} combinations, of which each is tried before anything trains: leave it "
+                f"at {MOST_COMBINATIONS} at most"
+            )
+        return self
+
     @model_validator(mode="after")
     def _parts(self) -> "OptimizerSpec":
         for name, part in (("base", self.base), ("fallback", self.fallback)):
@@ -152,3 +232,16 @@ class OptimizerSpec(_WithHyperparameters):
                 if part and getattr(part, key) not in (None, []):
                     raise ValueError(f"{name}.{key} would never be used: remove it")
         return self
+
+
+def _below(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _chosen(part: _WithHyperparameters, values: dict[str, Any]) -> dict[str, Any]:
+    """Its own hyperparameters among the values; the default's where none is among them."""
+    found: dict[str, Any] = {}
+    chosen = {key: values[key] for key in part.own_ranges if key in values} or part.default
+    for key, value in chosen.items():
+        found |= value if isinstance(value, dict) else {key: value}
+    return found

@@ -97,6 +97,38 @@ class Verdict(Strict):
     target: float | None = Field(default=None, gt=0, le=1)
 
 
+class Sensitivity(Strict):
+    """A grid over the learning rate alone, about the chosen one.
+
+    Attributes:
+        points: of the grid.
+        decades: from its lowest to its highest learning rate.
+        seeds: with which each point is trained.
+    """
+
+    points: int = Field(ge=2, le=1000)
+    decades: float = Field(gt=0, le=20)
+    seeds: int = Field(ge=1, le=1000)
+
+
+class Tuning(Strict):
+    """How the values of ranges are looked for; without a range, it has no use.
+
+    Attributes:
+        trials: points of the ranges that are trained, besides the default.
+        halving: of the trials, one in so many is trained for so many times as long; 1 trains all to the end.
+        seed: of the points.
+        studies: independent tunings, among which the seeds of the runs are shared out.
+        sensitivity: what is trained besides, after the choice; None for nothing.
+    """
+
+    trials: int = Field(default=16, ge=1, le=2**16)
+    halving: int = Field(default=4, ge=1, le=64)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    studies: int = Field(default=1, ge=1)
+    sensitivity: Sensitivity | None = None
+
+
 class Config(Strict):
     """The whole of params.yaml."""
 
@@ -106,6 +138,7 @@ class Config(Strict):
     training: Training
     optimizers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], OptimizerSpec] = Field(min_length=1)
     verdict: Verdict = Verdict()
+    tuning: Tuning = Tuning()
 
     @field_validator("seeds")
     @classmethod
@@ -142,6 +175,24 @@ class Config(Strict):
         if self.training.validations_per_epoch > 1 and not self.data.validation_size:
             raise ValueError("training.validations_per_epoch has no use where data.validation_size is 0: remove it")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> "Config":
+        name = next((name for name, spec in self.optimizers.items() if spec.ranges), None)
+        if name and not self.data.validation_size:
+            raise ValueError(
+                f"optimizers.{name} has a range, but data.validation_size is 0: its value is chosen on that split"
+            )
+        if len(self.seeds) % self.tuning.studies:
+            raise ValueError(
+                f"tuning.studies is {self.tuning.studies}, which must divide the number of seeds, {len(self.seeds)}"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Of a whole training."""
+        return self.training.epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:

@@ -15,7 +15,7 @@ from optlab.config.entries import (
     OneCycleSchedule,
     StepSchedule,
 )
-from optlab.config.parameters import Config, Data, Training, Verdict
+from optlab.config.parameters import Config, Data, Sensitivity, Training, Tuning, Verdict
 from optlab.system.wording import did_you_mean, shown
 
 
@@ -51,7 +51,7 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return f"name must be one of {', '.join(SCHEDULES)}"
     if kind == "bool_type" and len(location) > 2 and location[-1] != "create_graph":
-        return f"must be a number, true, false, text or a list of numbers, not {shown(value)}"
+        return f"must be a number, true, false, text, a list of numbers or a range, not {shown(value)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return message if kind == "value_error" else f"{message}, not {shown(value)}"
@@ -84,7 +84,8 @@ def _fields(location: Sequence[Any]) -> list[str]:
     """The keys that are known at a place of params.yaml."""
     schedules: tuple[type[BaseModel], ...] = (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule)
     models: dict[tuple[Any, ...], type[BaseModel]] = {
-        (): Config, ("data",): Data, ("training",): Training, ("verdict",): Verdict
+        (): Config, ("data",): Data, ("training",): Training, ("tuning",): Tuning,
+        ("tuning", "sensitivity"): Sensitivity, ("verdict",): Verdict,
     }  # fmt: skip
     by_name = dict(zip(SCHEDULES, schedules, strict=True))
     return list((models.get(tuple(location)) or by_name[location[-1]]).model_fields)

@@ -6,6 +6,7 @@ where they searched, and those that do not alike: the range goes from a tenth of
 """
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,14 @@ class Known:
         values = self.values
         lr = values.get("lr", values.get("base", {}).get("lr"))
         return "" if lr is None else f"{lr / _BELOW:g} to {lr * _ABOVE:g}"
+
+    @property
+    def searched(self) -> str:
+        """The entry with the range in place of the learning rate, which becomes its default."""
+        if not self.search:
+            return self.entry
+        low, high = self.search.split(" to ")
+        return re.sub(r"lr: ([\d.]+)", rf"lr: {{log: [{low}, {high}]}}, default: {{lr: \1}}", self.entry, count=1)
 
     @property
     def comment(self) -> str:

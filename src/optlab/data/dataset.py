@@ -84,8 +84,23 @@ def load(folder: Path, config: Data, seed: int) -> Splits:
     return Splits(_take(pool, train), _take(pool, validation))
 
 
+_forbidden = ""  # why the test split is not to be read in this process
+
+
+def forbid_test(why: str) -> None:
+    """From now on, `load_test` refuses: what is at work must not see the split that it will be judged on."""
+    global _forbidden
+    _forbidden = why
+
+
 def load_test(folder: Path, config: Data) -> Split:
-    """The split that runs are evaluated on; the rest as in `load`."""
+    """The split that runs are evaluated on; the rest as in `load`.
+
+    Raises:
+        DataError: it is forbidden here, besides what `load` says.
+    """
+    if _forbidden:
+        raise DataError(f"the test split was asked for, and {_forbidden}")
     return _decode(read_verified(folder, config.dataset, TEST_FILE))
 
 

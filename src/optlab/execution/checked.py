@@ -66,11 +66,15 @@ def look(config: Config) -> Checked:
 
     place = _FOLDER / f"{_digest(config)}.json"  # now: what follows sets variables
     device = conditions.apply(config.training)
-    if len(config.optimizers) == 1:
+    parts = [
+        config.model_copy(update={"optimizers": {name: each}})
+        for name, spec in config.optimizers.items()
+        for each in (spec.corners() if spec.ranges else [spec])
+    ]
+    if parts == [config]:
         warnings = [*optimizers.check(config), *numerics.limits(config)]
     else:
-        alone = [config.model_copy(update={"optimizers": {name: spec}}) for name, spec in config.optimizers.items()]
-        warnings = [sentence for each in alone for sentence in ensure(each).warnings]
+        warnings = [sentence for each in parts for sentence in ensure(each).warnings]
     here = conditions.current(device, _paths(config))
     found = Checked(warnings=list(dict.fromkeys(warnings)), conditions=here)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
@@ -85,11 +89,20 @@ def _digest(config: Config) -> str:
     decides = {
         "config": config.model_dump(mode="json"),
         "code": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(set(_code(config)))},
-        "packages": repository.packages(),
-        "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices(), memory.total()],
-        "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ) and item[0] not in _SET),
+        "machine": machine(),
+        "memory": memory.total(),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def machine() -> str:
+    """A digest of the packages, of what the machine decides, and of the variables that the libraries read."""
+    decides = {
+        "packages": repository.packages(),
+        "machine": [platform.python_version(), platform.platform(), _cpu(), *_devices()],
+        "variables": sorted(item for item in os.environ.items() if item[0].startswith(_READ) and item[0] not in _SET),
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _code(config: Config) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from optlab.tracking.observers import PROGRESS_MARK
+from optlab.system import progress
 
 
 class Display:
@@ -30,9 +30,9 @@ class Display:
 
     def show(self, run: str, line: str) -> bool:
         """Take a child's line, if it says how far it is or what an epoch brought."""
-        if line.startswith(PROGRESS_MARK):
+        if line.startswith(progress.MARK):
             with contextlib.suppress(ValueError):  # another line can run into it
-                self._advance(run, json.loads(line.removeprefix(PROGRESS_MARK)))
+                self._advance(run, json.loads(line.removeprefix(progress.MARK)))
             return True
         if line.startswith((f"{run}  ", "warning:")):
             prefix = "" if line.startswith(run) else f"{run}  "

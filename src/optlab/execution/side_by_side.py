@@ -19,10 +19,9 @@ from optlab.config.parameters import Config, run_id
 from optlab.execution import checked
 from optlab.execution.display import Display
 from optlab.execution.jobs import Job, Warm
-from optlab.system import dvc, locks, processes
+from optlab.system import dvc, locks, processes, progress
 from optlab.system.errors import REASON_VARIABLE, ConfigError, OptlabError, RunsFailedError, one_line
 from optlab.tracking import link
-from optlab.tracking.observers import PROGRESS_VARIABLE
 from optlab.training import numerics
 
 if TYPE_CHECKING:
@@ -45,18 +44,21 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
     numerics.prepare(config.training)  # the stages' process reads these variables as it starts
     runs = [run_id(name, seed) for name, seed in config.runs()]
     targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]
+    tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
     with locks.holding("repro"), processes.terminable(), Warm(spinning=_spins(config, jobs)) as warm:
         link.start(own)
         from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
-        ledger = Ledger(folder / "dvc.yaml", targets)
+        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets])
         if checked.known(config) is None:
             _check(warm, folder)
         _stage(
             ledger if folder == Path() else Ledger(Path("dvc.yaml"), []), warm, "download", "the data could not be had"
         )
+        for name in tunings:
+            _stage(ledger, warm, name, "a tuning failed")
         with (
             ledger.holding(targets),
             Display(len(runs)) as display,
@@ -72,7 +74,7 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
             )
         problem = "the runs are complete, but a stage after them failed"
         _stage(ledger, warm, "compare", problem)
-        others = [name for name in ledger.names if name not in targets]
+        others = [name for name in ledger.names if name not in (*tunings, *targets)]
         if any(ledger.is_stale(name) for name in others) and processes.run(
             [*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", ledger.pipeline.as_posix()]
         ):
@@ -186,7 +188,7 @@ class Crew:
                 self._fail(run, one_line(error))
                 return False
             words, where = self.ledger.command(name)
-            environment = {PROGRESS_VARIABLE: "lines", REASON_VARIABLE: str(self.reasons / run)}
+            environment = {progress.VARIABLE: "lines", REASON_VARIABLE: str(self.reasons / run)}
             show = functools.partial(self.display.show, run)
             job = self.warm.start(run, words, where, sorted(cores), environment, show, self._ended.put)
             self._working[run] = (job, stage, cores)

@@ -27,7 +27,7 @@ from optlab.system import errors, repository
 _NEEDED = (
     "optlab.data.download", "optlab.execution.checked", "optlab.results.comparison", "optlab.results.evaluation",
     "optlab.results.report", "optlab.tracking.facts", "optlab.tracking.link", "optlab.tracking.observers",
-    "optlab.tracking.publish", "optlab.training.checkpoint", "optlab.training.loop",
+    "optlab.tracking.publish", "optlab.training.checkpoint", "optlab.training.loop", "optlab.tuning.trial",
 )  # fmt: skip
 
 
@@ -132,9 +132,11 @@ def _be(job: dict[str, Any], output: list[int]) -> NoReturn:
 
 
 def _main(script: Path) -> Any:
-    """The function `main` of a stage's module, or of the command line."""
+    """The function `main` of a stage's module, of one of this package's, or the command line."""
     if str(script) == "optlab":
         return importlib.import_module("optlab.cli").app
+    if script.suffix != ".py":
+        return importlib.import_module(str(script)).main
     spec = importlib.util.spec_from_file_location(f"stage_{script.stem}", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

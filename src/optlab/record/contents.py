@@ -17,6 +17,7 @@ from optlab.system.errors import RecordError
 from optlab.system.revision import Revision
 
 Status = Literal["completed", "diverged"]
+TrialStatus = Literal["completed", "stopped", "diverged", "failed"]
 
 
 class Contents(BaseModel):
@@ -179,6 +180,75 @@ class Evaluated(Contents):
     expected_calibration_error: float | None = None
     class_accuracy: list[tuple[str, float]] = Field(default_factory=list)
     confusion: list[list[int]] = Field(default_factory=list)
+
+
+class Trial(Contents):
+    """One training of a tuning.
+
+    Attributes:
+        study: which of the independent tunings, from 0.
+        index: of its point, from 0; None for the entry's default.
+        seed: of its training.
+        values: what it had in place of the ranges.
+        beyond: the ranges whose value was drawn in the decade beyond their edge.
+        status: `stopped` where others were better after a part of the steps; `failed` where a step raised an error.
+        looks: at the validation split, where it was decided who goes on; the last is at its end.
+        key: a digest of all that decides it but the machine, by which it is known again.
+    """
+
+    study: int
+    index: int | None
+    seed: int
+    values: dict[str, Any]
+    beyond: list[str]
+    status: TrialStatus
+    looks: list[Validation]
+    key: str
+
+
+class Trials(Contents):
+    """trials.json: all of them, none where nothing was tuned.
+
+    Attributes:
+        sensitivity: those of the grid over the learning rate; their index is that of the grid's point.
+    """
+
+    trials: list[Trial]
+    sensitivity: list[Trial] = Field(default_factory=list)
+
+
+class Chosen(Contents):
+    """What one study has come to.
+
+    Attributes:
+        entry: the optimizer's, as params.yaml would have it without ranges.
+        trial: the index of the trial that it is from; None for the default's.
+        validation_accuracy: that trial's, a fraction; None where nothing was tuned, or all diverged.
+        at_edge: the ranges at whose edge the value still lies.
+    """
+
+    entry: dict[str, Any]
+    trial: int | None = None
+    validation_accuracy: float | None = None
+    at_edge: list[str] = Field(default_factory=list)
+
+
+class Choice(Contents):
+    """choice.json: what the runs of an optimizer are trained with. It does not grow with the number of trials.
+
+    Attributes:
+        is_tuned: whether the entry had a range.
+        studies: one, or one for each independent tuning.
+        modules: path → SHA-256 of those of custom/ that the runs use.
+    """
+
+    is_tuned: bool
+    studies: list[Chosen]
+    modules: dict[str, str]
+
+    def of(self, position: int) -> Chosen:
+        """For the run with the seed at that position in params.yaml: the studies are taken in turn."""
+        return self.studies[position % len(self.studies)]
 
 
 class Conditions(Contents):

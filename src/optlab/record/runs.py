@@ -9,6 +9,7 @@ from optlab.config.parameters import run_id
 MODELS = Path("models")
 RUNS = Path("runs")
 REPORTS = Path("reports")
+TUNING = Path("tuning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +53,21 @@ class RunFiles:
     def conditions(self) -> Path:
         """What the machine decided; beside the record, not part of it."""
         return self.folder / RUNS / self.id / "conditions.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningFiles:
+    """Where the files of one optimizer's tuning lie, under the folder of its params.yaml."""
+
+    folder: Path
+    optimizer: str
+
+    @property
+    def choice(self) -> Path:
+        """What its runs are trained with."""
+        return self.folder / TUNING / self.optimizer / "choice.json"
+
+    @property
+    def trials(self) -> Path:
+        """Every trial."""
+        return self.folder / TUNING / self.optimizer / "trials.json"

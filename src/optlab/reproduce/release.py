@@ -13,13 +13,14 @@ from optlab.tracking.facts import experiment
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
 _FILES = ("params.yaml", "dvc.lock")
-_FOLDERS = (f"{runs.RUNS}/", f"{runs.REPORTS}/")
+_FOLDERS = (runs.RUNS, runs.REPORTS, runs.TUNING)
 
 
-def release(compared: Comparison, tag: str, mixed: bool = False) -> str:
+def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -> str:
     """Commit params.yaml, dvc.lock and the record, and make the annotated tag; returns the commit's hash.
 
     Args:
+        folder: of the pipeline.
         mixed: accept runs that were made under different conditions; the tag's message names them.
 
     Raises:
@@ -30,16 +31,20 @@ def release(compared: Comparison, tag: str, mixed: bool = False) -> str:
         raise RevisionError(f"{tag}: not a valid name for a git tag")
     if git.ask("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
         raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
-    foreign = [path for path in changed_files() if path not in _FILES and not path.startswith(_FOLDERS)]
+    own_files = [(folder / each).as_posix() for each in _FILES]
+    own_folders = [f"{(folder / each).as_posix()}/" for each in _FOLDERS]
+    foreign = [path for path in changed_files() if path not in own_files and not path.startswith(tuple(own_folders))]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
-    stale = stale_stages()
+    pipeline = (folder / "dvc.yaml").as_posix()
+    stale = stale_stages(pipeline)
     if stale:
-        raise RevisionError(f"{stale[0]} is out of date: run `dvc repro` first ({len(stale)} such stages)")
+        command = "dvc repro" if folder == Path() else f"dvc repro {pipeline}"
+        raise RevisionError(f"{stale[0]} is out of date: run `{command}` first ({len(stale)} such stages)")
     _check_conditions(compared)
     if compared.mixture and not mixed:
         raise RevisionError(f"{origin.sentence(compared.mixture)} Or release them as they are, with `--mixed`")
-    own = [path for path in (*_FILES, *_FOLDERS) if Path(path).exists()]
+    own = [path for path in (*own_files, *own_folders) if Path(path).exists()]
     git.do("add", "--", *own)
     if git.ask("diff", "--cached", "--name-only"):
         git.do("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
@@ -70,24 +75,24 @@ def changed_files() -> list[str]:
     return [entry[3:] if entry[2:3] == " " else entry for entry in listed.split("\0") if entry]
 
 
-def stale_stages() -> list[str]:
-    """The stages of the pipeline at the top that `dvc repro` would run.
+def stale_stages(pipeline: str) -> list[str]:
+    """The stages of a pipeline that `dvc repro` would run.
 
     Raises:
         RevisionError: DVC cannot tell.
     """
-    result = dvc.ask("status", "--json", "dvc.yaml")
+    result = dvc.ask("status", "--json", pipeline)
     if result.returncode:
         raise RevisionError(f"dvc status failed: {dvc.complaint(result)}")
     return list(json.loads(result.stdout or "{}"))
 
 
-def mark(compared: Comparison, tag: str) -> str:
+def mark(compared: Comparison, folder: Path, tag: str) -> str:
     """Tag the MLflow runs of the comparison, so that they can be filtered; returns a sentence about it."""
 
     try:
         client = server.connect()
-        identity = server.experiment(client, experiment(Path()))
+        identity = server.experiment(client, experiment(folder))
         wanted = [(run.files.id, run.trained.weights_sha256) for run in compared.runs]
         found = [run for run in server.find_runs(client, identity, wanted) if run is not None]
         for run in found:
@@ -98,7 +103,7 @@ def mark(compared: Comparison, tag: str) -> str:
     return f"{len(found)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
 
 
-def push(tag: str) -> list[str]:
+def push(folder: Path, tag: str) -> list[str]:
     """Push the tag, and the outputs if there is a DVC remote; returns sentences about both.
 
     Raises:
@@ -111,10 +116,11 @@ def push(tag: str) -> list[str]:
     sentences = [f"pushed {tag} to {remote[0]}"]
     if not dvc.ask("remote", "list").stdout.strip():
         return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
-    result = dvc.ask("push", "dvc.yaml")
+    pipelines = list(dict.fromkeys(["dvc.yaml", (folder / "dvc.yaml").as_posix()]))  # the data is the first one's
+    result = dvc.ask("push", *pipelines)
     if result.returncode:
         raise RevisionError(f"dvc push failed: {dvc.complaint(result)}")
-    missing = dvc.ask("status", "--cloud", "--json", "dvc.yaml")
+    missing = dvc.ask("status", "--cloud", "--json", *pipelines)
     if missing.returncode or json.loads(missing.stdout or "{}"):
         raise RevisionError("the DVC remote has not got every output: run `dvc status --cloud` to see which it lacks")
     return [*sentences, "pushed the outputs to the DVC remote"]

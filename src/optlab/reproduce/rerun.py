@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optlab.record.contents import Conditions, Trained
-from optlab.record.runs import RunFiles
-from optlab.reproduce.judgement import Result, judge
+from optlab.record.contents import Choice, Conditions, Trained
+from optlab.record.runs import RunFiles, TuningFiles
+from optlab.reproduce.judgement import Output, Result, judge, md5
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.revision import Revision, checkout, restore
@@ -50,14 +51,15 @@ def package_differences(revision: Revision, runs: list[str]) -> dict[str, tuple[
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bool = False,
-              quiet: bool = False) -> Generator[Result]:  # fmt: skip
-    """Train and evaluate each run again, and yield its verdict.
+def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bool = False, quiet: bool = False,
+              tuning: bool = False) -> Generator[Result]:  # fmt: skip
+    """Train and evaluate each run again, with the recorded values of tuned hyperparameters, and yield its verdict.
 
     Args:
         here: under this machine's own conditions, instead of the recorded ones.
         fresh: in a virtual environment built from the revision's own constraints.txt.
         quiet: show nothing of the stages' output.
+        tuning: do the tunings of their optimizers again, too, after them.
 
     Raises:
         RevisionError: the revision cannot be checked out, its outputs may lie outside of the checkout, or its
@@ -65,32 +67,58 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
     """
     stages = revision.lock()
     with processes.terminable(), checkout(revision) as tree:
-        for path in (*_PROVIDED, *(path for run in runs for path in _replaced(stages, run))):
+        for path in (*_PROVIDED, *(path for run in runs for path in _replaced(revision, stages, run))):
             _check_inside(revision, tree, path)
         programs = _fresh_environment(revision, tree, quiet) if fresh else Path(sys.executable).parent
-        _provide_data(tree, stages, _environment(tree, programs), quiet)
+        _provide_data(tree, replace(revision, folder=Path()).lock(), _environment(tree, programs), quiet)
         for run in runs:
             recorded = _conditions(revision, run)
             environment = _environment(tree, programs, {} if here else replay_variables(recorded))
-            for path in _replaced(stages, run):
+            for path in _replaced(revision, stages, run):
                 (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
-            problems = (_run(stages[name]["cmd"], tree, environment, quiet) for name in _stages_of(stages, run))
+            place = tree / revision.folder
+            problems = (_run(stages[name]["cmd"], place, environment, quiet) for name in _stages_of(stages, run))
             problem = next(filter(None, problems), None)
-            outs = _outs(stages, run)
+            outs = _outs(revision, stages, run)
             yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
+        for name, run in _tuned(revision, runs).items() if tuning else ():
+            variables = {} if here else replay_variables(_conditions(revision, run))
+            yield _tuned_again(revision, tree, name, _environment(tree, programs, variables), quiet)
+
+
+def _tuned(revision: Revision, runs: list[str]) -> dict[str, str]:
+    """Stage → one of its runs, of the tunings that the runs' values are from."""
+    first = {RunFiles.of(revision.folder, run).optimizer: run for run in reversed(runs)}
+    choices = {name: Choice.at(revision, TuningFiles(revision.folder, name).choice) for name in first}
+    return {f"tune@{name}": first[name] for name, found in choices.items() if found and found.is_tuned}
+
+
+def _tuned_again(revision: Revision, tree: Path, stage: str, environment: dict[str, str], quiet: bool) -> Result:
+    """Every trial again, and the choice: the same bytes, or others."""
+    outs = revision.outs(stage)
+    for each in outs:
+        _check_inside(revision, tree, Path(each["path"]))
+        (tree / each["path"]).unlink(missing_ok=True)
+    problem = _run(revision.lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
+    if problem:
+        return Result(stage, "not run", [], reason=problem)
+    outputs = [Output(each["path"], each["md5"], md5(tree / each["path"])) for each in outs]
+    if all(each.identical for each in outputs):
+        return Result(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
+    return Result(stage, "different", outputs, reason="trials differ: `git diff` of trials.json says which")
 
 
 def _stages_of(stages: dict[str, Any], run: str) -> list[str]:
     return [name for name in (f"train@{run}", f"evaluate@{run}") if name in stages]
 
 
-def _outs(stages: dict[str, Any], run: str) -> list[dict[str, Any]]:
-    return [each for name in _stages_of(stages, run) for each in stages[name]["outs"]]
+def _outs(revision: Revision, stages: dict[str, Any], run: str) -> list[dict[str, Any]]:
+    return [each for name in _stages_of(stages, run) for each in revision.outs(name)]
 
 
-def _replaced(stages: dict[str, Any], run: str) -> list[Path]:
+def _replaced(revision: Revision, stages: dict[str, Any], run: str) -> list[Path]:
     """The files that a run's stages write, and that are deleted before."""
-    return [*(Path(each["path"]) for each in _outs(stages, run)), _files(run).conditions]
+    return [*(Path(each["path"]) for each in _outs(revision, stages, run)), _files(revision, run).conditions]
 
 
 def _check_inside(revision: Revision, tree: Path, path: Path) -> None:
@@ -106,24 +134,26 @@ def _check_inside(revision: Revision, tree: Path, path: Path) -> None:
 
 def _judged(revision: Revision, tree: Path, run: str, outs: list[dict[str, Any]]) -> Result:
     try:
-        return judge(revision, tree, _files(run), outs)
+        return judge(revision, tree, _files(revision, run), outs)
     except (RecordError, KeyError, TypeError, ValueError) as error:  # a record that another version wrote, or nobody
         return Result(run, "not run", [], reason=f"its record cannot be compared: {type(error).__name__}: {error}")
 
 
 def recorded_weights(revision: Revision, run: str) -> str | None:
-    """The SHA-256 of the run's weights as recorded there."""
-    trained = Trained.at(revision, _files(run).training)
+    """The SHA-256 of the run's weights as recorded there; None of what is no run."""
+    if run.startswith("tune@"):
+        return None
+    trained = Trained.at(revision, _files(revision, run).training)
     return trained.weights_sha256 if trained else None
 
 
 def _conditions(revision: Revision, run: str) -> Conditions:
     """Those that are recorded; unknown ones where none are."""
-    return Conditions.at(revision, _files(run).conditions) or Conditions()
+    return Conditions.at(revision, _files(revision, run).conditions) or Conditions()
 
 
-def _files(run: str) -> RunFiles:
-    return RunFiles.of(Path(), run)
+def _files(revision: Revision, run: str) -> RunFiles:
+    return RunFiles.of(revision.folder, run)
 
 
 def _environment(tree: Path, programs: Path, replayed: dict[str, str] | None = None) -> dict[str, str]:
@@ -192,8 +222,8 @@ def _provide_data(tree: Path, stages: dict[str, Any], environment: dict[str, str
         raise RevisionError(f"the data could not be had: {problem}")
 
 
-def _run(command: str, tree: Path, environment: dict[str, str], quiet: bool) -> str | None:
-    """Run a stage's command in the checkout; returns why it failed, or None."""
+def _run(command: str, folder: Path, environment: dict[str, str], quiet: bool) -> str | None:
+    """Run a stage's command in a folder of the checkout; returns why it failed, or None."""
     output = subprocess.DEVNULL if quiet else None
-    status = processes.run(command, cwd=tree, env=environment, stdout=output, stderr=output)
+    status = processes.run(command, cwd=folder, env=environment, stdout=output, stderr=output)
     return f"`{command}` ended with exit status {status}" if status else None

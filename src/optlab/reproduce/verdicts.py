@@ -68,7 +68,7 @@ def as_text(revision: Revision, results: list[Result]) -> str:
 
 def log(revision: Revision, result: Result, weights: str | None) -> None:
     """A run of its own in MLflow, in an experiment of its own, that names the original; trouble is a warning."""
-    original = _original(result.run, weights)
+    original = _original(revision, result.run, weights)
     journal = Journal.create(f"reproduce-{result.run}")
     tags: dict[str, Any] = {
         "reproduces.revision": revision.name,
@@ -89,12 +89,12 @@ def log(revision: Revision, result: Result, weights: str | None) -> None:
     replay.push_pending()
 
 
-def _original(run: str, weights: str | None) -> str | None:
+def _original(revision: Revision, run: str, weights: str | None) -> str | None:
     """The id of the MLflow run with these weights, if there is one here."""
     if weights is None:
         return None
     try:
-        return server.find_run(facts.EXPERIMENT, run, weights)
+        return server.find_run(facts.experiment(revision.folder), run, weights)
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

@@ -9,8 +9,9 @@ from pathlib import Path
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
-from optlab.results import origin, statistics
+from optlab.results import origin, statistics, tuned
 from optlab.results.statistics import Figure
+from optlab.results.tuned import Tuned
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.revision import Revision
 
@@ -108,6 +109,7 @@ class Comparison:
             the test split.
         champion: the completed run with the best such figure; None if every run diverged.
         mixture: what the runs were not all made under, as `origin.mixture` has it.
+        tunings: by optimizer, of those with a range.
     """
 
     config: Config
@@ -117,6 +119,18 @@ class Comparison:
     judged_by: str
     champion: Run | None
     mixture: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    tunings: dict[str, Tuned] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """How many independent figures each optimizer has: one a seed, or one a study where there are several."""
+        return _independent(self.config)
+
+    @property
+    def unit(self) -> str:
+        """What these are called, when there are several."""
+        studies, seeds = self.config.tuning.studies, len(self.config.seeds)
+        return "seeds" if self.n == seeds else f"studies of {seeds // studies} seeds each"
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], statistics.Pair]:
@@ -124,7 +138,7 @@ class Comparison:
 
         Empty with one seed.
         """
-        whole = [row.optimizer for row in self.rows if row.is_whole] if len(self.config.seeds) > 1 else []
+        whole = [row.optimizer for row in self.rows if row.is_whole] if self.n > 1 else []
         names = list(combinations(whole, 2))
         higher = self.judged_by == "test_accuracy"
         margin = self.config.verdict.margin if higher else None
@@ -155,7 +169,15 @@ class Comparison:
         )
 
     def values(self, optimizer: str) -> list[float]:
-        """The figure of the verdict, of each of its runs that completed, in the order of the seeds."""
+        """The figure of the verdict, of each of its runs that completed, in the order of the seeds.
+
+        Where there are several studies, one of each, if all runs completed: the mean over its seeds.
+        """
+        own = [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
+        return _by_study(self.config, [self.value(run) for run in own])
+
+    def of_seeds(self, optimizer: str) -> list[float]:
+        """The same of every seed, also where there are several studies."""
         own = [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
         return [self.value(run) for run in own]
 
@@ -177,20 +199,34 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> C
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
     runs = [_read(RunFiles(folder, name, seed), chosen_by, revision) for name, seed in config.runs()]
-    rows = [_row(name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
+    rows = [_row(config, name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     sign = -1 if validated else 1
 
     def order(figure: Figure | None) -> tuple[bool, float]:
         return (figure is None, sign * figure.mean if figure else 0.0)
 
-    if len(config.seeds) > 1:
+    if _independent(config) > 1:
         rows.sort(key=lambda row: (not row.is_whole, *order(getattr(row, chosen_by))))
     judged_by = "test_accuracy" if config.data.train_split == "train" else "train_loss"
     completed = [run for run in runs if run.status == "completed"]
     champion = min(completed, key=lambda run: sign * getattr(run.trained, chosen_by), default=None)
     made_under = {run.files.id: run.conditions for run in runs}
     mixture = origin.mixture(made_under, portable=config.training.numerics == "portable")
-    return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture)
+    tunings = tuned.collect(config, folder, revision)
+    return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture, tunings)
+
+
+def _independent(config: Config) -> int:
+    several = config.tuning.studies > 1 and any(spec.ranges for spec in config.optimizers.values())
+    return config.tuning.studies if several else len(config.seeds)
+
+
+def _by_study(config: Config, values: list[float]) -> list[float]:
+    """Values of the seeds as means of the studies that they belong to; as they are where one of them is missing."""
+    n = _independent(config)
+    if n == len(config.seeds) or len(values) < len(config.seeds):
+        return values
+    return [math.fsum(values[study::n]) / len(values[study::n]) for study in range(n)]
 
 
 def _read(files: RunFiles, chosen_by: str, revision: Revision | None) -> Run:
@@ -220,10 +256,10 @@ def recorded(revision: Revision, files: RunFiles) -> Run:
     return Run(files, trained, tested, conditions if known else None)
 
 
-def _row(name: str, runs: list[Run]) -> Row:
+def _row(config: Config, name: str, runs: list[Run]) -> Row:
     def figure(part: str, key: str) -> Figure | None:
         values = [getattr(getattr(run, part), key) for run in runs if run.status == "completed"]
-        return None if not values or None in values else statistics.figure(values)
+        return None if not values or None in values else statistics.figure(_by_study(config, values))
 
     return Row(
         name,

@@ -10,12 +10,14 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from optlab.results import statistics
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Target
 from optlab.results.curves import Curve
+from optlab.results.tuned import Tuned, accuracy, counted, default_of
 from optlab.results.verdict import words
 from optlab.system import files
 
@@ -121,6 +123,63 @@ def seeds(values: dict[str, list[float]], what: str) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
+
+
+@_plain
+def tunings(found: dict[str, Tuned]) -> Figure:
+    """Validation accuracy against learning rate, one dot for each trial, smaller where it was stopped.
+
+    Those that diverged are crosses at the bottom; what was chosen, and the default, have a ring.
+    """
+    figure = Figure(figsize=(9.2, 4.6))
+    axis = figure.subplots()
+    for name, own in found.items():
+        if own.rate:
+            _trials(axis, name, own, own.rate)
+    axis.set_xscale("log")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set(xlabel="learning rate", ylabel="validation accuracy", ylim=(0, None))
+    chosen = Line2D([], [], marker="o", color="black", fillstyle="none", markersize=11, linewidth=0, label="chosen")
+    default = Line2D([], [], marker="s", color="black", fillstyle="none", markersize=10, linewidth=0, label="default")
+    diverged = Line2D([], [], marker="x", color="black", markersize=6, linewidth=0, label="diverged")
+    axis.legend(handles=[*axis.get_legend_handles_labels()[0], chosen, default, diverged], frameon=False, ncols=2)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def _trials(axis: Axes, name: str, own: Tuned, key: str) -> None:
+    look: Any = {"color": colour(name), "linewidth": 0}
+    places: dict[str, list[tuple[float, float]]] = {"completed": [], "stopped": [], "diverged": [], "failed": []}
+    for each in own.drawn:
+        places[each.status].append((each.values[key], accuracy(each) or 0.0))
+    for status, marker, size in (("completed", "o", 7), ("stopped", "o", 4), ("diverged", "x", 6), ("failed", "x", 6)):
+        if places[status]:
+            axis.plot(*zip(*places[status], strict=True), marker, markersize=size, alpha=0.8, clip_on=False, **look)
+    axis.plot([], [], "o", markersize=7, label=name, **look)
+    ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, **look}
+    for study in range(len(own.choice.studies)):
+        chosen, default = own.chosen(study), own.default(study)
+        if chosen and chosen.index is not None:
+            axis.plot([chosen.values[key]], [accuracy(chosen) or 0.0], "o", markersize=12, **ring)
+        rate = default_of(own.spec, key) if default else None
+        if default and rate is not None:
+            axis.plot([rate], [accuracy(default) or 0.0], "s", markersize=11, **ring)
+    if own.sensitivity:
+        _grid(axis, name, own, key)
+
+
+def _grid(axis: Axes, name: str, own: Tuned, key: str) -> None:
+    """The grid over the learning rate alone: a line through the means, in the band between the lowest and highest."""
+    by_rate: dict[float, list[float]] = {}
+    for each in own.sensitivity:
+        by_rate.setdefault(each.values[key], []).append(counted(each))
+    axis.plot(
+        list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour(name), linewidth=1
+    )
+    ends: Any = ([min(each) for each in by_rate.values()], [max(each) for each in by_rate.values()])
+    axis.fill_between(list(by_rate), *ends, color=colour(name), alpha=0.15, linewidth=0)
 
 
 @_plain

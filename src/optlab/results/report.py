@@ -7,7 +7,7 @@ from pathlib import Path
 from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion, Contents
 from optlab.record.runs import REPORTS
-from optlab.results import curves, figures, pages, tables
+from optlab.results import curves, figures, pages, tables, tuning
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
 from optlab.results.verdict import verdict, words
@@ -55,9 +55,10 @@ def write(compared: Comparison, folder: Path) -> None:
     _write_curves(compared, by_step, reports / "curves")
     figures.save(figures.curves(compared, by_step), reports / "curves.png")
     figures.save(
-        figures.seeds({row.optimizer: compared.values(row.optimizer) for row in compared.rows}, compared.judged_by),
+        figures.seeds({row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}, compared.judged_by),
         reports / "seeds.png",
     )
+    tuning.write(compared, folder)
     files.write(reports / "report.html", _html(compared, reports))
 
 
@@ -146,6 +147,9 @@ def _html(compared: Comparison, reports: Path) -> bytes:
         looks=tables.looks(compared),
         curves=_data_uri((reports / "curves.png").read_bytes()),
         seeds=_data_uri((reports / "seeds.png").read_bytes()),
+        protocol=tuning.protocol(compared.config),
+        chosen_cells=tuning.chosen(compared) if compared.tunings else [],
+        tunings=_data_uri((reports / "tuning" / tuning.FIGURE).read_bytes()) if compared.tunings else "",
         class_cells=_class_cells(compared),
         matrices=[(run.files.id, run.tested.confusion) for run in compared.runs if run.tested.confusion],
         definitions=tables.definitions(compared),

@@ -244,6 +244,19 @@ def power(difference: float, sd: float, n: int, pairs: int) -> float:
     return float(special.nctdtr(n - 1, -shift, -border))
 
 
+def detectable(n: int, pairs: int) -> float:
+    """The smallest difference, in standard deviations of the paired differences, that n seeds show in `POWER` of cases.
+
+    Args:
+        pairs: how many pairs of optimizers are compared in all.
+    """
+    low, high = 0.0, 1000.0
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, 1.0, n, pairs) >= POWER else (middle, high)
+    return high
+
+
 def _quantile(n: int, tail: float) -> float:
     """Of Student's t with n - 1 degrees of freedom: the value above which so much of it lies."""
     return -float(special.stdtrit(n - 1, tail))

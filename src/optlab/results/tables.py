@@ -68,9 +68,18 @@ def _more(compared: Comparison) -> Cells:
     if any(row.gradients not in (None, 1) for row in rows):
         shown = (NOTHING if row.gradients is None else f"{row.gradients:.3g}" for row in rows)
         columns.append(["gradients a step", *shown])
+    if compared.tunings:
+        columns.append(["tuned", *(_tuned(compared, row.optimizer) for row in rows)])
     if any(compared.config.optimizer(row.optimizer).schedule for row in rows):
         columns.append(["schedule", *(compared.config.schedule(row.optimizer).name for row in rows)])
     return [list(cells) for cells in zip(*columns, strict=True)] or [[] for _ in range(len(rows) + 1)]
+
+
+def _tuned(compared: Comparison, optimizer: str) -> str:
+    own = compared.tunings.get(optimizer)
+    if own is None:
+        return "not tuned"
+    return "not tuned: at the edge of its range" if own.at_edge else f"{len(own.drawn)} trials"
 
 
 def _count(row: Row) -> str:
@@ -173,10 +182,11 @@ def definitions(compared: Comparison) -> str:
 
 def markdown(compared: Comparison) -> str:
     """The verdict, both tables, and what is said below them."""
-    tables = [_markdown_table(cells) for cells in (optimizers(compared), pairs(compared)) if cells]
+    tables = [markdown_table(cells) for cells in (optimizers(compared), pairs(compared)) if cells]
     return "\n\n".join([verdict(compared), *tables, *remarks(compared), definitions(compared)]) + "\n"
 
 
-def _markdown_table(cells: Cells) -> str:
+def markdown_table(cells: Cells) -> str:
+    """A table in Markdown."""
     header, *rows = cells
     return "\n".join("| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *rows))

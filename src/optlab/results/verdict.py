@@ -19,7 +19,7 @@ def verdict(compared: Comparison) -> str:
     whole = [row.optimizer for row in compared.rows if row.is_whole]
     if len(compared.rows) == 1 and whole:
         said = [_only(compared)]
-    elif len(compared.config.seeds) == 1:
+    elif compared.n == 1:
         said = [_ONE_SEED]
     elif len(whole) < 2:
         said = [f"Only {whole[0]} completed all its runs" if whole else "No optimizer completed all its runs"]
@@ -27,7 +27,7 @@ def verdict(compared: Comparison) -> str:
     else:
         said = _of_pairs(compared, whole)
     left_out = [f"{row.optimizer} ({row.status})" for row in compared.rows if not row.is_whole]
-    if left_out and len(whole) > 1 and len(compared.config.seeds) > 1:
+    if left_out and len(whole) > 1 and compared.n > 1:
         said.append(f"There is no verdict on {_list(left_out)}")
     return " ".join(f"{sentence}." for sentence in [*said, _champion(compared)])
 
@@ -61,8 +61,18 @@ def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
     else:
         said = [_better(compared, loser, winners) for loser, winners in beaten.items()]
         said += [_not_better(compared, names, pair) for names, pair in pairs.items() if not pair.is_told]
-    said[0] += f" ({words(compared.judged_by)}, n = {len(compared.config.seeds)} seeds, ± 95 %)"
+    tuned = _tuned(compared)
+    said[0] += f" ({words(compared.judged_by)}, {tuned}n = {compared.n} {compared.unit}, ± 95 %)"
     return said
+
+
+def _tuned(compared: Comparison) -> str:
+    """With what effort the values were searched for."""
+    trials = {name: len(own.drawn) // len(own.choice.studies) for name, own in compared.tunings.items()}
+    if not trials:
+        return ""
+    who = "" if len(trials) == len(compared.rows) else f"{_list(trials)} "
+    return f"{who}tuned, {max(trials.values())} trials{' each' if len(trials) > 1 else ''}, "
 
 
 def _better(compared: Comparison, loser: str, winners: list[tuple[str, Pair]]) -> str:
@@ -79,9 +89,9 @@ def _not_better(compared: Comparison, names: tuple[str, str], pair: Pair) -> str
     difference = gap(pair, compared.judged_by)
     if pair.verdict == "equivalent":
         return f"{_list(names)} are equivalent within {margin}: {difference}"
-    said = f"{_list(names)} cannot be told apart with {pair.n} seeds: {difference}"
+    said = f"{_list(names)} cannot be told apart with {pair.n} {compared.unit}: {difference}"
     if pair.needed is not None and compared.judged_by == "test_accuracy":
-        said += f"; a difference of {margin} would need {pair.needed:,} seeds"
+        said += f"; a difference of {margin} would need {pair.needed:,} {compared.unit}"
     return said
 
 

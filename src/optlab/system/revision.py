@@ -23,13 +23,15 @@ class Revision:
     Attributes:
         name: a tag, a branch or a commit, as the user wrote it.
         commit: the full hash.
+        folder: of the pipeline whose record is asked for, relative to the top.
     """
 
     name: str
     commit: str
+    folder: Path = Path()
 
     @classmethod
-    def parse(cls, name: str) -> "Revision":
+    def parse(cls, name: str, folder: Path = Path()) -> "Revision":
         """Find the commit.
 
         Raises:
@@ -38,29 +40,44 @@ class Revision:
         found = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         if not found:
             raise RevisionError(f"{name}: no such tag, branch or commit: `git tag` lists the tags")
-        return cls(name, found)
+        return cls(name, found, folder)
 
     def read(self, path: Path) -> bytes | None:
         """The content of a file that git holds at this revision, or None."""
         return git.show(self.commit, path)
 
     def lock(self) -> dict[str, Any]:
-        """The stages of dvc.lock.
+        """The stages of the pipeline's dvc.lock; the paths in it are relative to the pipeline's folder.
 
         Raises:
             RevisionError: it has no readable dvc.lock.
         """
-        content = self.read(Path("dvc.lock"))
+        path = self.folder / "dvc.lock"
+        content = self.read(path)
         try:
             stages = YAML(typ="safe", pure=True).load(content.decode())["stages"] if content else None
         except Exception as error:  # whatever a damaged file makes the parser raise
-            raise RevisionError(f"{self.name}: its dvc.lock cannot be read: {error}") from None
+            raise RevisionError(f"{self.name}: its {path} cannot be read: {error}") from None
         if not isinstance(stages, dict):
-            raise RevisionError(f"{self.name}: has no dvc.lock: nothing was recorded there")
+            raise RevisionError(f"{self.name}: has no {path}: nothing was recorded there")
         return stages
 
+    def outs(self, stage: str) -> list[dict[str, Any]]:
+        """The outputs of a stage as dvc.lock has them, but with paths relative to the top; none of an unknown stage.
+
+        Raises:
+            RevisionError: it has no readable dvc.lock.
+        """
+        found = self.lock().get(stage, {}).get("outs", [])
+        return [each | {"path": (self.folder / each["path"]).as_posix()} for each in found]
+
     def output(self, path: Path, outs: list[dict[str, Any]]) -> bytes | None:
-        """An output that DVC's cache or remote holds, checked against its digest; None if neither has it."""
+        """An output that DVC's cache or remote holds, checked against its digest; None if neither has it.
+
+        Args:
+            path: relative to the top.
+            outs: as `outs` has them.
+        """
         import hashlib
 
         import dvc.api

@@ -26,10 +26,10 @@ def write(revision: Revision) -> Iterator[str]:
         ConfigError: its params.yaml cannot be used with this version.
         TrackingError: MLflow cannot be reached.
     """
-    settings = reading.at(revision)
+    settings = reading.at(revision, revision.folder)
     for name, seed in settings.runs():
-        run = recorded(revision, RunFiles(Path(), name, seed))
-        there = _in_mlflow(run.files.id, run.trained.weights_sha256)
+        run = recorded(revision, RunFiles(revision.folder, name, seed))
+        there = _in_mlflow(run)
         if there:
             yield f"{run.files.id}: MLflow has it already, as run {there}"
             continue
@@ -37,9 +37,9 @@ def write(revision: Revision) -> Iterator[str]:
         yield f"{run.files.id}: taken from {revision.name}, {'with' if with_weights else 'without'} its weights"
 
 
-def _in_mlflow(run: str, weights: str) -> str | None:
+def _in_mlflow(run: Run) -> str | None:
     try:
-        return server.find_run(facts.EXPERIMENT, run, weights)
+        return server.find_run(facts.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
     except Exception as error:
         raise TrackingError(f"MLflow at {server.uri()} was not reached ({one_line(error)[:200]}): try later") from None
 
@@ -51,7 +51,7 @@ def _write(revision: Revision, settings: Config, run: Run) -> bool:
         shutil.rmtree(earlier.folder)
     seconds = git.ask("show", "-s", "--format=%ct", revision.commit) or "0"
     when, state = int(seconds) * 1000, {"git.commit": revision.commit, "git.dirty": "no"}
-    content = revision.output(files.weights, revision.lock().get(f"train@{files.id}", {}).get("outs", []))
+    content = revision.output(files.weights, revision.outs(f"train@{files.id}"))
     with tempfile.TemporaryDirectory(prefix="optlab-sync-") as folder:
         weights = Path(folder) / files.weights.name if content else None
         if weights and content:

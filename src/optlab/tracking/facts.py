@@ -35,8 +35,13 @@ def lock_name(folder: Path, run: str) -> str:
 
 
 def facts(config: Config, folder: Path, name: str, seed: int, conditions: Conditions,
-          state: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
-    """The fields of a journal's first event; `state` is as `git.state` has it, which is the default."""
+          state: dict[str, str] | None = None, more: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """The fields of a journal's first event.
+
+    Args:
+        state: as `git.state` has it, which is the default.
+        more: tags besides.
+    """
     run = run_id(name, seed)
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
     params |= {f"data.{key}": value for key, value in config.data.model_dump().items()}
@@ -57,6 +62,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "conditions.python": conditions.python,
         "conditions.torch": conditions.packages.get("torch", "unknown"),
     }
+    tags |= more or {}
     exp = repository.experiment()
     if exp:
         tags |= {"dvc.exp.name": exp, "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV", "unknown")}

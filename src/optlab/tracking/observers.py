@@ -12,12 +12,9 @@ import psutil
 from tqdm import tqdm
 
 from optlab.record.contents import Status
+from optlab.system import progress as progress_lines
 from optlab.tracking.journal import Journal, Point, epoch_points, now_ms, validation_points
 from optlab.training.loop import Epoch, Observer, Start, Validation
-
-# Set by whoever shows the progress of several trainings at once, each of which then prints lines for a program.
-PROGRESS_VARIABLE = "OPTLAB_PROGRESS"
-PROGRESS_MARK = "::progress "
 
 DIVERGED = "diverged: its loss, its weights or its outputs are not finite: it ends here, and keeps what it has"
 
@@ -27,7 +24,7 @@ SYSTEM_S = 10.0
 
 def progress(epochs: int, images_per_epoch: int) -> Observer:
     """A bar for a person, or lines for a program that asked for them."""
-    kind = ProgressLines if os.environ.get(PROGRESS_VARIABLE) == "lines" else Progress
+    kind = ProgressLines if os.environ.get(progress_lines.VARIABLE) == "lines" else Progress
     return kind(epochs, images_per_epoch)
 
 
@@ -81,7 +78,7 @@ class ProgressLines(Observer):
         self._images += images
         if time.monotonic() - self._shown > 0.5:
             state = {"images": self._images, "total": self._total, "loss": loss}
-            print(f"{PROGRESS_MARK}{json.dumps(state)}", flush=True)
+            print(f"{progress_lines.MARK}{json.dumps(state)}", flush=True)
             self._shown = time.monotonic()
 
     def on_epoch(self, epoch: Epoch) -> None:

@@ -53,7 +53,36 @@ def shown(compared: Comparison, folder: Path) -> Shown:
         conditions=origin.sentence(compared.mixture) if compared.mixture else "the same for all runs",
         chosen_by=compared.chosen_by,
         summaries=tuple(_summaries(compared)),
+        trials=tuple(_trials(compared)),
     )
+
+
+def _trials(compared: Comparison) -> Iterator[Summary]:
+    for name, own in compared.tunings.items():
+        spec = compared.config.optimizer(name)
+        for each in own.trials:
+            index = "default" if each.index is None else str(each.index)
+            values = {key: value for key, value in each.values.items() if not isinstance(value, dict)}
+            merged = {
+                key: value for part in each.values.values() if isinstance(part, dict) for key, value in part.items()
+            }
+            points = [
+                (f"validation/{figure}", value, look.step)
+                for look in each.looks
+                for figure, value in (("accuracy", look.accuracy), ("loss", look.loss))
+                if value is not None
+            ]
+            study = str(each.study)
+            is_chosen = each == own.chosen(each.study)
+            yield Summary(
+                optimizer=name, colour=colour(name), points=tuple(points), source="pipeline/tune.py",
+                run=f"{name} {index}" if len(own.choice.studies) == 1 else f"{name} {study}/{index}",
+                params={"optimizer": name, "class": spec.class_} | {k: str(v) for k, v in (values | merged).items()},
+                tags={
+                    "optimizer": name, "study": study, "trial": index, "status": each.status, "seed": str(each.seed),
+                    "steps": str(each.looks[-1].step if each.looks else 0), "chosen": "yes" if is_chosen else "no",
+                },
+            )  # fmt: skip
 
 
 def _summaries(compared: Comparison) -> Iterator[Summary]:

@@ -27,6 +27,7 @@ class Shown(BaseModel):
         conditions: whether these differ between the runs, in a sentence.
         chosen_by: the figure that the table is sorted by.
         summaries: one for each optimizer.
+        trials: one for each trial of the tunings.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class Shown(BaseModel):
     conditions: str
     chosen_by: str
     summaries: tuple[Summary, ...]
+    trials: tuple[Summary, ...] = ()
 
 
 def show(shown: Shown) -> str:
@@ -52,6 +54,7 @@ def show(shown: Shown) -> str:
         _register(client, current[shown.champion], shown.champion)
     client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
     means = summaries.show(client, shown.experiment, shown.summaries, shown.chosen_by == "validation_accuracy")
+    summaries.show_trials(client, shown.experiment, shown.trials)
     return _addresses(experiment, means)
 
 

@@ -1,6 +1,6 @@
-"""For each optimizer one run in MLflow with the means over its seeds and the ends of their intervals, by step.
+"""For each optimizer one run in MLflow with the means over its seeds, by step; and one for each trial of its tuning.
 
-These runs are in an experiment of their own, so that whatever counts, groups or filters trainings does not meet them.
+These runs are in experiments of their own, so that whatever counts, groups or filters trainings does not meet them.
 """
 
 import contextlib
@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from optlab.tracking import server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 TAG = "summary"  # unfinished, current, or earlier; no training has it
 _DIGEST = "summary.digest"
@@ -25,13 +28,16 @@ _BATCH = 1000  # points, that MLflow takes at once
 
 
 class Summary(BaseModel):
-    """One optimizer's curves over its seeds.
+    """One optimizer's curves over its seeds, or one of its trials.
 
     Attributes:
         optimizer: its name.
         colour: of its lines.
         params: what to show in the table.
         points: (metric, value, step) of each.
+        run: what the run in MLflow is called; the optimizer's name where it is empty.
+        tags: to filter and group by.
+        source: the program that it is from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +46,9 @@ class Summary(BaseModel):
     colour: str
     params: dict[str, str]
     points: tuple[tuple[str, float, int], ...]
+    run: str = ""
+    tags: dict[str, str] = Field(default_factory=dict)
+    source: str = "pipeline/compare.py"
 
     @property
     def digest(self) -> str:
@@ -65,13 +74,7 @@ def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...],
         Exception: whatever MLflow raises.
     """
     place = server.experiment(client, experiment(trainings))
-    with FileLock(Path(".optlab") / "summaries.lock"):
-        missing = _missing(client, place, summaries)
-        for each in missing:
-            _make(client, place, each)
-        if missing:
-            _missing(client, place, summaries)  # another machine may have made the same ones meanwhile
-        _sweep(client, place)
+    _bring(client, place, summaries)
     client.set_experiment_tag(place, view.TAG, view.summary(TAG, validated))
     client.set_experiment_tag(
         place, "mlflow.note.content",
@@ -80,13 +83,50 @@ def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...],
     return place
 
 
+def show_trials(client: "MlflowClient", trainings: str, trials: tuple[Summary, ...]) -> None:
+    """Bring the experiment of a comparison's tunings to these trials, as `show` does; without any, it stays as it is.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    if trials:
+        place = server.experiment(client, f"{trainings}-tuning")
+        _bring(client, place, trials)
+        client.set_experiment_tag(
+            place, "mlflow.note.content",
+            f"Every trial of the tunings of the experiment `{trainings}`: the parallel coordinates of the charts show "
+            f"which values go with which accuracy.",
+        )  # fmt: skip
+
+
+def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> None:
+    with FileLock(Path(".optlab") / "summaries.lock"):
+        missing = _missing(client, place, wanted)
+        for each in missing:
+            _make(client, place, each)
+        if missing:
+            _missing(client, place, wanted)  # another machine may have made the same ones meanwhile
+        _sweep(client, place)
+
+
 def _missing(client: "MlflowClient", place: str, summaries: tuple[Summary, ...]) -> list[Summary]:
     """Those that are not there; whatever else passes for a present one is removed, of equal ones all but the first."""
     wanted = {each.digest: each for each in summaries}
-    for run in client.search_runs([place], f"tags.{TAG} = 'current'", order_by=["start_time ASC"]):
+    for run in list(_present(client, place)):
         if wanted.pop(run.data.tags.get(_DIGEST, ""), None) is None:
             _remove(client, run.info.run_id)
     return list(wanted.values())
+
+
+def _present(client: "MlflowClient", place: str) -> "Iterator[Run]":
+    """Those that pass for present ones, the oldest first; there can be more than a page of them."""
+    token = None
+    while True:
+        page = client.search_runs([place], f"tags.{TAG} = 'current'", order_by=["start_time ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _sweep(client: "MlflowClient", place: str) -> None:
@@ -111,8 +151,8 @@ def _make(client: "MlflowClient", place: str, summary: Summary) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     when = now_ms()
-    tags = {TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": "pipeline/compare.py"}
-    run_id = client.create_run(place, when, tags, run_name=summary.optimizer).info.run_id
+    tags = {TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": summary.source} | summary.tags
+    run_id = client.create_run(place, when, tags, run_name=summary.run or summary.optimizer).info.run_id
     client.log_batch(run_id, params=[Param(key, value) for key, value in summary.params.items()])
     metrics = [Metric(key, value, when, step) for key, value, step in summary.points]
     for start in range(0, len(metrics), _BATCH):

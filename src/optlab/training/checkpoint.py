@@ -31,7 +31,7 @@ from optlab.training.stepping import Stepper
 CHECKPOINTS = Path(".optlab") / "checkpoints"
 
 _DECIDES = re.compile(
-    r"optlab/(training/|record/|data/dataset|config/(entries|parameters))"
+    r"optlab/(training/|record/|data/dataset|config/(entries|parameters|ranges))"
 )  # as the stage declares it
 
 _SHARE = 1 / 200  # of the time, at most, goes into checkpoints

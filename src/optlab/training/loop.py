@@ -198,7 +198,7 @@ class _Training:
     def _validate(self) -> Validation:
         self.stepper.eval()
         done = sum(len(losses) for losses in self.outcome.step_losses)
-        self.outcome.validations.append(_validation(done, self.outcome.model, self.splits.validation))
+        self.outcome.validations.append(look(done, self.outcome.model, self.splits.validation))
         for observer in self.observers:
             observer.on_validation(self.outcome.validations[-1])
         return self.outcome.validations[-1]
@@ -241,7 +241,8 @@ def validation_steps(count: int, steps: int) -> set[int]:
     return {round(number * steps / count) for number in range(1, count)} - {0, steps}
 
 
-def _validation(done: int, model: nn.Module, split: Split) -> Validation:
+def look(done: int, model: nn.Module, split: Split) -> Validation:
+    """The validation split's figures, after so many steps."""
     logits = predict(model, split)
     loss, accuracy = loss_and_accuracy(logits, split.labels.cpu())
     # A label's loss can be finite beside another class's logit that is not.

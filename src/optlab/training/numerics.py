@@ -21,9 +21,12 @@ def prepare(training: Training) -> None:
 
     Raises:
         ConfigError: a variable is set otherwise.
-        RuntimeError: torch is imported already.
+        RuntimeError: torch is imported already, without them.
     """
     if training.numerics == "fast":
+        return
+    is_set = all(os.environ.get(name) == value for name, value in PORTABLE.items())
+    if "torch" in sys.modules and is_set:  # a process that was forked from one in which they were set in time
         return
     for name, value in PORTABLE.items():
         if os.environ.get(name, value).lower() != value.lower():
@@ -44,7 +47,7 @@ def limits(config: Config) -> list[str]:
     untried += [
         f"optimizers.{name}: {spec.class_}"
         for name, spec in config.optimizers.items()
-        if any("." in each.class_ for each in (spec, spec.fallback) if each)
+        if any("." in name for name in spec.classes)
     ]
     return [
         f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "

@@ -1,0 +1,30 @@
+"""What a run is trained with: its optimizer's entry as it was chosen."""
+
+from pathlib import Path
+
+from optlab.config.entries import OptimizerSpec
+from optlab.config.parameters import Config
+from optlab.record.contents import Choice
+from optlab.record.runs import TuningFiles
+from optlab.system.errors import RecordError
+
+
+def settled(config: Config, folder: Path, name: str, seed: int) -> tuple[Config, dict[str, str]]:
+    """The configuration with the optimizer's entry as it was chosen for the run with that seed.
+
+    Returns:
+        it, and tags for MLflow that name the trial that the values come from; none where nothing was tuned.
+
+    Raises:
+        RecordError: it has a range, and no value was chosen, or for another entry.
+    """
+    spec, path = config.optimizer(name), TuningFiles(folder, name).choice
+    if not spec.ranges:
+        return config, {}
+    number = config.seeds.index(seed) % config.tuning.studies
+    found = Choice.read(path).of(number)
+    entry = OptimizerSpec.model_validate(found.entry)
+    if entry.ranges or entry.class_ != spec.class_:
+        raise RecordError(f"{path}: is of another entry than params.yaml has: run `dvc repro`")
+    tags = {"tuned.study": str(number), "tuned.trial": "default" if found.trial is None else str(found.trial)}
+    return config.model_copy(update={"optimizers": config.optimizers | {name: entry}}), tags

@@ -1,0 +1,77 @@
+"""One trial, in a process of its own: trained up to a step, from where it stopped before."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+from optlab.config.parameters import Config
+from optlab.data import dataset
+from optlab.data.dataset import Split
+from optlab.record.contents import Validation
+from optlab.system import errors, files, processes, repository
+from optlab.system.errors import StepError
+from optlab.training import checkpoint, conditions, loop
+from optlab.training.loop import Outcome
+from optlab.training.stepping import Stepper
+from optlab.tuning.task import Result, Task
+
+
+class PausedError(Exception):
+    """A trial has gone as far as it is to go now."""
+
+
+class Saver(checkpoint.Checkpoint):
+    """Saves now and then, and where the trial pauses, after so many steps; there it looks at the validation split.
+
+    Attributes:
+        seen: what it saw there.
+    """
+
+    def __init__(self, folder: Path, until: int, validation: Split) -> None:
+        super().__init__(folder, lambda: None)
+        self._until, self._validation = until, validation
+        self.seen: Validation | None = None
+
+    def after_step(self, outcome: Outcome, stepper: Stepper) -> None:
+        if sum(map(len, outcome.step_losses)) < self._until:
+            super().after_step(outcome, stepper)
+            return
+        with contextlib.suppress(ValueError):  # its state cannot be saved: it begins anew each time
+            self.save(outcome, stepper)
+        stepper.eval()
+        self.seen = loop.look(self._until, outcome.model, self._validation)
+        raise PausedError
+
+
+def main() -> None:
+    """Train what the file named by the first argument says, and write the result to the second."""
+    processes.follow_caller()
+    task = Task.model_validate_json(Path(sys.argv[1]).read_bytes())
+    place = Path(sys.argv[2])
+    with processes.terminable():
+        files.write(place, train(task, place.parent).model_dump_json().encode())
+
+
+def train(task: Task, folder: Path) -> Result:
+    """Train, from the checkpoint in the folder if there is one, and leave one there."""
+    dataset.forbid_test("a trial must not see it")
+    config = Config.model_validate(task.config)
+    device = conditions.apply(config.training)
+    splits = dataset.load(repository.DATA, config.data, task.seed)
+    in_force = conditions.current(device, config.paths(task.optimizer))
+    own = folder / checkpoint.key(config, task.optimizer, task.seed, in_force)
+    until = task.until if task.until < config.steps else config.steps + 1
+    saver = Saver(own, until, splits.validation.to(device))
+    try:
+        outcome = loop.train(config, task.optimizer, task.seed, splits, device, saver=saver)
+    except PausedError:
+        look = saver.seen
+    except StepError:
+        return Result(ending="failed")
+    else:
+        look = outcome.validations[-1] if outcome.status == "completed" else None
+    return Result(look=look) if look and look.accuracy is not None else Result(ending="diverged")
+
+
+if __name__ == "__main__":
+    errors.run(main)

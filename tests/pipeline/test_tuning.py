@@ -1,0 +1,216 @@
+"""Tunings, for real: the same bytes however many are at work or killed; and nobody sees the test split."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from projects import TOP, commit, lock_of
+
+from optlab.config.entries import OptimizerSpec
+from optlab.data import dataset
+from optlab.execution import trials
+from optlab.execution.jobs import Warm
+from optlab.record.contents import Choice, Trials
+from optlab.system import repository
+from optlab.system.errors import RunsFailedError
+from optlab.tuning import choice, settling
+from optlab.tuning.task import Task
+from optlab.tuning.trial import train
+
+ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0.0, 0.9]}}
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """One process for all tunings: each would start its own."""
+    with Warm(spinning=False) as started:
+        yield started
+
+
+@pytest.fixture
+def top(tmp_path, sample, monkeypatch):
+    """The top of a repository with the sample's images."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").touch()
+    (tmp_path / "data").mkdir()
+    shutil.copytree(sample, tmp_path / repository.DATA)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def config(small_config):
+    return small_config(
+        optimizers={"mine": ENTRY}, data={"train_size": 100, "validation_size": 20},
+        training={"epochs": 2, "batch_size": 16, "threads": 1}, tuning={"trials": 8, "halving": 2},
+    )  # fmt: skip
+
+
+class Shared:
+    """Passes for a process of one's own, and perhaps kills a job."""
+
+    def __init__(self, warm, killed=None):
+        self.warm, self.killed, self.started = warm, killed, []
+
+    def __call__(self, spinning):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *ending):
+        pass
+
+    def start(self, name, words, folder, *arguments):
+        job = self.warm.start(name, words, folder.resolve(), *arguments)
+        self.started.append(name)
+        if len(self.started) == self.killed:
+            while not job.pid and job.status is None:
+                pass
+            os.kill(job.pid, signal.SIGKILL)
+        return job
+
+
+def tuned(config, monkeypatch, warm, jobs=2, killed=None):
+    """The bytes of both files, and the trials that were started."""
+    shared = Shared(warm, killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "Warm", shared)
+        patch.setattr(trials.Work, "_jobs", lambda self: jobs)
+        trials.tune(config, Path(), "mine")
+    return {path.name: path.read_bytes() for path in Path("tuning/mine").iterdir()}, shared.started
+
+
+def test_the_bytes_are_the_same_however_many_are_at_work_and_after_a_kill(top, config, monkeypatch, warm):
+    first, started = tuned(config, monkeypatch, warm, jobs=1)
+    found = Trials.model_validate_json(first["trials.json"]).trials
+    assert len(found) == 9 and {each.status for each in found} >= {"completed", "stopped"}
+    assert len(started) > 9  # those that go on are started more than once
+    for jobs, killed in ((2, None), (4, None), (2, 4)):
+        shutil.rmtree("tuning")
+        shutil.rmtree(".optlab/trials")
+        if killed:
+            with pytest.raises(RunsFailedError, match=r"1 of \d+ trials failed \(.* killed by SIGKILL"):
+                tuned(config, monkeypatch, warm, jobs, killed)
+            assert not Path("tuning").exists()
+        again, more = tuned(config, monkeypatch, warm, jobs)
+        assert again == first
+        assert len(more) < len(started) if killed else len(more) == len(started)
+
+
+def test_what_is_known_is_not_trained_again(top, config, monkeypatch, warm):
+    first, _ = tuned(config, monkeypatch, warm)
+    again, started = tuned(config, monkeypatch, warm)
+    assert (again, started) == (first, [])
+    shutil.rmtree(".optlab")  # as in a fresh clone: it is on record
+    again, started = tuned(config, monkeypatch, warm)
+    assert (again, started) == (first, [])
+    more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 12})})
+    names = tuned(more, monkeypatch, warm)[1]
+    assert len(names) > 0 and "the default with seed" not in " ".join(names)
+    known = {each.key for each in Trials.model_validate_json(first["trials.json"]).trials}
+    assert known < {each.key for each in Trials.read(Path("tuning/mine/trials.json")).trials} | known
+
+
+def test_a_run_is_trained_with_what_was_chosen(top, config, monkeypatch, warm):
+    tuned(config, monkeypatch, warm)
+    found = Choice.read(Path("tuning/mine/choice.json"))
+    settled, tags = settling.settled(config, Path(), "mine", 0)
+    assert choice.dumped(settled.optimizer("mine")) == found.studies[0].entry
+    assert tags == {"tuned.study": "0", "tuned.trial": str(found.studies[0].trial)}
+
+
+PEEKING = """
+import torch
+from optlab.config.parameters import Data
+from optlab.data import dataset
+
+class Peeking(torch.optim.SGD):
+    def step(self, closure=None):
+        if len(self.param_groups[0]["params"]) > 2:
+            sample = Data(dataset="cifar10_sample", train_size=100, validation_size=20)
+            dataset.load_test(dataset.Path("data/cifar10"), sample)
+        return super().step(closure)
+"""
+
+
+def test_a_trial_cannot_see_the_test_split(top, config, monkeypatch):
+    (top / "custom").mkdir()
+    (top / "custom" / "peeking.py").write_text(PEEKING)
+    monkeypatch.setattr(dataset, "_forbidden", "")  # whatever it is set to ends with this test
+    monkeypatch.syspath_prepend(str(top / "custom"))
+    peeking = config.model_copy(
+        update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
+    )
+    result = train(Task.of(peeking, "mine", 1, 14), top / "trial")
+    assert (result.look, result.ending) == (None, "failed")
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "forbid_test", lambda why: None)
+        patch.setattr(dataset, "_forbidden", "")
+        assert train(Task.of(peeking, "mine", 1, 14), top / "other").look is not None
+
+
+def test_a_training_cannot_see_the_test_split(fresh):
+    assert fresh.stage("download").returncode == 0
+    (fresh.top / "custom" / "peeking.py").write_text(PEEKING)
+    fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: peeking.Peeking, lr: 0.01}")
+    result = fresh.stage("train", "sgd", "0")
+    assert result.returncode == 1
+    assert "the test split was asked for, and a training must not see it" in result.stderr
+    assert not (fresh.top / "models" / "sgd-0.safetensors").exists()
+
+
+def test_a_pipeline_with_a_range(fresh):
+    """Tuned by plain `dvc repro`, then up to date; another range of the same optimizer alone is tuned again."""
+    fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
+    result = fresh.repro()
+    assert result.returncode == 0, result.stderr
+    assert "sgd: 5 trials to step 4, 7, 14: at most" in result.stdout
+    assert "is the best, validation accuracy" in result.stdout
+    assert re.search(r"sgd +1 +completed .* 4 trials\n", result.stdout)
+    assert {"tune@sgd", "tune@adam"} < set(lock_of(fresh))
+    assert "up to date" in fresh.repro().stdout
+    found = json.loads((fresh.top / "tuning" / "sgd" / "choice.json").read_text())
+    trained = json.loads((fresh.top / "runs" / "sgd-0" / "train.json").read_text())
+    assert dict(trained["hyperparameters"])["lr"] == str(found["studies"][0]["entry"].get("lr", 0.001))
+    (fresh.top / "custom" / "unused.py").write_text("x = 1\n")
+    result = fresh.run("optlab", "repro")
+    assert result.returncode == 0, result.stderr
+    assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
+
+
+def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
+    """With a tuning, whose trials come out again."""
+    study = fresh.top / "studies" / "small"
+    study.mkdir(parents=True)
+    shutil.copy(TOP / "studies" / "tuned" / "dvc.yaml", study)
+    (study / "params.yaml").write_text((fresh.top / "params.yaml").read_text())
+    fresh.edit("studies/small/params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
+    assert fresh.run("git", "add", "-A").returncode == 0
+    assert fresh.run("git", "commit", "-qm", "study").returncode == 0
+    result = fresh.run("optlab", "repro", folder="studies/small")
+    assert result.returncode == 0, result.stderr
+    commit(fresh, "the download's dvc.lock and .gitignore")
+    here = ["--pipeline", "studies/small"]
+    result = fresh.warm("optlab", "release", "v1", *here)
+    assert result.returncode == 0, result.stderr
+    assert "2 of 2 runs marked in MLflow" in result.stdout
+    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.shimmed())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "sgd-0     identical         4/4 outputs" in result.stdout
+    assert "tune@sgd  identical         2/2 outputs" in result.stdout
+    (fresh.top / "mlflow.db").unlink()
+    shutil.rmtree(fresh.top / ".optlab" / "journal")
+    result = fresh.warm("optlab", "sync", "--from", "v1", folder="studies/small")
+    assert result.returncode == 0, result.stderr
+    assert "sgd-0: taken from v1, with its weights" in result.stdout
+    result = fresh.warm("optlab", "compare", "v1", *here)
+    assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
+    result = fresh.warm("optlab", "release", "v2", "--pipeline", "studies")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (
+        1, "error: studies: no pipeline of this repository: name the folder of one with `--pipeline`"
+    )  # fmt: skip

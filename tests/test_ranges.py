@@ -1,0 +1,114 @@
+"""Ranges of hyperparameters: what can be written, the values in them, and an entry with values in their place."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from optlab.config import ranges
+from optlab.config.entries import OptimizerSpec
+
+LOG = ranges.read({"log": [0.001, 1.0]})
+
+
+@pytest.mark.parametrize(
+    ("written", "values"),
+    {
+        "log": ({"log": [0.001, 1]}, [0.001, 0.0316228, 1.0]),
+        "linear": ({"linear": [0.5, 1.0]}, [0.5, 0.75, 1.0]),
+        "whole numbers": ({"linear": [1, 4]}, [1, 3, 4]),
+        "values": ({"choice": ["a", None, 3]}, ["a", None, 3]),
+        "mappings": ({"choice": [{"momentum": 0}, {"momentum": 0.9, "nesterov": True}]},
+                     [{"momentum": 0}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "nesterov": True}]),
+    }.values(),
+)  # fmt: skip
+def test_the_values_at_both_ends_and_in_the_middle(written, values):
+    assert [ranges.read(written).at(place) for place in (0.0, 0.5, 1.0)] == values
+
+
+def test_each_option_and_each_whole_number_has_an_equal_part():
+    places = [(each + 0.5) / 1200 for each in range(1200)]
+    for written in ({"choice": [1, 2, 3]}, {"linear": [1, 3]}):
+        found = [ranges.read(written).at(place) for place in places]
+        assert [found.count(each) for each in (1, 2, 3)] == [400, 400, 400]
+
+
+def test_the_outer_tenths_of_a_logarithmic_range_are_its_edges():
+    assert [LOG.edge(value) for value in (0.001, 0.00199, 0.002, 0.5, 0.502, 1.0)] == [-1, -1, 0, 0, 1, 1]
+    assert ranges.read({"linear": [0.0, 1.0]}).edge(1.0) == 0
+
+
+def test_the_decade_beyond_an_edge():
+    above, below = LOG.decade_beyond(1), LOG.decade_beyond(-1)
+    assert (above.low, above.high, below.low, below.high) == (1.0, 10.0, pytest.approx(0.0001), 0.001)
+    assert math.isclose(above.at(0.5), math.sqrt(10), rel_tol=1e-5)
+
+
+BAD = {
+    "ends the wrong way round": ({"log": [1, 0.1]}, "log must be two numbers, the smaller one first"),
+    "log from zero": ({"log": [0, 1]}, "log must be of numbers above 0"),
+    "three ends": ({"linear": [0, 1, 2]}, "linear must be two numbers"),
+    "a truth as an end": ({"linear": [False, True]}, "linear must be two numbers"),
+    "one option": ({"choice": [0.1]}, "choice must be a list of two or more values"),
+    "values and mappings": ({"choice": [0.1, {"momentum": 0.9}]}, "choice must be a list of two or more values"),
+    "another word": ({"lg": [0.1, 1]}, r"a mapping here is a range, such as \{log: "),
+    "two words": ({"log": [0.1, 1], "linear": [0, 1]}, "a mapping here is a range"),
+    "infinity": ({"log": [0.1, math.inf]}, "log must be two numbers"),
+}
+
+
+@pytest.mark.parametrize(("written", "said"), BAD.values(), ids=BAD)
+def test_what_is_no_range_is_refused(written, said):
+    with pytest.raises(ValidationError, match=said):
+        OptimizerSpec.model_validate({"class": "SGD", "x": written})
+
+
+SPEC = OptimizerSpec.model_validate(
+    {
+        "class": "Muon", "lr": {"log": [0.001, 1.0]}, "variant": {"choice": [{"momentum": 0.5}, {"nesterov": False}]},
+        "groups": [{"match": "8.*", "lr": {"log": [0.01, 0.1]}, "default": {"lr": 0.05}}],
+        "fallback": {"class": "AdamW", "lr": {"log": [1e-4, 1e-2]}, "weight_decay": 0.1},
+    }
+)  # fmt: skip
+
+
+def test_the_ranges_of_all_parts_in_the_order_of_the_file():
+    assert list(SPEC.ranges) == ["lr", "variant", "groups.0.lr", "fallback.lr"]
+
+
+def test_values_in_their_place():
+    found = SPEC.settled({"lr": 0.1, "variant": {"nesterov": False}, "groups.0.lr": 0.02, "fallback.lr": 0.003})
+    assert found.hyperparameters == {"lr": 0.1, "nesterov": False}
+    assert found.groups[0].hyperparameters == {"lr": 0.02} and found.groups[0].match == "8.*"
+    assert found.fallback.hyperparameters == {"lr": 0.003, "weight_decay": 0.1}
+    assert not found.ranges and not found.groups[0].default
+
+
+def test_the_default_leaves_out_what_has_a_range_but_for_what_it_gives():
+    found = SPEC.settled({})
+    assert found.hyperparameters == {}
+    assert found.groups[0].hyperparameters == {"lr": 0.05}
+    assert found.fallback.hyperparameters == {"weight_decay": 0.1}
+
+
+def test_the_corners_have_every_combination_of_choices_with_both_ends():
+    first, *rest = SPEC.corners()
+    assert first == SPEC.settled({})
+    found = [(each.hyperparameters["lr"], each.fallback.hyperparameters["lr"], "momentum" in each.hyperparameters)
+             for each in rest]  # fmt: skip
+    assert found == [(0.001, 1e-4, True), (1.0, 1e-2, True), (0.001, 1e-4, False), (1.0, 1e-2, False)]
+
+
+def test_what_is_written_again_is_the_same():
+    assert OptimizerSpec.model_validate(SPEC.model_dump(mode="json", by_alias=True)) == SPEC
+
+
+def test_too_many_combinations_are_refused():
+    many = {f"x{number}": {"choice": [0, 1]} for number in range(9)}
+    with pytest.raises(ValidationError, match="its choices have 512 combinations"):
+        OptimizerSpec.model_validate({"class": "SGD", **many})
+
+
+def test_a_default_without_a_range_is_refused():
+    with pytest.raises(ValidationError, match="default is for hyperparameters with a range"):
+        OptimizerSpec.model_validate({"class": "SGD", "default": {"lr": 0.1}})

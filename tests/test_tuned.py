@@ -1,0 +1,159 @@
+"""What is said of the tunings, in the tables, the verdict, the figure and MLflow."""
+
+import itertools
+import math
+
+import pytest
+from test_comparison import write
+
+from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
+from optlab.record.runs import TuningFiles
+from optlab.results import comparison, figures, report, tables, tuned, tuning, verdict
+from optlab.system.errors import RecordError
+from optlab.tracking import publish
+
+RATES = [0.002, 0.02, 0.2, 0.9]
+ENTRIES = {"sgd": {"class": "SGD", "lr": {"log": [0.001, 1.0]}}, "adam": {"class": "Adam", "lr": 0.001}}
+
+
+def trial(index, accuracy, study=0, steps=7, status="completed", **more):
+    values = {} if index is None else {"lr": RATES[index]}
+    looks = [] if accuracy is None else [Validation(step=steps, loss=1.0, accuracy=accuracy)]
+    own = {
+        "beyond": [],
+        "status": status if looks else "diverged",
+        "looks": looks,
+        "key": f"{study}/{index}",
+        "seed": 1,
+    }
+    return Trial(**({"study": study, "index": index, "values": values} | own | more))
+
+
+SEARCHED = [trial(None, 0.15), trial(0, 0.2), trial(1, 0.4), trial(2, 0.395), trial(3, None)]
+
+
+@pytest.fixture
+def collected(small_config, tmp_path):
+    """A function that collects a record with a tuned sgd and an adam that was not."""
+
+    def collect(trials=SEARCHED, accuracies=(0.4, 0.5, 0.6, 0.7), at_edge=(), sensitivity=(), seeds=(0, 1), **changes):
+        own = {"trials": 4, "halving": 1} | changes
+        config = small_config(seeds=list(seeds), optimizers=ENTRIES, tuning=own, training={"batch_size": 64})
+        write(tmp_path, config, accuracies)
+        studies = [
+            Chosen(entry={"class": "SGD", "lr": 0.02}, trial=1, validation_accuracy=0.4, at_edge=list(at_edge))
+            for _ in range(config.tuning.studies)
+        ]
+        place = TuningFiles(tmp_path, "sgd")
+        Choice(is_tuned=True, studies=studies, modules={}).write(place.choice)
+        Trials(trials=list(trials), sensitivity=list(sensitivity)).write(place.trials)
+        return comparison.collect(config, tmp_path)
+
+    return collect
+
+
+def test_the_best_after_k_trials_is_the_mean_over_all_subsets():
+    values = [0.3, 0.1, 0.4, 0.1, 0.5]
+    for k, found in enumerate(tuned.best_after(values), start=1):
+        subsets = list(itertools.combinations(values, k))
+        assert found == pytest.approx(sum(map(max, subsets)) / len(subsets))
+
+
+def test_the_width_of_the_learning_rates_that_are_as_good():
+    assert tuned.width([0.001, 0.01, 0.1, 1.0], [0.1, 0.395, 0.4, 0.389]) == pytest.approx(1)
+
+
+def test_the_table_and_the_verdict_say_who_was_tuned(collected):
+    compared = collected()
+    assert "(test accuracy, sgd tuned, 4 trials, n = 2 seeds" in verdict.verdict(compared)
+    header, *rows = tables.optimizers(compared)
+    place = header.index("tuned")
+    assert {row[0]: row[place] for row in rows} == {"sgd": "4 trials", "adam": "not tuned"}
+
+
+def test_what_was_chosen_at_an_edge_does_not_count_as_tuned(collected):
+    compared = collected(at_edge=["lr"])
+    assert "not tuned: at the edge of its range" in tables.text(compared)
+    assert "sgd: not tuned: what was chosen lies at the edge of lr: widen the range." in tuning.markdown(compared)
+
+
+def test_the_page_has_what_can_be_known(collected):
+    text = tuning.markdown(collected())
+    assert "| sgd | 4 | 1 | lr 0.02 | 40.00 % | 15.00 % |\n| adam | 0 | – | not tuned | – | – |" in text
+    assert "sgd: learning rates within one point of the best span 1.0 decades." in text
+    assert f"| 1 | {100 * (0.2 + 0.4 + 0.395 + 0.1) / 4:.2f} % |" in text and "| 4 | 40.00 % |" in text
+    assert "the best of every" not in text and "Stopping early" not in text
+
+
+def test_with_stopped_trials_it_says_what_is_left_out(collected):
+    trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
+    text = tuning.markdown(collected(trials, halving=4))
+    assert "After 1 and after 2 of 7 steps, the best of every 4 went on." in text
+    assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
+    assert "`halving: 1` trains all to the end" in text and "| k |" not in text
+
+
+def test_several_studies_are_one_figure_each(collected):
+    """Four seeds in two studies: the first has the first and the third."""
+    trials = [*SEARCHED, *(each.model_copy(update={"study": 1}) for each in SEARCHED)]
+    compared = collected(trials, [0.40, 0.50, 0.60, 0.70, 0.6, 0.6, 0.6, 0.6], seeds=range(4), studies=2)
+    sgd = next(row for row in compared.rows if row.optimizer == "sgd")
+    assert sgd.validation_accuracy.n == 2
+    assert sgd.validation_accuracy.sd == pytest.approx(0.1 / math.sqrt(2))
+    assert len(compared.values("sgd")) == 2 and len(compared.of_seeds("sgd")) == 4
+    assert "n = 2 studies of 2 seeds each" in verdict.verdict(compared)
+    assert "| optimizer | study 1 | study 2 | median | spread |" in tuning.markdown(compared)
+    assert "| sgd, study 2 |" in tuning.markdown(compared)
+
+
+def test_the_grid_of_the_learning_rate(collected):
+    grid = [trial(index, accuracy, key=f"grid {number}") for number, (index, accuracy) in
+            enumerate([(0, 0.2), (0, 0.3), (1, 0.4), (1, 0.4), (2, None), (2, 0.3)])]  # fmt: skip
+    text = tuning.markdown(collected(sensitivity=grid))
+    assert "| learning rate | validation accuracy (2 seeds) |" in text
+    assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
+
+
+def test_the_figure_rings_the_chosen_and_the_default(collected):
+    compared = collected()
+    (axis,) = figures.tunings(compared.tunings).axes
+    drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
+    assert sorted(drawn["o7"].get_xdata()) == [0.002, 0.02, 0.2]
+    assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])
+    assert list(drawn["o12"].get_xdata()) == [0.02]
+    assert (list(drawn["s11"].get_xdata()), list(drawn["s11"].get_ydata())) == ([0.001], [0.15])  # torch's own default
+
+
+def test_every_file_is_written_and_the_page_shows_the_figure(collected, tmp_path):
+    compared = collected()
+    report.write(compared, tmp_path)
+    assert (tmp_path / "reports" / "tuning" / "accuracy.png").exists()
+    lines = (tmp_path / "reports" / "tuning" / "trials.csv").read_text().splitlines()
+    assert len(lines) == 6 and lines[-1].startswith("sgd,0,3,1,diverged,,,,,")
+    html = (tmp_path / "reports" / "report.html").read_text()
+    assert "<h2>Tuning</h2>" in html and "validation accuracy of every trial" in html
+
+
+def test_without_a_range_there_is_nothing_to_show(small_config, tmp_path):
+    config = small_config()
+    write(tmp_path, config, [0.4, 0.6])
+    report.write(comparison.collect(config, tmp_path), tmp_path)
+    assert (tmp_path / "reports" / "tuning.md").read_text().startswith("No hyperparameter has a range")
+    assert [each.name for each in (tmp_path / "reports" / "tuning").iterdir()] == ["trials.csv"]
+    assert "Tuning" not in (tmp_path / "reports" / "report.html").read_text()
+
+
+def test_a_tuning_of_other_parameters_is_refused(collected, tmp_path):
+    compared = collected()
+    Choice(is_tuned=False, studies=[Chosen(entry={})], modules={}).write(TuningFiles(tmp_path, "sgd").choice)
+    with pytest.raises(RecordError, match=r"tuning/sgd/choice\.json: is of other parameters: run `dvc repro`"):
+        comparison.collect(compared.config, tmp_path)
+
+
+def test_mlflow_gets_a_run_for_each_trial(collected, tmp_path):
+    found = {each.run: each for each in publish.shown(collected(), tmp_path).trials}
+    assert list(found) == ["sgd default", "sgd 0", "sgd 1", "sgd 2", "sgd 3"]
+    assert found["sgd 1"].params == {"optimizer": "sgd", "class": "SGD", "lr": "0.02"}
+    assert found["sgd 1"].points == (("validation/accuracy", 0.4, 7), ("validation/loss", 1.0, 7))
+    assert {name for name, each in found.items() if each.tags["chosen"] == "yes"} == {"sgd 1"}
+    assert found["sgd 3"].tags["status"] == "diverged"
