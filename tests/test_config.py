@@ -278,7 +278,8 @@ OPTIMIZERS = {
     "number as a class": ("optimizers:\n  sgd: {class: 3}\n", "13: optimizers.sgd.class", "string, not 3"),
     "empty class": ("optimizers:\n  sgd: {class: ''}\n", "13: optimizers.sgd.class", "at least 1 character"),
     "words in a list": ("optimizers:\n  sgd: {class: SGD, x: [a]}\n", "13: optimizers.sgd.x", "list of numbers"),
-    "mapping as a value": ("optimizers:\n  sgd: {class: SGD, x: {a: 1}}\n", "13: optimizers.sgd.x", "a mapping here is a range, such"),
+    "mapping as a value": (
+        "optimizers:\n  sgd: {class: SGD, x: {a: 1}}\n", "13: optimizers.sgd.x", "a mapping here is a range, such"),
     "range the wrong way round": (
         "optimizers:\n  sgd: {class: SGD, lr: {log: [1, 0.1]}}\n", "13: optimizers.sgd.lr", "log must be two numbers"),
     "unknown key of the tuning": (

@@ -103,12 +103,44 @@ def test_what_is_written_again_is_the_same():
     assert OptimizerSpec.model_validate(SPEC.model_dump(mode="json", by_alias=True)) == SPEC
 
 
-def test_too_many_combinations_are_refused():
-    many = {f"x{number}": {"choice": [0, 1]} for number in range(9)}
-    with pytest.raises(ValidationError, match="its choices have 512 combinations"):
-        OptimizerSpec.model_validate({"class": "SGD", **many})
+LR = {"log": [0.1, 1.0]}
+NEVER = {
+    "too many combinations": (
+        {f"x{number}": {"choice": [0, 1]} for number in range(9)},
+        "choices have 512 combinations",
+    ),
+    "too many ranges": ({f"x{number}": {"log": [0.1, 1]} for number in range(17)}, "it has 17 ranges, more than 16"),
+    "a default without a range": ({"default": {"lr": 0.1}}, r"default\.lr has no range here"),
+    "a default of something else": (
+        {"lr": LR, "momentum": 0.9, "default": {"momentum": 0}},
+        r"default\.momentum has no ra",
+    ),
+    "a default that is no number": (
+        {"lr": LR, "default": {"lr": "a"}},
+        "with values of its ranges, lr must be a number",
+    ),
+    "a class among the options": (
+        {"x": {"choice": [{"class": "Adam"}, {"momentum": 0.9}]}},
+        "class is in a mapping of a",
+    ),
+    "a schedule among the options": ({"x": {"choice": [{"schedule": 1}, {"a": 0.9}]}}, "schedule is in a mapping of a"),
+    "two ranges of one": (
+        {"lr": LR, "x": {"choice": [{"lr": 0.1}, {"lr": 0.2}]}},
+        "lr is in a mapping of a choice, and",
+    ),
+    "an option that is no number": (
+        {"x": {"choice": [{"lr": "a"}, {"lr": 0.2}]}},
+        "with values of its ranges, lr must",
+    ),
+    "whole numbers as rates": (
+        {"lr": {"linear": [0, 1]}},
+        "lr has a range of whole numbers: write its ends as decimals",
+    ),
+    "a number of 400 digits": ({"lr": {"log": [1, 10**400]}}, "log must be two numbers"),
+}
 
 
-def test_a_default_without_a_range_is_refused():
-    with pytest.raises(ValidationError, match="default is for hyperparameters with a range"):
-        OptimizerSpec.model_validate({"class": "SGD", "default": {"lr": 0.1}})
+@pytest.mark.parametrize(("entry", "said"), NEVER.values(), ids=NEVER)
+def test_an_entry_that_could_not_be_settled_is_refused(entry, said):
+    with pytest.raises(ValidationError, match=said):
+        OptimizerSpec.model_validate({"class": "SGD", **entry})

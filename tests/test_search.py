@@ -111,13 +111,26 @@ def test_the_best_at_the_edge_has_the_last_quarter_drawn_beyond_it():
     for trial in trials[13:]:
         assert trial.values["lr"] == pytest.approx(10 ** points.point(0, 0, trial.index)[0], rel=1e-5)
     best = search.best(trials, STEPS)
-    assert best.beyond == ["lr"] and search.still_at_edge(LR, best) == []
+    assert best.beyond == ["lr"] and search.still_at_edge(LR, best, trials) == []
+
+
+def test_an_edge_beyond_which_it_is_worse_is_none():
+    """The best of the first three quarters stays the best: the decade beyond it was looked at."""
+
+    def told(trial, until):
+        return 0.1 if trial.beyond else near(1.1)(trial, until)
+
+    trials, _ = followed(told)
+    best = search.best(trials, STEPS)
+    assert not best.beyond and search.edges(LR, best) == {"lr": 1}
+    assert search.still_at_edge(LR, best, trials) == []
+    assert search.still_at_edge(LR, best, trials[:13]) == ["lr"]
 
 
 @pytest.mark.parametrize(("best", "still"), [(0.5, []), (5.0, ["lr"]), (-3.0, ["lr"])])
 def test_what_still_lies_at_an_edge_is_said(best, still):
     trials, _ = followed(near(best), Tuning(trials=64))
-    assert search.still_at_edge(LR, search.best(trials, STEPS)) == still
+    assert search.still_at_edge(LR, search.best(trials, STEPS), trials) == still
 
 
 def test_a_tie_goes_to_the_lower_loss_then_to_the_first():

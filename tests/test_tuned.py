@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+from pydantic import ValidationError
 from test_comparison import write
 
 from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
@@ -104,6 +105,13 @@ def test_several_studies_are_one_figure_each(collected):
     assert "n = 2 studies of 2 seeds each" in verdict.verdict(compared)
     assert "| optimizer | study 1 | study 2 | median | spread |" in tuning.markdown(compared)
     assert "| sgd, study 2 |" in tuning.markdown(compared)
+
+
+def test_which_study_a_run_confirms_is_told_by_its_seed_and_not_by_its_place(small_config):
+    config = small_config(seeds=[2, 0, 1, 3], optimizers=ENTRIES, tuning={"studies": 2})
+    assert comparison._by_study(config, [0.2, 0.0, 0.1, 0.3]) == pytest.approx([0.1, 0.2])
+    with pytest.raises(ValidationError, match="a seed's remainder says which study confirms it"):
+        small_config(seeds=[0, 2], optimizers=ENTRIES, tuning={"studies": 2})
 
 
 def test_the_grid_of_the_learning_rate(collected):

@@ -14,10 +14,11 @@ from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
 from optlab.execution import trials
 from optlab.execution.jobs import Warm
-from optlab.record.contents import Choice, Trials
+from optlab.record.contents import Choice, Conditions, Trials
 from optlab.system import repository
 from optlab.system.errors import RunsFailedError
 from optlab.tuning import choice, settling
+from optlab.tuning.search import Trial
 from optlab.tuning.task import Task
 from optlab.tuning.trial import train
 
@@ -46,7 +47,7 @@ def top(tmp_path, sample, monkeypatch):
 def config(small_config):
     return small_config(
         optimizers={"mine": ENTRY}, data={"train_size": 100, "validation_size": 20},
-        training={"epochs": 2, "batch_size": 16, "threads": 1}, tuning={"trials": 8, "halving": 2},
+        training={"epochs": 2, "batch_size": 16, "threads": 1}, tuning={"trials": 5, "halving": 2},
     )  # fmt: skip
 
 
@@ -82,14 +83,14 @@ def tuned(config, monkeypatch, warm, jobs=2, killed=None):
         patch.setattr(trials, "Warm", shared)
         patch.setattr(trials.Work, "_jobs", lambda self: jobs)
         trials.tune(config, Path(), "mine")
-    return {path.name: path.read_bytes() for path in Path("tuning/mine").iterdir()}, shared.started
+    return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
 
 def test_the_bytes_are_the_same_however_many_are_at_work_and_after_a_kill(top, config, monkeypatch, warm):
     first, started = tuned(config, monkeypatch, warm, jobs=1)
     found = Trials.model_validate_json(first["trials.json"]).trials
-    assert len(found) == 9 and {each.status for each in found} >= {"completed", "stopped"}
-    assert len(started) > 9  # those that go on are started more than once
+    assert len(found) == 6 and {each.status for each in found} >= {"completed", "stopped"}
+    assert len(started) > 6  # those that go on are started more than once
     for jobs, killed in ((2, None), (4, None), (2, 4)):
         shutil.rmtree("tuning")
         shutil.rmtree(".optlab/trials")
@@ -106,10 +107,11 @@ def test_what_is_known_is_not_trained_again(top, config, monkeypatch, warm):
     first, _ = tuned(config, monkeypatch, warm)
     again, started = tuned(config, monkeypatch, warm)
     assert (again, started) == (first, [])
+    assert Conditions.read(choice.conditions_of(Path(), "mine")).threads == 1
     shutil.rmtree(".optlab")  # as in a fresh clone: it is on record
     again, started = tuned(config, monkeypatch, warm)
     assert (again, started) == (first, [])
-    more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 12})})
+    more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 8})})
     names = tuned(more, monkeypatch, warm)[1]
     assert len(names) > 0 and "the default with seed" not in " ".join(names)
     known = {each.key for each in Trials.model_validate_json(first["trials.json"]).trials}
@@ -122,6 +124,38 @@ def test_a_run_is_trained_with_what_was_chosen(top, config, monkeypatch, warm):
     settled, tags = settling.settled(config, Path(), "mine", 0)
     assert choice.dumped(settled.optimizer("mine")) == found.studies[0].entry
     assert tags == {"tuned.study": "0", "tuned.trial": str(found.studies[0].trial)}
+
+
+def test_a_checkpoint_further_on_is_not_the_look_that_is_asked_for(top, config):
+    """As after an edit of `halving`, or a kill between a checkpoint and the look."""
+    settled = config.model_copy(
+        update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
+    )
+    first = train(Task.of(settled, "mine", 1, 5), top / "trial")
+    assert first.look.step == 5
+    assert train(Task.of(settled, "mine", 1, 5), top / "trial") == first  # at once, from where it stopped
+    further = train(Task.of(settled, "mine", 1, 9), top / "trial")
+    assert train(Task.of(settled, "mine", 1, 5), top / "trial") == first
+    assert (
+        train(Task.of(settled, "mine", 1, 9), top / "trial")
+        == further
+        == train(Task.of(settled, "mine", 1, 9), top / "a")
+    )
+
+
+def test_a_value_that_the_class_refuses_is_a_trial_that_failed(top, config):
+    """As beyond the edge of a range."""
+    spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
+    settled = config.model_copy(update={"optimizers": {"mine": spec}})
+    assert train(Task.of(settled, "mine", 1, 14), top / "trial").ending == "failed"
+
+
+def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):
+    spec = config.optimizer("mine")
+    work = trials.Work(config, "mine", spec, {}, {})
+    trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, ending="diverged", sought=14)
+    work.recorded[work._key(trial)] = work.record(trial)
+    assert [work._known(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
 
 
 PEEKING = """

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from optlab.config import ranges
 from optlab.config.ranges import Choice, Interval, Range, Scalar
@@ -14,6 +14,7 @@ from optlab.system.wording import shown
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300
 MOST_COMBINATIONS = 256  # of an entry's choices: each is tried before anything trains
+MOST_RANGES = 16  # of an entry: so many coordinates a point has
 
 Hyperparameter = Annotated[Scalar | Range, BeforeValidator(ranges.read)]
 
@@ -103,6 +104,8 @@ class _WithHyperparameters(BaseModel):
     @model_validator(mode="after")
     def _learning_rate(self) -> "_WithHyperparameters":
         lr = self.hyperparameters.get("lr", 0.0)
+        if isinstance(lr, Interval) and lr.is_whole:
+            raise ValueError("lr has a range of whole numbers: write its ends as decimals, such as 1.0")
         within = [lr.low, lr.high] if isinstance(lr, Interval) else lr.choice if isinstance(lr, Choice) else [lr]
         for each in within:
             if isinstance(each, bool) or not isinstance(each, int | float):
@@ -112,9 +115,21 @@ class _WithHyperparameters(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _default_is_of_a_range(self) -> "_WithHyperparameters":
-        if self.default and not self.own_ranges:
-            raise ValueError("default is for hyperparameters with a range, and there is none: remove it")
+    def _ranges_are_of_their_own(self) -> "_WithHyperparameters":
+        """A mapping among a choice's options gives values to hyperparameters that nothing else does."""
+        own = self.own_ranges
+        within = {
+            name for each in own.values() if isinstance(each, Choice)
+            for option in each.choice if isinstance(option, dict) for name in option
+        }  # fmt: skip
+        taken = within & {*type(self).model_fields, "class", *self.hyperparameters}
+        if taken:
+            raise ValueError(
+                f"{min(taken)} is in a mapping of a choice, and has a value or a meaning besides: leave one"
+            )
+        unknown = [name for name in self.default if name not in own and name not in within]
+        if unknown:
+            raise ValueError(f"default.{unknown[0]} has no range here, so it has no use: remove it")
         return self
 
 
@@ -213,7 +228,22 @@ class OptimizerSpec(_WithHyperparameters):
                 )
 
     @model_validator(mode="after")
-    def _few_combinations(self) -> "OptimizerSpec":
+    def _can_be_settled(self) -> "OptimizerSpec":
+        """Whatever is drawn, it makes an entry that could stand in params.yaml."""
+        if len(self.ranges) > MOST_RANGES:
+            raise ValueError(f"it has {len(self.ranges)} ranges, more than {MOST_RANGES}: give some of them a value")
+        self._check_combinations()
+        try:
+            for _ in self.corners() if self.ranges else ():
+                pass
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            said = first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"with values of its ranges, {f'{where}: ' if where else ''}{said}") from None
+        return self
+
+    def _check_combinations(self) -> None:
         count = 1
         for each in self.ranges.values():
             count *= len(each.choice) if isinstance(each, Choice) else 1
@@ -222,7 +252,6 @@ class OptimizerSpec(_WithHyperparameters):
                 f"its choices have {count:,} combinations, of which each is tried before anything trains: leave it "
                 f"at {MOST_COMBINATIONS} at most"
             )
-        return self
 
     @model_validator(mode="after")
     def _parts(self) -> "OptimizerSpec":

@@ -183,11 +183,17 @@ class Config(Strict):
             raise ValueError(
                 f"optimizers.{name} has a range, but data.validation_size is 0: its value is chosen on that split"
             )
-        if len(self.seeds) % self.tuning.studies:
+        shares = [self.study(seed) for seed in self.seeds]
+        if len({shares.count(study) for study in range(self.tuning.studies)}) > 1:
             raise ValueError(
-                f"tuning.studies is {self.tuning.studies}, which must divide the number of seeds, {len(self.seeds)}"
+                f"tuning.studies is {self.tuning.studies}: a seed's remainder says which study confirms it, and each "
+                f"needs as many seeds: {', '.join(map(str, range(self.tuning.studies)))} are one for each"
             )
         return self
+
+    def study(self, seed: int) -> int:
+        """Which of the independent tunings the run with that seed confirms."""
+        return seed % self.tuning.studies
 
     @property
     def steps(self) -> int:

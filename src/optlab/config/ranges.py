@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from optlab.system.wording import shown
 
+MAXIMUM = 1e300  # of an end: ten times as much is still a number
 EDGE = 0.1  # of a range on the logarithmic scale, at each end: the best value there may lie beyond
-_KINDS = "{log: [0.001, 1]}, {linear: [0, 1]} or {choice: [0.0, 0.9]}"
+_KINDS = "{log: [0.001, 1]}, {linear: [0.0, 1.0]} or {choice: [0.0, 0.9]}"
 
 Scalar = bool | int | float | str | None | list[int | float]
 
@@ -30,11 +31,16 @@ class Interval(BaseModel):
     def _written(self) -> dict[str, list[int | float]]:
         return {self.scale: [self.low, self.high]}
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.scale == "linear" and isinstance(self.low, int) and isinstance(self.high, int)
+
     def at(self, place: float) -> float | int:
         """The value at a place between 0, the low end, and 1; six digits of it, so that any machine has the same."""
         if self.scale == "log":
             return float(f"{math.exp(_between(math.log(self.low), math.log(self.high), place)):.6g}")
-        if isinstance(self.low, int) and isinstance(self.high, int):
+        if self.is_whole:
             return min(self.high, self.low + math.floor(place * (self.high - self.low + 1)))
         return float(f"{_between(self.low, self.high, place):.6g}")
 
@@ -93,7 +99,7 @@ def read(value: Any) -> Any:
         raise ValueError(f"a mapping here is a range, such as {_KINDS}, not {shown(value)}")
     ((scale, ends),) = value.items()
     numbers = isinstance(ends, list) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
-    if not numbers or not all(math.isfinite(end) for end in ends) or ends[0] >= ends[1]:
+    if not numbers or not all(abs(end) <= MAXIMUM for end in ends) or ends[0] >= ends[1]:
         raise ValueError(f"{scale} must be two numbers, the smaller one first, not {shown(ends)}")
     if scale == "log" and ends[0] <= 0:
         raise ValueError(f"log must be of numbers above 0, not {shown(ends)}")

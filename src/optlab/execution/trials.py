@@ -20,6 +20,7 @@ from optlab.record.runs import TuningFiles
 from optlab.results import statistics
 from optlab.system import files, processes
 from optlab.system.errors import RecordError, RunsFailedError
+from optlab.training import conditions
 from optlab.tuning import choice, search
 from optlab.tuning.search import Tasks, Told, Trial
 from optlab.tuning.task import TRIALS, Result, Task
@@ -50,6 +51,9 @@ def tune(config: Config, folder: Path, name: str) -> None:
     grid = _sensitivity(work, search.best([each for each in trials if each.study == 0], config.steps))
     recorded, besides = [[work.record(each) for each in part] for part in (trials, grid)]
     choice.write(place, studies, modules, recorded, besides)
+    if work.has_trained:
+        here = conditions.current(conditions.apply(config.training), config.paths(name))
+        here.write(choice.conditions_of(folder, name))
     for each in (*recorded, *besides):  # their results stay
         for left in TRIALS.glob(f"*/{each.key}/*/"):
             shutil.rmtree(left, ignore_errors=True)
@@ -166,6 +170,11 @@ class Work:
             self._trained += until - self._far.get(which, 0) if task in missing else 0
             self._far[which] = until
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether a trial was trained in this call, and not only known."""
+        return self._trained > 0
+
     def _left(self) -> str:
         """How long the rest takes at the speed so far."""
         rest = max(0, _cost(self.config) - sum(self._far.values()))
@@ -193,7 +202,7 @@ class Work:
         return Task.of(settled, self.name, trial.seed, until)
 
     def _key(self, trial: Trial) -> str:
-        return self._task(trial, 0).key(self.modules)
+        return self._task(trial, 0).key(self.modules, self.config.paths(self.name))
 
     def _job(self, trial: Trial, until: int) -> tuple[str, Path, Task]:
         which = "the default" if trial.index == search.DEFAULT else f"trial {trial.index}"
@@ -213,7 +222,7 @@ class Work:
         if earlier is None:
             return None
         seen = next((look for look in earlier.looks if look.step == until), None)
-        if seen is None and earlier.status in ("diverged", "failed"):
+        if seen is None and earlier.sought is not None and until >= earlier.sought:
             return "diverged" if earlier.status == "diverged" else "failed"
         return seen
 
@@ -222,7 +231,7 @@ class Work:
         index = None if trial.index == search.DEFAULT else trial.index
         return contents.Trial(
             study=trial.study, index=index, seed=trial.seed, values=trial.values, beyond=trial.beyond,
-            status=self._status(trial), looks=trial.looks, key=self._key(trial),
+            status=self._status(trial), looks=trial.looks, sought=trial.sought, key=self._key(trial),
         )  # fmt: skip
 
     def _status(self, trial: Trial) -> TrialStatus:

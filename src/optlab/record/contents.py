@@ -193,6 +193,7 @@ class Trial(Contents):
         beyond: the ranges whose value was drawn in the decade beyond their edge.
         status: `stopped` where others were better after a part of the steps; `failed` where a step raised an error.
         looks: at the validation split, where it was decided who goes on; the last is at its end.
+        sought: the step that it was to reach when it diverged or failed; None where it did neither.
         key: a digest of all that decides it but the machine, by which it is known again.
     """
 
@@ -203,6 +204,7 @@ class Trial(Contents):
     beyond: list[str]
     status: TrialStatus
     looks: list[Validation]
+    sought: int | None = None
     key: str
 
 
@@ -245,10 +247,6 @@ class Choice(Contents):
     is_tuned: bool
     studies: list[Chosen]
     modules: dict[str, str]
-
-    def of(self, position: int) -> Chosen:
-        """For the run with the seed at that position in params.yaml: the studies are taken in turn."""
-        return self.studies[position % len(self.studies)]
 
 
 class Conditions(Contents):

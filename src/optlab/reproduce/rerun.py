@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optlab.record.contents import Choice, Conditions, Trained
+from optlab.record.contents import Choice, Conditions, Trained, Trials
 from optlab.record.runs import RunFiles, TuningFiles
 from optlab.reproduce.judgement import Output, Result, judge, md5
 from optlab.system import processes, repository
@@ -21,6 +21,7 @@ from optlab.system.revision import Revision, checkout, restore
 from optlab.tracking import link
 from optlab.training.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
 from optlab.training.numerics import PORTABLE
+from optlab.tuning.choice import conditions_of
 
 _PROVIDED = (repository.DATA, Path(".dvc") / "config.local")  # what is put into a checkout for the stages
 _ATEN = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
@@ -82,7 +83,8 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
             outs = _outs(revision, stages, run)
             yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
         for name, run in _tuned(revision, runs).items() if tuning else ():
-            variables = {} if here else replay_variables(_conditions(revision, run))
+            own = Conditions.at(revision, conditions_of(revision.folder, name.removeprefix("tune@")))
+            variables = {} if here else replay_variables(own or _conditions(revision, run))
             yield _tuned_again(revision, tree, name, _environment(tree, programs, variables), quiet)
 
 
@@ -105,7 +107,20 @@ def _tuned_again(revision: Revision, tree: Path, stage: str, environment: dict[s
     outputs = [Output(each["path"], each["md5"], md5(tree / each["path"])) for each in outs]
     if all(each.identical for each in outputs):
         return Result(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
-    return Result(stage, "different", outputs, reason="trials differ: `git diff` of trials.json says which")
+    return Result(stage, "different", outputs, reason=_differing(revision, tree, stage))
+
+
+def _differing(revision: Revision, tree: Path, stage: str) -> str:
+    """Which trials are not the recorded ones."""
+    path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
+    recorded, again = Trials.at(revision, path), Trials.read(tree / path)
+    before = {(each.study, each.index): each for each in recorded.trials} if recorded else {}
+    names = [
+        f"{'default' if each.index is None else each.index}{f' of study {each.study + 1}' if each.study else ''}"
+        for each in again.trials
+        if before.get((each.study, each.index)) != each
+    ]
+    return f"{len(names)} of {len(again.trials)} trials differ: {', '.join(names[:10])}" if names else "other trials"
 
 
 def _stages_of(stages: dict[str, Any], run: str) -> list[str]:

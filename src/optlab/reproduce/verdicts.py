@@ -61,7 +61,7 @@ def as_text(revision: Revision, results: list[Result]) -> str:
         if result.conditions:
             lines.append("  conditions that differ, the likely cause first:")
             lines += [f"    {name}: {old} → {new}" for name, (old, new) in result.conditions.items()]
-        elif result.verdict != "not run":
+        elif result.verdict != "not run" and not result.run.startswith("tune@"):
             lines.append("  no recorded condition differs: is the code at the revision deterministic?")
     return "\n".join([*lines, ""])
 

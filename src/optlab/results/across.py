@@ -82,7 +82,8 @@ def _runs(then: Comparison, now: Comparison, optimizer: str) -> list[tuple[Run, 
 
 def _reasons(then: Comparison, now: Comparison) -> dict[str, str]:
     """Of each optimizer, why it has no verdict; empty where it has one."""
-    return {name: _why(_runs(then, now, name)) for name in _common(then, now)}
+    several = "several studies: each comparison has its own" if {then.unit, now.unit} != {"seeds"} else ""
+    return {name: several or _why(_runs(then, now, name)) for name in _common(then, now)}
 
 
 def _why(runs: list[tuple[Run, Run]]) -> str:

@@ -226,7 +226,10 @@ def _by_study(config: Config, values: list[float]) -> list[float]:
     n = _independent(config)
     if n == len(config.seeds) or len(values) < len(config.seeds):
         return values
-    return [math.fsum(values[study::n]) / len(values[study::n]) for study in range(n)]
+    shares: dict[int, list[float]] = {}
+    for seed, value in zip(config.seeds, values, strict=True):
+        shares.setdefault(config.study(seed), []).append(value)
+    return [math.fsum(own) / len(own) for _, own in sorted(shares.items())]
 
 
 def _read(files: RunFiles, chosen_by: str, revision: Revision | None) -> Run:

@@ -47,7 +47,7 @@ class Tuned:
 
     def chosen(self, study: int) -> Trial | None:
         """The trial that a study's choice is from."""
-        index = self.choice.of(study).trial
+        index = self.choice.studies[study].trial
         own = [each for each in self.trials if each.study == study and each.index == index]
         return own[0] if own else None
 
@@ -119,9 +119,11 @@ def best_after(accuracies: Sequence[float]) -> list[float]:
 
 
 def width(rates: Sequence[float], accuracies: Sequence[float]) -> float:
-    """The decades between the lowest and the highest learning rate within one point of the best accuracy."""
-    near = [rate for rate, each in zip(rates, accuracies, strict=True) if each >= max(accuracies) - NEAR]
-    return math.log10(max(near) / min(near))
+    """The decades between the lowest and the highest learning rate, above 0, within one point of the best accuracy."""
+    both = [(rate, each) for rate, each in zip(rates, accuracies, strict=True) if rate > 0]
+    best = max((each for _, each in both), default=0.0)
+    near = [rate for rate, each in both if each >= best - NEAR]
+    return math.log10(max(near) / min(near)) if near else 0.0
 
 
 def saved(tuned: Tuned, steps: int) -> float:

@@ -109,6 +109,8 @@ def _remarks(compared: Comparison) -> Iterator[str]:
                   f"quarter was drawn in the decade beyond it."  # fmt: skip
         if own.at_edge:
             yield f"{name}: not tuned: what was chosen lies at the edge of {', '.join(own.at_edge)}: widen the range."
+        if config.tuning.sensitivity and not own.sensitivity:
+            yield f"{name}: without a grid over the learning rate, for the default was chosen, or it has no range."
     if config.tuning.halving > 1:
         shares = ", ".join(
             f"{name} {100 * tuned.saved(own, config.steps):.0f} %" for name, own in compared.tunings.items()

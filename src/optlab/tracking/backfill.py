@@ -7,13 +7,15 @@ from pathlib import Path
 
 from optlab.config import reading
 from optlab.config.parameters import Config
-from optlab.record.runs import RunFiles
+from optlab.record.contents import Choice
+from optlab.record.runs import RunFiles, TuningFiles
 from optlab.results.comparison import Run, recorded
 from optlab.system import git
 from optlab.system.errors import TrackingError, one_line
 from optlab.system.revision import Revision
 from optlab.tracking import facts, server
 from optlab.tracking.journal import with_key
+from optlab.tuning import settling
 
 
 def write(revision: Revision) -> Iterator[str]:
@@ -37,6 +39,11 @@ def write(revision: Revision) -> Iterator[str]:
         yield f"{run.files.id}: taken from {revision.name}, {'with' if with_weights else 'without'} its weights"
 
 
+def _tags(revision: Revision, settings: Config, files: RunFiles) -> dict[str, str]:
+    choice = Choice.at(revision, TuningFiles(files.folder, files.optimizer).choice)
+    return settling.tags(settings, choice, files.seed) if choice else {}
+
+
 def _in_mlflow(run: Run) -> str | None:
     try:
         return server.find_run(facts.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
@@ -56,7 +63,9 @@ def _write(revision: Revision, settings: Config, run: Run) -> bool:
         weights = Path(folder) / files.weights.name if content else None
         if weights and content:
             weights.write_bytes(content)
-        journal = facts.restored(settings, files, weights, trained, run.conditions, when, state)
+        journal = facts.restored(
+            settings, files, weights, trained, run.conditions, when, state, _tags(revision, settings, files)
+        )
         facts.evaluation(journal, files.id, weights, trained, run.tested, settings.model, when)
         journal.publish()
     return content is not None

@@ -108,7 +108,7 @@ def ending(journal: Journal) -> Iterator[None]:
 
 def restored(config: Config, files: RunFiles, weights: Path | None, trained: Trained,
              conditions: Conditions | None = None, when: int | None = None,
-             state: dict[str, str] | None = None) -> Journal:  # fmt: skip
+             state: dict[str, str] | None = None, more: dict[str, str] | None = None) -> Journal:  # fmt: skip
     """A draft of a journal for a run that was not trained here but came with the record, which has no times.
 
     Args:
@@ -116,10 +116,11 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
         conditions: those that are recorded, where they are.
         when: the time of all that is in it, in ms since 1970; default: now.
         state: the revision that the record is from, as `git.state` has it; default: the present one.
+        more: tags besides.
     """
     digest, when = trained.weights_sha256, now_ms() if when is None else when
     journal = Journal.create(files.id, digest, draft=True)
-    opening = facts(config, files.folder, files.optimizer, files.seed, conditions or Conditions(), state)
+    opening = facts(config, files.folder, files.optimizer, files.seed, conditions or Conditions(), state, more)
     opening["time"] = when
     hyperparameters = dict(trained.hyperparameters) or _hyperparameters(config, files.optimizer)
     opening["params"] |= {f"optimizer.{key}": value for key, value in hyperparameters.items()}

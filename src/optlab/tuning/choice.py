@@ -28,7 +28,7 @@ def chosen(spec: OptimizerSpec, trials: list[Trial], steps: int) -> Chosen:
         entry=dumped(spec.settled(found.values)),
         trial=None if found.index == search.DEFAULT else found.index,
         validation_accuracy=found.looks[-1].accuracy,
-        at_edge=search.still_at_edge(spec.ranges, found),
+        at_edge=search.still_at_edge(spec.ranges, found, trials),
     )
 
 
@@ -51,6 +51,11 @@ def write(place: TuningFiles, studies: list[Chosen], modules: dict[str, str], tr
     """
     Trials(trials=trials or [], sensitivity=sensitivity or []).write(place.trials)
     Choice(is_tuned=trials is not None, studies=studies, modules=modules).write(place.choice)
+
+
+def conditions_of(folder: Path, name: str) -> Path:
+    """Where it is kept what the machine decided about the trials that were trained last: beside the record, no part."""
+    return TuningFiles(folder, name).choice.with_name("conditions.json")
 
 
 def dumped(spec: OptimizerSpec) -> dict[str, object]:

@@ -5,10 +5,11 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
+from optlab.config.entries import MOST_RANGES
 from optlab.config.ranges import Interval, Range
 
 # Always as many: scrambling gives other first coordinates for another number. Each range takes one, by its place.
-DIMENSIONS = 16
+DIMENSIONS = MOST_RANGES
 
 
 @functools.cache

@@ -29,6 +29,7 @@ class Trial:
         beyond: the ranges whose value was drawn beyond their edge.
         looks: at the validation split, where it was to go on or not.
         ending: why it went no further, where that was its own doing.
+        sought: the step that it was to reach then.
     """
 
     study: int
@@ -38,6 +39,7 @@ class Trial:
     beyond: list[str] = field(default_factory=list)
     looks: list[Validation] = field(default_factory=list)
     ending: Ending | None = None
+    sought: int | None = None
 
     @property
     def rank(self) -> tuple[float, float, int]:
@@ -127,11 +129,11 @@ def _bracket(going: list[Trial], ends: list[int], halving: int, beside: Tasks | 
 def _train(tasks: Tasks) -> Search:
     if tasks:
         told = yield tasks
-        for (trial, _), what in zip(tasks, told, strict=True):
+        for (trial, until), what in zip(tasks, told, strict=True):
             if isinstance(what, Validation):
                 trial.looks.append(what)
             else:
-                trial.ending = what
+                trial.ending, trial.sought = what, until
 
 
 def best(trials: Iterable[Trial], steps: int) -> Trial | None:
@@ -149,16 +151,16 @@ def edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
     return {key: edge for key, edge in all_of_them.items() if edge}
 
 
-def still_at_edge(ranges: dict[str, Range], found: Trial) -> list[str]:
-    """The ranges, widened by the decade that was looked at, at whose edge the chosen value still lies."""
+def still_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
+    """The ranges at whose edge the chosen value lies, widened by the decade that any of the trials was drawn in."""
+    drawn = [each for each in trials if each.values]
     still = []
-    for key, edge in edges(ranges, found).items():
+    for key in edges(ranges, found):
         own = ranges[key]
         assert isinstance(own, Interval)
-        if key in found.beyond:
-            wider = own.decade_beyond(edge)
-            low, high = min(own.low, wider.low), max(own.high, wider.high)
-            edge = Interval(scale="log", low=low, high=high).edge(found.values[key])
-        if edge:
+        beyond = [each.values[key] for each in drawn if key in each.beyond]
+        low = own.decade_beyond(-1).low if any(value < own.low for value in beyond) else own.low
+        high = own.decade_beyond(1).high if any(value > own.high for value in beyond) else own.high
+        if Interval(scale="log", low=low, high=high).edge(found.values[key]):
             still.append(key)
     return still

@@ -21,10 +21,18 @@ def settled(config: Config, folder: Path, name: str, seed: int) -> tuple[Config,
     spec, path = config.optimizer(name), TuningFiles(folder, name).choice
     if not spec.ranges:
         return config, {}
-    number = config.seeds.index(seed) % config.tuning.studies
-    found = Choice.read(path).of(number)
+    choice = Choice.read(path)
+    found = choice.studies[config.study(seed) % len(choice.studies)]
     entry = OptimizerSpec.model_validate(found.entry)
     if entry.ranges or entry.class_ != spec.class_:
         raise RecordError(f"{path}: is of another entry than params.yaml has: run `dvc repro`")
-    tags = {"tuned.study": str(number), "tuned.trial": "default" if found.trial is None else str(found.trial)}
-    return config.model_copy(update={"optimizers": config.optimizers | {name: entry}}), tags
+    return config.model_copy(update={"optimizers": config.optimizers | {name: entry}}), tags(config, choice, seed)
+
+
+def tags(config: Config, choice: Choice, seed: int) -> dict[str, str]:
+    """What MLflow is told of the trial that a run's values are from; nothing where nothing was tuned."""
+    if not choice.is_tuned:
+        return {}
+    number = config.study(seed) % len(choice.studies)
+    trial = choice.studies[number].trial
+    return {"tuned.study": str(number), "tuned.trial": "default" if trial is None else str(trial)}

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ class Task(BaseModel):
         dumped = config.model_copy(update=alone).model_dump(mode="json", by_alias=True, exclude={"tuning", "verdict"})
         return cls(config=dumped, optimizer=optimizer, seed=seed, until=until)
 
-    def key(self, modules: dict[str, str]) -> str:
+    def key(self, modules: dict[str, str], paths: list[str]) -> str:
         """A digest of all that decides the trial but how far it goes and the machine; 32 hexadecimal digits.
 
         Args:
             modules: as in `Choice`.
+            paths: as `Config.paths` has them: the versions of their packages, and torch's, count.
         """
-        decides = {"task": self.model_dump(exclude={"until"}), "modules": modules, "code": _code()}
+        used = {"torch", *(each.partition(".")[0] for each in paths if "." in each)}
+        versions = {name: _version(name) for name in sorted(used)}
+        decides = {"task": self.model_dump(exclude={"until"}), "modules": modules, "code": _code(), "with": versions}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -57,6 +61,14 @@ class Result(BaseModel):
 
     look: Validation | None = None
     ending: Ending | None = None
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a module of one's own, or a package of another name
+        return None
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from optlab.data import dataset
 from optlab.data.dataset import Split
 from optlab.record.contents import Validation
 from optlab.system import errors, files, processes, repository
-from optlab.system.errors import StepError
+from optlab.system.errors import ConfigError, StepError
 from optlab.training import checkpoint, conditions, loop
 from optlab.training.loop import Outcome
 from optlab.training.stepping import Stepper
@@ -32,12 +32,25 @@ class Saver(checkpoint.Checkpoint):
         self._until, self._validation = until, validation
         self.seen: Validation | None = None
 
+    def restore(self, outcome: Outcome, stepper: Stepper) -> bool:
+        """As `Checkpoint.restore`; what is further than this trial is to go now does not count."""
+        for path in self._folder.glob("*.safetensors"):
+            if int(path.name.partition("-")[0]) > self._until:
+                path.unlink()
+        found = super().restore(outcome, stepper)
+        if sum(map(len, outcome.step_losses)) == self._until:  # a kill came between the checkpoint and the look
+            self._pause(outcome, stepper)
+        return found
+
     def after_step(self, outcome: Outcome, stepper: Stepper) -> None:
         if sum(map(len, outcome.step_losses)) < self._until:
             super().after_step(outcome, stepper)
             return
         with contextlib.suppress(ValueError):  # its state cannot be saved: it begins anew each time
             self.save(outcome, stepper)
+        self._pause(outcome, stepper)
+
+    def _pause(self, outcome: Outcome, stepper: Stepper) -> None:
         stepper.eval()
         self.seen = loop.look(self._until, outcome.model, self._validation)
         raise PausedError
@@ -66,7 +79,7 @@ def train(task: Task, folder: Path) -> Result:
         outcome = loop.train(config, task.optimizer, task.seed, splits, device, saver=saver)
     except PausedError:
         look = saver.seen
-    except StepError:
+    except (StepError, ConfigError):  # beyond the edge of a range, a class may refuse the value
         return Result(ending="failed")
     else:
         look = outcome.validations[-1] if outcome.status == "completed" else None
