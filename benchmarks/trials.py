@@ -36,13 +36,13 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def tuned(project: projects.Project, trials: int) -> tuple[float, int]:
     """Seconds that the stage takes for so many trials and the default, and its highest memory in KiB."""
     params = (project.top / "params.yaml").read_text()
-    (project.top / "params.yaml").write_text(re.sub(r"trials: \\d+", f"trials: {trials}", params))
+    (project.top / "params.yaml").write_text(re.sub(r"trials: \d+", f"trials: {trials}", params))
     subprocess.run(["rm", "-rf", "tuning", ".optlab/trials"], cwd=project.top, check=True)
     began = time.monotonic()
     result = project.run(sys.executable, "-c", MEASURED)
     seconds = time.monotonic() - began
     assert result.returncode == 0, result.stderr
-    return seconds, int(re.search(r"peak (\\d+)", result.stdout)[1])
+    return seconds, int(re.search(r"peak (\d+)", result.stdout)[1])
 
 
 def training(project: projects.Project, rounds: int) -> float:
@@ -71,11 +71,11 @@ def main() -> None:
         own = training(project, 20)
     beyond = (many[0] - few[0]) / (count - count // 10) - own
     text = (
-        f"# Trials\\n\\n{conditions.current(conditions.torch.device('cpu')).cpu}, {count} trials of {count // 10} and "
-        f"more; one tuning of each size, one trial at a time, trainings of 14 steps of 16 images.\\n\\n"
-        f"| trials | the stage `tune`, s | its highest memory, MiB |\\n| --- | --- | --- |\\n"
-        + "".join(f"| {n} | {s:.1f} | {kib / 1024:.0f} |\\n" for n, (s, kib) in ((count // 10, few), (count, many)))
-        + f"\\nA trial costs {beyond:.2f} s beyond its training, which takes {own:.2f} s.\\n"
+        f"# Trials\n\n{conditions.current(conditions.torch.device('cpu')).cpu}, {count // 10} and {count} "
+        f"trials; one tuning of each size, one trial at a time, trainings of 14 steps of 16 images.\n\n"
+        f"| trials | the stage `tune`, s | its highest memory, MiB |\n| --- | --- | --- |\n"
+        + "".join(f"| {n} | {s:.1f} | {kib / 1024:.0f} |\n" for n, (s, kib) in ((count // 10, few), (count, many)))
+        + f"\nA trial costs {beyond:.2f} s beyond its training, which takes {own:.2f} s.\n"
     )
     RESULTS.write_text(text)
     print(text)
