@@ -31,7 +31,7 @@ ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
 	MLFLOW_WORKERS=1 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui
 
 test: $(VENV)/installed ## Run the tests
-	pytest -n 3 --dist loadfile --no-loadscope-reorder
+	pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed ## Check style, types and imports
 	ruff check .
