@@ -75,4 +75,14 @@ def lack(error: Exception) -> str | None:
     if not (found or isinstance(error, MemoryError)):
         return None
     asked = f" ({int(found[1]) / GIB:.1f} GiB at once)" if found else ""
-    return f"wants more memory than the {total() / GIB:.1f} GiB that there are{asked}"
+    return f"wants more memory than the {_allowed() / GIB:.1f} GiB that there are{asked}"
+
+
+def _allowed() -> int:
+    """Bytes that this process may have: all, or what `ulimit -v` leaves of it."""
+    if not _PROCESS.is_dir():
+        return total()
+    import resource
+
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return total() if own == resource.RLIM_INFINITY else min(total(), own)
