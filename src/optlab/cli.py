@@ -125,7 +125,7 @@ def repro(
     settings = _settings(folder)
     from optlab.execution import side_by_side
 
-    at_once = jobs or max(1, len(side_by_side.available_cores()) // settings.training.threads)
+    at_once = jobs or side_by_side.at_once(settings)
     side_by_side.repro(settings, folder, min(at_once, len(settings.runs())))
 
 

@@ -50,19 +50,24 @@ class Known:
         return str(self.values["class"]).partition(".")[0] if "." in self.values["class"] else "torch"
 
     @property
-    def search(self) -> str:
-        """The learning rates to search among, in words; empty where the class finds its own."""
+    def bounds(self) -> tuple[float, float] | None:
+        """The learning rates to search between; None where the class finds its own."""
         values = self.values
         lr = values.get("lr", values.get("base", {}).get("lr"))
-        return "" if lr is None else f"{lr / _BELOW:g} to {lr * _ABOVE:g}"
+        return None if lr is None else (lr / _BELOW, lr * _ABOVE)
+
+    @property
+    def search(self) -> str:
+        """The same in words."""
+        return "{:g} to {:g}".format(*self.bounds) if self.bounds else ""
 
     @property
     def searched(self) -> str:
         """The entry with the range in place of the learning rate, which becomes its default."""
-        if not self.search:
+        if not self.bounds:
             return self.entry
-        low, high = self.search.split(" to ")
-        return re.sub(r"lr: ([\d.]+)", rf"lr: {{log: [{low}, {high}]}}, default: {{lr: \1}}", self.entry, count=1)
+        ends = ", ".join(f"{end:g}" for end in self.bounds)
+        return re.sub(r"lr: ([\d.]+)", rf"lr: {{log: [{ends}]}}, default: {{lr: \1}}", self.entry, count=1)
 
     @property
     def comment(self) -> str:

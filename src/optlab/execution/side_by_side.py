@@ -47,7 +47,7 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
     tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
-    with locks.holding("repro"), processes.terminable(), Warm(spinning=_spins(config, jobs)) as warm:
+    with locks.holding("repro"), processes.terminable(), Warm(spinning=spins(config, jobs)) as warm:
         link.start(own)
         from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
@@ -81,7 +81,12 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
             raise RunsFailedError(f"{problem}: see above")
 
 
-def _spins(config: Config, jobs: int) -> bool:
+def at_once(config: Config) -> int:
+    """How many trainings the cores have room for, at least one."""
+    return max(1, len(available_cores()) // config.training.threads)
+
+
+def spins(config: Config, jobs: int) -> bool:
     """Whether a training's threads each have a core, so that they may wait for each other without sleeping."""
     return all(config.training.threads <= len(cores) for cores in cores_for(jobs))
 

@@ -144,7 +144,7 @@ class Work:
             while tasks is not None:
                 missing = [each for each in tasks if self._known(*each) is None]
                 if missing and warm is None:
-                    warm = stack.enter_context(Warm(spinning=self._spins()))
+                    warm = stack.enter_context(Warm(spinning=side_by_side.spins(self.config, self._jobs())))
                 if missing and warm:
                     began = time.monotonic()
                     _train([self._job(*each) for each in missing], warm, self.name, self._jobs())
@@ -191,10 +191,7 @@ class Work:
         return f"{self.name}: {len(told)} trial{'s' if len(told) > 1 else ''}{kept}: {best}{self._left()}"
 
     def _jobs(self) -> int:
-        return max(1, len(side_by_side.available_cores()) // self.config.training.threads)
-
-    def _spins(self) -> bool:
-        return all(self.config.training.threads <= len(each) for each in side_by_side.cores_for(self._jobs()))
+        return side_by_side.at_once(self.config)
 
     def _task(self, trial: Trial, until: int) -> Task:
         entry = self.spec.settled(trial.values)

@@ -173,8 +173,7 @@ class Comparison:
 
         Where there are several studies, one of each, if all runs completed: the mean over its seeds.
         """
-        own = [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
-        return _by_study(self.config, [self.value(run) for run in own])
+        return _by_study(self.config, self.of_seeds(optimizer))
 
     def of_seeds(self, optimizer: str) -> list[float]:
         """The same of every seed, also where there are several studies."""

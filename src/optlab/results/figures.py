@@ -17,7 +17,7 @@ from optlab.results import statistics
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Target
 from optlab.results.curves import Curve
-from optlab.results.tuned import Tuned, accuracy, counted, default_of
+from optlab.results.tuned import Tuned, accuracy, default_of
 from optlab.results.verdict import words
 from optlab.system import files
 
@@ -167,14 +167,12 @@ def _trials(axis: Axes, name: str, own: Tuned, key: str) -> None:
         if default and rate is not None:
             axis.plot([rate], [accuracy(default) or 0.0], "s", markersize=11, **ring)
     if own.sensitivity:
-        _grid(axis, name, own, key)
+        _grid(axis, name, own)
 
 
-def _grid(axis: Axes, name: str, own: Tuned, key: str) -> None:
+def _grid(axis: Axes, name: str, own: Tuned) -> None:
     """The grid over the learning rate alone: a line through the means, in the band between the lowest and highest."""
-    by_rate: dict[float, list[float]] = {}
-    for each in own.sensitivity:
-        by_rate.setdefault(each.values[key], []).append(counted(each))
+    by_rate = own.grid
     axis.plot(
         list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour(name), linewidth=1
     )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import Config
-from optlab.config.ranges import Interval
 from optlab.record.contents import Choice, Trial, Trials
 from optlab.record.runs import TuningFiles
 from optlab.system.errors import ConfigError, RecordError, RevisionError
 from optlab.system.revision import Revision
 from optlab.training.classes import entry_of
 from optlab.training.construction import arguments
+from optlab.tuning import search
 
 GUESSING = 0.1  # the accuracy of ten equally likely classes: what a trial that diverged counts as
 NEAR = 0.01  # of accuracy: learning rates that come so near to the best are as good
@@ -63,8 +63,15 @@ class Tuned:
     @property
     def rate(self) -> str | None:
         """The range of the learning rate, by its name in the trials."""
-        found = self.spec.ranges
-        return next((key for key in ("lr", "base.lr") if isinstance(found.get(key), Interval)), None)
+        return search.learning_rate(self.spec.ranges)
+
+    @property
+    def grid(self) -> dict[float, list[float]]:
+        """Learning rate → what each trial of the sensitivity with it counts as."""
+        found: dict[float, list[float]] = {}
+        for each in self.sensitivity if self.rate else ():
+            found.setdefault(each.values[str(self.rate)], []).append(counted(each))
+        return found
 
 
 def collect(config: Config, folder: Path, revision: Revision | None = None) -> dict[str, Tuned]:

@@ -141,12 +141,7 @@ def _best_after(whole: dict[str, Tuned]) -> Cells:
 
 
 def _grid(own: Tuned) -> Cells:
-    key = own.rate
-    assert key is not None
-    by_rate: dict[float, list[float]] = {}
-    for each in own.sensitivity:
-        by_rate.setdefault(each.values[key], []).append(tuned.counted(each))
-    rows = [[f"{rate:g}", value(statistics.figure(each), "accuracy")] for rate, each in by_rate.items()]
+    rows = [[f"{rate:g}", value(statistics.figure(each), "accuracy")] for rate, each in own.grid.items()]
     return [["learning rate", f"validation accuracy ({len(own.sensitivity) // len(rows)} seeds)"], *rows]
 
 

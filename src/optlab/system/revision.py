@@ -1,5 +1,6 @@
 """A git revision of this repository: what its record says, and a checkout of its own to run its code in."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -52,15 +53,7 @@ class Revision:
         Raises:
             RevisionError: it has no readable dvc.lock.
         """
-        path = self.folder / "dvc.lock"
-        content = self.read(path)
-        try:
-            stages = YAML(typ="safe", pure=True).load(content.decode())["stages"] if content else None
-        except Exception as error:  # whatever a damaged file makes the parser raise
-            raise RevisionError(f"{self.name}: its {path} cannot be read: {error}") from None
-        if not isinstance(stages, dict):
-            raise RevisionError(f"{self.name}: has no {path}: nothing was recorded there")
-        return stages
+        return _lock(self)
 
     def outs(self, stage: str) -> list[dict[str, Any]]:
         """The outputs of a stage as dvc.lock has them, but with paths relative to the top; none of an unknown stage.
@@ -88,6 +81,20 @@ class Revision:
         except Exception:  # whatever a missing cache, remote or network makes it raise
             return None
         return content if hashlib.md5(content, usedforsecurity=False).hexdigest() == wanted else None
+
+
+@functools.cache
+def _lock(revision: Revision) -> dict[str, Any]:
+    """Of a commit, which never changes; DVC's files take a fifth of a second to read."""
+    path = revision.folder / "dvc.lock"
+    content = revision.read(path)
+    try:
+        stages = YAML(typ="safe", pure=True).load(content.decode())["stages"] if content else None
+    except Exception as error:  # whatever a damaged file makes the parser raise
+        raise RevisionError(f"{revision.name}: its {path} cannot be read: {error}") from None
+    if not isinstance(stages, dict):
+        raise RevisionError(f"{revision.name}: has no {path}: nothing was recorded there")
+    return stages
 
 
 @contextmanager
