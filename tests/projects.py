@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
-from optlab.execution.jobs import Job, Warm
+from optlab.execution.jobs import Child, Warm
 from optlab.system.processes import CALLER_VARIABLE
 from optlab.training.conditions import VARIABLES
 
@@ -177,7 +177,7 @@ class Stages(Warm):
             return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
-        job = Job(words[0], None, lambda name: None)
+        job = Child(words[0], None, lambda name: None)
         for descriptor in job.output:
             os.close(descriptor)
         job.output = output

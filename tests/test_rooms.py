@@ -12,8 +12,8 @@ PACKAGE = TOP / "src" / "optlab"
 # What a stage imports besides the files that it declares: what watches a training, shows its result or words a message,
 # what refuses a params.yaml, and what has several trainings at work.
 WATCHING = {
-    "tracking", "system", "config.reading", "config.wording", "execution.checked", "execution.jobs",
-    "execution.side_by_side",
+    "tracking", "system", "config.reading", "config.wording", "execution.checked", "execution.cluster",
+    "execution.cores", "execution.jobs", "execution.orders", "execution.pools", "execution.side_by_side",
 }  # fmt: skip
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
@@ -74,3 +74,11 @@ def test_a_stage_declares_what_decides_its_outputs(folder, stage):
     }
     assert missing == set()
     assert not any(path.is_relative_to(PACKAGE / room) for path in declared for room in ("system", "tracking"))
+
+
+def test_ray_is_imported_where_a_cluster_is_used_and_nowhere_else():
+    """Within functions: who has no cluster need not have it installed."""
+    for path in modules().values():
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top for alias in node.names} | {getattr(node, "module", "") for node in top}
+        assert not [name for name in names if name and name.split(".")[0] == "ray"], path

@@ -118,15 +118,31 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_opt
 
 @app.command()
 def repro(
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: cores divided by threads.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; default: as many as there is room for.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", envvar="RAY_ADDRESS", help="Train on a Ray cluster, such as 10.0.0.1:6379."),
+    ] = None,
+    num_gpus: Annotated[
+        float, typer.Option(min=0, help="Of a node of the cluster, for each run; a share is enough.")
+    ] = 0,
+    shared: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="One that all nodes see: what a dead node has begun goes on from there."),
+    ] = None,
 ) -> None:
-    """Do what `dvc repro` does, with the runs side by side."""
+    """Do what `dvc repro` does, with the runs side by side, here or on a cluster."""
+    if cluster is None and (num_gpus or shared):
+        raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
     folder = repository.enter()
     settings = _settings(folder)
     from optlab.execution import side_by_side
+    from optlab.execution.orders import Access
 
-    at_once = jobs or side_by_side.at_once(settings)
-    side_by_side.repro(settings, folder, min(at_once, len(settings.runs())))
+    access = Access(cluster, num_gpus, shared.absolute() if shared else None, jobs) if cluster else None
+    side_by_side.repro(settings, folder, jobs, access)
 
 
 @app.command()

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import projects
 import pytest
+from dvc import rwlock
 from projects import lock_of
 from ruamel.yaml import YAML
 
+from optlab.execution.cores import cores_for
+from optlab.execution.ledger import Ledger
 from optlab.execution.lockfile import LockFile
-from optlab.execution.side_by_side import cores_for
 from optlab.system import errors
 from optlab.system.errors import RecordError
 
@@ -209,3 +211,18 @@ def test_portable_numerics_side_by_side(fresh):
     assert result.returncode == 0, result.stderr
     conditions = json.loads((fresh.top / "runs" / "sgd-0" / "conditions.json").read_text())
     assert conditions["variables"]["ATEN_CPU_CAPABILITY"] == "avx2"
+
+
+def test_dvc_s_list_of_who_is_at_work_is_not_read_for_what_is_held(copied, monkeypatch):
+    """It has every path that is held: reading it for each would cost the square of the number of runs."""
+    monkeypatch.chdir(copied.top)
+    ledger, asked = Ledger(Path("dvc.yaml"), []), []
+    usual = rwlock.rwlock
+    monkeypatch.setattr(rwlock, "rwlock", lambda *words: asked.append(words) or usual(*words))
+    assert not ledger.is_stale("train@adam-0")
+    assert len(asked) > 1
+    with ledger.holding(["train@adam-0", "evaluate@adam-0"]):
+        del asked[:]
+        assert not ledger.is_stale("train@adam-0") and asked == []
+        assert not ledger.is_stale("train@sgd-0") and len(asked) > 1
+    assert rwlock.rwlock is not usual and not ledger.is_stale("train@adam-0")

@@ -12,7 +12,8 @@ from projects import TOP, commit, lock_of
 
 from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
-from optlab.execution import trials
+from optlab.execution import pools, trials
+from optlab.execution.cores import Cores
 from optlab.execution.jobs import Warm
 from optlab.record.contents import Choice, Conditions, Trials
 from optlab.system import repository
@@ -57,15 +58,6 @@ class Shared:
     def __init__(self, warm, killed=None):
         self.warm, self.killed, self.started = warm, killed, []
 
-    def __call__(self, spinning):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *ending):
-        pass
-
     def start(self, name, words, folder, *arguments):
         job = self.warm.start(name, words, folder.resolve(), *arguments)
         self.started.append(name)
@@ -80,8 +72,7 @@ def tuned(config, monkeypatch, warm, jobs=2, killed=None):
     """The bytes of both files, and the trials that were started."""
     shared = Shared(warm, killed)
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "Warm", shared)
-        patch.setattr(trials.Work, "_jobs", lambda self: jobs)
+        patch.setattr(pools, "pool", lambda config, folder: Cores(jobs, False, shared))
         trials.tune(config, Path(), "mine")
     return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
@@ -152,7 +143,7 @@ def test_a_value_that_the_class_refuses_is_a_trial_that_failed(top, config):
 
 def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):
     spec = config.optimizer("mine")
-    work = trials.Work(config, "mine", spec, {}, {})
+    work = trials.Work(config, "mine", spec, {}, {}, Cores(1, False))
     trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, ending="diverged", sought=14)
     work.recorded[work._key(trial)] = work.record(trial)
     assert [work._known(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]

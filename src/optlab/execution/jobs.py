@@ -20,7 +20,7 @@ Show = Callable[[str], bool]
 
 
 class Job:
-    """One child.
+    """One job, wherever it is done.
 
     Args:
         name: what `ended` is told.
@@ -28,37 +28,26 @@ class Job:
         ended: called when it has ended, from another thread.
 
     Attributes:
-        output: the descriptors of its output, to be closed here once it has them.
         lines: what it printed, but for the lines that `show` took.
         status: its exit status, negative for a signal; None while it is at work.
         reason: why it was not run, or did not come to its end; where its status does not say that.
+        told: why it failed, in the words of a program of ours; where it could say.
     """
 
     def __init__(self, name: str, show: Show | None, ended: Callable[[str], None]) -> None:
         self.name = name
         self.lines: list[str] = []
-        self.pid, self.reason = 0, ""
+        self.reason = self.told = ""
         self.status: int | None = None
-        self._ended, self._over = ended, threading.Event()
-        self._reader = None
-        if show is None:
-            self.output = [os.dup(1), os.dup(2)]
-        else:
-            ours, its = os.pipe()
-            self.output = [its, os.dup(its)]
-            self._reader = threading.Thread(target=self._read, args=[ours, show], daemon=True)
-            self._reader.start()
+        self._show, self._ended, self._over = show, ended, threading.Event()
 
-    def _read(self, output: int, show: Show) -> None:
-        with open(output, errors="replace") as lines:
-            for line in lines:
-                if not show(line):
-                    self.lines.append(line)
+    def hear(self, line: str) -> None:
+        """It has printed that."""
+        if self._show is None or not self._show(line):
+            self.lines.append(line)
 
     def end(self, status: int, reason: str = "") -> None:
-        """It has ended; what it left in its output is read first."""
-        if self._reader:
-            self._reader.join(5.0)  # not for what it may have started itself
+        """It has ended."""
         self.status, self.reason = status, reason
         self._over.set()
         self._ended(self.name)
@@ -73,6 +62,11 @@ class Job:
         assert self.status is not None
         return self.status
 
+    def why(self) -> str:
+        """Why it failed: in its own words, by the last line that says anything, or by how it ended."""
+        last = next((text for line in reversed(self.lines) if (text := line.strip())), "")
+        return self.told or last or self.how()
+
     def how(self) -> str:
         """How it ended, in words."""
         if self.reason:
@@ -83,25 +77,58 @@ class Job:
         return f"ended with exit status {self.status}"
 
 
+class Child(Job):
+    """A job that is a process on this machine; it leads a session of its own.
+
+    Attributes:
+        output: the descriptors of its output, to be closed here once it has them.
+        pid: its process id; 0 before it has one.
+    """
+
+    def __init__(self, name: str, show: Show | None, ended: Callable[[str], None]) -> None:
+        super().__init__(name, show, ended)
+        self.pid = 0
+        self._reader = None
+        if show is None:
+            self.output = [os.dup(1), os.dup(2)]
+        else:
+            ours, its = os.pipe()
+            self.output = [its, os.dup(its)]
+            self._reader = threading.Thread(target=self._read, args=[ours], daemon=True)
+            self._reader.start()
+
+    def _read(self, output: int) -> None:
+        with open(output, errors="replace") as lines:
+            for line in lines:
+                self.hear(line)
+
+    def end(self, status: int, reason: str = "") -> None:
+        """It has ended; what it left in its output is read first."""
+        if self._reader:
+            self._reader.join(5.0)  # not for what it may have started itself
+        super().end(status, reason)
+
+
 class Warm:
     """Starts that process, and jobs in it.
 
     Args:
         spinning: whether the threads of a training may wait for each other without sleeping.
+        words: for its command line, as `warm` has them.
     """
 
     PROGRAM = ("-m", "optlab.execution.warm")
 
-    def __init__(self, spinning: bool) -> None:
+    def __init__(self, spinning: bool, *words: str) -> None:
         self._front, its = socket.socketpair()
         own = {} if spinning else {"OMP_WAIT_POLICY": "PASSIVE"}  # read as the library is loaded
         with its:
             self._server = subprocess.Popen(
-                [sys.executable, *self.PROGRAM, str(its.fileno())], pass_fds=[its.fileno()],
+                [sys.executable, *self.PROGRAM, str(its.fileno()), *words], pass_fds=[its.fileno()],
                 env=own | os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Child] = {}
         self._count = 0
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -116,7 +143,7 @@ class Warm:
         self._server.wait()
 
     def start(self, name: str, command: list[str] | str, folder: Path, cores: list[int], environment: dict[str, str],
-              show: Show | None = None, ended: Callable[[str], None] = lambda name: None) -> Job:  # fmt: skip
+              show: Show | None = None, ended: Callable[[str], None] = lambda name: None) -> Child:  # fmt: skip
         """Start a job.
 
         Args:
@@ -129,8 +156,8 @@ class Warm:
             show: as for `Job`.
             ended: as for `Job`.
         """
-        job = Job(name, show, ended)
-        words = command if isinstance(command, list) else _words(command, folder)
+        job = Child(name, show, ended)
+        words = command if isinstance(command, list) else stage_words(command, folder)
         if words is None:
             _alone(job, str(command), folder, cores, environment)
         else:
@@ -139,7 +166,7 @@ class Warm:
             os.close(each)
         return job
 
-    def _send(self, job: Job, words: list[str], folder: Path, cores: list[int], environment: dict[str, str]) -> None:
+    def _send(self, job: Child, words: list[str], folder: Path, cores: list[int], environment: dict[str, str]) -> None:
         self._count += 1
         self._jobs[self._count] = job
         asked = {"job": self._count, "words": words, "folder": str(folder), "cores": cores, "environment": environment}
@@ -177,7 +204,7 @@ class Warm:
             job.end(1, "the process that runs the stages has ended")
 
 
-def _alone(job: Job, command: str, folder: Path, cores: list[int], environment: dict[str, str]) -> None:
+def _alone(job: Child, command: str, folder: Path, cores: list[int], environment: dict[str, str]) -> None:
     """As DVC runs a command line."""
     child = subprocess.Popen(
         ["/bin/sh", "-c", command], cwd=folder, env=os.environ | environment, stdout=job.output[0],
@@ -189,7 +216,7 @@ def _alone(job: Job, command: str, folder: Path, cores: list[int], environment: 
     threading.Thread(target=lambda: job.end(child.wait()), daemon=True).start()
 
 
-def _words(command: str, folder: Path) -> list[str] | None:
+def stage_words(command: str, folder: Path) -> list[str] | None:
     """The words after `python`, if the command runs a module of this repository's stages and nothing else."""
     try:
         python, *words = shlex.split(command)

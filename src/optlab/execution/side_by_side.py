@@ -1,4 +1,4 @@
-"""`dvc repro` with the runs side by side, each on cores of its own, and without a start-up for each stage.
+"""`dvc repro` with the runs side by side, here or on a cluster, and without a start-up for each stage.
 
 DVC has no such option (treeverse/dvc#755). Here its own code, in this process, says what is stale and records what came
 out (`ledger`), and the stages are children of a process that has imported what they need (`warm`). This process has
@@ -7,20 +7,22 @@ threads, the display, and DVC: it never forks.
 
 import functools
 import os
-import queue
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optlab.config.parameters import Config, run_id
-from optlab.execution import checked
+from optlab.execution import checked, cores, pools
 from optlab.execution.display import Display
 from optlab.execution.jobs import Job, Warm
+from optlab.execution.orders import Access, Order, Pool
+from optlab.record.runs import RunFiles
 from optlab.system import dvc, locks, processes, progress
-from optlab.system.errors import REASON_VARIABLE, ConfigError, OptlabError, RunsFailedError, one_line
+from optlab.system.errors import REASON_VARIABLE, ClusterError, ConfigError, OptlabError, RunsFailedError, one_line
 from optlab.tracking import link
 from optlab.training import numerics
 
@@ -31,13 +33,18 @@ _STAGES = ("train", "evaluate")
 _TAIL = 20  # lines of a child's output
 
 
-def repro(config: Config, folder: Path, jobs: int) -> None:
-    """What `dvc repro` of the pipeline in `folder` does, up to `jobs` runs at a time; the working directory is the top.
+def repro(config: Config, folder: Path, jobs: int | None, access: Access | None = None) -> None:
+    """What `dvc repro` of the pipeline in `folder` does, several runs at a time; the working directory is the top.
 
     A failed run does not stop the others. dvc.lock ends as plain `dvc repro` leaves it.
 
+    Args:
+        jobs: how many runs at once on this machine; default: as many as the cores have room for.
+        access: to a cluster, which does the trainings, evaluations and trials then.
+
     Raises:
         ConfigError: params.yaml cannot be used.
+        ClusterError: the cluster cannot be used.
         RunsFailedError: runs failed, or a stage before or after them.
         BusyError: another process does it in this working tree.
     """
@@ -47,7 +54,8 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
     tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
-    with locks.holding("repro"), processes.terminable(), Warm(spinning=spins(config, jobs)) as warm:
+    jobs = min(jobs or cores.at_once(config), len(runs))
+    with locks.holding("repro"), processes.terminable(), Warm(spinning=cores.spins(config, jobs)) as warm:
         link.start(own)
         from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
@@ -57,21 +65,21 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
         _stage(
             ledger if folder == Path() else Ledger(Path("dvc.yaml"), []), warm, "download", "the data could not be had"
         )
-        for name in tunings:
-            _stage(ledger, warm, name, "a tuning failed")
-        with (
-            ledger.holding(targets),
-            Display(len(runs)) as display,
-            tempfile.TemporaryDirectory(prefix="optlab-") as reasons,
-        ):
-            failures = Crew(ledger, warm, display, Path(reasons)).work(runs, jobs)
-        if failures:
-            for run, reason in failures.items():
-                print(f"{run}: {reason}", file=sys.stderr)
-            raise RunsFailedError(
-                f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the command: "
-                f"it runs these again, and nothing else"
-            )
+        with pools.pool(config, folder, jobs, warm, access) as pool:
+            searched = [name for name, spec in config.optimizers.items() if access and spec.ranges]
+            for name in config.optimizers:
+                if name not in searched:
+                    _stage(ledger, warm, f"tune@{name}", "a tuning failed")
+            _search(ledger, config, folder, searched, pool)
+            with ledger.holding(targets), Display(len(runs)) as display:
+                failures = Crew(ledger, folder, pool, display).work(runs)
+            if failures:
+                for run, reason in failures.items():
+                    print(f"{run}: {reason}", file=sys.stderr)
+                raise RunsFailedError(
+                    f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the "
+                    f"command: it runs these again, and nothing else"
+                )
         problem = "the runs are complete, but a stage after them failed"
         _stage(ledger, warm, "compare", problem)
         others = [name for name in ledger.names if name not in (*tunings, *targets)]
@@ -79,16 +87,6 @@ def repro(config: Config, folder: Path, jobs: int) -> None:
             [*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", ledger.pipeline.as_posix()]
         ):
             raise RunsFailedError(f"{problem}: see above")
-
-
-def at_once(config: Config) -> int:
-    """How many trainings the cores have room for, at least one."""
-    return max(1, len(available_cores()) // config.training.threads)
-
-
-def spins(config: Config, jobs: int) -> bool:
-    """Whether a training's threads each have a core, so that they may wait for each other without sleeping."""
-    return all(config.training.threads <= len(cores) for cores in cores_for(jobs))
 
 
 def _check(warm: Warm, folder: Path) -> None:
@@ -101,7 +99,8 @@ def _check(warm: Warm, folder: Path) -> None:
         reason = Path(temporary) / "reason"
         job = warm.start("check", ["optlab", "check"], folder, [], {REASON_VARIABLE: str(reason)}, lambda line: False)
         if job.wait():
-            raise ConfigError(_told(reason) or _last(job.lines) or job.how())
+            job.told = reason.read_text() if reason.exists() else ""
+            raise ConfigError(job.why())
     for line in job.lines:
         if line.startswith(("warning:", "note:")):
             print(line, end="", file=sys.stderr)
@@ -118,7 +117,7 @@ def _stage(ledger: "Ledger", warm: Warm, name: str, problem: str) -> None:
     with ledger.holding([name]):
         if ledger.begin(name):
             words, folder = ledger.command(name)
-            job = warm.start(name, words, folder, available_cores(), {})
+            job = warm.start(name, words, folder, cores.available_cores(), {})
             try:
                 if job.wait():
                     raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
@@ -128,103 +127,116 @@ def _stage(ledger: "Ledger", warm: Warm, name: str, problem: str) -> None:
             ledger.end(name)
 
 
-def available_cores() -> list[int]:
-    """The cores that this process may use; all of them where the system does not say (macOS)."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+def _search(ledger: "Ledger", config: Config, folder: Path, names: list[str], pool: Pool) -> None:
+    """Tune optimizers on a cluster, all at once: it has room, where a machine's cores are taken by one.
 
+    Raises:
+        RunsFailedError: one failed; the others were let to their end.
+    """
+    stages = {f"tune@{name}": name for name in names}
+    stale = [stage for stage in stages if ledger.is_stale(stage)]
+    if not stale:
+        return
+    from optlab.execution import trials
 
-def cores_for(jobs: int) -> list[set[int]]:
-    """The cores of each job: an equal share of those this process may use, at least one."""
-    cores = available_cores()
-    share = max(1, len(cores) // jobs)
-    return [{cores[(job * share + each) % len(cores)] for each in range(share)} for job in range(jobs)]
+    pool.ready()
+    with ledger.holding(stale), ThreadPoolExecutor(len(stale)) as threads:
+        begun = [stage for stage in stale if ledger.begin(stage)]
+        at_work = {stage: threads.submit(trials.tune, config, folder, stages[stage], pool.branch()) for stage in begun}
+        try:
+            reasons = {stage: each.exception() for stage, each in at_work.items()}
+        except BaseException:
+            pool.stop()
+            raise
+        for stage, reason in reasons.items():
+            if reason is None:
+                ledger.end(stage)
+    failed = {stage: reason for stage, reason in reasons.items() if reason}
+    if failed:
+        for stage, reason in failed.items():
+            print(f"{stage}: {one_line(reason)}", file=sys.stderr)
+        raise RunsFailedError(f"a tuning failed: {', '.join(failed)}: see above")
 
 
 @dataclass
 class Crew:
-    """The jobs at work on the runs of one pipeline.
+    """The runs of one pipeline, each stage ordered as it is due.
 
     Attributes:
-        reasons: a folder in which each run leaves why it failed.
+        folder: of the pipeline.
     """
 
     ledger: "Ledger"
-    warm: Warm
+    folder: Path
+    pool: Pool
     display: Display
-    reasons: Path
-    _working: dict[str, tuple[Job, str, set[int]]] = field(default_factory=dict)  # run → job, stage, cores
-    _ended: "queue.SimpleQueue[str]" = field(default_factory=queue.SimpleQueue)
+    _working: dict[str, str] = field(default_factory=dict)  # run → stage
     _failures: dict[str, str] = field(default_factory=dict)
 
-    def work(self, runs: list[str], jobs: int) -> dict[str, str]:
-        """Do every run; returns why those failed that did. An interruption stops every child first."""
-        free, waiting = cores_for(jobs), list(runs)
+    def work(self, runs: list[str]) -> dict[str, str]:
+        """Do every run; returns why those failed that did. An interruption stops everything first."""
+        waiting = list(runs)
         try:
             while waiting or self._working:
-                while waiting and free:
-                    run, cores = waiting.pop(0), free.pop(0)
-                    if not self._go_on(run, _STAGES, cores):
-                        free.append(cores)
+                while waiting and self.pool.has_room():
+                    self._go_on(waiting.pop(0), _STAGES)
                 if self._working:
-                    run = self._ended.get()
-                    job, stage, cores = self._working.pop(run)
-                    later = _STAGES[_STAGES.index(stage) + 1 :]
-                    if self._has_failed(run, job, stage) or not self._go_on(run, later, cores):
-                        free.append(cores)
+                    job = self.pool.ended()
+                    stage = self._working.pop(job.name)
+                    if not self._has_failed(job, stage):
+                        self._go_on(job.name, _STAGES[_STAGES.index(stage) + 1 :])
         except BaseException:
-            processes.stop([job for job, _, _ in self._working.values()])
+            self.pool.stop()
             self.display.say("stopped: what is complete is kept, and the next call does the rest")
             raise
         return {run: self._failures[run] for run in runs if run in self._failures}
 
-    def _go_on(self, run: str, stages: Iterable[str], cores: set[int]) -> bool:
-        """Start the first of these stages that is stale; False if there is none, and the run has ended."""
+    def _go_on(self, run: str, stages: Iterable[str]) -> None:
+        """Order the first of these stages that is stale; if there is none, the run has ended."""
         for stage in stages:
             name = f"{stage}@{run}"
             try:
                 if not self.ledger.is_stale(name):
                     continue
+                self.pool.ready()
                 if not self.ledger.begin(name):
                     self.display.say(f"{run}  {stage}: as an equal one that DVC has kept")
                     continue
+            except ClusterError:
+                raise
             except (OptlabError, OSError) as error:
                 self._fail(run, one_line(error))
-                return False
-            words, where = self.ledger.command(name)
-            environment = {progress.VARIABLE: "lines", REASON_VARIABLE: str(self.reasons / run)}
-            show = functools.partial(self.display.show, run)
-            job = self.warm.start(run, words, where, sorted(cores), environment, show, self._ended.put)
-            self._working[run] = (job, stage, cores)
-            return True
+                return
+            self.pool.start(self._order(run, stage))
+            self._working[run] = stage
+            return
         self.display.end(run, None)
-        return False
 
-    def _has_failed(self, run: str, job: Job, stage: str) -> bool:
+    def _order(self, run: str, stage: str) -> Order:
+        name = f"{stage}@{run}"
+        words, where = self.ledger.command(name)
+        inputs, outputs = self.ledger.files(name)
+        if stage == "train":
+            outputs = [*outputs, RunFiles.of(self.folder, run).conditions]  # beside the record, no part of it
+        return Order(
+            run, words, where, f"{stage}-{run}-{self.ledger.digest(name)}", tuple(inputs), tuple(outputs), run,
+            {progress.VARIABLE: "lines"}, functools.partial(self.display.show, run),
+        )  # fmt: skip
+
+    def _has_failed(self, job: Job, stage: str) -> bool:
         """Record what a stage that has ended brought, if it ended well."""
         if job.status:
-            told = _told(self.reasons / run)
-            if not told:  # nothing of ours could say why: show what there is
+            if not job.told:  # nothing of ours could say why: show what there is
                 self.display.say("".join(job.lines[-_TAIL:]).rstrip())
-            self._fail(run, told or _last(job.lines) or job.how())
+            self._fail(job.name, job.why())
             return True
         try:
-            self.ledger.end(f"{stage}@{run}")
+            self.ledger.end(f"{stage}@{job.name}")
         except (OptlabError, OSError) as error:
-            self._fail(run, one_line(error))
+            self._fail(job.name, one_line(error))
             return True
         return False
 
     def _fail(self, run: str, reason: str) -> None:
         self._failures[run] = reason
         self.display.end(run, reason)
-
-
-def _told(reason: Path) -> str:
-    return reason.read_text() if reason.exists() else ""
-
-
-def _last(lines: list[str]) -> str:
-    """The last line that says anything, where no program of ours has left its reason."""
-    return next((text for line in reversed(lines) if (text := line.strip())), "")

@@ -1,8 +1,8 @@
-"""The trials of one optimizer's tuning, side by side, as children of a process that has imported what they need."""
+"""The trials of one optimizer's tuning, side by side."""
 
 import contextlib
+import functools
 import math
-import queue
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -12,26 +12,28 @@ from tqdm import tqdm
 
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import Config
-from optlab.execution import checked, side_by_side
-from optlab.execution.jobs import Job, Warm
+from optlab.execution import pools
+from optlab.execution.orders import Order, Pool
 from optlab.record import contents
 from optlab.record.contents import Chosen, Trials, TrialStatus
 from optlab.record.runs import TuningFiles
 from optlab.results import statistics
 from optlab.system import files, processes
 from optlab.system.errors import RecordError, RunsFailedError
-from optlab.training import conditions
 from optlab.tuning import choice, search
 from optlab.tuning.search import Tasks, Told, Trial
-from optlab.tuning.task import TRIALS, Result, Task
+from optlab.tuning.task import CONDITIONS, TRIALS, Result, Task
 
 PROGRAM = "optlab.tuning.trial"
 
 
-def tune(config: Config, folder: Path, name: str) -> None:
+def tune(config: Config, folder: Path, name: str, pool: Pool | None = None) -> None:
     """Look for the values of an optimizer's ranges, and write what was chosen.
 
     What an interrupted call, or an earlier one with fewer trials, has trained is not trained again.
+
+    Args:
+        pool: who trains the trials; default: the cores of this machine.
 
     Raises:
         RunsFailedError: a trial was killed, or fails where it is not the optimizer's doing.
@@ -39,21 +41,21 @@ def tune(config: Config, folder: Path, name: str) -> None:
     """
     spec, place = config.optimizer(name), TuningFiles(folder, name)
     modules = choice.modules(config.paths(name))
-    work = Work(config, name, spec, modules, _recorded(place.trials))
-    print(_budget(config, name), flush=True)
     trials, studies = [], []
-    for number in range(config.tuning.studies):
-        own: list[Trial] = []
-        work.follow(search.study(number, spec.ranges, config.tuning, config.steps, config.seeds, own))
-        studies.append(choice.chosen(spec, own, config.steps))
-        trials += own
-        print(_told(name, number, studies[-1], config), flush=True)
-    grid = _sensitivity(work, search.best([each for each in trials if each.study == 0], config.steps))
+    with contextlib.nullcontext(pool) if pool else pools.pool(config, folder) as pool:
+        work = Work(config, name, spec, modules, _recorded(place.trials), pool)
+        print(_budget(config, name), flush=True)
+        for number in range(config.tuning.studies):
+            own: list[Trial] = []
+            work.follow(search.study(number, spec.ranges, config.tuning, config.steps, config.seeds, own))
+            studies.append(choice.chosen(spec, own, config.steps))
+            trials += own
+            print(_told(name, number, studies[-1], config), flush=True)
+        grid = _sensitivity(work, search.best([each for each in trials if each.study == 0], config.steps))
     recorded, besides = [[work.record(each) for each in part] for part in (trials, grid)]
     choice.write(place, studies, modules, recorded, besides)
-    if work.has_trained:
-        here = conditions.current(conditions.apply(config.training), config.paths(name))
-        here.write(choice.conditions_of(folder, name))
+    if work.conditions:
+        files.write(choice.conditions_of(folder, name), work.conditions)
     for each in (*recorded, *besides):  # their results stay
         for left in TRIALS.glob(f"*/{each.key}/*/"):
             shutil.rmtree(left, ignore_errors=True)
@@ -123,7 +125,8 @@ class Work:
     Attributes:
         modules: of custom/ that the optimizer uses, as in `Choice`.
         recorded: key → trial of an earlier tuning.
-        machine: as `checked.machine` has it.
+        pool: who trains them.
+        conditions: the file of those that were in force where a trial was trained last; empty while none was.
     """
 
     config: Config
@@ -131,31 +134,38 @@ class Work:
     spec: OptimizerSpec
     modules: dict[str, str]
     recorded: dict[str, contents.Trial]
-    machine: str = field(default_factory=checked.machine)
+    pool: Pool
+    conditions: bytes = b""
     _far: dict[tuple[int, int, int], int] = field(default_factory=dict)  # study, index, seed → steps
     _trained: int = 0
     _seconds: float = 0.0
 
+    @functools.cached_property
+    def _machine(self) -> str:
+        return self.pool.machine()
+
     def follow(self, studied: search.Search) -> None:
         """Until the search has nothing more to ask."""
-        with contextlib.ExitStack() as stack:
-            warm: Warm | None = None
-            tasks = next(studied, None)
-            while tasks is not None:
-                missing = [each for each in tasks if self._known(*each) is None]
-                if missing and warm is None:
-                    warm = stack.enter_context(Warm(spinning=side_by_side.spins(self.config, self._jobs())))
-                if missing and warm:
-                    began = time.monotonic()
-                    _train([self._job(*each) for each in missing], warm, self.name, self._jobs())
-                    self._seconds += time.monotonic() - began
-                self._count(tasks, missing)
-                told = [self._result(*each) for each in tasks]
-                print(self._said(told, len(missing)), flush=True)
-                try:
-                    tasks = studied.send(told)
-                except StopIteration:
-                    return
+        tasks = next(studied, None)
+        while tasks is not None:
+            missing = [each for each in tasks if self._known(*each) is None]
+            if missing:
+                self._train(missing)
+            self._count(tasks, missing)
+            told = [self._result(*each) for each in tasks]
+            print(self._said(told, len(missing)), flush=True)
+            try:
+                tasks = studied.send(told)
+            except StopIteration:
+                return
+
+    def _train(self, tasks: Tasks) -> None:
+        began = time.monotonic()
+        _train([self._order(*each) for each in tasks], self.pool, self.name)
+        self._seconds += time.monotonic() - began
+        trial, until = tasks[-1]
+        with contextlib.suppress(OSError):  # it broke down before it had them
+            self.conditions = self._place(self._key(trial), until).with_name(CONDITIONS).read_bytes()
 
     def _result(self, trial: Trial, until: int) -> "contents.Validation | search.Ending":
         found = self._known(trial, until)
@@ -169,11 +179,6 @@ class Work:
             which = trial.study, trial.index, trial.seed
             self._trained += until - self._far.get(which, 0) if task in missing else 0
             self._far[which] = until
-
-    @property
-    def has_trained(self) -> bool:
-        """Whether a trial was trained in this call, and not only known."""
-        return self._trained > 0
 
     def _left(self) -> str:
         """How long the rest takes at the speed so far."""
@@ -190,9 +195,6 @@ class Work:
         kept = f" ({len(told) - trained} known already)" if trained < len(told) else ""
         return f"{self.name}: {len(told)} trial{'s' if len(told) > 1 else ''}{kept}: {best}{self._left()}"
 
-    def _jobs(self) -> int:
-        return side_by_side.at_once(self.config)
-
     def _task(self, trial: Trial, until: int) -> Task:
         entry = self.spec.settled(trial.values)
         settled = self.config.model_copy(update={"optimizers": {self.name: entry}})
@@ -201,13 +203,20 @@ class Work:
     def _key(self, trial: Trial) -> str:
         return self._task(trial, 0).key(self.modules, self.config.paths(self.name))
 
-    def _job(self, trial: Trial, until: int) -> tuple[str, Path, Task]:
+    def _order(self, trial: Trial, until: int) -> Order:
         which = "the default" if trial.index == search.DEFAULT else f"trial {trial.index}"
-        return f"{which} with seed {trial.seed}", self._place(self._key(trial), until), self._task(trial, until)
+        key = self._key(trial)
+        place = self._place(key, until)
+        asked = place.with_name("task.json")
+        files.write(asked, self._task(trial, until).model_dump_json().encode())
+        return Order(
+            f"{which} with seed {trial.seed}", [PROGRAM, str(asked), str(place)], Path(), f"trial-{key}", (asked,),
+            (place, place.with_name(CONDITIONS)),
+        )  # fmt: skip
 
     def _place(self, key: str, until: int) -> Path:
-        """Where the result of a trial lies, once it was trained so far, on this machine with these packages."""
-        return TRIALS / self.machine / key / f"{until}.json"
+        """Where the result of a trial lies, once it was trained so far, on such a machine with these packages."""
+        return TRIALS / self._machine / key / f"{until}.json"
 
     def _known(self, trial: Trial, until: int) -> "contents.Validation | search.Ending | None":
         """What came of a trial, if it was trained so far: now, before an interruption, or in the record."""
@@ -237,39 +246,30 @@ class Work:
         return "completed" if trial.looks[-1].step == self.config.steps else "stopped"
 
 
-def _train(jobs: list[tuple[str, Path, Task]], warm: Warm, name: str, at_once: int) -> None:
-    """Train all of them, so many at once.
+def _train(orders: list[Order], pool: Pool, name: str) -> None:
+    """Train all of them.
 
     Raises:
         RunsFailedError: one has left no result; the others are trained first.
     """
-    waiting, free = list(jobs), side_by_side.cores_for(at_once)
-    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-    working: dict[str, tuple[Job, set[int]]] = {}
+    waiting, working = list(orders), 0
     failed: list[str] = []
-    with processes.terminable(), tqdm(total=len(jobs), desc=f"{name}: trials", disable=None, leave=False) as bar:
+    with processes.terminable(), tqdm(total=len(orders), desc=f"{name}: trials", disable=None, leave=False) as bar:
         try:
             while waiting or working:
-                while waiting and free:
-                    which, place, task = waiting.pop(0)
-                    asked = place.with_name("task.json")
-                    files.write(asked, task.model_dump_json().encode())
-                    cores = free.pop(0)
-                    words = [PROGRAM, str(asked), str(place)]
-                    job = warm.start(which, words, Path(), sorted(cores), {}, lambda line: False, ended.put)
-                    working[which] = (job, cores)
-                which = ended.get()
-                job, cores = working.pop(which)
-                free.append(cores)
+                while waiting and pool.has_room():
+                    pool.start(waiting.pop(0))
+                    working += 1
+                job = pool.ended()
+                working -= 1
                 bar.update()
                 if job.status:
-                    said = next((line.strip() for line in reversed(job.lines) if line.strip()), "")
-                    failed.append(f"{which}: {said or job.how()}")
+                    failed.append(f"{job.name}: {job.why()}")
         except BaseException:
-            processes.stop([job for job, _ in working.values()])
+            pool.stop()
             raise
     if failed:
         raise RunsFailedError(
-            f"{name}: {len(failed)} of {len(jobs)} trials failed ({failed[0]}): mend it, then repeat the command: "
+            f"{name}: {len(failed)} of {len(orders)} trials failed ({failed[0]}): mend it, then repeat the command: "
             f"those that ended well are kept"
         )

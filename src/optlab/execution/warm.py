@@ -1,6 +1,8 @@
 """A process that has imported what the stages need, and forks one child for each stage: a run pays no start-up.
 
-    python -m optlab.execution.warm FD
+    python -m optlab.execution.warm FD [--training]
+
+With `--training`, it has not imported what compares runs.
 
 It is single-threaded and does nothing but import and fork: no tensor is made here, and no device is asked for, so that
 a child is what a stage's own process would be. Over the socket FD come jobs, one line of JSON each, with the two file
@@ -18,16 +20,20 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from optlab.system import errors, repository
 
 # What the stages import while they run, but for a user's own modules.
-_NEEDED = (
-    "optlab.data.download", "optlab.execution.checked", "optlab.results.comparison", "optlab.results.evaluation",
-    "optlab.results.report", "optlab.tracking.facts", "optlab.tracking.link", "optlab.tracking.observers",
-    "optlab.tracking.publish", "optlab.training.checkpoint", "optlab.training.loop", "optlab.tuning.trial",
+_TRAINING = (
+    "optlab.data.dataset", "optlab.execution.checked", "optlab.results.evaluation", "optlab.tracking.facts",
+    "optlab.tracking.link", "optlab.tracking.observers", "optlab.training.checkpoint", "optlab.training.loop",
+    "optlab.tuning.trial",
+)  # fmt: skip
+_OTHERS = (
+    "optlab.data.download", "optlab.results.comparison", "optlab.results.report", "optlab.tracking.publish"
 )  # fmt: skip
 
 
@@ -109,6 +115,7 @@ def _be(job: dict[str, Any], output: list[int]) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])  # a cluster's worker blocks what interrupts its tasks
         for stream, its in zip((1, 2), output, strict=True):
             os.dup2(its, stream)
         os.closerange(3, 256)
@@ -150,9 +157,9 @@ def _threads() -> int:
     return len(list(known.iterdir())) if known.is_dir() else 1
 
 
-def main(front: socket.socket) -> None:
+def main(front: socket.socket, needed: Iterable[str] = (*_TRAINING, *_OTHERS)) -> None:
     """Import, then serve."""
-    for name in _NEEDED:
+    for name in needed:
         importlib.import_module(name)
     gc.freeze()  # a child's collections need not look through what is imported, and copy its memory
     if _threads() > 1:
@@ -161,4 +168,4 @@ def main(front: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), *([_TRAINING] if "--training" in sys.argv else []))

@@ -9,7 +9,7 @@ from optlab.results.comparison import Comparison
 from optlab.system import dvc, git
 from optlab.system.errors import RevisionError, one_line
 from optlab.tracking import server
-from optlab.tracking.facts import experiment
+from optlab.tracking.notes import experiment
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
 _FILES = ("params.yaml", "dvc.lock")

@@ -7,7 +7,7 @@ from typing import Any
 
 from optlab.reproduce.judgement import Result
 from optlab.system.revision import Revision
-from optlab.tracking import facts, replay, server
+from optlab.tracking import notes, replay, server
 from optlab.tracking.journal import Journal, now_ms
 
 EXPERIMENT = "optlab-reproductions"
@@ -94,7 +94,7 @@ def _original(revision: Revision, run: str, weights: str | None) -> str | None:
     if weights is None:
         return None
     try:
-        return server.find_run(facts.experiment(revision.folder), run, weights)
+        return server.find_run(notes.experiment(revision.folder), run, weights)
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

@@ -59,6 +59,10 @@ class RevisionError(OptlabError):
     """A git revision cannot be released or reproduced."""
 
 
+class ClusterError(OptlabError):
+    """A cluster cannot be reached, or one of its nodes cannot do the work."""
+
+
 class RunsFailedError(OptlabError):
     """Stages of a pipeline failed."""
 

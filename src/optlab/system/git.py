@@ -1,10 +1,15 @@
 """What git says of the repository."""
 
+import json
+import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from optlab.system import repository
 from optlab.system.errors import RevisionError
+
+_TOLD_VARIABLE = "OPTLAB_REVISION"  # holds what `state` is to answer where the code came without its repository
 
 
 def state() -> dict[str, str]:
@@ -12,21 +17,34 @@ def state() -> dict[str, str]:
 
     It does if a tracked file was changed, or if a module that is imported is in no commit.
     """
+    told = os.environ.get(_TOLD_VARIABLE)
+    if told:
+        return dict(json.loads(told))
     commit = ask("rev-parse", "HEAD")
     if commit is None:
         return {}
     # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
     outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
-    changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs) or _untracked()
+    changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs) or untracked(_imported())
     return {"git.commit": commit, "git.dirty": "yes" if changed else "no"}
 
 
-def _untracked() -> list[str]:
-    """The imported modules below the working directory that git does not hold."""
-    here = Path.cwd()
-    used = {path.relative_to(here).as_posix() for path in repository.modules().values() if path.is_relative_to(here)}
+def telling(state: dict[str, str]) -> dict[str, str]:
+    """The environment in which `state` gives that answer."""
+    return {_TOLD_VARIABLE: json.dumps(state)}
+
+
+def untracked(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that git does not hold."""
+    used = set(paths)
     tracked = (ask("ls-files", "-z", "--", *used) or "").split("\0") if used else []
     return sorted(used - set(tracked))
+
+
+def _imported() -> list[str]:
+    """The imported modules below the working directory."""
+    here = Path.cwd()
+    return [path.relative_to(here).as_posix() for path in repository.modules().values() if path.is_relative_to(here)]
 
 
 def ask(*arguments: str) -> str | None:

@@ -129,12 +129,14 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt here, as Ctrl-C does. In the main thread only.
+    """SIGTERM and SIGHUP raise KeyboardInterrupt here, as Ctrl-C does. In the main thread; in others, it does nothing.
 
     Ctrl-C as well where this process was started with it switched off, as shells start jobs in the background: its
     children could not be interrupted otherwise.
     """
-
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` asks
         numbers.append(signal.SIGHUP)
@@ -153,7 +155,11 @@ def terminable() -> Iterator[None]:
 
 
 class Child(Protocol):
-    """A process that leads a session of its own."""
+    """A process that leads a session of its own.
+
+    Attributes:
+        pid: 0 while it has none yet.
+    """
 
     pid: int
 
@@ -165,12 +171,14 @@ def stop(children: Sequence[Child]) -> None:
     """Interrupt processes that lead sessions of their own, with all that they started; kill what does not end."""
     deadline = time.monotonic() + PATIENCE_S
     for number in (signal.SIGINT, signal.SIGKILL):
-        for child in children:
-            try:
-                os.killpg(child.pid, number)
-            except ProcessLookupError:
-                continue
-        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        told = set[int]()
+        while True:
+            for pid in {child.pid for child in children} - told - {0}:
+                told.add(pid)
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+            if all(child.poll() is not None for child in children) or time.monotonic() >= deadline:
+                break
             time.sleep(0.05)
 
 

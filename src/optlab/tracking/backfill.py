@@ -13,7 +13,7 @@ from optlab.results.comparison import Run, recorded
 from optlab.system import git
 from optlab.system.errors import TrackingError, one_line
 from optlab.system.revision import Revision
-from optlab.tracking import facts, server
+from optlab.tracking import facts, notes, server
 from optlab.tracking.journal import with_key
 from optlab.tuning import settling
 
@@ -46,7 +46,7 @@ def _tags(revision: Revision, settings: Config, files: RunFiles) -> dict[str, st
 
 def _in_mlflow(run: Run) -> str | None:
     try:
-        return server.find_run(facts.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
+        return server.find_run(notes.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
     except Exception as error:
         raise TrackingError(f"MLflow at {server.uri()} was not reached ({one_line(error)[:200]}): try later") from None
 

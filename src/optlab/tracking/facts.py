@@ -14,24 +14,12 @@ from optlab.record.runs import RunFiles
 from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
-from optlab.tracking import server
 from optlab.tracking.journal import Journal, epoch_points, now_ms, validation_points
-from optlab.tracking.notes import run_lock
+from optlab.tracking.notes import experiment, lock_name
 from optlab.training import models, optimizers
 from optlab.training.construction import Context
 
-EXPERIMENT = server.PROJECT
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-
-
-def experiment(folder: Path) -> str:
-    """The MLflow experiment of a pipeline: the project's name, with the folder's where it is not the top."""
-    return EXPERIMENT if folder == Path() else f"{EXPERIMENT}-{folder.name}"
-
-
-def lock_name(folder: Path, run: str) -> str:
-    """What a process holds while it writes the outputs of a run of the pipeline in that folder."""
-    return run_lock(experiment(folder), run)
 
 
 def facts(config: Config, folder: Path, name: str, seed: int, conditions: Conditions,

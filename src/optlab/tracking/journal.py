@@ -80,14 +80,22 @@ class Journal:
         Raises:
             StorageError: it cannot be written; nothing of it is.
         """
-        line = json.dumps({"event": event, **values}).encode() + b"\n"
+        self.extend([json.dumps({"event": event, **values}).encode()])
+
+    def extend(self, lines: list[bytes]) -> None:
+        """Write lines, which are given without their ends, as `append` does one.
+
+        Raises:
+            StorageError: they cannot be written; nothing of them is.
+        """
+        content = b"".join(line + b"\n" for line in lines)
         try:
             with self.path.open("ab+", buffering=0) as file:
                 size = _whole(file)
                 file.truncate(size)  # a kill cut the line after that
                 try:
-                    while line:  # a disk that fills up takes a part of it first
-                        line = line[file.write(line) :]
+                    while content:  # a disk that fills up takes a part of it first
+                        content = content[file.write(content) :]
                 except OSError:
                     file.truncate(size)
                     raise

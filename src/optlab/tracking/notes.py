@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optlab.system import repository
 
+PROJECT = "optlab"  # every experiment's name begins with it
 WEIGHTS_TAG = "weights.sha256"  # in MLflow as well
 
 _NAME = "synced.json"
@@ -27,6 +28,16 @@ def events(lines: list[bytes], skip: str = "") -> Iterator[dict[str, Any]]:
     """Those of the lines, but for the kind `skip`, of which there may be many: they are not parsed."""
     skipped = f'{{"event": "{skip}"'.encode()
     return (parse(line) for line in lines if not line.startswith(skipped))
+
+
+def experiment(folder: Path) -> str:
+    """The MLflow experiment of a pipeline: the project's name, with the folder's where it is not the top."""
+    return PROJECT if folder == Path() else f"{PROJECT}-{folder.name}"
+
+
+def lock_name(folder: Path, run: str) -> str:
+    """What a process holds while it writes the outputs of a run of the pipeline in that folder."""
+    return run_lock(experiment(folder), run)
 
 
 def run_lock(experiment: str, run: str) -> str:

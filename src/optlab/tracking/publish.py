@@ -9,7 +9,7 @@ from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
 from optlab.system import git, repository
 from optlab.system.errors import one_line
-from optlab.tracking import facts, journal, replay, server
+from optlab.tracking import facts, journal, notes, replay, server
 from optlab.tracking.link import Link
 from optlab.tracking.shown import Shown, show
 from optlab.tracking.summaries import Summary
@@ -47,7 +47,7 @@ def shown(compared: Comparison, folder: Path) -> Shown:
     """What MLflow is to show of the comparison of the pipeline in that folder."""
     real = compared.champion is not None and compared.config.data.train_split == "train"
     return Shown(
-        experiment=facts.experiment(folder),
+        experiment=notes.experiment(folder),
         runs=tuple((run.files.id, run.trained.weights_sha256) for run in compared.runs),
         champion=compared.champion.files.id if compared.champion and real else None,
         conditions=origin.sentence(compared.mixture) if compared.mixture else "the same for all runs",

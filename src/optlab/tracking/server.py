@@ -17,13 +17,12 @@ from filelock import FileLock
 
 from optlab.system import repository
 from optlab.system.errors import one_line
-from optlab.tracking.notes import WEIGHTS_TAG
+from optlab.tracking.notes import PROJECT, WEIGHTS_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-PROJECT = "optlab"  # every experiment's name begins with it
 DATABASE = Path("mlflow.db")
 _LOCK = Path(".optlab") / "store.lock"
 _KNOCK_S = 5.0

@@ -15,6 +15,7 @@ from optlab.record.contents import Validation
 from optlab.tuning.search import Ending
 
 TRIALS = Path(".optlab") / "trials"  # machine / key / step.json, and a checkpoint while it may go on
+CONDITIONS = "conditions.json"  # beside a result: under what it was trained last
 
 _DECIDES = re.compile(r"(training/|record/|data/dataset|config/(entries|parameters|ranges)|tuning/(task|trial))")
 

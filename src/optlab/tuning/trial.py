@@ -13,7 +13,7 @@ from optlab.system.errors import ConfigError, StepError
 from optlab.training import checkpoint, conditions, loop
 from optlab.training.loop import Outcome
 from optlab.training.stepping import Stepper
-from optlab.tuning.task import Result, Task
+from optlab.tuning.task import CONDITIONS, Result, Task
 
 
 class PausedError(Exception):
@@ -72,6 +72,7 @@ def train(task: Task, folder: Path) -> Result:
     device = conditions.apply(config.training)
     splits = dataset.load(repository.DATA, config.data, task.seed)
     in_force = conditions.current(device, config.paths(task.optimizer))
+    in_force.write(folder / CONDITIONS)
     own = folder / checkpoint.key(config, task.optimizer, task.seed, in_force)
     until = task.until if task.until < config.steps else config.steps + 1
     saver = Saver(own, until, splits.validation.to(device))

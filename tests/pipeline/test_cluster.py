@@ -1,0 +1,360 @@
+"""Runs and trials on a real Ray cluster of two nodes on this machine: the same bytes as here, whatever dies."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import projects
+import psutil
+import pytest
+from projects import lock_of
+
+from optlab.config import reading
+from optlab.config.parameters import PARAMS
+from optlab.execution import luggage
+from optlab.execution.orders import Access, Order
+from optlab.system.errors import ClusterError
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+from ray.cluster_utils import Cluster as Nodes
+
+from optlab.execution.cluster import Cluster
+
+# A second between a node's death and the cluster's notice of it, not half a minute.
+IMPATIENT = {
+    "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2
+}  # fmt: skip
+
+
+EPOCHS = 14  # of 7 steps each, which rest
+
+
+class Farm:
+    """A cluster; its first node, `a`, is always there. Each node has a folder of its own, as a machine has."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._nodes = Nodes()
+        self.start("a", _system_config=IMPATIENT)
+        self.address = self._nodes.address
+
+    def start(self, name, environment=None, **options):
+        """One with a processor, as far as Ray knows."""
+        own = self.folder / name
+        shutil.rmtree(own, ignore_errors=True)
+        (own / "tmp").mkdir(parents=True)
+        variables = {"TMPDIR": str(own / "tmp"), "OMP_WAIT_POLICY": "PASSIVE"} | (environment or {})
+        return self._nodes.add_node(
+            node_name=name, temp_dir=str(own), env_vars=variables, object_store_memory=2**27, include_log_monitor=False,
+            **({"num_cpus": 1} | options),
+        )  # fmt: skip
+
+    def kill(self, node):
+        """As a power failure does, as far as its processes can tell."""
+        raylet = next(each for each in node.all_processes["raylet"])
+        family = psutil.Process(raylet.process.pid).children(recursive=True)
+        self._nodes.remove_node(node, allow_graceful=False)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        while processes := projects.processes_below(self.folder / node._ray_params.node_name):
+            for process in processes:  # what Ray's workers had started: the machine is gone
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        shutil.rmtree(self.folder / node._ray_params.node_name)
+
+    def others(self):
+        """All nodes but `a`."""
+        return list(self._nodes.worker_nodes)
+
+    def places(self, name="*"):
+        """The folders in which orders are done, by node."""
+        return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/places/*") if path.is_dir()]
+
+    def left(self):
+        """Files of ours on the nodes, and processes that work in them; Ray's idle workers may take a moment."""
+        deadline = time.monotonic() + 10
+        while (processes := projects.processes_below(self.folder)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return list(self.folder.glob("*/tmp/*")), processes
+
+    def stop(self):
+        self._nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def farm():
+    folder = Path(tempfile.mkdtemp())  # short: it holds sockets
+    made = Farm(folder)
+    yield made
+    made.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _alone(farm):
+    """After each test, there is `a` alone, with nothing on it."""
+    yield
+    for each in farm.others():
+        farm.kill(each)
+    for path in farm.folder.glob("a/tmp/*"):
+        shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A project with runs of about two seconds: long enough for a checkpoint, and for a kill in the middle."""
+    top = tmp_path_factory.mktemp("slow") / "project"
+    top.mkdir()
+    project = projects.create(top)
+    (top / "custom" / "resting.py").write_text(projects.RESTING)
+    project.edit("params.yaml", "class: Adam,", "class: resting.Resting,")
+    project.edit("params.yaml", "epochs: 2", f"epochs: {EPOCHS}")
+    project.edit("params.yaml", "threads: 2", "threads: 1")
+    projects.commit(project, "slow")
+    return project
+
+
+def record(project):
+    """What a pipeline leaves in git and in DVC, but for what the machines decided."""
+    paths = [project.top / "dvc.lock"]
+    for folder in ("runs", "models", "tuning", "reports"):
+        paths += [path for path in (project.top / folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(project.top)): path.read_bytes() for path in paths}
+
+
+def journals(project, run):
+    """The events of each of a run's journals, but for the figures."""
+    found = sorted(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+    events = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
+    return [[each for each in every if each["event"] != "metrics"] for every in events]
+
+
+def output(project):
+    return (project.top.parent / f"{project.top.name}.log").read_text()
+
+
+def repro(project, farm, *words):
+    """`optlab repro` on the cluster, beside the test."""
+    return projects.started(project, "optlab", "repro", "--cluster", farm.address, *words)
+
+
+def begun(farm, node, beginning):
+    """Whether a node has begun to train such orders, as far as the first figures."""
+    return [
+        place
+        for place in farm.places(node)
+        if place.name.startswith(beginning)
+        and (
+            list(place.glob(".optlab/journal/*/events.jsonl")) or list(place.glob(".optlab/trials/*/*/conditions.json"))
+        )
+    ]
+
+
+def test_two_nodes_killed_and_the_bytes_are_those_of_this_machine(farm, slow, tmp_path):
+    """One in the middle of a tuning, one in the middle of six runs."""
+    here = slow.copy(tmp_path / "here")
+    here.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2]")
+    here.edit("params.yaml", f"epochs: {EPOCHS}", "epochs: 6")
+    here.edit("params.yaml", "Resting, lr: 0.001", "Resting, lr: {log: [0.0001, 0.01]}")
+    projects.commit(here, "six runs, one optimizer tuned")
+    there = here.copy(tmp_path / "there")
+    one, other = farm.start("b"), farm.start("c")
+    with repro(there, farm) as command:
+        projects.until(command, lambda: begun(farm, "b", "trial-"))
+        farm.kill(one)
+        projects.until(command, lambda: begun(farm, "c", "train-adam"))
+        farm.kill(other)
+        status = command.wait(120)
+    assert status == 0, output(there)
+    deaths = re.findall(
+        r"^(.+): node ([bc]) \(.*\) or Ray's worker there died: done again \(1 of 2\)$", output(there), re.M
+    )
+    assert {name for _, name in deaths} == {"b", "c"}, output(there)
+    result = here.run("optlab", "repro", "--jobs", "2")
+    assert result.returncode == 0, result.stderr
+    assert record(there) == record(here)
+    for top in (there, here):
+        steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(top).values()}
+        assert steps == {f"{name}-{seed}": list(range(42)) for name in ("sgd", "adam") for seed in range(3)}
+    assert farm.left() == ([], [])
+
+
+MORE = """
+
+class Slower(Resting):
+    def step(self, closure=None):
+        time.sleep(0.03 * (len(self.param_groups[0]["params"]) > 2))
+        return super().step(closure)
+
+
+class Broken(torch.optim.SGD):
+    steps = 0
+
+    def step(self, closure=None):
+        Broken.steps += len(self.param_groups[0]["params"]) > 2
+        if Broken.steps > 5:
+            raise RuntimeError("the moon is in the wrong house")
+        return super().step(closure)
+"""
+
+
+def test_a_killed_driver_leaves_nothing_to_be_done_twice(farm, slow, tmp_path):
+    """What had ended on a node, and was not collected, is not trained again; what had begun goes on there."""
+    project = slow.copy(tmp_path / "project")
+    with (project.top / "custom" / "resting.py").open("a") as file:
+        file.write(MORE)
+    project.edit("params.yaml", "{class: SGD,", "{class: resting.Slower,")
+    farm.start("b")
+    project.edit("params.yaml", "  sgd:", "  broken: {class: resting.Broken, lr: 0.01}\n  sgd:")
+    with repro(project, farm) as command:
+        projects.until(command, lambda: begun(farm, "*", "train-adam") and begun(farm, "*", "train-sgd"))
+        command.send_signal(signal.SIGSTOP)  # a slow driver does not slow the runs
+        projects.until(command, lambda: ended(farm, "train-adam"))
+        projects.until(command, lambda: list(begun(farm, "*", "train-sgd")[0].glob(".optlab/checkpoints/*/*/*/0*")))
+        command.kill()
+    assert "train@adam" not in (project.top / "dvc.lock").read_text() and not ended(farm, "train-sgd")
+    result = project.run("optlab", "repro", "--cluster", farm.address)
+    assert result.returncode == 1 and "Traceback" not in result.stdout + result.stderr
+    # A run's own exception is its end, and the others go on.
+    reason, summary = result.stderr.splitlines()[-2:]
+    assert reason.startswith("broken-0: step 5 fails: RuntimeError: the moon is in the wrong house (")
+    assert summary.startswith("error: 1 of 3 runs failed: broken-0: mend it")
+    assert "done again" not in result.stderr
+    assert {f"{stage}@{run}-0" for stage in ("train", "evaluate") for run in ("sgd", "adam")} < set(lock_of(project))
+    ((start, *others),) = journals(project, "adam-0")
+    assert start["event"] == "start" and "resume" not in [each["event"] for each in others]
+    (resumed,) = [each for each in journals(project, "sgd-0")[0] if each["event"] == "resume"]
+    assert resumed["step"] > 0
+    steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(project).values()}
+    assert steps["adam-0"] == steps["sgd-0"] == list(range(7 * EPOCHS))
+
+
+def ended(farm, beginning):
+    """The places in which such an order was done to its end."""
+    return [path for path in farm.places() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
+
+
+def test_a_node_that_is_not_alike_is_refused_by_name_and_ctrl_c_leaves_nothing(farm, slow, tmp_path, monkeypatch):
+    """With a shared folder, what had begun goes on from there at the next call."""
+    project, shared = slow.copy(tmp_path / "project"), tmp_path / "shared"
+    project.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2]")
+    project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
+    older = farm.folder / "older"
+    (older / "torch-2.0.0.dist-info").mkdir(parents=True)
+    (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
+    with repro(project, farm, "--shared", str(shared)) as command:
+        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/journal/*/events.jsonl")))
+        other = farm.start("other", {"PYTHONPATH": str(older)})  # it joins late
+        told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
+        projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))
+        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/checkpoints/*/*/*/0*")))
+        command.send_signal(signal.SIGINT)
+        assert command.wait(60) == 130, output(project)
+    assert "stopped: what is complete is kept" in output(project)
+    assert f"epoch 1/{EPOCHS}  training loss" in output(project)  # while none was at its end
+    assert farm.left() == ([], [])
+    told = r"^node other \(.*\): torch 2.0.0 \(2.* here\): install the same there, or take it out of the cluster$"
+    monkeypatch.chdir(project.top)
+    with pytest.raises(ClusterError, match=told), Cluster(reading.load(PARAMS), Path(), Access(farm.address)) as pool:
+        pool.ready()
+    farm.kill(other)
+    result = project.run("optlab", "repro", "--cluster", farm.address, "--shared", str(shared))
+    assert result.returncode == 0, result.stderr
+    resumed = [
+        each["step"] for seed in range(3) for each in journals(project, f"adam-{seed}")[0] if each["event"] == "resume"
+    ]
+    assert max(resumed) > 0
+    assert list(shared.iterdir()) == []
+    steps = [run["steps"] for run in projects.logged_runs(project).values()]
+    assert steps == [list(range(7 * EPOCHS))] * 3
+
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from optlab.system import processes
+
+def main():
+    processes.follow_caller()
+    what = sys.argv[1]
+    print(what, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    if what == "dies":  # as Ray's worker does where the kernel wants its memory
+        os.kill(int(os.environ["OPTLAB_PID"]), 9)
+        time.sleep(60)
+    if what == "breaks":
+        raise ZeroDivisionError("by zero")
+    Path(sys.argv[2], what).touch()
+    while len(list(Path(sys.argv[2]).iterdir())) < 2:
+        time.sleep(0.05)
+    Path("left").write_text(what)
+"""
+
+
+def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monkeypatch, capfd):
+    """A worker that dies three times is given up, an exception is not tried again, and neither holds up the others."""
+    for name in ("pipeline", ".dvc", "met"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".dvc" / "config").touch()
+    (tmp_path / "pipeline" / "work.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    config = small_config(training={"threads": 2})
+    farm.start("g", num_cpus=4, num_gpus=1)
+    lines = []
+
+    def hear(line):
+        lines.append(line)
+        return True
+
+    names = ["dies", "breaks", "1", "2"]
+    with Cluster(config, Path(), Access(address=farm.address, num_gpus=0.5)) as pool:
+        for name in names:
+            words = ["pipeline/work.py", name, str(tmp_path / "met")]
+            pool.start(Order(name, words, Path(), name, outputs=(Path("left"),), show=hear))
+        jobs = {job.name: job for job in (pool.ended() for _ in names)}
+    assert [jobs[name].status for name in names] == [1, 1, 0, 0]
+    said = [line.split() for line in lines if line[0] in "12b"]
+    assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU
+    assert "died 3 times" in jobs["dies"].why() and jobs["breaks"].why() == "ZeroDivisionError: by zero"
+    said = re.findall(
+        r"^dies: node g \(.*\) or Ray's worker there died: done again \((\d) of 2\)$", capfd.readouterr().err, re.M
+    )
+    assert said == ["1", "2"]
+    assert (tmp_path / "left").read_text() in "12"
+    assert farm.left() == ([], [])
+
+
+def test_the_package_is_the_code_and_nothing_else(tmp_path, monkeypatch):
+    """Of this repository, with all that lies around in it."""
+    monkeypatch.chdir(projects.TOP)
+    config = reading.load(PARAMS)
+    for name in ("first", "second"):
+        luggage.pack(config, Path(), tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert (tmp_path / "first").stat().st_size < 2e6
+    with zipfile.ZipFile(tmp_path / "first") as archive:
+        names = archive.namelist()
+    assert {name.partition("/")[0] for name in names} == {"optlab", "pipeline", "custom", "params.yaml", "dvc.yaml"}
+    assert {"optlab/execution/node.py", "optlab/results/report.html.jinja", "pipeline/train.py"} < set(names)
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".bin", ".safetensors"))]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--num-gpus", "1"], "--num-gpus and --shared are for the nodes of a cluster: name it with --cluster"),
+        (["--cluster", "ray://127.0.0.1:10001"], "run the command on a machine of the cluster"),
+        (["--cluster", "127.0.0.1:9"], "127.0.0.1:9: no Ray cluster answers there ("),
+    ],
+)
+def test_a_cluster_that_is_none(slow, words, said):
+    result = slow.run("optlab", "repro", *words)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and said in result.stderr and len(result.stderr.splitlines()) == 1
