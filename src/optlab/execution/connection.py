@@ -118,8 +118,9 @@ class Connection:
         environment = self._provenance | dict(order.environment)
         task = place.Task(words, order.folder, order.place, environment, files, order.outputs)
         options: dict[str, Any] = {}
-        if not self._site.shared and self.kept.get(order.place) in {each["NodeID"] for each in self._alive()}:
-            options["scheduling_strategy"] = _at(self.kept[order.place], soft=True)
+        kept = None if self._site.shared else self.kept.get(order.place)
+        if kept and kept in {each["NodeID"] for each in self._alive()}:
+            options["scheduling_strategy"] = _at(kept, soft=True)
         elif self._banned:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._banned))})"}
         remote = self._ray.remote(node.work).options(

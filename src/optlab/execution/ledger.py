@@ -6,6 +6,7 @@ can be at work. Only one thread may use it.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -95,11 +96,14 @@ class Ledger:
 
     def files(self, name: str) -> tuple[list[Path], list[Path]]:
         """What a stage reads of what others write, but for the data, and what it writes; relative to the top."""
-        data, top = str(repository.DATA.resolve()), Path.cwd()
-        written = {out.fs_path for each in self._repo.index.stages for out in each.outs} - {data}
-        stage = self._stages[name]
-        reads = [Path(dep.fs_path).relative_to(top) for dep in stage.deps if dep.fs_path in written]
+        stage, top = self._stages[name], Path.cwd()
+        reads = [Path(dep.fs_path).relative_to(top) for dep in stage.deps if dep.fs_path in self._written]
         return reads, [Path(out.fs_path).relative_to(top) for out in stage.outs]
+
+    @functools.cached_property
+    def _written(self) -> set[str]:
+        """The paths that the repository's stages write, but for the data's."""
+        return {out.fs_path for each in self._repo.index.stages for out in each.outs} - {str(repository.DATA.resolve())}
 
     def digest(self, name: str) -> str:
         """Of all that decides a stage that was begun; 16 hexadecimal digits."""

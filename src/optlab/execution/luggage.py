@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from optlab.config.parameters import PARAMS, Config
+from optlab.execution import checked
 from optlab.system import git, repository
 from optlab.tuning import choice
 
@@ -42,15 +43,10 @@ def _members(config: Config, folder: Path) -> Iterator[Path]:
 
 def _at_the_top(config: Config) -> Iterator[Path]:
     """The modules and packages there that params.yaml names."""
-    for module in {Path(path.partition(".")[0]) for path in _paths(config) if "." in path}:
+    for module in {Path(path.partition(".")[0]) for path in checked.paths(config) if "." in path}:
         own = repository.CUSTOM / module
         if not own.is_dir() and not own.with_suffix(".py").is_file():
             yield from (path for path in (module.with_suffix(".py"), *module.rglob("*.py")) if path.is_file())
-
-
-def _paths(config: Config) -> list[str]:
-    """What its runs are made of."""
-    return [path for name in config.optimizers for path in config.paths(name)]
 
 
 def _sources(folder: Path) -> Iterator[Path]:
@@ -70,7 +66,7 @@ def provenance(config: Config) -> dict[str, str]:
     """The environment that says whose the runs are, and of which revision, where there is no git repository."""
     state = git.state()
     used = [path.as_posix() for path in (*_CODE.glob("*.py"), *_at_the_top(config))]
-    if state and git.untracked([*used, *choice.modules(_paths(config))]):
+    if state and git.untracked([*used, *choice.modules(checked.paths(config))]):
         state["git.dirty"] = "yes"
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         return git.telling(state) | {"LOGNAME": getpass.getuser()}

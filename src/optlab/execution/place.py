@@ -111,6 +111,8 @@ def joined(sent: bytes, here: bytes) -> bytes:
     theirs, ours = sent.split(b"\n")[:-1], here.split(b"\n")[:-1]
     pairs = zip(theirs, ours, strict=False)
     equal = next((count for count, (one, other) in enumerate(pairs) if one != other), min(len(theirs), len(ours)))
+    if equal == len(ours):
+        return sent
     known = {(point[0], point[3]) for event in notes.events(theirs) for point in event.get("points", ())}
     return sent + b"".join(line + b"\n" for line in map(functools.partial(_less, known), ours[equal:]) if line)
 
