@@ -225,7 +225,9 @@ def run_peak(precision: str) -> dict[str, float]:
     chosen = settings(BATCH * 10, "fp32")
     stepper = build("sgd", chosen.optimizer("sgd"), Context.of(chosen, model))
     with FlopCounterMode(display=False) as counter:
-        loop.train_step(model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), "fp32")
+        loop.train_step(
+            model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), chosen.training
+        )
     return {"peak": best, "flop": counter.get_total_flops() / BATCH}
 
 
@@ -262,10 +264,10 @@ def run_step(precision: str) -> dict[str, float]:
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(BATCH, dtype=torch.long)
     for _ in range(WARMUP):
-        loop.train_step(model, stepper, images, labels, precision)
+        loop.train_step(model, stepper, images, labels, chosen.training)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(WARMUP):
-            loop.train_step(model, stepper, images, labels, precision)
+            loop.train_step(model, stepper, images, labels, chosen.training)
     times = dict.fromkeys(PARTS, 0.0)
     for event in profiled.events():
         times[part_of(event)] += event.self_cpu_time_total

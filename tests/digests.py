@@ -2,7 +2,8 @@
 
     python tests/digests.py DATA THREADS NUMERICS CASE…
 
-A case is model:optimizer:precision:batch_size, such as zilliax:Adam:fp32:64.
+A case is model:optimizer:precision:batch_size, such as zilliax:Adam:fp32:64. conv6 has augmented images and smoothed
+labels besides.
 """
 
 import hashlib
@@ -15,22 +16,36 @@ from typing import Any
 from optlab.config.parameters import Config
 from optlab.training import numerics
 
+# What is not of torch.optim. For Muon, a convolution's filters are the rows of a matrix.
+_MATRICES = [{"ndim": 4, "use_muon": True}, {"match": "7.weight", "use_muon": True}, {"match": "*", "use_muon": False}]
+_FILTERS = [{"ndim": 4, "use_muon": True}, {"match": "*", "use_muon": False}]
+OTHERS: dict[str, dict[str, Any]] = {
+    "Lion": {"class": "pytorch_optimizer.Lion"},
+    "MuonOfMatrices": {"class": "pytorch_optimizer.Muon", "groups": _MATRICES},
+    "MuonOfFilters": {"class": "pytorch_optimizer.Muon", "groups": _FILTERS},
+    "ScheduleFree": {"class": "schedulefree.AdamWScheduleFree"},
+}
+
 
 def config(case: str, threads: int, kind: str) -> Config:
     model, optimizer, precision, batch_size = case.split(":")
     spec: dict[str, Any] = {"class": optimizer}
+    if optimizer in OTHERS:
+        spec = OTHERS[optimizer]
     if optimizer == "Muon":
         spec["fallback"] = {"class": "AdamW", "lr": 0.001}
     if optimizer == "LBFGS" and kind == "fast":  # the digests that are kept of `portable` were made with its 20
         spec["max_iter"] = 4
-    size = 200 if model == "zilliax" else 20  # 200 in batches of 64 leave one of 8
+    size = 20 if model == "resnet18" else 200  # 200 in batches of 64 leave one of 8
+    stronger = model == "conv6"
     return Config.model_validate(
         {
             "model": model,
             "seeds": [0],
-            "data": {"dataset": "cifar10_sample", "train_size": size, "validation_size": 10},
+            "data": {"dataset": "cifar10_sample", "train_size": size, "validation_size": 10,
+                     "augment": "flip_crop" if stronger else "none"},
             "training": {"epochs": 1, "batch_size": int(batch_size), "precision": precision, "threads": threads,
-                         "numerics": kind},
+                         "numerics": kind, "label_smoothing": 0.1 if stronger else 0.0},
             "optimizers": {"mine": spec},
         }
     )  # fmt: skip

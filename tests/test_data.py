@@ -183,6 +183,59 @@ def test_without_shuffle_the_order_is_that_of_the_files():
     assert dataset.epoch_order(5, 7, 6, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def by_hand(image, top, left, mirrored):
+    """One uint8 image of shape (32, 32, 3), with four black pixels around it, cut out and perhaps mirrored."""
+    padded = np.zeros((40, 40, 3), np.uint8)
+    padded[4:36, 4:36] = image
+    cut = padded[top : top + 32, left : left + 32]
+    return cut[:, ::-1] if mirrored else cut
+
+
+def test_flip_crop_is_what_it_says(splits):
+    images, drawn = splits.train.images, dataset.flips_and_crops(0, 1, 400)
+    found = dataset.flip_crop(images, drawn).numpy()
+    expected = [by_hand(image, *how) for image, how in zip(images.numpy(), drawn.tolist(), strict=True)]
+    assert found.dtype == np.uint8
+    assert (found == np.stack(expected)).all()
+    unmoved = torch.tensor([[4, 4, 0]]).expand(400, 3)
+    assert torch.equal(dataset.flip_crop(images, unmoved), images)
+
+
+def test_every_place_and_both_directions_are_as_likely():
+    """In 60,000 draws each of the 162 ways is expected 370 times: 5.5 deviations of 19 are far."""
+    drawn = dataset.flips_and_crops(0, 1, 60_000)
+    ways, counts = torch.unique(drawn, dim=0, return_counts=True)
+    assert len(ways) == 9 * 9 * 2
+    assert ways.min(0).values.tolist() == [0, 0, 0] and ways.max(0).values.tolist() == [8, 8, 1]
+    assert (counts - 60_000 / 162).abs().max() < 106
+
+
+def test_what_augments_an_image_is_a_function_of_seed_epoch_and_image(splits):
+    """Whatever the order, the size of a batch, and how many images there are besides."""
+    drawn = dataset.flips_and_crops(3, 2, 400)
+    assert torch.equal(dataset.flips_and_crops(3, 2, 200), drawn[:200])
+    assert (
+        len({dataset.flips_and_crops(seed, epoch, 400).numpy().tobytes() for seed in (2, 3) for epoch in (2, 3)}) == 4
+    )
+    order = dataset.epoch_order(3, 2, 400, shuffle=True)
+    small, large = (torch.cat([images for images, _ in dataset.batches(splits.train, order, size, drawn)])
+                    for size in (7, 400))  # fmt: skip
+    assert torch.equal(small, large)
+    assert torch.equal(small, dataset.to_input(dataset.flip_crop(splits.train.images, drawn)[order]))
+
+
+def test_an_epoch_goes_on_where_it_was_with_the_same_augmented_images(splits, small_config):
+    config = small_config(data={"augment": "flip_crop"}).data
+    whole = list(dataset.epoch_batches(splits.train, config, 0, 1, 64, 0))
+    rest = list(dataset.epoch_batches(splits.train, config, 0, 1, 64, 5))
+    assert [len(labels) for _, labels in whole] == [64] * 6 + [16]
+    for one, other in zip(whole[5:], rest, strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    plain = list(dataset.epoch_batches(splits.train, small_config().data, 0, 1, 64, 0))
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(whole, plain, strict=True))
+    assert not any(torch.equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
+
+
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_5.bin", "test_batch.bin"])
 def test_an_altered_byte(copy, small_config, name):
     content = bytearray((copy / name).read_bytes())

@@ -19,6 +19,8 @@ CASES = [f"zilliax:{name}:fp32:64" for name in CLASSES]
 CASES += ["zilliax:Adam:bf16:64", "resnet18:Adam:fp32:10", "zilliax:SGD:fp32:7"]
 PORTABLE_CASES = [*CASES[: len(CLASSES)], *(f"zilliax:Adam:fp32:{size}" for size in (7, 50))]
 PORTABLE_CASES += ["resnet18:SGD:fp32:7", "resnet18:SGD:fp32:19"]  # of 20 images: the last batch has 6, and 1
+PORTABLE_CASES += [f"zilliax:{name}:fp32:64" for name in ("Lion", "MuonOfMatrices", "ScheduleFree")]
+PORTABLE_CASES += ["conv6:SGD:fp32:128", "conv6:MuonOfFilters:fp32:128"]
 SQUARE_ROOT = "sqrt, divide, addcmul"
 
 

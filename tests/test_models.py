@@ -55,6 +55,17 @@ def test_ten_outputs_per_image(name):
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_conv6_is_six_convolutions_in_pairs_and_a_linear_layer():
+    model = models.build("conv6", seed=0)
+    kinds = [type(layer).__name__ for layer in model]
+    pair = ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
+    assert kinds == pair * 3 + ["Flatten", "Linear"]
+    convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [32, 32, 64, 64, 128, 128]
+    # the convolutions' weights, two numbers for each channel of a normalisation, and 128·4·4·10+10
+    assert size(model) == 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 2 * 448 + 20490
+
+
 def test_resnet18_has_the_stem_for_small_images():
     model = models.build("resnet18", seed=0)
     assert str(model.conv1) == "Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from optlab.config.entries import OptimizerSpec
+from optlab.config.parameters import Training
 from optlab.data import dataset
 from optlab.system.errors import ConfigError
 from optlab.training import classes, loop, models, optimizers
 from optlab.training.construction import Context
 
 DENSE = {name: cls for name, cls in classes.torch_classes().items() if cls is not torch.optim.SparseAdam}
+SETTINGS = Training(epochs=1, batch_size=32, threads=1)
 MUON = {"class": "Muon", "lr": 0.02, "fallback": {"class": "AdamW", "lr": 0.001}}
 STEPS = 2
 TOP = Path(__file__).resolve().parents[1]
@@ -62,7 +64,7 @@ def built(**entry):
 def train_ours(batches, **entry):
     model, stepper = built(**entry)
     stepper.train()
-    losses = [loop.train_step(model, stepper, *batch, "fp32") for batch in batches]
+    losses = [loop.train_step(model, stepper, *batch, SETTINGS) for batch in batches]
     stepper.eval()
     return model, losses
 

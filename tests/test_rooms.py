@@ -59,7 +59,7 @@ def reached(path):
     return seen
 
 
-@pytest.mark.parametrize("folder", [".", "tutorial", "studies/tuned"])
+@pytest.mark.parametrize("folder", [".", "tutorial", "studies/tuned", "studies/optimizers", "studies/caffe_quick"])
 @pytest.mark.parametrize("stage", ["download", "tune", "train", "evaluate", "compare"])
 def test_a_stage_declares_what_decides_its_outputs(folder, stage):
     stages = YAML(typ="safe").load(TOP / folder / "dvc.yaml")["stages"]

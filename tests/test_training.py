@@ -48,10 +48,26 @@ def test_it_is_the_plain_loop(small_config, sample, device):
     assert epoch.validation_accuracy == float((logits.argmax(1) == splits.validation.labels).double().mean())
 
 
+def test_label_smoothing_is_torchs_and_in_the_loss_that_is_minimised_alone(small_config, sample, device):
+    config = small_config(training={"label_smoothing": 0.1})
+    outcome = run(config, sample, device, "adam")
+    splits = dataset.load(sample, config.data, 0)
+    images, labels = next(dataset.epoch_batches(splits.train, config.data, 0, 1, 64, 0))
+    logits = models.build("zilliax", 0)(images)
+    # a tenth of each label is spread over the ten classes
+    expected = 0.9 * F.cross_entropy(logits, labels) - 0.1 * logits.log_softmax(1).mean()
+    assert outcome.step_losses[0][0] == pytest.approx(float(expected), rel=1e-6)
+    validated = outcome.model(dataset.to_input(splits.validation.images))
+    found = outcome.epochs[0].validation_loss
+    assert found == pytest.approx(float(F.cross_entropy(validated, splits.validation.labels)), rel=1e-5)
+
+
 VARIANTS = {
     "fp32": {},
+    "augmented": {"data": {"augment": "flip_crop"}, "training": {"label_smoothing": 0.1}},
     "bf16": {"training": {"precision": "bf16", "batch_size": 200}},
     "cosine": {"training": {"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": 0.5}}},
+    "conv6": {"model": "conv6", "training": {"batch_size": 20}, "data": {"train_size": 50, "validation_size": 10}},
     "resnet18": {
         "model": "resnet18",
         "training": {"batch_size": 10},

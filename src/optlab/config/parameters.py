@@ -25,7 +25,8 @@ class Data(Strict):
     """Which images are trained on. Sizes count images; both are split evenly over the classes.
 
     With `resplit`, each seed draws validation images of its own, the same for every optimizer; otherwise all runs have
-    the same.
+    the same. With `augment: flip_crop`, each image is mirrored or not, and cut out of itself with four black pixels
+    around it, anew in each epoch.
     """
 
     dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
@@ -34,6 +35,7 @@ class Data(Strict):
     train_size: int = Field(ge=CLASS_COUNT)
     validation_size: int = Field(ge=0)
     resplit: bool = False
+    augment: Literal["none", "flip_crop"] = "none"
 
     @field_validator("train_size", "validation_size")
     @classmethod
@@ -62,7 +64,8 @@ class Data(Strict):
 class Training(Strict):
     """Everything but the optimizer that decides a training.
 
-    Of `validations_per_epoch`, which are at equal distances, the last is at the epoch's end.
+    Of `validations_per_epoch`, which are at equal distances, the last is at the epoch's end. The share
+    `label_smoothing` of a label is spread evenly over all classes in the loss that is minimised, and in no other.
     """
 
     epochs: int = Field(ge=1)
@@ -71,6 +74,7 @@ class Training(Strict):
     threads: int = Field(ge=1, le=1024)
     numerics: Literal["fast", "portable"] = "fast"
     validations_per_epoch: int = Field(1, ge=1, le=1000)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
 
     @model_validator(mode="after")
@@ -194,6 +198,12 @@ class Config(Strict):
     def study(self, seed: int) -> int:
         """Which of the independent tunings the run with that seed confirms."""
         return seed % self.tuning.studies
+
+    @property
+    def independent(self) -> int:
+        """How many figures of an optimizer depend on nothing that they have in common: one a tuning, or one a seed."""
+        several = self.tuning.studies > 1 and any(spec.ranges for spec in self.optimizers.values())
+        return self.tuning.studies if several else len(self.seeds)
 
     @property
     def steps(self) -> int:

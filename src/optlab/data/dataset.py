@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from optlab.config.parameters import CLASS_COUNT, Data
@@ -18,6 +19,9 @@ RECORD_BYTES = 1 + 3 * IMAGE_SIZE * IMAGE_SIZE  # one label byte, then the plane
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
 _SPLIT_SEED = 0  # of the validation images that are the same for every run
+_AUGMENTS = 1  # what makes the numbers that augment others than those that order
+PADDING = 4  # black pixels on each side of an image that is cut out of itself
+_PLACES = 2 * PADDING + 1  # where that can begin, in each direction
 
 # SHA-1 of each file of the binary version. cifar10: as published with MXNet's gluon.data.vision.CIFAR10.
 # cifar10_sample: the first ten images of each class of each file, in file order.
@@ -137,14 +141,53 @@ def epoch_order(seed: int, epoch: int, size: int, shuffle: bool) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size))
 
 
-def batches(split: Split, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def flips_and_crops(seed: int, epoch: int, size: int) -> Tensor:
+    """What `flip_crop` does to each image in an epoch: a function of (seed, epoch, image) alone.
+
+    Returns:
+        int64, shape (size, 3): the first row and column of the padded image, from 0 to 8, and 1 where it is mirrored.
+    """
+    drawn = np.random.default_rng([seed, epoch, _AUGMENTS]).integers(2 * _PLACES**2, size=size)
+    return torch.from_numpy(np.stack([drawn // 2 // _PLACES, drawn // 2 % _PLACES, drawn % 2], axis=1))
+
+
+def flip_crop(images: Tensor, drawn: Tensor) -> Tensor:
+    """Images of the same size, each cut out of itself with black pixels around it, and mirrored left to right or not.
+
+    Args:
+        images: uint8, shape (b, 32, 32, 3).
+        drawn: the rows of `flips_and_crops` of these images.
+    """
+    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    top, left, mirrored = drawn[:, :, None].unbind(1)
+    along = torch.arange(IMAGE_SIZE, device=images.device)
+    rows, columns = top + along, left + torch.where(mirrored == 1, along.flip(0), along)
+    which = torch.arange(len(images), device=images.device)
+    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def batches(split: Split, order: Tensor, batch_size: int,
+            drawn: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield (images, labels) in that order, the last batch perhaps smaller; none if `order` is empty.
 
     images: float32 in [0, 1], shape (b, 3, 32, 32), channels_last in memory, as torchvision's ToTensor scales
     them; labels: int64, shape (b,).
+
+    Args:
+        drawn: `flips_and_crops` of all images of the split; default: they are as they are.
     """
-    for rows in order.to(split.labels.device).split(batch_size) if len(order) else ():
-        yield to_input(split.images[rows]), split.labels[rows]
+    device = split.labels.device
+    for rows in order.to(device).split(batch_size) if len(order) else ():
+        images = split.images[rows]
+        yield to_input(images if drawn is None else flip_crop(images, drawn.to(device)[rows])), split.labels[rows]
+
+
+def epoch_batches(split: Split, config: Data, seed: int, epoch: int, batch_size: int,
+                  done: int) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Those of an epoch of the training split but for the first `done`, otherwise as in `batches`."""
+    order = epoch_order(seed, epoch, len(split), config.shuffle)[done * batch_size :]
+    drawn = flips_and_crops(seed, epoch, len(split)) if config.augment == "flip_crop" else None
+    return batches(split, order, batch_size, drawn)
 
 
 def to_input(images: Tensor) -> Tensor:

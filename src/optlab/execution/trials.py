@@ -99,8 +99,7 @@ def _cost(config: Config) -> int:
 
 def _shows(config: Config) -> str:
     """What the runs that confirm the choice will be able to show."""
-    n = config.tuning.studies if config.tuning.studies > 1 else len(config.seeds)
-    pairs = math.comb(len(config.optimizers), 2)
+    n, pairs = config.independent, math.comb(len(config.optimizers), 2)
     said = f"{len(config.seeds)} run{'s' if len(config.seeds) > 1 else ''} with other seeds confirm the choice"
     if n < 2 or not pairs:
         return said

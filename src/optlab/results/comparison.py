@@ -124,7 +124,7 @@ class Comparison:
     @property
     def n(self) -> int:
         """How many independent figures each optimizer has: one a seed, or one a study where there are several."""
-        return _independent(self.config)
+        return self.config.independent
 
     @property
     def unit(self) -> str:
@@ -204,7 +204,7 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> C
     def order(figure: Figure | None) -> tuple[bool, float]:
         return (figure is None, sign * figure.mean if figure else 0.0)
 
-    if _independent(config) > 1:
+    if config.independent > 1:
         rows.sort(key=lambda row: (not row.is_whole, *order(getattr(row, chosen_by))))
     judged_by = "test_accuracy" if config.data.train_split == "train" else "train_loss"
     completed = [run for run in runs if run.status == "completed"]
@@ -215,14 +215,9 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> C
     return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture, tunings)
 
 
-def _independent(config: Config) -> int:
-    several = config.tuning.studies > 1 and any(spec.ranges for spec in config.optimizers.values())
-    return config.tuning.studies if several else len(config.seeds)
-
-
 def _by_study(config: Config, values: list[float]) -> list[float]:
     """Values of the seeds as means of the studies that they belong to; as they are where one of them is missing."""
-    n = _independent(config)
+    n = config.independent
     if n == len(config.seeds) or len(values) < len(config.seeds):
         return values
     shares: dict[int, list[float]] = {}

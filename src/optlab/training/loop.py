@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optlab.config.entries import Schedule
-from optlab.config.parameters import Config, run_id
-from optlab.data.dataset import Split, Splits, batches, epoch_order, to_input
+from optlab.config.parameters import Config, Training, run_id
+from optlab.data.dataset import Split, Splits, epoch_batches, to_input
 from optlab.record.contents import Epoch, Status, Validation
 from optlab.system import memory
 from optlab.system.errors import StepError, one_line
@@ -115,7 +115,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
     training = _Training(config, config.schedule(name), seed, own, stepper, outcome, observers, saver or Saver())
     finite = _finite_tensors(model)
     training.saver.restore(outcome, stepper)
-    start = _start(run_id(name, seed), outcome, len(own.train), config.training.batch_size, stepper.described())
+    start = _start(run_id(name, seed), outcome, config, stepper.described())
     for observer in observers:
         observer.on_start(start)
     for epoch in range(len(outcome.epochs) + 1, config.training.epochs + 1):
@@ -152,11 +152,11 @@ class _Training:
             outcome.step_losses.append([])
             outcome.gradients.append(0)
         losses = outcome.step_losses[-1]
-        steps = math.ceil(len(train_split) / settings.batch_size)
+        steps = self.config.steps_per_epoch
         between = validation_steps(settings.validations_per_epoch, steps) if len(self.splits.validation) else set()
-        order = epoch_order(self.seed, epoch, len(train_split), self.config.data.shuffle)
+        left = epoch_batches(train_split, self.config.data, self.seed, epoch, settings.batch_size, len(losses))
         self._train_mode()
-        for images, labels in batches(train_split, order[len(losses) * settings.batch_size :], settings.batch_size):
+        for images, labels in left:
             step = (epoch - 1) * steps + len(losses)
             self.stepper.scale_lr(schedules.factor(self.schedule, step, steps, settings.epochs))
             losses.append(self._step(images, labels, step))
@@ -172,7 +172,7 @@ class _Training:
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
         try:
-            return train_step(self.outcome.model, self.stepper, images, labels, self.config.training.precision)
+            return train_step(self.outcome.model, self.stepper, images, labels, self.config.training)
         except torch.OutOfMemoryError:  # of a GPU: it says all that is known
             raise
         except Exception as error:  # whatever a foreign class raises
@@ -204,14 +204,14 @@ class _Training:
         return self.outcome.validations[-1]
 
 
-def train_step(model: nn.Module, stepper: Stepper, images: Tensor, labels: Tensor, precision: str) -> float:
+def train_step(model: nn.Module, stepper: Stepper, images: Tensor, labels: Tensor, settings: Training) -> float:
     """One update; returns the loss before it, as float32 gave it."""
 
     @torch.enable_grad()
     def closure() -> Tensor:  # some call it while torch records nothing
         stepper.zero_grad()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = F.cross_entropy(model(images), labels)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=settings.label_smoothing)
         loss.backward(create_graph=stepper.create_graph)
         return loss
 
@@ -276,9 +276,9 @@ def _finite_tensors(model: nn.Module) -> set[str]:
     return {name for name, value in tensors if value.isfinite().all()}
 
 
-def _start(run: str, outcome: Outcome, size: int, batch_size: int, described: list[str]) -> Start:
+def _start(run: str, outcome: Outcome, config: Config, described: list[str]) -> Start:
     parameters = sum(value.numel() for value in outcome.model.parameters() if value.requires_grad)
+    size, batch_size = config.data.train_size, config.training.batch_size
     images = sum(min(len(losses) * batch_size, size) for losses in outcome.step_losses)
-    steps = math.ceil(size / batch_size)
     done = sum(len(losses) for losses in outcome.step_losses)
-    return Start(run, steps, outcome.hyperparameters, parameters, done, images, described)
+    return Start(run, config.steps_per_epoch, outcome.hyperparameters, parameters, done, images, described)

@@ -1,4 +1,4 @@
-"""The networks: the tutorial's, torchvision's ResNet-18 for small images, or any callable."""
+"""The networks: the tutorial's, a stronger one of six convolutions, torchvision's ResNet-18, or any callable."""
 
 import functools
 import importlib
@@ -32,6 +32,18 @@ def zilliax() -> nn.Module:
     )
 
 
+def conv6() -> nn.Module:
+    """Six 3×3 convolutions with batch normalisation, in pairs of 32, 64 and 128 channels, and one linear layer."""
+    layers: list[nn.Module] = []
+    before = 3
+    for channels in (32, 64, 128):
+        for inputs in (before, channels):
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        before = channels
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * 4 * 4, CLASS_COUNT))
+
+
 def resnet18() -> nn.Module:
     """torchvision's ResNet-18 with the stem usual for 32×32 images: a 3×3 convolution, no pooling."""
     import torchvision
@@ -42,7 +54,7 @@ def resnet18() -> nn.Module:
     return model
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"zilliax": zilliax, "resnet18": resnet18}
+MODELS: dict[str, Callable[[], nn.Module]] = {"zilliax": zilliax, "conv6": conv6, "resnet18": resnet18}
 
 
 def build(name: str, seed: int) -> nn.Module:
