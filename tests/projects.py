@@ -109,7 +109,7 @@ class Project:
 
     def copy(self, target: Path) -> "Project":
         """Everything, outputs and stores included, in another place."""
-        shutil.copytree(self.top, target, symlinks=True)
+        shutil.copytree(self.top, target, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
         return Project(target)
 
 
@@ -152,7 +152,7 @@ class Stages(Warm):
         self.PROGRAM = (str(Path(__file__).with_name("warm_stages.py")), str(self._folder / "python"))
         # A test in this process may have set MLflow's address for itself.
         own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
-        super().__init__(spinning=True)
+        super().__init__(spinning=False)
         os.environ.update(own)
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         place = str(self._folder / "socket")

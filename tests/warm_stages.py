@@ -5,10 +5,13 @@ Such a stage sends to MLflow itself, at its end; that others do it meanwhile is 
 
 import contextlib
 import importlib
+import os
+import signal
 import socket
 import sys
+import threading
 
-from optlab.execution import warm
+from optlab.execution import jobs, warm
 from optlab.system import repository
 from optlab.tracking import link, replay
 
@@ -34,10 +37,38 @@ class Inside(link.Link):
             replay.push_pending()
 
 
+class Forked:
+    """What `optlab repro` starts its stages in, where this process has all of that imported: a fork of it."""
+
+    def __init__(self, front, its):
+        self.pid = os.fork()
+        if not self.pid:
+            front.close()
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            try:
+                warm.Server(its).work()
+            finally:
+                os._exit(0)
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self):
+        os.waitpid(self.pid, 0)
+
+
+def launch(self, its, spinning, words):
+    if threading.active_count() > 1:  # some other one of this process's has begun before
+        return started(self, its, spinning, words)
+    return Forked(self._front, its)
+
+
 if __name__ == "__main__":
     for name in NEEDED:
         importlib.import_module(name)
     link.Link = Inside
+    started, jobs.Warm._launch = jobs.Warm._launch, launch
     repository._run_own_code = lambda sources: None  # it is the same, see projects.py
     warm._threads = lambda: 1  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
     sys.executable = sys.argv[1]  # what `optlab reproduce` starts its stages with

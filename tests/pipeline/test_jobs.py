@@ -26,7 +26,7 @@ def test_side_by_side_leaves_the_lock_of_plain_repro(reproduced, fresh):
     """With the lock of plain `dvc repro` and nothing else, as in a fresh clone: the same bytes afterwards."""
     lock = (reproduced[0].top / "dvc.lock").read_bytes()
     (fresh.top / "dvc.lock").write_bytes(lock)
-    result = fresh.run("optlab", "repro", "--jobs", "2")
+    result = fresh.warm("optlab", "repro", "--jobs", "2")
     assert result.returncode == 0, result.stderr
     assert set(re.findall(r"^(\w+-0)  epoch 2/2", result.stdout, re.MULTILINE)) == {"sgd-0", "adam-0"}
     assert re.search(r"adam +1 +completed", result.stdout)
@@ -52,7 +52,7 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
     (fresh.top / "mine.py").write_text(OPTIMIZER)
     fresh.edit("params.yaml", "  adam: {class: Adam, lr: 0.001}", "  broken: {class: mine.Broken, lr: 0.01}")
     fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
-    result = fresh.run("optlab", "repro", "--jobs", "2")
+    result = fresh.warm("optlab", "repro", "--jobs", "2")
     assert result.returncode == 1
     *reasons, summary = result.stderr.splitlines()
     assert summary.startswith("error: 2 of 4 runs failed: broken-0, broken-1: ")
@@ -63,7 +63,7 @@ def test_a_failed_run_does_not_stop_the_others_and_alone_is_repeated(fresh):
     assert not (fresh.top / "reports" / "comparison.md").exists()
     before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
     fresh.edit("mine.py", "> 5", "> 500")
-    result = fresh.run("optlab", "repro", "--jobs", "2")
+    result = fresh.warm("optlab", "repro", "--jobs", "2")
     assert result.returncode == 0, result.stderr
     assert set(re.findall(r"^(\w+-\d)  epoch", result.stdout, re.MULTILINE)) == {"broken-0", "broken-1"}
     assert (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns == before
@@ -125,7 +125,7 @@ def test_an_interruption_stops_every_child(fresh, number):
 def test_eight_at_once_on_the_cores_there_are(fresh):
     fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2, 3]")
     fresh.edit("params.yaml", "epochs: 2", "epochs: 1")
-    result = fresh.run("optlab", "repro", "--jobs", "8")
+    result = fresh.warm("optlab", "repro", "--jobs", "8")
     assert result.returncode == 0, result.stdout + result.stderr
     assert not re.search("lock|warning", result.stdout + result.stderr, re.IGNORECASE)
     assert len(lock_of(fresh)) == 2 + 2 + 2 * 8
@@ -168,7 +168,7 @@ def test_a_run_whose_program_could_not_say_why_it_failed_has_failed_and_its_outp
     (fresh.top / "pipeline" / "train.py").write_text(
         "import os, pathlib\npathlib.Path(os.environ['OPTLAB_REASON']).touch()\nimport no_such_module\n"
     )
-    result = fresh.run("optlab", "repro", "--jobs", "2")
+    result = fresh.warm("optlab", "repro", "--jobs", "2")
     assert result.returncode == 1
     assert "2 of 2 runs failed" in result.stderr
     assert "No module named 'no_such_module'" in result.stdout

@@ -203,7 +203,7 @@ def test_a_pipeline_with_a_range(fresh):
     trained = json.loads((fresh.top / "runs" / "sgd-0" / "train.json").read_text())
     assert dict(trained["hyperparameters"])["lr"] == str(found["studies"][0]["entry"].get("lr", 0.001))
     (fresh.top / "custom" / "unused.py").write_text("x = 1\n")
-    result = fresh.run("optlab", "repro")
+    result = fresh.warm("optlab", "repro")
     assert result.returncode == 0, result.stderr
     assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
 
@@ -217,7 +217,7 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     fresh.edit("studies/small/params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
     assert fresh.run("git", "add", "-A").returncode == 0
     assert fresh.run("git", "commit", "-qm", "study").returncode == 0
-    result = fresh.run("optlab", "repro", folder="studies/small")
+    result = fresh.warm("optlab", "repro", folder="studies/small")
     assert result.returncode == 0, result.stderr
     commit(fresh, "the download's dvc.lock and .gitignore")
     here = ["--pipeline", "studies/small"]

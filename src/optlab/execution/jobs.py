@@ -121,16 +121,20 @@ class Warm:
 
     def __init__(self, spinning: bool, *words: str) -> None:
         self._front, its = socket.socketpair()
-        own = {} if spinning else {"OMP_WAIT_POLICY": "PASSIVE"}  # read as the library is loaded
         with its:
-            self._server = subprocess.Popen(
-                [sys.executable, *self.PROGRAM, str(its.fileno()), *words], pass_fds=[its.fileno()],
-                env=own | os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+            self._server = self._launch(its, spinning, words)
         self._jobs: dict[int, Child] = {}
         self._count = 0
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def _launch(self, its: socket.socket, spinning: bool, words: tuple[str, ...]) -> "subprocess.Popen[bytes]":
+        """Start the process, which has that end of the socket."""
+        own = {} if spinning else {"OMP_WAIT_POLICY": "PASSIVE"}  # read as the library is loaded
+        return subprocess.Popen(
+            [sys.executable, *self.PROGRAM, str(its.fileno()), *words], pass_fds=[its.fileno()],
+            env=own | os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
 
     def __enter__(self) -> "Warm":
         return self
