@@ -9,7 +9,7 @@ from test_comparison import write
 
 from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
 from optlab.record.runs import TuningFiles
-from optlab.results import comparison, figures, report, tables, tuned, tuning, verdict
+from optlab.results import comparison, report, tables, trial_figures, tuned, tuning, verdict
 from optlab.system.errors import RecordError
 from optlab.tracking import publish
 
@@ -124,12 +124,12 @@ def test_the_grid_of_the_learning_rate(collected):
 
 def test_the_figure_rings_the_chosen_and_the_default(collected):
     compared = collected()
-    (axis,) = figures.tunings(compared.tunings).axes
+    (axis,) = trial_figures.rates(compared.tunings).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
-    assert sorted(drawn["o7"].get_xdata()) == [0.002, 0.02, 0.2]
+    assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])
-    assert list(drawn["o12"].get_xdata()) == [0.02]
-    assert (list(drawn["s11"].get_xdata()), list(drawn["s11"].get_ydata())) == ([0.001], [0.15])  # torch's own default
+    assert list(drawn["o11"].get_xdata()) == [0.02]
+    assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])  # torch's own default
 
 
 def test_every_file_is_written_and_the_page_shows_the_figure(collected, tmp_path):

@@ -1,10 +1,12 @@
 """All runs of params.yaml side by side: figures per optimizer, and the differences between them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
@@ -110,6 +112,8 @@ class Comparison:
         champion: the completed run with the best such figure; None if every run diverged.
         mixture: what the runs were not all made under, as `origin.mixture` has it.
         tunings: by optimizer, of those with a range.
+        challenger: the one that all others are compared with, where they are not compared with each other.
+        notes: what has to be known besides, in sentences.
     """
 
     config: Config
@@ -120,6 +124,8 @@ class Comparison:
     champion: Run | None
     mixture: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     tunings: dict[str, Tuned] = field(default_factory=dict)
+    challenger: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -136,10 +142,12 @@ class Comparison:
     def pairs(self) -> dict[tuple[str, str], statistics.Pair]:
         """The differences in the figure of the verdict, between optimizers all of whose runs completed.
 
-        Empty with one seed.
+        Where there is a challenger, those between it and each of the others. Empty with one seed.
         """
         whole = [row.optimizer for row in self.rows if row.is_whole] if self.n > 1 else []
         names = list(combinations(whole, 2))
+        if self.challenger:
+            names = [(self.challenger, name) for name in whole if name != self.challenger and self.challenger in whole]
         higher = self.judged_by == "test_accuracy"
         margin = self.config.verdict.margin if higher else None
         return {
@@ -185,11 +193,21 @@ class Comparison:
         return float(getattr(run.tested if self.judged_by == "test_accuracy" else run.trained, self.judged_by))
 
 
-def collect(config: Config, folder: Path, revision: Revision | None = None) -> Comparison:
+class Places(NamedTuple):
+    """The folders of the pipelines that have an optimizer's runs, and its tuning."""
+
+    runs: Path
+    tuning: Path
+
+
+def collect(config: Config, folder: Path, revision: Revision | None = None,
+            elsewhere: Mapping[str, Places] | None = None) -> Comparison:  # fmt: skip
     """Read the record of every run that params.yaml names.
 
     Args:
+        folder: of the pipeline.
         revision: whose record it is; default: the files that are there.
+        elsewhere: where the record of some optimizers is, if not there.
 
     Raises:
         RecordError: a file of the record is missing, damaged, or of a run under other parameters.
@@ -197,7 +215,8 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> C
     """
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
-    runs = [_read(RunFiles(folder, name, seed), chosen_by, revision) for name, seed in config.runs()]
+    places = dict.fromkeys(config.optimizers, Places(folder, folder)) | dict(elsewhere or {})
+    runs = [_read(RunFiles(places[name].runs, name, seed), chosen_by, revision) for name, seed in config.runs()]
     rows = [_row(config, name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers]
     sign = -1 if validated else 1
 
@@ -211,7 +230,7 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> C
     champion = min(completed, key=lambda run: sign * getattr(run.trained, chosen_by), default=None)
     made_under = {run.files.id: run.conditions for run in runs}
     mixture = origin.mixture(made_under, portable=config.training.numerics == "portable")
-    tunings = tuned.collect(config, folder, revision)
+    tunings = tuned.collect(config, {name: each.tuning for name, each in places.items()}, revision)
     return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture, tunings)
 
 

@@ -1,35 +1,41 @@
-"""Figures: the curves of all optimizers, and each seed beside its mean."""
+"""Figures: the curves of all optimizers, and each seed beside its mean; as PNG, and as SVG for a page."""
 
+import functools
 import io
 import math
-from collections.abc import Callable
-from functools import wraps
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from optlab.results import statistics
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Target
 from optlab.results.curves import Curve
-from optlab.results.tuned import Tuned, accuracy, default_of
 from optlab.results.verdict import words
 from optlab.system import files
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Draw = Callable[[Axes], None]
+
+_METADATA = ("Creator", "Date", "Format", "Type")  # none of them is of use to a page
+_NUMBERED = re.compile(r' id="\w+_\d+"')  # the same in several figures of a page, and nothing points to them
+_OWN = re.compile(
+    r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"'
+)  # attributes that an element of a page need not have
 
 
-def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """With matplotlib's own settings: a figure is part of the record, and must not depend on a user's."""
     own: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
 
-    @wraps(draw)
+    @functools.wraps(draw)
     def drawn(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         with matplotlib.rc_context(own):
             return draw(*arguments, **named)
@@ -37,38 +43,61 @@ def _plain(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return drawn
 
 
-@_plain
+@plain
 def curves(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Figure:
     """Losses and accuracy by epoch, one line per optimizer in its 95 % interval; and who has reached the target, when.
 
     Args:
         by_step: as `optlab.results.curves.curves` has them.
     """
-    drawn = {name: own for name, own in by_step.items() if any(own.values())}
-    panels = len(drawn) + (compared.target is not None)
-    columns = 2 if panels == 4 else max(1, panels)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * math.ceil(max(1, panels) / columns)))
-    axes = list(figure.subplots(math.ceil(max(1, panels) / columns), columns, squeeze=False).flat)
-    steps = compared.config.steps_per_epoch
-    for axis, (name, own) in zip(axes, drawn.items(), strict=False):
-        _curves(axis, name, own, steps)
-        if compared.target and name == "validation_accuracy":
-            axis.axhline(compared.target.accuracy, color="#888", linestyle=":", linewidth=1)
-    if compared.target:
-        _reached(axes[panels - 1], compared.target, steps * compared.config.training.epochs)
-    for axis in axes:
+    drawn = list(_panels(compared, by_step))
+    figure = grid([draw for _, draw in drawn], 2 if len(drawn) == 4 else max(1, len(drawn)), (4.6, 3.4))
+    if drawn:
+        figure.axes[0].legend(frameon=False)
+    return figure
+
+
+@plain
+def panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> list[tuple[str, str]]:
+    """The same, each with its title and by itself, as SVG without a legend."""
+    return [(title, svg(grid([draw], 1, (4.6, 3.2)))) for title, draw in _panels(compared, by_step)]
+
+
+def _panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Iterator[tuple[str, Draw]]:
+    config, target = compared.config, compared.target
+    for name, own in by_step.items():
+        if any(own.values()):
+            line = target.accuracy if target and name == "validation_accuracy" else None
+            yield words(name), functools.partial(_curves, name=name, own=own, steps=config.steps_per_epoch, line=line)
+    if target:
+        yield _reaching(target), functools.partial(_reached, target=target, last=config.steps)
+
+
+def grid(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> Figure:
+    """A figure of several panels, from left to right.
+
+    Args:
+        size: of one, in inches.
+    """
+    rows = math.ceil(max(1, len(draws)) / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows))
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, draw in zip(axes, draws, strict=False):
+        draw(axis)
+    for axis in axes[: len(draws)]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if panels:
-        axes[0].legend(frameon=False)
+    for axis in axes[len(draws) :]:
+        axis.set_visible(False)
     figure.tight_layout()
     return figure
 
 
-def _curves(axis: Axes, name: str, own: dict[str, Curve], steps_per_epoch: int) -> None:
+def _curves(axis: Axes, name: str, own: dict[str, Curve], steps: int, line: float | None) -> None:
+    """Of one figure, by epochs of so many steps; a dotted line where there is a target."""
     marker = None if name == "train_loss" else "o"
     for optimizer, curve in own.items():
-        epochs = [step / steps_per_epoch for step in curve]
+        epochs = [step / steps for step in curve]
         axis.plot(epochs, [each.mean for each in curve.values()], color=colour(optimizer), label=optimizer,
                   linewidth=1.5, marker=marker, markersize=3)  # fmt: skip
         if any(each.n > 1 for each in curve.values()):
@@ -80,7 +109,13 @@ def _curves(axis: Axes, name: str, own: dict[str, Curve], steps_per_epoch: int) 
     if name == "validation_accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if line is not None:
+        axis.axhline(line, color="#888", linestyle=":", linewidth=1)
     axis.set(title=words(name), xlabel="epoch", xlim=(0, None))
+
+
+def _reaching(target: Target) -> str:
+    return f"seeds that reached {100 * target.accuracy:.2f} % validation accuracy"
 
 
 def _reached(axis: Axes, target: Target, last: int) -> None:
@@ -91,14 +126,10 @@ def _reached(axis: Axes, target: Target, last: int) -> None:
         axis.step([0, *found, last], [*shares, shares[-1]], where="post", color=colour(optimizer), label=optimizer,
                   linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set(
-        title=f"seeds that reached {100 * target.accuracy:.2f} % validation accuracy",
-        xlabel="steps",
-        ylim=(-0.03, 1.03),
-    )
+    axis.set(title=_reaching(target), xlabel="steps", ylim=(-0.03, 1.03))
 
 
-@_plain
+@plain
 def seeds(values: dict[str, list[float]], what: str) -> Figure:
     """Each seed's figure as a dot, and the mean in its 95 % interval beside them.
 
@@ -106,7 +137,7 @@ def seeds(values: dict[str, list[float]], what: str) -> Figure:
         values: optimizer → one of each run that completed; the first is drawn on top.
         what: the figure's name in the record.
     """
-    figure = Figure(figsize=(9.2, 1.2 + 0.55 * len(values)))
+    figure = Figure(figsize=(6.8, 1.0 + 0.42 * len(values)))
     axis = figure.subplots()
     for place, (optimizer, own) in enumerate(values.items()):
         axis.plot(own, [place - 0.15] * len(own), "o", color=colour(optimizer), alpha=0.6, markersize=5, linewidth=0)
@@ -125,62 +156,18 @@ def seeds(values: dict[str, list[float]], what: str) -> Figure:
     return figure
 
 
-@_plain
-def tunings(found: dict[str, Tuned]) -> Figure:
-    """Validation accuracy against learning rate, one dot for each trial, smaller where it was stopped.
-
-    Those that diverged are crosses at the bottom; what was chosen, and the default, have a ring.
-    """
-    figure = Figure(figsize=(9.2, 4.6))
-    axis = figure.subplots()
-    for name, own in found.items():
-        if own.rate:
-            _trials(axis, name, own, own.rate)
-    axis.set_xscale("log")
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set(xlabel="learning rate", ylabel="validation accuracy", ylim=(0, None))
-    chosen = Line2D([], [], marker="o", color="black", fillstyle="none", markersize=11, linewidth=0, label="chosen")
-    default = Line2D([], [], marker="s", color="black", fillstyle="none", markersize=10, linewidth=0, label="default")
-    diverged = Line2D([], [], marker="x", color="black", markersize=6, linewidth=0, label="diverged")
-    axis.legend(handles=[*axis.get_legend_handles_labels()[0], chosen, default, diverged], frameon=False, ncols=2)
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return figure
+@plain
+def svg(figure: Figure) -> str:
+    """The figure as an element of a page, the same text each time: black takes the page's colour, white is left out."""
+    matplotlib.rcParams.update({"svg.hashsalt": "optlab", "svg.fonttype": "none"})
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
+    text = buffer.getvalue()
+    head, mark, rest = text[text.index("<svg") :].partition(">")
+    return _OWN.sub("", head) + mark + _NUMBERED.sub("", rest).replace("#000000", "currentColor")
 
 
-def _trials(axis: Axes, name: str, own: Tuned, key: str) -> None:
-    look: Any = {"color": colour(name), "linewidth": 0}
-    places: dict[str, list[tuple[float, float]]] = {"completed": [], "stopped": [], "diverged": [], "failed": []}
-    for each in own.drawn:
-        places[each.status].append((each.values[key], accuracy(each) or 0.0))
-    for status, marker, size in (("completed", "o", 7), ("stopped", "o", 4), ("diverged", "x", 6), ("failed", "x", 6)):
-        if places[status]:
-            axis.plot(*zip(*places[status], strict=True), marker, markersize=size, alpha=0.8, clip_on=False, **look)
-    axis.plot([], [], "o", markersize=7, label=name, **look)
-    ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, **look}
-    for study in range(len(own.choice.studies)):
-        chosen, default = own.chosen(study), own.default(study)
-        if chosen and chosen.index is not None:
-            axis.plot([chosen.values[key]], [accuracy(chosen) or 0.0], "o", markersize=12, **ring)
-        rate = default_of(own.spec, key) if default else None
-        if default and rate is not None:
-            axis.plot([rate], [accuracy(default) or 0.0], "s", markersize=11, **ring)
-    if own.sensitivity:
-        _grid(axis, name, own)
-
-
-def _grid(axis: Axes, name: str, own: Tuned) -> None:
-    """The grid over the learning rate alone: a line through the means, in the band between the lowest and highest."""
-    by_rate = own.grid
-    axis.plot(
-        list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour(name), linewidth=1
-    )
-    ends: Any = ([min(each) for each in by_rate.values()], [max(each) for each in by_rate.values()])
-    axis.fill_between(list(by_rate), *ends, color=colour(name), alpha=0.15, linewidth=0)
-
-
-@_plain
+@plain
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, the same bytes each time."""
     buffer = io.BytesIO()

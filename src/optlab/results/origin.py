@@ -1,6 +1,7 @@
 """Where numbers came from: which conditions differ between two runs, and among the runs of one table."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,42 @@ def flat(conditions: Conditions) -> dict[str, Any]:
     for key, value in conditions.model_dump(exclude={"weights_sha256"}).items():
         found |= {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
     return found
+
+
+def conditions(runs: Iterable[Conditions | None]) -> list[list[str]]:
+    """A table of each condition's values, with how many runs were made under it where they differ."""
+    found: dict[str, Counter[str]] = {}
+    for each in runs:
+        for name, value in flat(each).items() if each else ():
+            if value is not None:
+                found.setdefault(title(name), Counter())[str(value)] += 1
+    rows = []
+    for name, values in found.items():
+        several = len(values) > 1
+        shown = (f"{value} ({n} run{'s' if n > 1 else ''})" if several else value for value, n in values.items())
+        rows.append([name, ", ".join(shown)])
+    return [["condition", "value"], *rows]
+
+
+def parameters(config: Config) -> list[list[str]]:
+    """A table of all of params.yaml, with its defaults."""
+    rows: list[list[str]] = []
+    for key, value in config.model_dump(by_alias=True, mode="json", exclude={"optimizers"}).items():
+        own = value.items() if isinstance(value, dict) else ()
+        rows += [[f"{key}.{name}", _plainly(each)] for name, each in own] or [[key, _plainly(value)]]
+    for name, spec in config.optimizers.items():
+        entry = spec.model_dump(by_alias=True, mode="json", exclude_defaults=True)
+        rows.append([f"optimizers.{name}", _plainly(entry)])
+    return [["parameter", "value"], *rows]
+
+
+def _plainly(value: Any) -> str:
+    """A value much as YAML has it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plainly(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plainly, value))}]"
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _likelihood(name: str) -> tuple[int, str]:

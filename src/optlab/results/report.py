@@ -1,13 +1,16 @@
 """The comparison on paper: tables, curves, confusion matrices, and one HTML page that needs no network."""
 
-import base64
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
+
+from matplotlib import figure as drawing
 
 from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion, Contents
 from optlab.record.runs import REPORTS
-from optlab.results import curves, figures, pages, tables, tuning
+from optlab.results import curves, figures, origin, pages, tables, trial_figures, tuning
+from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
 from optlab.results.verdict import verdict, words
@@ -40,7 +43,7 @@ def write(compared: Comparison, folder: Path) -> None:
     _write_pairs(compared, reports / "pairs.csv")
     _write_history(compared, reports / "history.csv")
     _write_confusion(compared, reports / "confusion.csv")
-    champion = compared.champion
+    champion = None if compared.challenger else compared.champion  # it may be in the study's folder
     Champion(
         champion=champion.files.id if champion else None,
         chosen_by=compared.chosen_by,
@@ -54,12 +57,9 @@ def write(compared: Comparison, folder: Path) -> None:
     by_step = curves.curves(compared)
     _write_curves(compared, by_step, reports / "curves")
     figures.save(figures.curves(compared, by_step), reports / "curves.png")
-    figures.save(
-        figures.seeds({row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}, compared.judged_by),
-        reports / "seeds.png",
-    )
+    figures.save(_seeds(compared), reports / "seeds.png")
     tuning.write(compared, folder)
-    files.write(reports / "report.html", _html(compared, reports))
+    files.write(reports / "report.html", _html(compared, by_step))
 
 
 def _summary(row: Row) -> Summary:
@@ -135,35 +135,57 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
     files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
-def _html(compared: Comparison, reports: Path) -> bytes:
+def _html(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]]) -> bytes:
+    tunings, whole = compared.tunings, tuning.known_whole(compared)
     return pages.render(
         "report",
+        title=tables.title(compared),
+        protocol_in_brief=tables.in_brief(compared),
         verdict=verdict(compared),
         remarks=tables.remarks(compared),
         cells=tables.optimizers(compared),
         judged_by=words(compared.judged_by),
+        colours=[(row.optimizer, colour(row.optimizer)) for row in compared.rows],
+        seeds=figures.svg(_seeds(compared)),
+        panels=figures.panels(compared, by_step),
         matrix_cells=tables.matrix(compared) if compared.pairs else [],
         pair_cells=tables.pairs(compared),
         looks=tables.looks(compared),
-        curves=_data_uri((reports / "curves.png").read_bytes()),
-        seeds=_data_uri((reports / "seeds.png").read_bytes()),
         protocol=tuning.protocol(compared.config),
-        chosen_cells=tuning.chosen(compared) if compared.tunings else [],
-        tunings=_data_uri((reports / "tuning" / tuning.FIGURE).read_bytes()) if compared.tunings else "",
+        chosen_cells=tuning.chosen(compared) if tunings else [],
+        rates=trial_figures.rate_panels(tunings),
+        best_after=trial_figures.best_after(whole) if whole else "",
         class_cells=_class_cells(compared),
-        matrices=[(run.files.id, run.tested.confusion) for run in compared.runs if run.tested.confusion],
+        matrices=_matrices(compared),
         definitions=tables.definitions(compared),
+        parameter_cells=origin.parameters(compared.config),
+        condition_cells=origin.conditions(run.conditions for run in compared.runs),
     )
 
 
+def _seeds(compared: Comparison) -> drawing.Figure:
+    return figures.seeds({row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}, compared.judged_by)
+
+
 def _class_cells(compared: Comparison) -> list[list[str]]:
-    rows = [
-        [run.files.id, *(f"{value:.1%}" for _, value in run.tested.class_accuracy)]
-        for run in compared.runs
-        if run.tested.class_accuracy
-    ]
-    return [["run", *CLASSES], *rows]
+    """Of each optimizer, over its runs that completed."""
+    rows = []
+    for row in compared.rows:
+        own = [run.tested.class_accuracy for run in compared.runs
+               if run.files.optimizer == row.optimizer and run.status == "completed"]  # fmt: skip
+        if own:
+            means = (fmean(value for _, value in each) for each in zip(*own, strict=True))
+            rows.append([row.optimizer, *(f"{mean:.1%}" for mean in means)])
+    return [["optimizer", *CLASSES], *rows]
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _matrices(compared: Comparison) -> list[tuple[str, list[list[int]]]]:
+    """Of each optimizer, the mean over its runs that completed."""
+    found = []
+    for row in compared.rows:
+        own = [run.tested.confusion for run in compared.runs
+               if run.files.optimizer == row.optimizer and run.status == "completed"]  # fmt: skip
+        if own:
+            cells = (zip(*lines, strict=True) for lines in zip(*own, strict=True))
+            found.append((row.optimizer, [[round(fmean(each)) for each in line] for line in cells]))
+    return found

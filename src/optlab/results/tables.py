@@ -79,7 +79,7 @@ def _tuned(compared: Comparison, optimizer: str) -> str:
     own = compared.tunings.get(optimizer)
     if own is None:
         return "not tuned"
-    return "not tuned: at the edge of its range" if own.at_edge else f"{len(own.drawn)} trials"
+    return "not tuned: at the edge of its range" if own.at_edge else _counted(len(own.drawn), "trial")
 
 
 def _count(row: Row) -> str:
@@ -128,6 +128,8 @@ def matrix(compared: Comparison, mark: str = "") -> Cells:
         mark: what stands after a difference that is told.
     """
     names = list(dict.fromkeys(name for pair in compared.pairs for name in pair))
+    alone = compared.challenger
+    rows, columns = ([alone], [name for name in names if name != alone]) if alone else (names, names)
 
     def cell(row: str, column: str) -> str:
         if row == column:
@@ -136,7 +138,7 @@ def matrix(compared: Comparison, mark: str = "") -> Cells:
         turned = pair or compared.pairs[column, row].turned()
         return gap(turned, compared.judged_by) + (mark if turned.is_told else "")
 
-    return [["", *names], *([row, *(cell(row, column) for column in names)] for row in names)]
+    return [["", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
 
 
 def looks(compared: Comparison) -> dict[str, dict[str, str]]:
@@ -165,7 +167,34 @@ def remarks(compared: Comparison) -> list[str]:
         )
     if compared.mixture:
         notes.append(origin.sentence(compared.mixture))
-    return notes
+    return [*notes, *compared.notes]
+
+
+def title(compared: Comparison) -> str:
+    """Of the report."""
+    who = f"{compared.challenger} against" if compared.challenger else "Which optimizer?"
+    count = len(compared.rows) - bool(compared.challenger)
+    return f"{who} {_counted(count, 'optimizer')} on CIFAR-10"
+
+
+def in_brief(compared: Comparison) -> str:
+    """What the figures are of, in a line."""
+    config = compared.config
+    settings, data = config.training, config.data
+    counts = {"run": len(compared.runs), "optimizer": len(compared.rows), "seed": len(config.seeds)}
+    parts = [", ".join(_counted(count, what) for what, count in counts.items()), f"network {config.model}"]
+    parts.append(
+        f"{_counted(settings.epochs, 'epoch')} of {data.train_size:,} images in batches of {settings.batch_size}"
+    )
+    own = {name: spec.schedule.name for name, spec in config.optimizers.items() if spec.schedule}
+    others = "".join(f", for {name} {schedule}" for name, schedule in own.items())
+    parts.append(f"schedule {settings.schedule.name}{others}")
+    parts += ["random flips and crops"] * (data.augment == "flip_crop")
+    return " · ".join(parts)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def definitions(compared: Comparison) -> str:

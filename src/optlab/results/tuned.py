@@ -1,7 +1,7 @@
 """What the tunings have come to: their trials, and what these say about the way they were searched for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +74,11 @@ class Tuned:
         return found
 
 
-def collect(config: Config, folder: Path, revision: Revision | None = None) -> dict[str, Tuned]:
+def collect(config: Config, folders: Mapping[str, Path], revision: Revision | None = None) -> dict[str, Tuned]:
     """Read the tuning of every optimizer with a range.
+
+    Args:
+        folders: by optimizer, of the pipelines that have them.
 
     Raises:
         RecordError: a file is missing or damaged.
@@ -84,7 +87,7 @@ def collect(config: Config, folder: Path, revision: Revision | None = None) -> d
     found = {}
     for name, spec in config.optimizers.items():
         if spec.ranges:
-            place = TuningFiles(folder, name)
+            place = TuningFiles(folders[name], name)
             choice, trials = _read(place, revision)
             if not choice.is_tuned or len(choice.studies) != config.tuning.studies:
                 raise RecordError(f"{place.choice}: is of other parameters: run `dvc repro`")

@@ -8,7 +8,7 @@ from statistics import median
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import Config
 from optlab.record.runs import REPORTS
-from optlab.results import figures, statistics, tuned
+from optlab.results import figures, statistics, trial_figures, tuned
 from optlab.results.comparison import Comparison
 from optlab.results.tables import NOTHING, Cells, markdown_table
 from optlab.results.tuned import Tuned, accuracy
@@ -26,7 +26,7 @@ def write(compared: Comparison, folder: Path) -> None:
     _write_trials(compared.tunings, reports / "tuning" / "trials.csv")
     place = reports / "tuning" / FIGURE
     if compared.tunings:
-        figures.save(figures.tunings(compared.tunings), place)
+        figures.save(trial_figures.rates(compared.tunings), place)
     else:
         place.unlink(missing_ok=True)
     files.write(reports / "tuning.md", markdown(compared).encode())
@@ -41,13 +41,18 @@ def markdown(compared: Comparison) -> str:
     parts += [*_remarks(compared)]
     if compared.config.tuning.studies > 1:
         parts += ["Each study is a search of its own, confirmed by runs of its own:", markdown_table(studies(compared))]
-    whole = {name: each for name, each in compared.tunings.items() if each.is_whole and each.alike}
+    whole = known_whole(compared)
     if whole:
         parts += ["The best validation accuracy to be expected after k trials:", markdown_table(_best_after(whole))]
     grids = {name: each for name, each in compared.tunings.items() if each.sensitivity}
     for name, each in grids.items():
         parts += [f"The learning rate of {name} alone, the rest as chosen:", markdown_table(_grid(each))]
     return "\n\n".join(parts) + "\n"
+
+
+def known_whole(compared: Comparison) -> dict[str, Tuned]:
+    """The tunings of which it is known what the best of k trials would be."""
+    return {name: each for name, each in compared.tunings.items() if each.is_whole and each.alike}
 
 
 def protocol(config: Config) -> str:

@@ -10,6 +10,7 @@ _ONE_SEED = (
     "the table is in the order of params.yaml. Add seeds there"
 )
 MOST_PAIRS = 6  # that are put into words
+_NAMED = 4  # winners, of which each is
 
 
 def verdict(compared: Comparison) -> str:
@@ -24,12 +25,17 @@ def verdict(compared: Comparison) -> str:
     elif len(whole) < 2:
         said = [f"Only {whole[0]} completed all its runs" if whole else "No optimizer completed all its runs"]
         said[0] += ", so there is no verdict"
+    elif compared.challenger:
+        said = [_of_challenger(compared)]
     else:
         said = _of_pairs(compared, whole)
-    left_out = [f"{row.optimizer} ({row.status})" for row in compared.rows if not row.is_whole]
+    bad = [row for row in compared.rows if not row.is_whole and row.optimizer != compared.challenger]
+    left_out = [f"{row.optimizer} ({row.status})" for row in bad]
     if left_out and len(whole) > 1 and compared.n > 1:
         said.append(f"There is no verdict on {_list(left_out)}")
-    return " ".join(f"{sentence}." for sentence in [*said, _champion(compared)])
+    if not compared.challenger:  # a single run of the others may be in another pipeline's folder
+        said.append(_champion(compared))
+    return " ".join(f"{sentence}." for sentence in said)
 
 
 def _only(compared: Comparison) -> str:
@@ -55,15 +61,44 @@ def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
             beaten.setdefault(loser, []).append((winner, pair))
     if len(pairs) > MOST_PAIRS:
         unbeaten = [name for name in whole if name not in beaten]
-        rest = ", ".join(f"{loser} by {_list(name for name, _ in winners)}" for loser, winners in beaten.items())
+        rest = "; ".join(f"{loser} by {_by([name for name, _ in each], whole)}" for loser, each in beaten.items())
         said = [f"Not beaten by any other: {_list(unbeaten)}", *([f"Beaten: {rest}"] if rest else [])]
         said[-1] += "; every pair is in reports/pairs.csv"
     else:
         said = [_better(compared, loser, winners) for loser, winners in beaten.items()]
         said += [_not_better(compared, names, pair) for names, pair in pairs.items() if not pair.is_told]
-    tuned = _tuned(compared)
-    said[0] += f" ({words(compared.judged_by)}, {tuned}n = {compared.n} {compared.unit}, ± 95 %)"
+    said[0] += f" ({_how(compared)})"
     return said
+
+
+def _of_challenger(compared: Comparison) -> str:
+    """The one against each of the others."""
+    groups: dict[str, list[str]] = {}
+    for (_, other), pair in compared.pairs.items():
+        difference = gap(pair, compared.judged_by)
+        if pair.is_told:
+            how = "better than" if pair.favours_first else "worse than"
+        elif pair.verdict == "equivalent":
+            how = f"equivalent, within {100 * compared.config.verdict.margin:g} points, to"
+        else:
+            how = "not to be told apart from"
+        groups.setdefault(how, []).append(f"{other} ({difference})")
+    if not groups:
+        return f"{compared.challenger} has not completed all its runs, so there is no verdict"
+    said = "; ".join(f"{how} {_list(names)}" for how, names in groups.items())
+    return f"{compared.challenger} is {said} ({_how(compared)})"
+
+
+def _by(winners: list[str], whole: list[str]) -> str:
+    """Who is better than one of them."""
+    if len(winners) > _NAMED:
+        return "all others" if len(winners) == len(whole) - 1 else f"{len(winners)} others"
+    return _list(winners)
+
+
+def _how(compared: Comparison) -> str:
+    """What the differences are of."""
+    return f"{words(compared.judged_by)}, {_tuned(compared)}n = {compared.n} {compared.unit}, ± 95 %"
 
 
 def _tuned(compared: Comparison) -> str:
@@ -71,8 +106,9 @@ def _tuned(compared: Comparison) -> str:
     trials = {name: len(own.drawn) // len(own.choice.studies) for name, own in compared.tunings.items()}
     if not trials:
         return ""
+    most = max(trials.values())
     who = "" if len(trials) == len(compared.rows) else f"{_list(trials)} "
-    return f"{who}tuned, {max(trials.values())} trials{' each' if len(trials) > 1 else ''}, "
+    return f"{who}tuned, {most} trial{'s' if most > 1 else ''}{' each' if len(trials) > 1 else ''}, "
 
 
 def _better(compared: Comparison, loser: str, winners: list[tuple[str, Pair]]) -> str:
