@@ -54,7 +54,7 @@ class Known:
         """The learning rates to search between; None where the class finds its own."""
         values = self.values
         lr = values.get("lr", values.get("base", {}).get("lr"))
-        return None if lr is None else (lr / _BELOW, lr * _ABOVE)
+        return None if lr is None else bounds(lr)
 
     @property
     def search(self) -> str:
@@ -73,6 +73,11 @@ class Known:
     def comment(self) -> str:
         """What stands beside the entry."""
         return f"{self.source}; search lr from {self.search}" if self.search else self.source
+
+
+def bounds(lr: float) -> tuple[float, float]:
+    """The learning rates to search between, where one of this size is usual."""
+    return lr / _BELOW, lr * _ABOVE
 
 
 def table() -> str:

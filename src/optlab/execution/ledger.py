@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Ledger:
     Args:
         pipeline: the path of its dvc.yaml; the working directory is the top of the repository.
         targets: the names of its runs' stages, in their order.
+        anew: names of stages that are run even where DVC has kept an equal run, which may be of another machine.
 
     Attributes:
         pipeline: as given.
@@ -51,7 +52,7 @@ class Ledger:
         RecordError: dvc.lock is damaged.
     """
 
-    def __init__(self, pipeline: Path, targets: list[str]) -> None:
+    def __init__(self, pipeline: Path, targets: list[str], anew: Collection[str] = ()) -> None:
         self._lock = LockFile(pipeline.with_name("dvc.lock"), ["download", *targets])
         with _told():
             self._repo = Repo()
@@ -61,6 +62,7 @@ class Ledger:
         self.names = list(self._stages)
         self._before: dict[str, dict[str, Any]] = {}
         self._held: set[str] = set()
+        self._anew = frozenset(anew)
         self._params: dict[tuple[str, int, int, int], Any] = {}
 
     @contextlib.contextmanager
@@ -120,14 +122,14 @@ class Ledger:
         stage = self._stages[name]
         with self._locked(name):
             stage.remove_outs(ignore_remove=False, force=False)
-            try:
-                self._repo.stage_cache.restore(stage)
-            except RunCacheNotFoundError:
-                stage.save_deps()
-                self._before[name] = _state(stage)
-                return True
-            self._record(name)
-            return False
+            if name not in self._anew:
+                with contextlib.suppress(RunCacheNotFoundError):
+                    self._repo.stage_cache.restore(stage)
+                    self._record(name)
+                    return False
+            stage.save_deps()
+            self._before[name] = _state(stage)
+            return True
 
     def end(self, name: str) -> None:
         """The stage's command has ended well: record what came out.

@@ -33,7 +33,7 @@ class LockFile:
 
     def __init__(self, path: Path, stages: Iterable[str]) -> None:
         self._path = path
-        self._order = list(dict.fromkeys([*self._read(), *stages]))
+        self._order = list(dict.fromkeys([*self.entries(), *stages]))
 
     def put(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add an entry, or replace the one of that stage; the file is replaced whole.
@@ -42,13 +42,17 @@ class LockFile:
             RecordError: it is damaged.
             StorageError: it cannot be written.
         """
-        entries = self._read() | {name: _text({name: entry})}
+        entries = self.entries() | {name: _text({name: entry})}
         order = [each for each in self._order if each in entries]
         order += [each for each in entries if each not in self._order]
         files.write(self._path, (_HEAD + "".join(entries[each] for each in order)).encode())
 
-    def _read(self) -> dict[str, str]:
-        """Name → the text of its entry."""
+    def entries(self) -> dict[str, str]:
+        """Name → the text of its entry.
+
+        Raises:
+            RecordError: the file is damaged.
+        """
         try:
             text = self._path.read_text()
         except FileNotFoundError:

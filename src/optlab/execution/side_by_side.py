@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,8 @@ _STAGES = ("train", "evaluate")
 _TAIL = 20  # lines of a child's output
 
 
-def repro(config: Config, folder: Path, jobs: int | None, access: Access | None = None) -> None:
+def repro(config: Config, folder: Path, jobs: int | None, access: Access | None = None,
+          anew: Collection[str] = ()) -> None:  # fmt: skip
     """What `dvc repro` of the pipeline in `folder` does, several runs at a time; the working directory is the top.
 
     A failed run does not stop the others. dvc.lock ends as plain `dvc repro` leaves it.
@@ -41,6 +42,7 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
     Args:
         jobs: how many runs at once on this machine; default: as many as the cores have room for.
         access: to a cluster, which does the trainings, evaluations and trials then.
+        anew: optimizers of which no run that DVC has kept is brought back.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -59,7 +61,10 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
         link.start(own)
         from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
-        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets])
+        not_kept = [
+            f"{stage}@{run_id(name, seed)}" for name, seed in config.runs() if name in anew for stage in _STAGES
+        ]
+        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept)
         if checked.known(config) is None:
             _check(warm, folder)
         _stage(

@@ -1,0 +1,24 @@
+"""Stage compare of a pipeline that `optlab versus` has written: its first optimizer beside those of a study."""
+
+import os
+import sys
+from pathlib import Path
+
+from optlab.config import parameters, reading
+from optlab.system import errors, processes, repository
+
+
+def main() -> None:
+    processes.follow_caller()
+    folder = repository.enter()
+    settings = reading.load(folder / parameters.PARAMS)
+    from optlab.execution import versus
+    from optlab.results import report, tables
+
+    compared = versus.collect(settings, folder, Path(os.path.normpath(folder / sys.argv[1])))
+    report.write(compared, folder)
+    print(tables.text(compared))
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,10 @@
+"""The command line: `optlab check`, `add`, `new`, `repro`, `versus`, `show`, `compare`, `sync`, `clean`, and so on."""
+
+from optlab.cli import comparing, releasing, tracked  # noqa: F401  # each adds its commands
+from optlab.cli.shared import app
+from optlab.system import errors
+
+
+def main() -> None:
+    """Entry point of the `optlab` command."""
+    errors.run(app)

@@ -1,0 +1,99 @@
+"""The commands about revisions: release, reproduce, compare."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optlab.cli.shared import Pipeline, app, enter, settings_of, tags
+from optlab.system import errors, git
+
+
+def _recorded(context: typer.Context, incomplete: str) -> list[str]:
+    """The runs that begin so, among those recorded at the revision that precedes them."""
+    listed = git.ask("ls-tree", "-d", "--name-only", "--end-of-options", f"{context.params.get('revision')}:runs")
+    return [run for run in (listed or "").splitlines() if run.startswith(incomplete)]
+
+
+@app.command()
+def compare(
+    revisions: Annotated[
+        list[str], typer.Argument(metavar="REV…", help="Tags, branches or commits.", autocompletion=tags)
+    ],
+    pipeline: Pipeline = Path(),
+) -> None:
+    """Put the optimizers of other revisions beside the present ones: what has changed, and can it be told?"""
+    folder = enter(pipeline)
+    settings = settings_of(folder)
+    from optlab.results import across
+    from optlab.system.revision import Revision
+
+    print(across.report(settings, folder, [Revision.parse(name) for name in revisions]))
+
+
+@app.command()
+def release(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
+    push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs made under different conditions.")] = False,
+    pipeline: Pipeline = Path(),
+) -> None:
+    """Commit the finished comparison and tag it, with its table as the tag's message."""
+    folder = enter(pipeline)
+    from optlab.reproduce import release as releasing
+    from optlab.results import comparison
+
+    compared = comparison.collect(settings_of(folder), folder)
+    commit = releasing.release(compared, folder, tag, mixed)
+    print(f"{tag} is commit {commit[:12]}")
+    print(releasing.mark(compared, folder, tag))
+    for sentence in releasing.push(folder, tag) if push else []:
+        print(sentence)
+
+
+@app.command()
+def reproduce(
+    revision: Annotated[str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.", autocompletion=tags)],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]…", help="Such as adam-0; default: all.", autocompletion=_recorded),
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help="Under this machine's own conditions.")] = False,
+    fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins, first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Compute their tunings again, too.")] = False,
+    pipeline: Pipeline = Path(),
+) -> None:
+    """Train a past run again from its git revision, and say whether it is the same.
+
+    Exit status: 0 identical, 3 within tolerance, 1 different, 2 could not be run.
+    """
+    try:
+        status = _reproduce(pipeline, revision, runs or [], here, fresh_env, as_json, tuning)
+    except errors.OptlabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    raise typer.Exit(status)
+
+
+def _reproduce(
+    pipeline: Path, name: str, names: list[str], here: bool, fresh: bool, as_json: bool, tuning: bool
+) -> int:
+    folder = enter(pipeline)
+    from optlab.reproduce import rerun, verdicts
+    from optlab.system.revision import Revision
+
+    revision = Revision.parse(name, folder)
+    runs = rerun.runs_of(revision, names)
+    differing = {} if fresh else rerun.package_differences(revision, runs)
+    for package, (recorded, installed) in differing.items():
+        print(f"warning: {package} {recorded} was recorded, {installed} is installed", file=sys.stderr)
+    results = []
+    with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, as_json, tuning)) as reproduced:
+        for result in reproduced:
+            verdicts.log(revision, result, rerun.recorded_weights(revision, result.run))
+            results.append(result)
+    print(verdicts.as_json(revision, results) if as_json else verdicts.as_text(revision, results))
+    return verdicts.exit_status(results)

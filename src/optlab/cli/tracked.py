@@ -1,0 +1,69 @@
+"""The commands about what MLflow has, and the journals that it is filled from."""
+
+import collections
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optlab.cli.shared import Pipeline, app, enter, tags
+from optlab.system import errors, repository
+
+
+@app.command()
+def sync(
+    revision: Annotated[
+        str | None,
+        typer.Option("--from", metavar="REV", help="Fill MLflow from this git revision's record.", autocompletion=tags),
+    ] = None,
+    pipeline: Pipeline = Path(),
+) -> None:
+    """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
+    folder = enter(pipeline) if revision else repository.enter()
+    os.chdir(repository.home())  # an experiment's journals are there
+    from optlab.system.revision import Revision
+    from optlab.tracking import backfill, server
+
+    sent = _send()
+    if revision:
+        for sentence in backfill.write(Revision.parse(revision, folder)):
+            print(sentence, flush=True)
+        sent += _send()
+    print(
+        f"MLflow at {server.uri()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+    )
+
+
+def _send() -> int:
+    from optlab.tracking import replay, server
+
+    sent = 0
+    try:
+        for name in replay.push_all():
+            print(f"sent {name}", flush=True)
+            sent += 1
+    except Exception as error:  # whatever MLflow raises
+        raise errors.TrackingError(
+            f"MLflow at {server.uri()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"all is in .optlab/journal: repeat the command later"
+        ) from None
+    return sent
+
+
+@app.command()
+def clean() -> None:
+    """Remove the journals that MLflow has whole, but for those of the present record."""
+    repository.enter()
+    from optlab.tracking import cleaning
+
+    freed, removed, kept = 0, 0, collections.Counter[str]()
+    for verdict in cleaning.clean():
+        if verdict.kept:
+            kept[verdict.kept] += 1
+        else:
+            print(f"removed {verdict.name}", flush=True)
+            removed, freed = removed + 1, freed + verdict.freed
+    print(f"{removed} journal{'' if removed == 1 else 's'} removed, {freed:,} bytes freed; {kept.total()} kept")
+    for why, count in kept.items():
+        print(f"  {count}: {why}")
