@@ -162,7 +162,7 @@ BY_ACCURACY = {
     "five optimizers": (
         {name: [mean, mean + 0.01, mean + 0.002 * number] for number, (name, mean) in
          enumerate({"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.7, "e": 0.2}.items())},
-        "Not beaten by any other: d and c (test accuracy, n = 3 seeds, ± 95 %). Beaten: b by d and c, a by d, c and b, "
+        "Not beaten by any other: d and c (test accuracy, n = 3 seeds, ± 95 %). Beaten: b by d and c; a by d, c and b; "
         "e by d, c, b and a; every pair is in reports/pairs.csv.",
         "c-1, 71.00 %",
     ),

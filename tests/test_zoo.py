@@ -10,7 +10,7 @@ import torch
 from projects import PARAMS
 from ruamel.yaml import YAML
 
-from optlab import cli
+from optlab.cli import comparing
 from optlab.config import reading, zoo
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import NAME_PATTERN
@@ -102,15 +102,15 @@ def test_the_command_lists_them_or_adds_one(tmp_path, monkeypatch, capsys):
     (tmp_path / ".dvc" / "config").touch()
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.chdir(tmp_path)
-    cli.add(None, searched=False)
+    comparing.add(None, searched=False)
     assert capsys.readouterr().out.splitlines()[0].split() == ["name", "class", "search", "lr", "from", "source"]
-    cli.add("lion", searched=False)
+    comparing.add("lion", searched=False)
     added = "  lion: {class: pytorch_optimizer.Lion, lr: 0.0001}  # Chen et al. 2023, arXiv:2302.06675; search lr from "
     assert added + "1e-05 to 0.01\n" in (tmp_path / "params.yaml").read_text()
     assert capsys.readouterr().out.startswith("params.yaml: added lion: {class: pytorch_optimizer.Lion, lr: 0.0001}")
-    cli.add("lookahead", searched=True)
+    comparing.add("lookahead", searched=True)
     ranged = "lookahead: {class: pytorch_optimizer.Lookahead, base: {class: Adam, lr: {log: [0.0001, 0.1]}, default: "
     assert ranged + "{lr: 0.001}}}  # Zhang et al. 2019, arXiv:1907.08610\n" in (tmp_path / "params.yaml").read_text()
-    cli.new("quick_step")
+    comparing.new("quick_step")
     assert (tmp_path / "custom" / "quick_step.py").exists() and (tmp_path / "tests" / "test_quick_step.py").exists()
     assert list(reading.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "lookahead", "quick_step"]
