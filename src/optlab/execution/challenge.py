@@ -64,8 +64,9 @@ def run(what: str, params: Path, study: Path, again: bool, jobs: int | None) -> 
 def _study(study: Path, again: bool) -> Config:
     if study == Path() or ".." in study.parts or not (study / "dvc.yaml").is_file():
         raise ConfigError(f"{study}: no study of this repository in a folder of its own: name one, such as {STUDY}")
-    if versus.study_of(study):
-        raise ConfigError(f"{study}: compares with a study, and is none: name {versus.study_of(study)}")
+    compared_with = versus.study_of(study)
+    if compared_with:
+        raise ConfigError(f"{study}: compares with a study, and is none: name {compared_with}")
     config = versus.check_study(study)
     if again and config.tuning.studies > 1:
         raise ConfigError(
@@ -78,7 +79,7 @@ def _study(study: Path, again: bool) -> Config:
 def _entry(what: str, params: Path) -> tuple[str, dict[str, Any]]:
     """Its name and its values."""
     known = reading.load(params).optimizers
-    values = _read(params)[OPTIMIZERS]
+    values = versus.parsed(params.read_text())[OPTIMIZERS]
     if not what.endswith(".py"):
         return (what, values[what]) if what in known else (what, zoo.find(what).values)
     module = Path(what).stem
@@ -121,7 +122,7 @@ def _kept(folder: Path, head: str) -> list[str]:
 def _write(folder: Path, study: Path, head: str, challenger: dict[str, Any], again: list[str]) -> Config:
     """Write both files of the pipeline; returns its configuration."""
     entries = challenger | {each: Choice.read(TuningFiles(study, each).choice).studies[0].entry for each in again}
-    text = f"{head}\n{_dumped(_read(study / PARAMS) | {OPTIMIZERS: entries})}"
+    text = f"{head}\n{_dumped(versus.parsed((study / PARAMS).read_text()) | {OPTIMIZERS: entries})}"
     config, pipeline = reading.parse(text, folder / PARAMS), head + _pipeline(study)
     with locks.holding("repro"):  # nobody is at work with the present ones
         for path, content in ((folder / PARAMS, text), (folder / "dvc.yaml", pipeline)):
@@ -153,10 +154,6 @@ def _pipeline(study: Path) -> str:
         yaml.dump(content, text)
         return text.getvalue()
     raise ConfigError(f"{study / 'dvc.yaml'}: its stage `compare` is not as in {STUDY}: it cannot be taken over")
-
-
-def _read(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path.read_text())
 
 
 def _dumped(values: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
@@ -28,10 +28,15 @@ _CODE = re.compile(r"- path: ((?:\.\./)+(?:src|pipeline)/\S+)\n      hash: md5\n
 _STAGES = ("train", "evaluate")
 
 
+def parsed(text: str) -> Any:
+    """The values of a YAML text of this repository's."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def study_of(folder: Path) -> Path | None:
     """The study that the pipeline in a folder compares with; None where it is one of another kind."""
     try:
-        stages = YAML(typ="safe", pure=True).load((folder / "dvc.yaml").read_text())["stages"]
+        stages = parsed((folder / "dvc.yaml").read_text())["stages"]
         _, script, study = shlex.split(stages["compare"]["cmd"])
     except (OSError, KeyError, TypeError, ValueError):
         return None
@@ -46,11 +51,11 @@ def check_study(study: Path) -> Config:
         RecordError: its record is incomplete, or of other parameters.
     """
     config = reading.load(study / PARAMS)
-    now = YAML(typ="safe", pure=True).load((study / PARAMS).read_text())
+    now = parsed((study / PARAMS).read_text())
     locked = LockFile(study / "dvc.lock", []).entries()
     for name in config.optimizers:
         entry = locked.get(f"tune@{name}")
-        found = YAML(typ="safe", pure=True).load(entry)[f"tune@{name}"] if entry else {}
+        found = parsed(entry)[f"tune@{name}"] if entry else {}
         recorded = found.get("params", {}).get(PARAMS.name)
         if recorded is None:
             raise RecordError(f"{study}: has no record of {name} yet: `optlab repro` there completes it")
