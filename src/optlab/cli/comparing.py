@@ -19,6 +19,7 @@ def check() -> None:
     from optlab.config.parameters import PARAMS
     from optlab.execution import checked
     from optlab.results import origin
+    from optlab.system.wording import counted
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
@@ -27,8 +28,7 @@ def check() -> None:
         print(sentence, file=sys.stderr)
     for sentence in origin.made_elsewhere(settings, folder, found.conditions):
         print(f"note: {sentence}", file=sys.stderr)
-    count = len(settings.runs())
-    print(f"{PARAMS}: {count} run{'s' if count > 1 else ''}: {', '.join(settings.optimizers)}")
+    print(f"{PARAMS}: {counted(len(settings.runs()), 'run')}: {', '.join(settings.optimizers)}")
 
 
 def _known(incomplete: str) -> list[str]:

@@ -15,6 +15,7 @@ from optlab.config.parameters import Config
 from optlab.execution import checked, luggage, node, place
 from optlab.execution.orders import Access, Order
 from optlab.system.errors import ClusterError, one_line, say
+from optlab.system.wording import counted
 
 _KNOCK_S = 10.0
 _CLEAN_S = 30.0
@@ -93,7 +94,7 @@ class Connection:
     def _tell(self) -> None:
         """Say what there is; where no node has room for an order, Ray waits for one, and says nothing."""
         alive, wanted = self._alive(), {"CPU": float(self._config.training.threads), "GPU": self._access.num_gpus}
-        nodes = f"{len(alive)} node{'s' if len(alive) > 1 else ''}"
+        nodes = counted(len(alive), "node")
         print(f"{self._access.address}: {nodes}, room for {self.slots():.0f} at a time", flush=True)
         if not any(all(each["Resources"].get(name, 0.0) >= count for name, count in wanted.items()) for each in alive):
             asked = " and ".join(f"{count:g} {name}" for name, count in wanted.items() if count)

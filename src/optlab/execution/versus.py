@@ -19,6 +19,7 @@ from optlab.record.contents import Choice, Conditions, Trained
 from optlab.record.runs import RunFiles, TuningFiles
 from optlab.results import origin
 from optlab.system.errors import ConfigError, RecordError
+from optlab.system.wording import counted
 from optlab.tuning import choice
 
 if TYPE_CHECKING:
@@ -97,11 +98,10 @@ def collect(config: Config, folder: Path, study: Path) -> "Comparison":
 
 def _note(how: str, runs: list[str], challenger: str) -> str:
     names = list(dict.fromkeys(run.rpartition("-")[0] for run in runs))
-    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     remedy = ": `optlab versus` with `--again` trains such runs of the study here" if challenger not in names else ""
     return (
-        f"{', '.join(names)} ({count}) {'was' if len(names) == 1 else 'were'} recorded otherwise than the first run of "
-        f"{challenger}, so a difference need not be the optimizer's: {how}{remedy}."
+        f"{', '.join(names)} ({counted(len(runs), 'run')}) {'was' if len(names) == 1 else 'were'} recorded otherwise "
+        f"than the first run of {challenger}, so a difference need not be the optimizer's: {how}{remedy}."
     )
 
 

@@ -185,8 +185,11 @@ class Comparison:
 
     def of_seeds(self, optimizer: str) -> list[float]:
         """The same of every seed, also where there are several studies."""
-        own = [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
-        return [self.value(run) for run in own]
+        return [self.value(run) for run in self.completed(optimizer)]
+
+    def completed(self, optimizer: str) -> list[Run]:
+        """Its runs that completed, in the order of their seeds."""
+        return [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
 
     def value(self, run: Run) -> float:
         """The figure of the verdict, of a run that completed."""

@@ -8,6 +8,7 @@ from typing import Any
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions, Trained
 from optlab.record.runs import RunFiles
+from optlab.system.wording import counted
 
 # Likeliest cause first: what changes the bits most often when it differs.
 CAUSES = ("variables", "cpu_capability", "onednn_isa", "threads", "device", "packages", "cpu", "python", "platform")
@@ -125,7 +126,7 @@ def conditions(runs: Iterable[Conditions | None]) -> list[list[str]]:
     rows = []
     for name, values in found.items():
         several = len(values) > 1
-        shown = (f"{value} ({n} run{'s' if n > 1 else ''})" if several else value for value, n in values.items())
+        shown = (f"{value} ({counted(n, 'run')})" if several else value for value, n in values.items())
         rows.append([name, ", ".join(shown)])
     return [["condition", "value"], *rows]
 

@@ -171,8 +171,7 @@ def _class_cells(compared: Comparison) -> list[list[str]]:
     """Of each optimizer, over its runs that completed."""
     rows = []
     for row in compared.rows:
-        own = [run.tested.class_accuracy for run in compared.runs
-               if run.files.optimizer == row.optimizer and run.status == "completed"]  # fmt: skip
+        own = [run.tested.class_accuracy for run in compared.completed(row.optimizer)]
         if own:
             means = (fmean(value for _, value in each) for each in zip(*own, strict=True))
             rows.append([row.optimizer, *(f"{mean:.1%}" for mean in means)])
@@ -183,8 +182,7 @@ def _matrices(compared: Comparison) -> list[tuple[str, list[list[int]]]]:
     """Of each optimizer, the mean over its runs that completed."""
     found = []
     for row in compared.rows:
-        own = [run.tested.confusion for run in compared.runs
-               if run.files.optimizer == row.optimizer and run.status == "completed"]  # fmt: skip
+        own = [run.tested.confusion for run in compared.completed(row.optimizer)]
         if own:
             cells = (zip(*lines, strict=True) for lines in zip(*own, strict=True))
             found.append((row.optimizer, [[round(fmean(each)) for each in line] for line in cells]))

@@ -11,6 +11,7 @@ from optlab.results import origin
 from optlab.results.comparison import Comparison, Row, Target
 from optlab.results.statistics import Outperforming, Pair
 from optlab.results.verdict import MOST_PAIRS, gap, value, verdict, words
+from optlab.system.wording import counted
 
 COLUMNS = (
     "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
@@ -79,7 +80,7 @@ def _tuned(compared: Comparison, optimizer: str) -> str:
     own = compared.tunings.get(optimizer)
     if own is None:
         return "not tuned"
-    return "not tuned: at the edge of its range" if own.at_edge else _counted(len(own.drawn), "trial")
+    return "not tuned: at the edge of its range" if own.at_edge else counted(len(own.drawn), "trial")
 
 
 def _count(row: Row) -> str:
@@ -174,7 +175,7 @@ def title(compared: Comparison) -> str:
     """Of the report."""
     who = f"{compared.challenger} against" if compared.challenger else "Which optimizer?"
     count = len(compared.rows) - bool(compared.challenger)
-    return f"{who} {_counted(count, 'optimizer')} on CIFAR-10"
+    return f"{who} {counted(count, 'optimizer')} on CIFAR-10"
 
 
 def in_brief(compared: Comparison) -> str:
@@ -182,19 +183,15 @@ def in_brief(compared: Comparison) -> str:
     config = compared.config
     settings, data = config.training, config.data
     counts = {"run": len(compared.runs), "optimizer": len(compared.rows), "seed": len(config.seeds)}
-    parts = [", ".join(_counted(count, what) for what, count in counts.items()), f"network {config.model}"]
+    parts = [", ".join(counted(count, what) for what, count in counts.items()), f"network {config.model}"]
     parts.append(
-        f"{_counted(settings.epochs, 'epoch')} of {data.train_size:,} images in batches of {settings.batch_size}"
+        f"{counted(settings.epochs, 'epoch')} of {data.train_size:,} images in batches of {settings.batch_size}"
     )
     own = {name: spec.schedule.name for name, spec in config.optimizers.items() if spec.schedule}
     others = "".join(f", for {name} {schedule}" for name, schedule in own.items())
     parts.append(f"schedule {settings.schedule.name}{others}")
     parts += ["random flips and crops"] * (data.augment == "flip_crop")
     return " · ".join(parts)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def definitions(compared: Comparison) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from optlab.results.comparison import Comparison
 from optlab.results.statistics import Figure, Pair, figure
+from optlab.system.wording import counted
 
 _ONE_SEED = (
     "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "
@@ -60,15 +61,38 @@ def _of_pairs(compared: Comparison, whole: list[str]) -> list[str]:
             winner, loser = (first, second) if pair.favours_first else (second, first)
             beaten.setdefault(loser, []).append((winner, pair))
     if len(pairs) > MOST_PAIRS:
-        unbeaten = [name for name in whole if name not in beaten]
-        rest = "; ".join(f"{loser} by {_by([name for name, _ in each], whole)}" for loser, each in beaten.items())
-        said = [f"Not beaten by any other: {_list(unbeaten)}", *([f"Beaten: {rest}"] if rest else [])]
-        said[-1] += "; every pair is in reports/pairs.csv"
+        said = _of_many(compared, beaten, whole)
     else:
         said = [_better(compared, loser, winners) for loser, winners in beaten.items()]
         said += [_not_better(compared, names, pair) for names, pair in pairs.items() if not pair.is_told]
     said[0] += f" ({_how(compared)})"
     return said
+
+
+def _of_many(compared: Comparison, beaten: dict[str, list[tuple[str, Pair]]], whole: list[str]) -> list[str]:
+    """Who is not beaten, or that one is ahead of the others, and by how much; and who beats whom besides."""
+    unbeaten = [name for name in whole if name not in beaten]
+    wins = {name: sum(name == winner for each in beaten.values() for winner, _ in each) for name in unbeaten}
+    best = max(unbeaten, key=wins.__getitem__)
+    if any(2 * wins[name] >= wins[best] for name in unbeaten if name != best):
+        said, intro = f"Not beaten by any other: {_list(unbeaten)}", "Beaten"
+    else:
+        said, intro = f"{best} is better than {_ahead(compared, best, whole)}", "Beaten among these"
+        whole = [name for name in whole if name != best]
+        beaten = {loser: [each for each in winners if each[0] != best] for loser, winners in beaten.items()}
+    rest = [f"{loser} by {_by([name for name, _ in each], whole)}" for loser, each in beaten.items() if each]
+    every = "every pair is in reports/pairs.csv"
+    return [said, f"{intro}: {'; '.join([*rest, every])}" if rest else every.capitalize()]
+
+
+def _ahead(compared: Comparison, best: str, whole: list[str]) -> str:
+    """The others, those that it cannot be told apart from, and its smallest and largest lead."""
+    pairs = {(set(names) - {best}).pop(): pair for names, pair in compared.pairs.items() if best in names}
+    gaps = {name: gap(pair, compared.judged_by, sign=False) for name, pair in pairs.items()}
+    not_told = [f"{name} ({gaps[name]})" for name in whole if name != best and not pairs[name].is_told]
+    told = sorted((name for name in pairs if pairs[name].is_told), key=lambda name: abs(pairs[name].difference))
+    ends = " to ".join(f"{gaps[name]} ({name})" for name in (told[0], told[-1]))
+    return f"all others{' but ' + _list(not_told) if not_told else ''}, by {ends}"
 
 
 def _of_challenger(compared: Comparison) -> str:
@@ -108,7 +132,7 @@ def _tuned(compared: Comparison) -> str:
         return ""
     most = max(trials.values())
     who = "" if len(trials) == len(compared.rows) else f"{_list(trials)} "
-    return f"{who}tuned, {most} trial{'s' if most > 1 else ''}{' each' if len(trials) > 1 else ''}, "
+    return f"{who}tuned, {counted(most, 'trial')}{' each' if len(trials) > 1 else ''}, "
 
 
 def _better(compared: Comparison, loser: str, winners: list[tuple[str, Pair]]) -> str:

@@ -1,4 +1,4 @@
-"""Phrases that many messages share: what was probably meant, what is to blame, and a value in brief."""
+"""Phrases that many messages share: what was probably meant, what is to blame, a value in brief, and how many."""
 
 import difflib
 import reprlib
@@ -29,6 +29,11 @@ def to_blame(complaint: str, values: dict[str, Any], said_of: Callable[[dict[str
     if said_of({}) == complaint:
         return None
     return next((key for key in values if said_of({key: values[key]}) == complaint), None)
+
+
+def counted(count: int, what: str) -> str:
+    """Such as `1 run` or `2 runs`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def shown(value: Any) -> str:
