@@ -1,0 +1,106 @@
+"""What each optimizer's own work costs on the tutorial's network: numbers kept for each weight, and time a step.
+
+    python benchmarks/costs.py [--rounds N]          # writes benchmarks/COSTS.md
+
+Each in turn in every round: the forward and backward pass over one batch, and the optimizer's work with the gradients
+that are there. The share is taken within a round; the median over the rounds is reported, with its quartiles.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from needs import TOP
+
+from optlab.config.parameters import Config
+from optlab.config.reading import load
+from optlab.training import conditions
+from optlab.training.construction import Context
+from optlab.training.loop import train_step
+from optlab.training.models import build as network
+from optlab.training.optimizers import build
+from optlab.training.stepping import Stepper, with_wrapped
+
+RESULTS = TOP / "benchmarks" / "COSTS.md"
+STUDY = TOP / "studies" / "optimizers" / "params.yaml"
+MORE = {"adagrad": {"class": "Adagrad", "lr": 0.01}}  # explained in docs/optimizers.md, and not in the study
+STEPS = 30  # of each optimizer in each round
+
+
+def settings() -> Config:
+    """The study's, with each optimizer at its authors' values."""
+    values = load(STUDY).model_dump(by_alias=True)
+    for entry in values["optimizers"].values():
+        entry |= entry.pop("default", None) or {}
+    values["optimizers"] |= MORE
+    return Config.model_validate(values)
+
+
+def kept(stepper: Stepper) -> int:
+    """How many numbers its states have."""
+    states = [state for each in stepper.optimizers for own in with_wrapped(each) for state in own.state.values()]
+    return sum(value.numel() for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """The mean over `STEPS`."""
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        work()
+    return (time.perf_counter() - began) / STEPS
+
+
+class Contender:
+    """One optimizer with a network of its own, after one step."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        self.model, self.config = network(config.model, 0), config
+        self.stepper = build(name, config.optimizer(name), Context.of(config, self.model))
+        self.images = torch.randn(config.training.batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.labels = torch.arange(config.training.batch_size) % 10
+        self.stepper.train()
+        train_step(self.model, self.stepper, self.images, self.labels, config.training)
+        weights = sum(value.numel() for value in self.model.parameters())
+        self.numbers = kept(self.stepper) / weights
+
+    def passes(self) -> None:
+        self.model.zero_grad()
+        torch.nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
+
+    def share(self) -> float:
+        """The step's time over that of both passes."""
+        self.passes()
+        loss = torch.zeros(())
+        return seconds(lambda: self.stepper.step(lambda: loss)) / seconds(self.passes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    config = settings()
+    device = conditions.apply(config.training)
+    contenders = {name: Contender(name, config) for name in config.optimizers}
+    shares: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            shares[name].append(contender.share())
+    lines = []
+    for name, own in sorted(shares.items(), key=lambda each: statistics.median(each[1])):
+        low, middle, high = (100 * value for value in statistics.quantiles(own, n=4))
+        lines.append(f"| {name} | {contenders[name].numbers:.1f} | {middle:.1f} % ({low:.1f} – {high:.1f}) |\n")
+    RESULTS.write_text(
+        f"# What each step costs\n\n{conditions.current(device).cpu}, {config.training.threads} thread, "
+        f"{config.model}, batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
+        "steps, median and quartiles.\n\n"
+        "| optimizer | numbers kept for each weight | its own time, as a share of the time for the gradient |\n"
+        "| --- | --- | --- |\n" + "".join(lines)
+    )
+    print(RESULTS.read_text())
+
+
+if __name__ == "__main__":
+    main()
