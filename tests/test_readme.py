@@ -9,26 +9,62 @@ import pytest
 from ruamel.yaml import YAML
 
 TOP = Path(__file__).resolve().parents[1]
-README = (TOP / "README.md").read_text()
+README, CHINESE = (TOP / "README.md").read_text(), (TOP / "README.zh.md").read_text()
+STUDY = TOP / "studies" / "optimizers" / "reports"
+SECTIONS = {  # of both; the rest is told in English only
+    "Run it yourself": "自己跑一遍", "Change something": "改一改", "Reproduce a past run": "复现过去的一次训练",
+    "Look at the results": "看结果",
+}  # fmt: skip
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def tables(path: Path) -> list[str]:
+    return [part for part in path.read_text().split("\n\n") if part.startswith("|")]
 
 
 def test_its_table_is_the_record_s():
     """The tables, and before them the verdict."""
-    said, *parts = (TOP / "reports" / "comparison.md").read_text().split("\n\n")
-    tables = [part for part in parts if part.startswith("|")]
-    assert len(tables) == 2
-    for part in (said, *tables):
+    said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
+    found = tables(TOP / "reports" / "comparison.md")
+    assert len(found) == 2
+    for part in (said, *found):
         assert part in README
+    assert found[0] in CHINESE
+
+
+def test_it_begins_with_the_study_s_answer():
+    """Its first sentence, each accuracy and what the tuning found, and no figure that the study does not have."""
+    report = STUDY / "comparison.md"
+    assert report.read_text().partition(". Beaten")[0] in README
+    head, *compared = cells(tables(report)[0])
+    chosen = {row[0]: row[3] for row in cells(tables(STUDY / "tuning.md")[0])}
+    place = head.index("test accuracy")
+    rows = [f"| {row[0]} | {row[place]} | {chosen[row[0]]} |" for row in compared[1:]]
+    for text in (README, CHINESE):
+        beginning = re.split("^## ", text, flags=re.MULTILINE)[0]
+        assert "\n".join(rows) in beginning
+        assert all(figure in report.read_text() for figure in re.findall(r"\d\.\d\d ± \d\.\d\d", beginning))
+
+
+def test_the_studies_page_has_the_records_figures():
+    text = (TOP / "studies" / "README.md").read_text()
+    report = (STUDY / "comparison.md").read_text()
+    said = re.findall(r"\d+\.\d\d ± \d\.\d\d", text)
+    assert len(said) > 15
+    assert all(figure in report for figure in said)
+
+
+def test_the_chinese_one_has_its_sections_in_the_same_order():
+    english, chinese = (re.findall("^## (.*)$", text, re.MULTILINE) for text in (README, CHINESE))
+    assert [SECTIONS[title] for title in english if title in SECTIONS] == chinese
 
 
 def test_the_verdicts_page_has_the_simulation_s_table():
     table = re.search(r"\| seeds.*", (TOP / "benchmarks" / "SIMULATION.md").read_text(), re.DOTALL)[0]
     assert table.strip() in (TOP / "docs" / "verdicts.md").read_text()
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
-def test_what_it_links_to_is_there(target):
-    assert (TOP / target).exists()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README)) - {"and"}))
