@@ -25,6 +25,11 @@ def tables(path: Path) -> list[str]:
     return [part for part in path.read_text().split("\n\n") if part.startswith("|")]
 
 
+def figures(text: str) -> list[str]:
+    """Each mean or difference with its interval."""
+    return re.findall(r"\d+\.\d\d ± \d+\.\d\d", text)
+
+
 def test_its_table_is_the_record_s():
     """The tables, and before them the verdict."""
     said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
@@ -46,14 +51,21 @@ def test_it_begins_with_the_study_s_answer():
     for text in (README, CHINESE):
         beginning = re.split("^## ", text, flags=re.MULTILINE)[0]
         assert "\n".join(rows) in beginning
-        assert all(figure in report.read_text() for figure in re.findall(r"\d\.\d\d ± \d\.\d\d", beginning))
+        assert all(figure in report.read_text() for figure in figures(beginning))
 
 
-def test_the_studies_page_has_the_records_figures():
-    text = (TOP / "studies" / "README.md").read_text()
-    report = "".join(path.read_text() for path in (TOP / "studies").glob("*/reports/comparison.md"))
-    said = re.findall(r"\d+\.\d\d ± \d\.\d\d", text)
-    assert len(said) > 15
+@pytest.mark.parametrize(
+    ("page", "study", "least"),
+    [
+        ("docs/optimizers.md", "optimizers", 10),
+        ("docs/optimizers.zh.md", "optimizers", 10),
+        ("studies/README.md", "*", 15),
+    ],
+)
+def test_every_figure_of_a_page_is_of_a_record(page, study, least):
+    report = "".join(path.read_text() for path in (TOP / "studies").glob(f"{study}/reports/comparison.md"))
+    said = figures((TOP / page).read_text())
+    assert len(said) > least
     assert all(figure in report for figure in said)
 
 
