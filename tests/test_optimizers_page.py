@@ -210,7 +210,7 @@ def rates(name: str) -> list[str]:
     bad = [lr for lr, accuracy in tried if accuracy < 0.15 and lr > good[-1]]
     (best_lr,) = (lr for lr, accuracy in tried if accuracy == best)
     return [
-        name, f"{STUDIED[name]['default']['lr']:g}", f"{default:.1%}", f"{best_lr:.2g}", f"{best:.1%}",
+        name, f"{STUDIED[name]['default']['lr']:g}", f"{default * 100:.1f} %", f"{best_lr:.2g}", f"{best * 100:.1f} %",
         " – ".join(dict.fromkeys(f"{lr:.2g}" for lr in (good[0], good[-1]))), f"{bad[0]:.2g}" if bad else "–",
     ]  # fmt: skip
 
@@ -225,6 +225,15 @@ def test_its_learning_rates_are_those_of_the_study(page):
 def test_its_costs_are_the_measured_ones(page):
     rows = re.search(r"(\| \w+ \| \d.*\n)+", (TOP / "benchmarks" / "COSTS.md").read_text())[0]
     assert rows in page.read_text()
+
+
+@PAGES
+def test_its_losses_of_the_tutorial_are_the_replay_s(page):
+    rows = [line.split("|") for line in page.read_text().rpartition("\n## ")[2].splitlines() if line.startswith("| ")]
+    said = re.findall(r"\d{2,}\.\d|\d+,\d+,\d+", " ".join(row[2] for row in rows))
+    assert len(said) > 6
+    losses = re.findall(r"[\d.]+(?:e\+\d+)?", (TOP / "tutorial" / "reports" / "claims.md").read_text())
+    assert {f"{float(each):,.1f}".removesuffix(".0") for each in losses if each != "."} >= set(said)
 
 
 def test_both_languages_have_the_same_sections():

@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 TOP = Path(__file__).resolve().parents[1]
+STUDIES = ("tuned", "optimizers", "conv6", "caffe_quick")
 PACKAGE = TOP / "src" / "optlab"
 
 # What a stage imports besides the files that it declares: what watches a training, shows its result or words a message,
@@ -59,7 +60,7 @@ def reached(path):
     return seen
 
 
-@pytest.mark.parametrize("folder", [".", "tutorial", "studies/tuned", "studies/optimizers", "studies/caffe_quick"])
+@pytest.mark.parametrize("folder", [".", "tutorial", *(f"studies/{one}" for one in STUDIES)])
 @pytest.mark.parametrize("stage", ["download", "tune", "train", "evaluate", "compare"])
 def test_a_stage_declares_what_decides_its_outputs(folder, stage):
     stages = YAML(typ="safe").load(TOP / folder / "dvc.yaml")["stages"]
