@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from optlab.record.contents import Conditions
+from optlab.record.contents import Choice, Chosen, Conditions
+from optlab.record.runs import TuningFiles
 from optlab.reproduce.rerun import replay_variables, reproduce
 from optlab.system.errors import RevisionError
 from optlab.system.revision import Revision
@@ -52,6 +53,13 @@ def kept(folder):
     return folder / "kept"
 
 
+def commit():
+    """All that is in the working directory, as the first revision."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "record"]):
+        subprocess.run(["git", *words], check=True)
+
+
 # The path in dvc.lock, and what it is that the checkout has under a name that leads to the folder outside.
 OUTSIDE = {
     "absolute": ("{outside}/kept", None),
@@ -75,11 +83,26 @@ def test_what_lies_outside_of_the_checkout_is_refused_before_anything_is_done(tm
         (top / link).parent.mkdir(parents=True, exist_ok=True)
         (top / link).symlink_to(victim if link.endswith("kept") else victim.parent)
     monkeypatch.chdir(top)
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "record"]):
-        subprocess.run(["git", *words], check=True)
+    commit()
     named = {"runs/adam-0": "runs/adam-0/conditions.json", "data": "data/cifar10"}.get(link, path)
     with pytest.raises(RevisionError, match=f"^HEAD: .*{named}.* outside"):
         list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True))
     assert victim.read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["outside", "top"]
+
+
+def test_a_tuning_s_outputs_are_looked_at_before_the_first_run(tmp_path, monkeypatch):
+    top, victim = tmp_path / "top", kept(tmp_path / "outside")
+    stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}]}
+    tuned = stage | {"outs": [{"path": "../outside/kept", "md5": "0"}]}
+    place = TuningFiles(top, "adam").choice
+    place.parent.mkdir(parents=True)
+    place.write_text(Choice(is_tuned=True, studies=[Chosen(entry={"class": "Adam"})], modules={}).model_dump_json())
+    (top / "dvc.lock").write_text(
+        json.dumps({"stages": dict.fromkeys(["download", "train@adam-0"], stage) | {"tune@adam": tuned}})
+    )
+    monkeypatch.chdir(top)
+    commit()
+    with pytest.raises(RevisionError, match="outside/kept may lead outside"):
+        list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True, tuning=True))
+    assert victim.read_text() == "mine" and not (tmp_path / "ran").exists()

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from projects import TOP, commit, lock_of
 
 from optlab.config.entries import OptimizerSpec
@@ -233,6 +234,9 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
     result = fresh.warm("optlab", "compare", "v1", *here)
     assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
+    Image.new("RGB", (32, 32), "navy").save(study / "blue.png")
+    result = fresh.warm("optlab", "predict", "blue.png", folder="studies/small")  # at the top nothing was compared
+    assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr
     result = fresh.warm("optlab", "release", "v2", "--pipeline", "studies")
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
         1, "error: studies: no pipeline of this repository: name the folder of one with `--pipeline`"

@@ -100,7 +100,7 @@ def repro(
 
 @app.command()
 def versus(
-    what: Annotated[str, typer.Argument(metavar="OPTIMIZER", help="A module of custom/, or an entry's name.")],
+    what: Annotated[str, typer.Argument(metavar="OPTIMIZER", help="A module of custom/, an entry's name, or one that `optlab add` lists.")],
     study: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Whose record is compared with; default: studies/optimizers.")
     ] = None,

@@ -1,6 +1,6 @@
 """`optlab versus`: a pipeline of its own for one optimizer against a study's, written and run.
 
-It lies beside the study, as `studies/optimizers-lion` beside `studies/optimizers`.
+It lies beside the study, as `studies/optimizers-adan` beside `studies/optimizers`.
 """
 
 import contextlib

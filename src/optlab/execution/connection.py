@@ -57,7 +57,7 @@ class Connection:
         try:
             import ray
         except ImportError:
-            raise ClusterError("Ray is not installed: `pip install 'optlab[ray]'`") from None
+            raise ClusterError("Ray is not installed: `pip install -c constraints.txt -e '.[ray]'`") from None
         address = self._access.address
         _knock(address)
         before = signal.getsignal(signal.SIGTERM)

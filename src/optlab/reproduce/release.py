@@ -41,7 +41,7 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     if stale:
         command = "dvc repro" if folder == Path() else f"dvc repro {pipeline}"
         raise RevisionError(f"{stale[0]} is out of date: run `{command}` first ({len(stale)} such stages)")
-    _check_conditions(compared)
+    _check_conditions(compared, "" if folder == Path() else f"{pipeline}:")
     if compared.mixture and not mixed:
         raise RevisionError(f"{origin.sentence(compared.mixture)} Or release them as they are, with `--mixed`")
     own = [path for path in (*own_files, *own_folders) if Path(path).exists()]
@@ -52,13 +52,17 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     return git.ask("rev-parse", "HEAD") or ""
 
 
-def _check_conditions(compared: Comparison) -> None:
-    """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions."""
+def _check_conditions(compared: Comparison, pipeline: str) -> None:
+    """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions.
+
+    Args:
+        pipeline: what DVC wants before a stage's name.
+    """
     for run in compared.runs:
         if run.conditions is None:
             raise RevisionError(
                 f"{run.files.conditions}: missing, or of another training than these weights: "
-                f"run `dvc repro -f -s train@{run.files.id}`"
+                f"run `dvc repro -f -s {pipeline}train@{run.files.id}`"
             )
 
 

@@ -68,7 +68,9 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
     """
     stages = revision.lock()
     with processes.terminable(), checkout(revision) as tree:
-        for path in (*_PROVIDED, *(path for run in runs for path in _replaced(revision, stages, run))):
+        tunings = _tuned(revision, runs) if tuning else {}
+        for path in (*_PROVIDED, *(path for run in runs for path in _replaced(revision, stages, run)),
+                     *(Path(each["path"]) for name in tunings for each in revision.outs(name))):  # fmt: skip
             _check_inside(revision, tree, path)
         programs = _fresh_environment(revision, tree, quiet) if fresh else Path(sys.executable).parent
         _provide_data(tree, replace(revision, folder=Path()).lock(), _environment(tree, programs), quiet)
@@ -82,7 +84,7 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
             problem = next(filter(None, problems), None)
             outs = _outs(revision, stages, run)
             yield Result(run, "not run", [], reason=problem) if problem else _judged(revision, tree, run, outs)
-        for name, run in _tuned(revision, runs).items() if tuning else ():
+        for name, run in tunings.items():
             own = Conditions.at(revision, conditions_of(revision.folder, name.removeprefix("tune@")))
             variables = {} if here else replay_variables(own or _conditions(revision, run))
             yield _tuned_again(revision, tree, name, _environment(tree, programs, variables), quiet)
@@ -99,7 +101,6 @@ def _tuned_again(revision: Revision, tree: Path, stage: str, environment: dict[s
     """Every trial again, and the choice: the same bytes, or others."""
     outs = revision.outs(stage)
     for each in outs:
-        _check_inside(revision, tree, Path(each["path"]))
         (tree / each["path"]).unlink(missing_ok=True)
     problem = _run(revision.lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
     if problem:

@@ -18,30 +18,33 @@ from optlab.system.errors import ImageError, RecordError
 from optlab.training import weights
 
 
-def champion() -> RunFiles:
-    """The files of the best run of the comparison at the top of the repository.
+def champion(pipeline: Path) -> RunFiles:
+    """The files of the best run of the comparison in a folder.
 
     Raises:
         RecordError: there is no comparison yet, or no run of it completed.
     """
-    top = repository.root()
-    best = Champion.read(top / REPORTS / "champion.json").champion
+    best = Champion.read(pipeline / REPORTS / "champion.json").champion
     if best is None:
         raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
-    return RunFiles.of(top, best)
+    return RunFiles.of(pipeline, best)
 
 
 def load(path: Path | None) -> nn.Module:
     """The network with these weights, of the model that params.yaml names; None takes the champion's.
 
+    Both are those of the pipeline in the working directory, or of that at the top where it has none.
+
     Raises:
         WeightsError: as in `weights.read`; the champion's must be those that its record names.
         RecordError: there is no champion, or its record is damaged.
     """
-    model = reading.load(repository.root() / parameters.PARAMS).model
+    top, here = repository.root(), Path.cwd()
+    pipeline = here if (here / parameters.PARAMS).exists() else top
+    model = reading.load(pipeline / parameters.PARAMS).model
     if path is not None:
         return weights.read(path, model)[0]
-    files = champion()
+    files = champion(pipeline)
     return weights.read(files.weights, model, Trained.read(files.training).weights_sha256)[0]
 
 
