@@ -14,7 +14,7 @@ from optlab.system.revision import Revision
 PARAMS = """\
 model: zilliax
 seeds: [0, 1, 2]
-data: {dataset: cifar10_sample, train_size: 400, validation_size: 100}
+data: {train_size: 400, validation_size: 100}
 training: {epochs: 1, batch_size: 64, threads: 2}
 optimizers:
   sgd: {class: SGD, lr: 0.01}
@@ -128,7 +128,8 @@ def test_too_few_seeds_in_common_have_no_verdict(top, seeds, said):
     assert lines[-1].endswith(f"– – – {said}")
 
 
-ON_TEST = "{dataset: cifar10_sample, train_split: test, train_size: 100, validation_size: 0}"
+ON_TRAIN = "{train_size: 400, validation_size: 100}"
+ON_TEST = "{train_split: test, train_size: 100, validation_size: 0}"
 REFUSED = {
     "no record": (lambda top: (top / "runs/adam-1/test.json").unlink(), "v2: the record of adam-1 is incomplete"),
     "damaged": (lambda top: (top / "runs/sgd-0/train.json").write_text("{"), "v2: the record of sgd-0 is incomplete"),
@@ -136,11 +137,11 @@ REFUSED = {
     "other params.yaml": (
         lambda top: (top / "params.yaml").write_text(PARAMS.replace("lr: 0.001", "lr: x")), "v2:params.yaml:7: "),
     "another figure": (
-        lambda top: write(top, THEN, PARAMS.replace("{dataset: cifar10_sample, train_size: 400, validation_size: 100}",
-                                                    ON_TEST)),
+        lambda top: write(top, THEN, PARAMS.replace(ON_TRAIN, ON_TEST)),
         "v2: its runs are judged by their training loss, and the present ones by their test accuracy"),
     "other images": (
-        lambda top: write(top, THEN, PARAMS.replace("_sample", "")), "v2: its images are those of cifar10: "),
+        lambda top: write(top, THEN, PARAMS.replace("data: {", "data: {dataset: cifar10_sample, ")),
+        "v2: its images are those of cifar10_sample: "),
     "other optimizers": (
         lambda top: write(top, {"lion": [0.5] * 3, "muon": [0.5] * 3},
                           PARAMS.replace("sgd:", "lion:").replace("adam:", "muon:")),

@@ -201,7 +201,7 @@ BY_LOSS = {
 def said_of(small_config, tmp_path, figures, data, key):
     seeds = list(range(len(next(iter(figures.values())))))
     optimizers = {name: {"class": "SGD", "lr": 0.01} for name in figures}
-    config = small_config(seeds=seeds, optimizers=optimizers, data=data)
+    config = small_config(seeds=seeds, optimizers=optimizers, data={"dataset": "cifar10"} | data)
     write(tmp_path, config, [0.5] * len(config.runs()))
     for name, seed in config.runs():
         files, value = runs.RunFiles(tmp_path, name, seed), figures[name][seed]

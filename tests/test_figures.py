@@ -64,7 +64,7 @@ def test_where_every_run_has_diverged_at_once_there_is_nothing_to_draw_and_all_i
     report.write(found, tmp_path)
     for name in curves.FIGURES:
         assert (tmp_path / "reports/curves" / f"{name}.csv").read_text() == "optimizer,step,epoch,mean,low,high\n"
-    assert figures.png(figures.seeds({"sgd": [], "adam": []}, "test_accuracy")).startswith(b"\x89PNG")
+    assert figures.png(figures.seeds({"sgd": [], "adam": []}, {}, "test_accuracy")).startswith(b"\x89PNG")
 
 
 def test_where_one_seed_has_diverged_at_once_the_others_are_still_seen_to_reach_the_target(small_config, tmp_path):
@@ -98,7 +98,9 @@ def test_the_share_of_seeds_that_have_reached_the_target(small_config, tmp_path)
 
 
 def test_every_seed_is_a_dot_beside_its_mean():
-    (axis,) = figures.seeds({"adam": [0.5, 0.7], "sgd": [0.4]}, "test_accuracy").axes
+    values = {"adam": [0.5, 0.7], "sgd": [0.4]}
+    means = {name: statistics.figure(own) for name, own in values.items()}
+    (axis,) = figures.seeds(values, means, "test_accuracy").axes
     dots = [sorted(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "o"]
     assert dots == [[0.5, 0.7], [0.4]]
     means = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "D"]

@@ -1,6 +1,7 @@
 """What is said about two runs, from records written by hand."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import safetensors.numpy
 
 from optlab.record.contents import Conditions
 from optlab.record.runs import RunFiles
-from optlab.reproduce import judgement
+from optlab.reproduce import judgement, verdicts
 from optlab.results import origin
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
@@ -136,3 +137,10 @@ def test_the_likeliest_cause_comes_first():
     assert found["packages.torch"] == ("1", "2")
     assert origin.differences(before, before) == {}
     assert origin.differences(None, before) == {"conditions": ("not recorded", "recorded")}
+
+
+def test_a_gap_without_an_end_is_a_word_in_json():
+    gaps = {"metrics": judgement.Gap(float("inf"), float("inf"))}
+    result = judgement.Result("adam-0", "different", [], gaps=gaps)
+    text = verdicts.as_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
+    assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"

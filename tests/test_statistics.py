@@ -81,6 +81,16 @@ def test_the_words(first, second, verdict, favours_first):
         assert found.favours_first == favours_first
 
 
+def test_two_seeds_that_agree_to_an_image_are_no_proof_among_many_pairs():
+    first, second = [0.70, 0.71], [0.69, 0.70]
+    assert [pair(first, second, 45, resolution=each).verdict for each in (0.0, 1e-4)] == [
+        "better",
+        "cannot be told apart",
+    ]
+    assert pair(first, second, 1, resolution=1e-4).verdict == "better"
+    assert pair(first, first, 1, resolution=1e-4).verdict == "equivalent"
+
+
 def test_of_losses_the_lower_one_is_better_and_there_is_no_margin():
     found = pair([1.40, 1.41, 1.42], [1.50, 1.52, 1.51], 1, margin=None, higher_is_better=False)
     assert (found.verdict, found.favours_first, found.wins, found.needed) == ("better", True, 3, None)

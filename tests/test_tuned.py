@@ -1,5 +1,6 @@
 """What is said of the tunings, in the tables, the verdict, the figure and MLflow."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,7 +10,7 @@ from test_comparison import write
 
 from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
 from optlab.record.runs import TuningFiles
-from optlab.results import comparison, report, tables, trial_figures, tuned, tuning, verdict
+from optlab.results import comparison, curves, report, statistics, tables, trial_figures, tuned, tuning, verdict
 from optlab.system.errors import RecordError
 from optlab.tracking import publish
 
@@ -60,6 +61,10 @@ def test_the_best_after_k_trials_is_the_mean_over_all_subsets():
         assert found == pytest.approx(sum(map(max, subsets)) / len(subsets))
 
 
+def test_the_best_after_very_many_trials():
+    assert tuned.best_after([0.25] * 1100)[549] == pytest.approx(0.25)
+
+
 def test_the_width_of_the_learning_rates_that_are_as_good():
     assert tuned.width([0.001, 0.01, 0.1, 1.0], [0.1, 0.395, 0.4, 0.389]) == pytest.approx(1)
 
@@ -104,12 +109,27 @@ def test_several_studies_are_one_figure_each(collected):
     assert len(compared.values("sgd")) == 2 and len(compared.of_seeds("sgd")) == 4
     assert "n = 2 studies of 2 seeds each" in verdict.verdict(compared)
     assert "| optimizer | study 1 | study 2 | median | spread |" in tuning.markdown(compared)
-    assert "| sgd, study 2 |" in tuning.markdown(compared)
+    assert "| sgd, study 2 | 4 | 1 |" in tuning.markdown(compared)
+    assert "4 trials" in tables.text(compared) and "8 trials" not in tables.text(compared)
+    (axis,) = report._seeds(dataclasses.replace(compared, judged_by="validation_accuracy")).axes
+    whiskers = {line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|"}
+    half = statistics.figure([0.5, 0.6]).half  # of the two studies
+    assert {round(each, 6) for each in whiskers} >= {round(0.55 - half, 6), round(0.55 + half, 6)}
+    curve = curves.curves(compared)["validation_accuracy"]["sgd"]
+    assert {each.n for each in curve.values()} == {2}
+
+
+def test_a_column_of_a_study_has_the_figure_of_the_seed_that_confirms_it(collected):
+    """Of three studies and three seeds, the seed 3 confirms the first."""
+    trials = [each.model_copy(update={"study": study}) for study in range(3) for each in SEARCHED]
+    compared = collected(trials, [0.4, 0.5, 0.6] * 2, seeds=[1, 2, 3], studies=3)
+    ((_, *cells, _, _),) = tuning.studies(dataclasses.replace(compared, judged_by="validation_accuracy"))[1:]
+    assert cells == ["60.00 %", "40.00 %", "50.00 %"]
 
 
 def test_which_study_a_run_confirms_is_told_by_its_seed_and_not_by_its_place(small_config):
     config = small_config(seeds=[2, 0, 1, 3], optimizers=ENTRIES, tuning={"studies": 2})
-    assert comparison._by_study(config, [0.2, 0.0, 0.1, 0.3]) == pytest.approx([0.1, 0.2])
+    assert comparison.by_study(config, [0.2, 0.0, 0.1, 0.3]) == pytest.approx([0.1, 0.2])
     with pytest.raises(ValidationError, match="a seed's remainder says which study confirms it"):
         small_config(seeds=[0, 2], optimizers=ENTRIES, tuning={"studies": 2})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from optlab.execution.jobs import Warm
+from optlab.execution.jobs import Job, Warm
 from optlab.system.errors import REASON_VARIABLE
 
 PROGRAM = """
@@ -139,3 +139,14 @@ def test_its_end_is_that_of_what_it_runs(top):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert run(warm, top, "exit").how() == "the process that runs the stages has ended"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(1, "ValueError: no"), (-signal.SIGKILL, "killed by SIGKILL: perhaps there was not enough memory")],
+)
+def test_what_was_killed_is_not_explained_by_what_it_printed_before(status, said):
+    job = Job("adam-0", None, lambda name: None)
+    job.hear("ValueError: no")
+    job.end(status)
+    assert job.why() == said

@@ -116,6 +116,14 @@ def test_what_was_recorded_otherwise_is_named_and_trained_again_where_asked(stud
     assert YAML(typ="safe").load(folder / "params.yaml")["optimizers"]["sgd"]["lr"] == chosen["lr"]
     assert table(folder)["sgd"]["tuned"] == "1 trial"
 
+    # One that was trained here under other conditions than these is trained once more.
+    path = folder / "runs" / "adam-11" / "conditions.json"
+    path.write_text(path.read_text().replace('"torch": "2.', '"torch": "1.'))
+    result = project.warm("optlab", "versus", "momentum", "--study", "studies/small", "--again")
+    assert result.returncode == 0, result.stderr
+    assert '"torch": "2.' in path.read_text()
+    assert {line.split()[0] for line in result.stdout.splitlines() if " epoch 1/1 " in line} == {"adam-10", "adam-11"}
+
     # A plain repetition keeps them, and trains nothing.
     result = project.warm("optlab", "versus", "momentum", "--study", "studies/small")
     assert result.returncode == 0 and "epoch 1/1" not in result.stdout

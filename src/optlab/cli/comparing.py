@@ -89,18 +89,24 @@ def repro(
     """Do what `dvc repro` does, with the runs side by side, here or on a cluster."""
     if cluster is None and (num_gpus or shared):
         raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
+    shared = shared and shared.absolute()  # while we are where it was named
     folder = repository.enter()
     settings = settings_of(folder)
     from optlab.execution import side_by_side
     from optlab.execution.orders import Access
 
-    access = Access(cluster, num_gpus, shared.absolute() if shared else None, jobs) if cluster else None
+    access = Access(cluster, num_gpus, shared, jobs) if cluster else None
     side_by_side.repro(settings, folder, jobs, access)
 
 
 @app.command()
 def versus(
-    what: Annotated[str, typer.Argument(metavar="OPTIMIZER", help="A module of custom/, an entry's name, or one that `optlab add` lists.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="OPTIMIZER", help="A module of custom/, an entry's name, or one that `optlab add` lists."
+        ),
+    ],
     study: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Whose record is compared with; default: studies/optimizers.")
     ] = None,
@@ -126,16 +132,13 @@ def show() -> None:
     """Print the comparison again, and the addresses to open in MLflow."""
     folder = repository.enter()
     from optlab.execution import versus
-    from optlab.results import comparison, tables
+    from optlab.results import tables
     from optlab.tracking import publish
 
-    study = versus.study_of(folder)
-    if study:
-        print(tables.text(versus.collect(settings_of(folder), folder, study)))
-        return
-    compared = comparison.collect(settings_of(folder), folder)
+    compared = versus.compared(settings_of(folder), folder)
     print(tables.text(compared))
-    print(publish.publish(compared, folder))
+    if not compared.challenger:
+        print(publish.publish(compared, folder))
 
 
 @app.command()

@@ -42,10 +42,10 @@ def release(
 ) -> None:
     """Commit the finished comparison and tag it, with its table as the tag's message."""
     folder = enter(pipeline)
+    from optlab.execution import versus
     from optlab.reproduce import release as releasing
-    from optlab.results import comparison
 
-    compared = comparison.collect(settings_of(folder), folder)
+    compared = versus.compared(settings_of(folder), folder)
     commit = releasing.release(compared, folder, tag, mixed)
     print(f"{tag} is commit {commit[:12]}")
     print(releasing.mark(compared, folder, tag))
@@ -72,8 +72,8 @@ def reproduce(
     """
     try:
         status = _reproduce(pipeline, revision, runs or [], here, fresh_env, as_json, tuning)
-    except errors.OptlabError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (errors.OptlabError, OSError) as error:
+        print(f"error: {errors.one_line(error)}", file=sys.stderr)
         status = 2
     raise typer.Exit(status)
 
@@ -93,7 +93,7 @@ def _reproduce(
     results = []
     with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, as_json, tuning)) as reproduced:
         for result in reproduced:
-            verdicts.log(revision, result, rerun.recorded_weights(revision, result.run))
             results.append(result)
+            verdicts.log(revision, result, rerun.recorded_weights(revision, result.run))
     print(verdicts.as_json(revision, results) if as_json else verdicts.as_text(revision, results))
     return verdicts.exit_status(results)

@@ -37,6 +37,8 @@ Pipeline = Annotated[
 def enter(pipeline: Path) -> Path:
     """Go to the top of the repository; returns the folder of the pipeline that is meant, relative to it."""
     folder = Path(os.path.normpath(repository.enter() / pipeline))
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
     if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
         raise errors.RevisionError(
             f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"

@@ -52,12 +52,13 @@ def run(what: str, params: Path, study: Path, again: bool, jobs: int | None) -> 
     kept = [each for each in _kept(folder, head) if each in config.optimizers]
     own = _write(folder, study, head, {name: ranged}, kept)
     side_by_side.repro(own, folder, jobs)
-    more = [each for each in versus.differing(own, folder, study) if each not in kept] if again else []
-    if more:
-        own = _write(
-            folder, study, head, {name: ranged}, [each for each in config.optimizers if each in (*kept, *more)]
-        )
-        side_by_side.repro(own, folder, jobs, anew=more)
+    for anew in ([], [name]) if again else ():  # if some still differ, it is the challenger that is of another time
+        more = versus.differing(own, folder, study)
+        if not more:
+            break
+        kept = [each for each in config.optimizers if each in (*kept, *more)]
+        own = _write(folder, study, head, {name: ranged}, kept)
+        side_by_side.repro(own, folder, jobs, anew=anew or more)
     return folder
 
 

@@ -63,9 +63,10 @@ class Job:
         return self.status
 
     def why(self) -> str:
-        """Why it failed: in its own words, by the last line that says anything, or by how it ended."""
+        """Why it failed: in its own words, or if it was killed by how; else by the last line that says anything."""
         last = next((text for line in reversed(self.lines) if (text := line.strip())), "")
-        return self.told or last or self.how()
+        killed = self.status is not None and self.status < 0
+        return self.told or (self.how() if killed else last or self.how())
 
     def how(self) -> str:
         """How it ended, in words."""

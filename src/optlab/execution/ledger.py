@@ -41,7 +41,8 @@ class Ledger:
     Args:
         pipeline: the path of its dvc.yaml; the working directory is the top of the repository.
         targets: the names of its runs' stages, in their order.
-        anew: names of stages that are run even where DVC has kept an equal run, which may be of another machine.
+        anew: names of stages that are run once, even where nothing has changed or DVC has kept an equal run, which may
+            be of another machine.
 
     Attributes:
         pipeline: as given.
@@ -62,7 +63,7 @@ class Ledger:
         self.names = list(self._stages)
         self._before: dict[str, dict[str, Any]] = {}
         self._held: set[str] = set()
-        self._anew = frozenset(anew)
+        self._anew = set(anew)
         self._params: dict[tuple[str, int, int, int], Any] = {}
 
     @contextlib.contextmanager
@@ -94,7 +95,8 @@ class Ledger:
     def command(self, name: str) -> tuple[str, Path]:
         """The command line of a stage, and the folder that it is run in, relative to the top."""
         stage = self._stages[name]
-        return str(stage.cmd), Path(stage.wdir).relative_to(Path.cwd())
+        command = stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd)
+        return command, Path(stage.wdir).relative_to(Path.cwd())
 
     def files(self, name: str) -> tuple[list[Path], list[Path]]:
         """What a stage reads of what others write, but for the data, and what it writes; relative to the top."""
@@ -115,7 +117,7 @@ class Ledger:
     def is_stale(self, name: str) -> bool:
         """Whether `dvc repro` would run that stage, or bring back its outputs."""
         with self._locked(name):
-            return bool(self._stages[name].changed())
+            return name in self._anew or bool(self._stages[name].changed())
 
     def begin(self, name: str) -> bool:
         """Remove the outputs of a stage, and bring back those of an equal run; whether there was none."""
@@ -147,6 +149,7 @@ class Ledger:
                     f"{', '.join(changed)} changed while it ran, so nothing was recorded: repeat the command"
                 )
             self._record(name)
+            self._anew.discard(name)
 
     def _record(self, name: str) -> None:
         stage = self._stages[name]

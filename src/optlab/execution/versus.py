@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from optlab.config import reading
 from optlab.config.parameters import PARAMS, Config, run_id
@@ -39,7 +39,7 @@ def study_of(folder: Path) -> Path | None:
     try:
         stages = parsed((folder / "dvc.yaml").read_text())["stages"]
         _, script, study = shlex.split(stages["compare"]["cmd"])
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # not one that was written here
         return None
     return folder.parent / Path(study).name if script.endswith("pipeline/versus.py") else None
 
@@ -72,6 +72,18 @@ def check_study(study: Path) -> Config:
         if missing:
             raise RecordError(f"{missing}: is missing: `optlab repro` in {study} completes its record")
     return config
+
+
+def compared(config: Config, folder: Path) -> "Comparison":
+    """What the pipeline in a folder compares: its own runs, or the first optimizer's with those of a study.
+
+    Raises:
+        ConfigError, RecordError: as for `collect` here and in `results.comparison`.
+    """
+    from optlab.results import comparison
+
+    study = study_of(folder)
+    return collect(config, folder, study) if study else comparison.collect(config, folder)
 
 
 def collect(config: Config, folder: Path, study: Path) -> "Comparison":

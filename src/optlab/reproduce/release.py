@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optlab.record import runs
 from optlab.results import origin, tables
-from optlab.results.comparison import Comparison
+from optlab.results.comparison import Comparison, Run
 from optlab.system import dvc, git
 from optlab.system.errors import RevisionError, one_line
 from optlab.tracking import server
@@ -41,9 +41,10 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     if stale:
         command = "dvc repro" if folder == Path() else f"dvc repro {pipeline}"
         raise RevisionError(f"{stale[0]} is out of date: run `{command}` first ({len(stale)} such stages)")
-    _check_conditions(compared, "" if folder == Path() else f"{pipeline}:")
-    if compared.mixture and not mixed:
-        raise RevisionError(f"{origin.sentence(compared.mixture)} Or release them as they are, with `--mixed`")
+    _check_conditions(_own(compared, folder), "" if folder == Path() else f"{pipeline}:")
+    other = [origin.sentence(compared.mixture)] if compared.mixture else list(compared.notes)
+    if other and not mixed:
+        raise RevisionError(f"{' '.join(other)} Or release them as they are, with `--mixed`")
     own = [path for path in (*own_files, *own_folders) if Path(path).exists()]
     git.do("add", "--", *own)
     if git.ask("diff", "--cached", "--name-only"):
@@ -52,13 +53,18 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     return git.ask("rev-parse", "HEAD") or ""
 
 
-def _check_conditions(compared: Comparison, pipeline: str) -> None:
+def _own(compared: Comparison, folder: Path) -> list[Run]:
+    """Those of the runs that are the pipeline's own; others are in the record of a study."""
+    return [run for run in compared.runs if run.files.training.is_relative_to(folder / runs.RUNS)]
+
+
+def _check_conditions(own: list[Run], pipeline: str) -> None:
     """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions.
 
     Args:
         pipeline: what DVC wants before a stage's name.
     """
-    for run in compared.runs:
+    for run in own:
         if run.conditions is None:
             raise RevisionError(
                 f"{run.files.conditions}: missing, or of another training than these weights: "
@@ -97,7 +103,7 @@ def mark(compared: Comparison, folder: Path, tag: str) -> str:
     try:
         client = server.connect()
         identity = server.experiment(client, experiment(folder))
-        wanted = [(run.files.id, run.trained.weights_sha256) for run in compared.runs]
+        wanted = [(run.files.id, run.trained.weights_sha256) for run in _own(compared, folder)]
         found = [run for run in server.find_runs(client, identity, wanted) if run is not None]
         for run in found:
             # One tag per release: a run can belong to several.
@@ -113,11 +119,12 @@ def push(folder: Path, tag: str) -> list[str]:
     Raises:
         RevisionError: git or DVC refused.
     """
-    remote = (git.ask("remote") or "").splitlines()
-    if not remote:
+    remotes = (git.ask("remote") or "").splitlines()
+    if not remotes:
         raise RevisionError("there is no git remote to push to: `git remote add origin URL` first")
-    git.do("push", "--quiet", remote[0], f"refs/tags/{tag}")
-    sentences = [f"pushed {tag} to {remote[0]}"]
+    remote = "origin" if "origin" in remotes else remotes[0]
+    git.do("push", "--quiet", remote, f"refs/tags/{tag}")
+    sentences = [f"pushed {tag} to {remote}"]
     if not dvc.ask("remote", "list").stdout.strip():
         return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
     pipelines = list(dict.fromkeys(["dvc.yaml", (folder / "dvc.yaml").as_posix()]))  # the data is the first one's

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import sys
 from typing import Any
 
 from optlab.reproduce.judgement import Result
+from optlab.system.errors import StorageError
 from optlab.system.revision import Revision
 from optlab.tracking import notes, replay, server
 from optlab.tracking.journal import Journal, now_ms
@@ -28,10 +30,20 @@ def as_json(revision: Revision, results: list[Result]) -> str:
             "revision": revision.name,
             "commit": revision.commit,
             "exit_status": exit_status(results),
-            "runs": [dataclasses.asdict(result) for result in results],
+            "runs": [_plain(dataclasses.asdict(result)) for result in results],
         },
         indent=2,
+        allow_nan=False,
     )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no number for, as a word: a figure that only one of two has is infinitely far from the other."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(revision: Revision, results: list[Result]) -> str:
@@ -68,7 +80,13 @@ def as_text(revision: Revision, results: list[Result]) -> str:
 
 def log(revision: Revision, result: Result, weights: str | None) -> None:
     """A run of its own in MLflow, in an experiment of its own, that names the original; trouble is a warning."""
-    original = _original(revision, result.run, weights)
+    try:
+        _log(revision, result, _original(revision, result.run, weights))
+    except StorageError as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
+def _log(revision: Revision, result: Result, original: str | None) -> None:
     journal = Journal.create(f"reproduce-{result.run}")
     tags: dict[str, Any] = {
         "reproduces.revision": revision.name,

@@ -102,7 +102,7 @@ def _changes(then: Comparison, now: Comparison, count: int) -> Iterable[Change]:
         whole = [(before, after) for before, after in runs if before.status == after.status == "completed"]
         was, is_now = [now.value(run) for run, _ in whole], [now.value(run) for _, run in whole]
         then_figure, now_figure = (statistics.figure(values) if values else None for values in (was, is_now))
-        pair = None if why else statistics.pair(is_now, was, count, margin, higher)
+        pair = None if why else statistics.pair(is_now, was, count, margin, higher, now.resolution)
         yield Change(name, runs, len(whole), then_figure, now_figure, pair, why)
 
 

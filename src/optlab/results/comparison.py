@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from optlab.config.parameters import Config
+from optlab.config.parameters import SPLIT_SIZES, Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import origin, statistics, tuned
@@ -151,9 +151,16 @@ class Comparison:
         higher = self.judged_by == "test_accuracy"
         margin = self.config.verdict.margin if higher else None
         return {
-            (first, second): statistics.pair(self.values(first), self.values(second), len(names), margin, higher)
+            (first, second): statistics.pair(
+                self.values(first), self.values(second), len(names), margin, higher, self.resolution
+            )
             for first, second in names
         }
+
+    @property
+    def resolution(self) -> float:
+        """The smallest step between two runs' figures of the verdict: one test image; 0 of a loss."""
+        return 1 / SPLIT_SIZES[self.config.data.dataset]["test"] if self.judged_by == "test_accuracy" else 0.0
 
     @cached_property
     def target(self) -> Target | None:
@@ -181,7 +188,7 @@ class Comparison:
 
         Where there are several studies, one of each, if all runs completed: the mean over its seeds.
         """
-        return _by_study(self.config, self.of_seeds(optimizer))
+        return by_study(self.config, self.of_seeds(optimizer))
 
     def of_seeds(self, optimizer: str) -> list[float]:
         """The same of every seed, also where there are several studies."""
@@ -237,10 +244,12 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
     return Comparison(config, rows, runs, chosen_by, judged_by, champion, mixture, tunings)
 
 
-def _by_study(config: Config, values: list[float]) -> list[float]:
-    """Values of the seeds as means of the studies that they belong to; as they are where one of them is missing."""
-    n = config.independent
-    if n == len(config.seeds) or len(values) < len(config.seeds):
+def by_study(config: Config, values: list[float]) -> list[float]:
+    """Values of the seeds as means of the studies that they belong to, in the studies' order.
+
+    They are as they are where there is one study, or where one of them is missing.
+    """
+    if config.independent != config.tuning.studies or len(values) < len(config.seeds):
         return values
     shares: dict[int, list[float]] = {}
     for seed, value in zip(config.seeds, values, strict=True):
@@ -278,7 +287,7 @@ def recorded(revision: Revision, files: RunFiles) -> Run:
 def _row(config: Config, name: str, runs: list[Run]) -> Row:
     def figure(part: str, key: str) -> Figure | None:
         values = [getattr(getattr(run, part), key) for run in runs if run.status == "completed"]
-        return None if not values or None in values else statistics.figure(_by_study(config, values))
+        return None if not values or None in values else statistics.figure(by_study(config, values))
 
     return Row(
         name,

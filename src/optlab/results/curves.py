@@ -2,9 +2,10 @@
 
 import math
 
+from optlab.config.parameters import Config
 from optlab.record.contents import Trained
 from optlab.results import statistics
-from optlab.results.comparison import Comparison
+from optlab.results.comparison import Comparison, by_study
 from optlab.results.statistics import Figure
 
 FIGURES = ("train_loss", "validation_loss", "validation_accuracy")
@@ -25,7 +26,8 @@ def curves(compared: Comparison) -> dict[str, dict[str, Curve]]:
     for name in FIGURES if config.data.validation_size else FIGURES[:1]:
         found[name] = {
             row.optimizer: _mean(
-                [_points(run.trained, name, block) for run in compared.runs if run.files.optimizer == row.optimizer]
+                [_points(run.trained, name, block) for run in compared.runs if run.files.optimizer == row.optimizer],
+                config,
             )
             for row in compared.rows
         }
@@ -51,10 +53,10 @@ def smoothed(losses: list[float | None], block: int) -> dict[int, float]:
     return found
 
 
-def _mean(runs: list[dict[int, float]]) -> Curve:
-    """Over the runs, at the steps at which all of them have a value."""
+def _mean(runs: list[dict[int, float]], config: Config) -> Curve:
+    """Over the runs, or the studies that they belong to, at the steps at which all of them have a value."""
     return {
-        step: statistics.figure([run[step] for run in runs])
+        step: statistics.figure(by_study(config, [run[step] for run in runs]))
         for step in runs[0]
         if all(step in run for run in runs)
     }  # fmt: skip

@@ -130,19 +130,20 @@ def _reached(axis: Axes, target: Target, last: int) -> None:
 
 
 @plain
-def seeds(values: dict[str, list[float]], what: str) -> Figure:
+def seeds(values: dict[str, list[float]], means: dict[str, statistics.Figure], what: str) -> Figure:
     """Each seed's figure as a dot, and the mean in its 95 % interval beside them.
 
     Args:
         values: optimizer → one of each run that completed; the first is drawn on top.
+        means: of those that have a value.
         what: the figure's name in the record.
     """
     figure = Figure(figsize=(6.8, 1.0 + 0.42 * len(values)))
     axis = figure.subplots()
     for place, (optimizer, own) in enumerate(values.items()):
         axis.plot(own, [place - 0.15] * len(own), "o", color=colour(optimizer), alpha=0.6, markersize=5, linewidth=0)
-        if own:
-            mean = statistics.figure(own)
+        mean = means.get(optimizer)
+        if mean:
             half = None if mean.half is None else [mean.half]
             axis.errorbar([mean.mean], [place + 0.15], xerr=half, fmt="D", color=colour(optimizer), capsize=4)
     axis.set_yticks(range(len(values)), list(values))

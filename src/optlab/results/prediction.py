@@ -70,13 +70,37 @@ def read_image(path: Path) -> torch.Tensor:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright = _eight_bits(_upright(image)).convert("RGBA")
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = "not an image that can be read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(f"{path}: {reason}: give a PNG, JPEG, WebP or the like") from None
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
     white = Image.new("RGBA", upright.size, "white")
     picture = Image.alpha_composite(white, upright).convert("RGB")
     small = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(small))[None]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is where that is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of many kinds
+        image.load()
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Of 16 bits grey the upper eight, which Pillow's own conversion cuts off instead.
+
+    Raises:
+        ImageError: it has floating-point numbers, of which nobody knows what is white.
+    """
+    if image.mode == "F":
+        raise ImageError("has floating-point numbers: give 8 or 16 bits for each channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return image

@@ -9,7 +9,7 @@ from matplotlib import figure as drawing
 from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion, Contents
 from optlab.record.runs import REPORTS
-from optlab.results import curves, figures, origin, pages, tables, trial_figures, tuning
+from optlab.results import curves, figures, origin, pages, statistics, tables, trial_figures, tuning
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
@@ -164,7 +164,9 @@ def _html(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]]) -> 
 
 
 def _seeds(compared: Comparison) -> drawing.Figure:
-    return figures.seeds({row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}, compared.judged_by)
+    values = {row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}
+    means = {name: statistics.figure(compared.values(name)) for name, own in values.items() if own}
+    return figures.seeds(values, means, compared.judged_by)
 
 
 def _class_cells(compared: Comparison) -> list[list[str]]:

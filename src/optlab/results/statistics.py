@@ -101,7 +101,7 @@ class Pair:
         verdict: what that says.
         favours_first: which of the two it is that is better, where one is.
         outperforming: of the first, from 29 seeds on.
-        sd: of the differences.
+        sd: of the differences, as it was counted with.
         pairs, margin: as they were given.
     """
 
@@ -139,7 +139,7 @@ class Pair:
 
 
 def pair(first: Sequence[float], second: Sequence[float], pairs: int, margin: float | None,
-         higher_is_better: bool = True) -> Pair:  # fmt: skip
+         higher_is_better: bool = True, resolution: float = 0.0) -> Pair:  # fmt: skip
     """Compare two optimizers over the same seeds.
 
     The paired t test (Student 1908), its p and its interval both corrected by Bonferroni for the number of pairs, so
@@ -153,10 +153,13 @@ def pair(first: Sequence[float], second: Sequence[float], pairs: int, margin: fl
         pairs: how many pairs of optimizers are compared in all.
         margin: how large a difference is of no importance, in the values' unit; None where nobody can say.
         higher_is_better: as of an accuracy; not so of a loss.
+        resolution: the smallest step between two values, as 1 / m of a share of m images. Two seeds agree to that
+            often enough by chance, so the standard deviation of the differences counts as no less than that of the
+            rounding of two values, resolution / √6.
     """
     n = len(first)
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
+    mean, sd = statistics.fmean(differences), max(statistics.stdev(differences), resolution / math.sqrt(6))
     error = sd / math.sqrt(n)
     half = _quantile(n, ALPHA / (2 * pairs)) * error
     p = _p(mean, error, n, pairs)

@@ -80,7 +80,11 @@ def _tuned(compared: Comparison, optimizer: str) -> str:
     own = compared.tunings.get(optimizer)
     if own is None:
         return "not tuned"
-    return "not tuned: at the edge of its range" if own.at_edge else counted(len(own.drawn), "trial")
+    return (
+        "not tuned: at the edge of its range"
+        if own.at_edge
+        else counted(len(own.drawn) // len(own.choice.studies), "trial")
+    )
 
 
 def _count(row: Row) -> str:

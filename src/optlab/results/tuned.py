@@ -123,7 +123,7 @@ def best_after(accuracies: Sequence[float]) -> list[float]:
     """
     ordered, n = sorted(accuracies), len(accuracies)
     return [
-        math.fsum(value * math.comb(rank, k - 1) for rank, value in enumerate(ordered)) / math.comb(n, k)
+        math.fsum(value * (math.comb(rank, k - 1) / math.comb(n, k)) for rank, value in enumerate(ordered))
         for k in range(1, n + 1)
     ]
 

@@ -80,12 +80,12 @@ def chosen(compared: Comparison) -> Cells:
         if own is None:
             table.append([name, "0", NOTHING, "not tuned", NOTHING, NOTHING])
             continue
-        bad = sum(each.status in ("diverged", "failed") for each in own.drawn)
         for number, study in enumerate(own.choice.studies):
-            default = own.default(number)
+            default, drawn = own.default(number), [each for each in own.drawn if each.study == number]
+            bad = sum(each.status in ("diverged", "failed") for each in drawn)
             table.append([
                 name if len(own.choice.studies) == 1 else f"{name}, study {number + 1}",
-                str(len(own.drawn)), str(bad), _values(study.entry, own.spec), _percent(study.validation_accuracy),
+                str(len(drawn)), str(bad), _values(study.entry, own.spec), _percent(study.validation_accuracy),
                 _percent(accuracy(default) if default else None),
             ])  # fmt: skip
     return table
