@@ -149,6 +149,7 @@ def test_what_it_says_of_conditions_is_about_the_study_s_runs():
     assert versus._conditions_that_differ(ours, theirs, False) == ["torch 2.14.0, not 2.13.0"]
     assert versus._conditions_that_differ(theirs, ours, False) == ["torch 2.13.0, not 2.14.0"]
     assert versus._conditions_that_differ(ours, None, False) == ["conditions not recorded, not recorded"]
+    assert versus._conditions_that_differ(None, None, False) == ["conditions not recorded of either"]
 
 
 ENTRIES = {

@@ -88,7 +88,11 @@ def _digest(config: Config) -> str:
     """Of the parameters, the code that they name and are judged by, the packages, and what the machine decides."""
     decides = {
         "config": config.model_dump(mode="json"),
-        "code": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(set(_code(config)))},
+        "code": {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(set(_code(config)))
+            if path.is_file()  # an editor's lock is a link to nowhere
+        },
         "machine": machine(),
         "memory": memory.total(),
     }

@@ -149,6 +149,8 @@ def differences(config: Config, folder: Path, study: Path) -> dict[str, list[str
 
 
 def _conditions_that_differ(own: Conditions | None, theirs: Conditions | None, portable: bool) -> list[str]:
+    if own is None and theirs is None:
+        return ["conditions not recorded of either"]
     mixed = origin.mixture({"own": own, "theirs": theirs}, portable)
     parts = []
     for title, groups in mixed.items():
