@@ -13,6 +13,8 @@ import pytest
 from events import begun, complete, start
 
 from optlab.record.contents import Epoch, Evaluated, Trained
+from optlab.system import locks, repository
+from optlab.system.errors import StorageError
 from optlab.tracking import facts, journal, replay, server
 
 
@@ -358,6 +360,69 @@ def test_a_server_that_fails_is_not_taken_for_one_that_refuses():
     assert replay._is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
 
 
+@pytest.mark.parametrize(("code", "expected"), [("INTERNAL_ERROR", set()), ("PERMISSION_DENIED", {"sgd-0"})])
+def test_journals_that_the_server_does_not_permit_are_no_end_for_the_others(top, monkeypatch, code, expected):
+    """But a server that fails at the second is not asked for the rest."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    for run in ("adam-0", "adam-1", "adam-2", "sgd-0"):
+        begun(run)
+    sent = []
+
+    def fail(client, log, run_id, event):
+        if log.run != "sgd-0":
+            raise MlflowException("no", error_code=getattr(databricks_pb2, code))
+        sent.append(log.run)
+
+    monkeypatch.setattr(replay, "send", fail)
+    with pytest.raises(MlflowException):
+        list(replay.push_all())
+    assert set(sent) == expected
+
+
+def test_an_experiment_that_another_machine_creates_at_the_same_time_is_the_same(top, monkeypatch):
+    client = server.connect()
+    expected = server.experiment(client, "optlab")
+    ask = type(client).get_experiment_by_name
+    asked = []
+
+    def late(self, name):  # it is not yet there when it is looked for
+        asked.append(name)
+        return ask(self, name) if len(asked) > 1 else None
+
+    monkeypatch.setattr(type(client), "get_experiment_by_name", late)
+    assert server.experiment(client, "optlab") == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://ann:pa@host:5000", "http://host:5000"),
+        ("https://mlflow.example.org/a@b", "https://mlflow.example.org/a@b"),
+    ],
+)
+def test_a_password_is_not_shown(monkeypatch, address, shown):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert server.shown() == server.ui_url() == shown
+
+
+def test_an_equal_run_of_another_pipeline_has_a_journal_of_its_own(top):
+    """It may be at work at the same time, or have been interrupted."""
+    study = Path("studies") / "small"
+    try:
+        for folder, experiment in ((Path(), "optlab"), (study, "optlab-small")):
+            repository.choose(folder)
+            assert journal.resumable("adam-0", "a key") is None and journal.find("adam-0", "abc") is None
+            log = journal.Journal.create("adam-0", "a key")
+            log.append("start", time=1, name="adam", experiment=experiment, params={}, tags={}, dataset=None)
+            log.append("tags", tags={"weights.sha256": "abc"})
+            assert journal.resumable("adam-0", "a key").folder == log.folder
+            assert journal.find("adam-0", "abc").folder == log.folder
+    finally:
+        repository.choose(Path())
+
+
 def test_a_draft_is_not_seen(top):
     draft = journal.Journal.create("adam-0", "abc", draft=True)
     draft.append("start", time=1, name="adam", experiment="optlab", params={}, tags={}, dataset=None)
@@ -379,3 +444,13 @@ def test_a_state_that_is_ahead_of_the_journal_is_not_believed(top):
     replay.Replay(log).push()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001)]
+
+
+def test_locks_that_are_another_user_s_are_one_line(top, monkeypatch):
+    def refuse(self, timeout):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    said = r"optlab-adam-0\.lock: cannot be written \(Permission denied\): see who may"
+    with pytest.raises(StorageError, match=said), locks.holding("optlab-adam-0"):
+        pass

@@ -43,7 +43,7 @@ def enter(pipeline: Path) -> Path:
         raise errors.RevisionError(
             f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"
         )
-    return folder
+    return repository.choose(folder)
 
 
 def tags(incomplete: str) -> list[str]:

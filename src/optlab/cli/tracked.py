@@ -31,7 +31,7 @@ def sync(
             print(sentence, flush=True)
         sent += _send()
     print(
-        f"MLflow at {server.uri()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+        f"MLflow at {server.shown()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
     )
 
 
@@ -45,7 +45,7 @@ def _send() -> int:
             sent += 1
     except Exception as error:  # whatever MLflow raises
         raise errors.TrackingError(
-            f"MLflow at {server.uri()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"MLflow at {server.shown()} does not take the rest now ({errors.one_line(error)[:200]}): "
             f"all is in .optlab/journal: repeat the command later"
         ) from None
     return sent

@@ -21,7 +21,7 @@ from optlab.execution.display import Display
 from optlab.execution.jobs import Job, Warm
 from optlab.execution.orders import Access, Order, Pool
 from optlab.record.runs import RunFiles
-from optlab.system import dvc, locks, processes, progress
+from optlab.system import dvc, locks, processes, progress, repository
 from optlab.system.errors import REASON_VARIABLE, ClusterError, ConfigError, OptlabError, RunsFailedError, one_line
 from optlab.tracking import link
 from optlab.training import numerics
@@ -50,6 +50,7 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
         RunsFailedError: runs failed, or a stage before or after them.
         BusyError: another process does it in this working tree.
     """
+    repository.choose(folder)
     numerics.prepare(config.training)  # the stages' process reads these variables as it starts
     runs = [run_id(name, seed) for name, seed in config.runs()]
     targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]

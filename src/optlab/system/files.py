@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterable
@@ -42,4 +43,5 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What to tell the user of a file that could not be written."""
     reason = error.strerror or one_line(error)
-    return StorageError(f"{path}: cannot be written ({reason}): make room for it, then run the same command again")
+    remedy = "see who may write there" if error.errno in (errno.EACCES, errno.EPERM) else "make room for it"
+    return StorageError(f"{path}: cannot be written ({reason}): {remedy}, then run the same command again")

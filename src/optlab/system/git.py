@@ -15,7 +15,8 @@ _TOLD_VARIABLE = "OPTLAB_REVISION"  # holds what `state` is to answer where the 
 def state() -> dict[str, str]:
     """The commit, and whether what is at work differs from it; nothing outside a git repository.
 
-    It does if a tracked file was changed, or if a module that is imported is in no commit.
+    It does if a tracked file was changed, or if a module that is imported is in no commit; where git does not say that,
+    it is unknown.
     """
     told = os.environ.get(_TOLD_VARIABLE)
     if told:
@@ -25,8 +26,10 @@ def state() -> dict[str, str]:
         return {}
     # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
     outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
-    changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs) or untracked(_imported())
-    return {"git.commit": commit, "git.dirty": "yes" if changed else "no"}
+    changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs)
+    if changed is None:
+        return {"git.commit": commit, "git.dirty": "unknown"}
+    return {"git.commit": commit, "git.dirty": "yes" if changed or untracked(_imported()) else "no"}
 
 
 def telling(state: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from optlab.system import repository
+from optlab.system import files, repository
 from optlab.system.errors import BusyError
 
 PATIENCE_S = 30.0  # for a process that is stopping
@@ -23,17 +23,20 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
 
     Raises:
         BusyError: another process still has it after `patience_s` seconds; the message says which.
+        StorageError: the lock cannot be written.
     """
     folder = repository.home() / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / f"{name}.pid"
-    lock = FileLock(folder / f"{name}.lock")
+    owner, path = folder / f"{name}.pid", folder / f"{name}.lock"
+    lock = FileLock(path)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=patience_s)
     except Timeout:
         raise BusyError(
             f"{name}: {_who(owner)} is at work on it in this folder: wait for it to end, or stop it"
         ) from None
+    except OSError as error:
+        raise files.storage_error(path, error) from None
     try:
         with contextlib.suppress(OSError):  # on a full disk, nobody is told who
             owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from optlab.system.errors import OptlabError
 
+_pipeline = Path()  # in whose folder this process works
+
 
 def root() -> Path:
     """The nearest folder, from here upwards, that DVC was initialised in.
@@ -30,7 +32,19 @@ def enter() -> Path:
     top, here = root(), Path.cwd()
     _run_own_code(top / "src")
     os.chdir(top)
-    return here.relative_to(top)
+    return choose(here.relative_to(top))
+
+
+def choose(folder: Path) -> Path:
+    """Work for the pipeline in that folder, relative to the top, from now on; returns it."""
+    global _pipeline
+    _pipeline = folder
+    return folder
+
+
+def pipeline() -> Path:
+    """The folder of the pipeline that this process works for; relative to the top."""
+    return _pipeline
 
 
 def _run_own_code(sources: Path) -> None:

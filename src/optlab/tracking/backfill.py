@@ -48,7 +48,9 @@ def _in_mlflow(run: Run) -> str | None:
     try:
         return server.find_run(notes.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
     except Exception as error:
-        raise TrackingError(f"MLflow at {server.uri()} was not reached ({one_line(error)[:200]}): try later") from None
+        raise TrackingError(
+            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): try later"
+        ) from None
 
 
 def _write(revision: Revision, settings: Config, run: Run) -> bool:

@@ -68,7 +68,7 @@ def _look() -> list[tuple[Journal, Summary | None]]:
         return [(journal, _whole(sent(journal, identity), journal)) for journal in all_journals()]
     except Exception as error:  # whatever MLflow raises
         raise TrackingError(
-            f"MLflow at {server.uri()} was not reached ({one_line(error)[:200]}): nothing was removed"
+            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): nothing was removed"
         ) from None
 
 

@@ -92,7 +92,8 @@ class Journal:
         try:
             with self.path.open("ab+", buffering=0) as file:
                 size = _whole(file)
-                file.truncate(size)  # a kill cut the line after that
+                if size != file.seek(0, os.SEEK_END):
+                    file.truncate(size)  # a kill cut the line after that
                 try:
                     while content:  # a disk that fills up takes a part of it first
                         content = content[file.write(content) :]
@@ -297,22 +298,24 @@ def journals() -> Path:
 
 
 def _ending(key: str) -> str:
-    """How the names of the journals with that key end; a copy's are its own, as it is not the one that goes on."""
-    if repository.is_copy():
-        key = hashlib.sha256(f"{Path.cwd().name} {key}".encode()).hexdigest()
+    """How the names of the journals with that key end; those of another pipeline or of a copy are their own."""
+    folder = repository.pipeline()
+    place = [*([Path.cwd().name] if repository.is_copy() else []), *([folder.as_posix()] if folder != Path() else [])]
+    if place:
+        key = hashlib.sha256(" ".join([*place, key]).encode()).hexdigest()
     return key[:_KEY_DIGITS]
 
 
 def find(run: str, weights_sha256: str) -> Journal | None:
     """The newest journal of a run whose training ended with these weights.
 
-    Equal runs of several experiments end with equal weights: a copy takes its own only, and the repository another's
-    only where it has none.
+    Equal runs of several experiments end with equal weights. Those of another pipeline are not meant; of the same
+    one, a copy takes its own only, and the repository another's only where it has none.
     """
-    another = None
+    another, experiment = None, notes.experiment(repository.pipeline())
     for journal in reversed(all_journals()):
         said = journal.summary() if journal.run == run else None
-        if said and weights_sha256 in said.weights:
+        if said and said.experiment == experiment and weights_sha256 in said.weights:
             if said.is_ours(run):
                 return journal
             another = another or journal

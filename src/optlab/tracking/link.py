@@ -104,7 +104,7 @@ class Link:
                 line = answers.readline()
             return dict(json.loads(line)) if line else None
         except TimeoutError:
-            say(f"warning: MLflow at {server.uri()} is too slow: given up after {PATIENCE_S:g} s; {LATER}")
+            say(f"warning: MLflow at {server.shown()} is too slow: given up after {PATIENCE_S:g} s; {LATER}")
             return {}
         except (OSError, ValueError):
             return None

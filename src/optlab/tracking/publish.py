@@ -1,5 +1,6 @@
 """A comparison is complete: MLflow is to have its runs whole, and to show it."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 from optlab.results import curves, origin
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
-from optlab.system import git, repository
-from optlab.system.errors import one_line
+from optlab.system import git, locks, repository
+from optlab.system.errors import BusyError, one_line
 from optlab.tracking import facts, journal, notes, replay, server
 from optlab.tracking.link import Link
 from optlab.tracking.shown import Shown, show
@@ -39,7 +40,7 @@ def publish(compared: Comparison, folder: Path, sender: Link | None = None) -> s
     try:
         return show(present)
     except Exception as error:
-        print(f"warning: MLflow at {server.uri()}: {one_line(error)[:200]}", file=sys.stderr)
+        print(f"warning: MLflow at {server.shown()}: {one_line(error)[:200]}", file=sys.stderr)
         return _AWAY
 
 
@@ -107,6 +108,8 @@ def _complete(compared: Comparison) -> None:
     """Evaluate in the journal what was trained once more with the same weights: DVC runs no second evaluation then."""
     for run in compared.runs:
         log = journal.find(run.files.id, run.trained.weights_sha256)
-        if log is not None and log.summary().is_ours(run.files.id) and not log.evaluated:
+        if log is None or not log.summary().is_ours(run.files.id) or log.evaluated:
+            continue
+        with contextlib.suppress(BusyError), locks.holding(log.summary().lock):  # it may be at work once more
             weights = run.files.weights if run.files.weights.exists() else None
             facts.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)

@@ -159,11 +159,18 @@ def push_all(settled: dict[str, int] | None = None) -> Iterator[str]:
         except ConnectionError:
             raise
         except Exception as error:
-            if trouble is not None:
+            if trouble is not None and not _is_alone(error):
                 raise
-            trouble = error  # one journal that the server fails on must not hold up the others
+            trouble = trouble or error  # a journal that the server fails on must not hold up the others
     if trouble is not None:
         raise trouble
+
+
+def _is_alone(error: Exception) -> bool:
+    """Whether it need not be so of other journals: a request was too large for the server, or not permitted there."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    own = isinstance(error, PermissionError) or getattr(error, "error_code", "") == "PERMISSION_DENIED"
+    return own or (400 <= status < 500 and status not in (401, 408, 429))
 
 
 def _is_final(error: Exception) -> bool:
@@ -175,9 +182,9 @@ def _is_final(error: Exception) -> bool:
     if shutil.disk_usage(".").free < _ROOM:  # libraries raise whatever they like then
         return False
     # What the store's clients raise on a bad connection is an OSError, or a database's own error.
-    own = FileNotFoundError | LookupError | TypeError | ValueError | ImportError | RuntimeError | WeightsError
+    own = FileNotFoundError | LookupError | TypeError | ValueError | RuntimeError | WeightsError
     return isinstance(error, own)
 
 
 def _warn(text: str) -> None:
-    say(f"warning: MLflow at {server.uri()} {text}")
+    say(f"warning: MLflow at {server.shown()} {text}")

@@ -150,7 +150,7 @@ def _warn(text: str) -> None:
     """On a line of its own, also where a stage has its progress bar on the same terminal."""
     with contextlib.suppress(OSError):  # nobody reads it any more
         clear = "\x1b[K" if sys.stderr.isatty() else ""
-        print(f"\r{clear}warning: MLflow at {server.uri()} {text}", file=sys.stderr, flush=True)
+        print(f"\r{clear}warning: MLflow at {server.shown()} {text}", file=sys.stderr, flush=True)
 
 
 def _shared(pid: int) -> None:

@@ -19,7 +19,7 @@ from optlab.system import repository
 _SHAPES = ModelSignature(
     Schema([TensorSpec(np.dtype(np.float32), (-1, 3, 32, 32))]), Schema([TensorSpec(np.dtype(np.float32), (-1, 10))])
 )
-_NEEDED = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch", "tqdm")
+_NEEDED = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch", "torchvision", "tqdm")
 
 
 def log(name: str, model_id: str, weights: Path, model: str, digest: str) -> None:

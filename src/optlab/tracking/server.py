@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import re
 import sqlite3
 import ssl
 import urllib.error
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 DATABASE = Path("mlflow.db")
 _LOCK = Path(".optlab") / "store.lock"
 _KNOCK_S = 5.0
+_LOGIN = re.compile(r"^(\w+://)[^/@]*@")  # as far as a server's address
 _LOCAL_UI = "http://127.0.0.1:5000"
 _births: dict[str, dict[str, int | None]] = {}  # tracking URI → experiment → when it was created, ms since 1970
 
@@ -43,6 +45,11 @@ _DEFAULTS = {
 def uri() -> str:
     """The tracking URI: the environment's, or the database at the top of the repository."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+
+
+def shown() -> str:
+    """The tracking URI as it may be shown and noted: without a user's name and password."""
+    return _LOGIN.sub(r"\1", uri())
 
 
 def is_local() -> bool:
@@ -76,7 +83,7 @@ def identity(experiment: str) -> str:
     births = _births.get(uri())
     if births is None:
         births = _births[uri()] = _ask_births(connect())
-    return f"{uri()}#{births.get(experiment, '')}"
+    return f"{shown()}#{births.get(experiment, '')}"
 
 
 def _ask_births(client: "MlflowClient") -> dict[str, int | None]:
@@ -97,7 +104,7 @@ def _own_uri() -> str:
 
 def ui_url() -> str:
     """The address that a browser opens: the server's, or that of a local `mlflow ui`."""
-    return uri().rstrip("/") if uri().startswith("http") else _LOCAL_UI
+    return shown().rstrip("/") if uri().startswith("http") else _LOCAL_UI
 
 
 def connect() -> "MlflowClient":
@@ -127,7 +134,7 @@ def _knock() -> None:
     if not uri().startswith("http"):
         return
     try:
-        with urllib.request.urlopen(f"{uri().rstrip('/')}/health", timeout=_KNOCK_S):  # noqa: S310 - http only, see above
+        with urllib.request.urlopen(f"{shown().rstrip('/')}/health", timeout=_KNOCK_S):  # noqa: S310 - http only, see above
             pass
     except urllib.error.HTTPError:
         return  # an answer, though perhaps not a good one: MLflow's client has the words for it
@@ -157,7 +164,15 @@ def _create(client: "MlflowClient", name: str) -> "Experiment":
 
     Moving the repository moves them too, then. MLflow has no call for that: it makes every path absolute.
     """
-    created = client.create_experiment(name)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        created = client.create_experiment(name)
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if found is None:
+            raise
+        return found  # another machine has, at the same time
     if is_local():
         with sqlite3.connect(DATABASE, timeout=20) as database:
             database.execute(
