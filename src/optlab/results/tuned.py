@@ -122,10 +122,14 @@ def best_after(accuracies: Sequence[float]) -> list[float]:
     ∑ y₍ᵢ₎ C(i-1, k-1) / C(n, k) over the ordered y₍₁₎ ≤ … ≤ y₍ₙ₎ (Dodge et al. 2019, "Show Your Work").
     """
     ordered, n = sorted(accuracies), len(accuracies)
-    return [
-        math.fsum(value * (math.comb(rank, k - 1) / math.comb(n, k)) for rank, value in enumerate(ordered))
-        for k in range(1, n + 1)
-    ]
+    expected = []
+    for k in range(1, n + 1):
+        share, found = k / n, list[float]()  # of the subsets, in which it is the best: C(n-1, k-1) / C(n, k), and down
+        for rank in range(n - 1, k - 2, -1):
+            found.append(ordered[rank] * share)
+            share *= (rank - k + 1) / rank if rank else 0
+        expected.append(math.fsum(found))
+    return expected
 
 
 def width(rates: Sequence[float], accuracies: Sequence[float]) -> float:
