@@ -191,7 +191,7 @@ MORE = """
 
 class Slower(Resting):
     def step(self, closure=None):
-        time.sleep(0.03 * (len(self.param_groups[0]["params"]) > 2))
+        time.sleep(0.08 * (len(self.param_groups[0]["params"]) > 2))  # it is still at work when adam has ended
         return super().step(closure)
 
 
