@@ -55,7 +55,7 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
 
 def _own(compared: Comparison, folder: Path) -> list[Run]:
     """Those of the runs that are the pipeline's own; others are in the record of a study."""
-    return [run for run in compared.runs if run.files.training.is_relative_to(folder / runs.RUNS)]
+    return [run for run in compared.runs if run.files.folder == folder]
 
 
 def _check_conditions(own: list[Run], pipeline: str) -> None:
