@@ -42,6 +42,7 @@ def top(tmp_path, sample, monkeypatch):
     (tmp_path / "data").mkdir()
     shutil.copytree(sample, tmp_path / repository.DATA)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dataset, "_forbidden", "")  # a trial that is trained here forbids it to this process alone
     return tmp_path
 
 
@@ -167,7 +168,6 @@ class Peeking(torch.optim.SGD):
 def test_a_trial_cannot_see_the_test_split(top, config, monkeypatch):
     (top / "custom").mkdir()
     (top / "custom" / "peeking.py").write_text(PEEKING)
-    monkeypatch.setattr(dataset, "_forbidden", "")  # whatever it is set to ends with this test
     monkeypatch.syspath_prepend(str(top / "custom"))
     peeking = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
