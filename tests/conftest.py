@@ -1,7 +1,9 @@
 """The small sample of CIFAR-10 and a configuration that trains on it in a second."""
 
 import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported; several tests share the cores
@@ -18,6 +20,30 @@ ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 def pytest_collection_modifyitems(items):
     """First a long file that needs no project, so that nobody waits while one worker makes the project for all."""
     items.sort(key=lambda item: item.path.name != "test_determinism.py")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_process_as_it_was():
+    """What a file's tests have set for their process is not for those of other files, which come in any order.
+
+    A training sets the number of threads, repeatable algorithms, a limit of memory, and where modules are looked for.
+    """
+    import torch
+
+    environment, path, limit = dict(os.environ), list(sys.path), resource.getrlimit(resource.RLIMIT_DATA)
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
+    resource.setrlimit(resource.RLIMIT_DATA, limit)
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
+    from optlab.data import dataset
+    from optlab.system import repository
+    from optlab.training import portable
+
+    assert (dataset._forbidden, repository._pipeline, portable._library) == ("", Path(), None)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +84,8 @@ def database(tmp_path_factory):
     (top / ".dvc" / "config").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # to be put back: MLflow sets it
+        del os.environ["MLFLOW_TRACKING_URI"]
         server.connect()
     return top
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -210,6 +211,11 @@ def _warm() -> Stages:
     return Stages()
 
 
+def stages_in(result: "subprocess.CompletedProcess[str]") -> set[str]:
+    """The stages that DVC said it runs."""
+    return set(re.findall(r"Running stage '([^']+)'", result.stdout + result.stderr))
+
+
 def logged_runs(project: Project) -> dict[str, dict]:
     """What the project's MLflow database has of each training, read without MLflow, which takes seconds to import.
 
@@ -232,7 +238,7 @@ def logged_runs(project: Project) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process beside the test; it is killed at the end, with all that follows it."""
+    """A process beside the test; it is killed at the end, and what followed it has to end by itself."""
     with (project.top.parent / f"{project.top.name}.log").open("a") as log:
         process = subprocess.Popen(
             command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True, text=True
@@ -242,9 +248,13 @@ def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"
     finally:
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 30
-        while processes_below(project.top) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while (left := processes_below(project.top)) and time.monotonic() < deadline:
             time.sleep(0.1)
+        for each in left:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+    assert not left, left
 
 
 def until(process: "subprocess.Popen[str]", reached: Callable[[], object]) -> None:

@@ -428,14 +428,16 @@ BAD_ANSWERS = {
     "not found": ("absent", "not reachable (Not Found)"),
     "silent": ("silent", "no byte within 0.5 s"),
     "silent after a while": ("stalled", "no byte within 0.5 s"),
-    "slow": ("slow", "too slow (2 kB/s)"),
+    "slow": ("slow", "too slow ("),
     "another protocol": ("garbage", ""),
     "hangs up": ("hang_up", ""),
 }
 
 
 @pytest.mark.parametrize(("answer", "phrase"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_a_bad_address(tmp_path, server, impatient, answer, phrase):
+def test_a_bad_address(tmp_path, server, impatient, monkeypatch, answer, phrase):
+    if "no byte" not in phrase:
+        monkeypatch.setattr(download, "SILENCE_S", 10.0)  # a loaded machine is silent for half a second, too
     with pytest.raises(DataError) as caught:
         download.fetch_url(f"{server.address}/{answer}", tmp_path, MD5)
     message = str(caught.value)

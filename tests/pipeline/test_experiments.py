@@ -57,6 +57,18 @@ def test_two_from_the_queue_at_a_time(committed):
     def refs():
         return committed.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
 
+    try:
+        look_at_both(committed, refs)
+    finally:
+        committed.run("dvc", "queue", "stop", "--kill")
+    deadline = time.monotonic() + 60
+    while processes_below(committed.top):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def look_at_both(committed, refs):
+    """Once they have ended: in MLflow once each, and in git with their conditions."""
     deadline = time.monotonic() + 240
     while len([ref for ref in refs() if ref.endswith(("/higher", "/more"))]) < 2:
         assert time.monotonic() < deadline, committed.run("dvc", "queue", "logs", "higher").stdout
@@ -70,9 +82,6 @@ def test_two_from_the_queue_at_a_time(committed):
     (more,) = [ref for ref in refs() if ref.endswith("/more")]
     assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
     assert "no runs had something to send" in committed.warm("optlab", "sync").stdout
-    committed.run("dvc", "queue", "stop", "--kill")
-    while processes_below(committed.top) and time.monotonic() < deadline:
-        time.sleep(0.2)
 
 
 def test_a_copy_runs_its_own_code(copied, tmp_path):

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import projects
@@ -212,15 +211,13 @@ def test_an_interruption_leaves_nothing_behind(project, tmp_path, number):
     command = [Path(sys.executable).parent / "optlab", "reproduce", "v1", "adam-0"]
     process = subprocess.Popen(command, cwd=project.top, env=environment, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("*/tree/.optlab/journal/*/events.jsonl")):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
-        time.sleep(0.2)
-    process.send_signal(number)
     try:
+        projects.until(process, lambda: list(folder.glob("*/tree/.optlab/journal/*/events.jsonl")))
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)  # until what it started has closed its output, too
         assert projects.processes_below(folder) == []
     finally:
+        process.kill()
         for left in projects.processes_below(folder):
             left.kill()
     if number == signal.SIGINT:

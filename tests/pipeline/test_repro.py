@@ -6,10 +6,7 @@ import re
 
 import pytest
 from dvc.repo import Repo
-
-
-def stages_in(result):
-    return set(re.findall(r"Running stage '([^']+)'", result.stdout + result.stderr))
+from projects import stages_in
 
 
 def test_the_table_and_the_addresses_are_printed(reproduced):
@@ -43,12 +40,14 @@ def test_the_record_is_consistent(reproduced):
     assert sum(map(sum, tested["confusion"])) == len(rows) == 100
 
 
-def test_nothing_in_the_record_depends_on_the_moment(reproduced):
+def test_nothing_in_the_record_depends_on_the_moment(reproduced, tmp_path_factory):
     project, _ = reproduced
-    for path in [*project.top.glob("runs/*/*.json"), *project.top.glob("reports/*.[cmj]*")]:
+    paths = [*project.top.rglob("runs/**/*.json"), *project.top.rglob("reports/**/*.[cmjh]*")]
+    assert len(paths) > 10
+    for path in paths:
         text = path.read_text()
-        assert str(project.top) not in text
-        assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[789]\d{8}\b", text), path
+        assert str(tmp_path_factory.getbasetemp()) not in text  # it was made in another folder there
+        assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[789]\d{8}(\d{3})?\b", text), path
 
 
 def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
@@ -121,14 +120,6 @@ def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied,
     assert found == TOUCHED
 
 
-def test_adam_s_learning_rate_reruns_adam_and_the_comparison_and_nothing_else(copied):
-    copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
-    sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
-    assert stages_in(copied.repro()) == {"tune@adam", "train@adam-0", "evaluate@adam-0", "compare"}
-    assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
-    assert "up to date" in copied.repro().stdout
-
-
 def test_an_unknown_key_stops_with_one_line(copied):
     copied.edit("params.yaml", "seeds: [0]", "seed: 3\nseeds: [0]")
     result = copied.repro()
@@ -139,25 +130,22 @@ def test_an_unknown_key_stops_with_one_line(copied):
 
 def test_a_misspelt_optimizer_stops_before_anything_is_trained(copied):
     copied.edit("params.yaml", "class: SGD", "class: Adm")
-    weights = (copied.top / "models" / "adam-0.safetensors").read_bytes()
     result = copied.repro()
     assert result.returncode != 0
     assert "did you mean Adam?" in result.stderr
-    assert (copied.top / "models" / "adam-0.safetensors").read_bytes() == weights
+    assert not stages_in(result) & RUNS
 
 
-@pytest.mark.parametrize("batch_size", [16, 100])
-def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied, batch_size):
-    """With one step an epoch, losses and weights are finite, and the validation is not."""
+def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied):
     copied.edit("params.yaml", "lr: 0.01", "lr: 1.0e+30")
-    copied.edit("params.yaml", "epochs: 2, batch_size: 16", f"epochs: 1, batch_size: {batch_size}")
+    copied.edit("params.yaml", "epochs: 2", "epochs: 1")
     result = copied.repro()
     assert result.returncode == 0, result.stderr
     trained = json.loads((copied.top / "runs/sgd-0/train.json").read_text())
     tested = json.loads((copied.top / "runs/sgd-0/test.json").read_text())
     assert trained["status"] == tested["status"] == "diverged"
     assert trained["step_losses"][0][0] == pytest.approx(2.3, abs=0.1)
-    assert (trained["step_losses"][-1][-1] is None) == (batch_size == 16)
+    assert trained["step_losses"][-1][-1] is None
     assert re.search(r"sgd +0 of 1 +diverged", result.stdout)
     assert "diverged" in (copied.top / "reports" / "report.html").read_text()
     assert json.loads((copied.top / "reports/champion.json").read_text())["champion"] == "adam-0"
@@ -176,7 +164,8 @@ def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied,
 )
 def test_damaged_inputs_are_refused_in_one_line(copied, name, damage, stage, message):
     damage(copied.top / name)
-    before = (copied.top / "reports" / "comparison.md").read_bytes()
+    own = [*copied.top.glob("models/*"), *copied.top.glob("runs/*/*")]
+    before = {path: path.read_bytes() for path in own}
     result = copied.stage(stage, "sgd", "0")
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 1
@@ -185,7 +174,7 @@ def test_damaged_inputs_are_refused_in_one_line(copied, name, damage, stage, mes
     assert message in lines[0]
     assert "run `dvc" in lines[0]
     assert "Traceback" not in result.stderr
-    assert (copied.top / "reports" / "comparison.md").read_bytes() == before
+    assert len(before) > 3 and {path: path.read_bytes() for path in own} == before  # it loses nothing
 
 
 def test_dvc_shows_metrics_plots_and_parameters(copied):

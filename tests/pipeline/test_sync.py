@@ -114,10 +114,12 @@ def test_a_server_that_is_killed_and_comes_back(ready, server, tmp_path):
     command = [sys.executable, "pipeline/train.py", "adam", "0"]
     environment = project.environment | {"MLFLOW_TRACKING_URI": server.uri}
     training = subprocess.Popen(command, cwd=project.top, env=environment, stderr=subprocess.PIPE, text=True)
-    assert wait_until(lambda: sum(metrics_in(server.database).values()) > 0 or training.poll() is not None, 60)
-    assert training.poll() is None  # it is at work, and the server has a part of it
-    server.kill()
-    (project.top / "go").touch()
+    try:
+        assert wait_until(lambda: sum(metrics_in(server.database).values()) > 0 or training.poll() is not None, 120)
+        assert training.poll() is None  # it is at work, and the server has a part of it
+        server.kill()
+    finally:
+        (project.top / "go").touch()
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 0, errors
     assert errors.count("warning:") == 1

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ class Shared:
         self.started.append(name)
         if len(self.started) == self.killed:
             while not job.pid and job.status is None:
-                pass
+                time.sleep(0.01)
             os.kill(job.pid, signal.SIGKILL)
         return job
 
@@ -107,8 +108,8 @@ def test_what_is_known_is_not_trained_again(top, config, monkeypatch, warm):
     more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 8})})
     names = tuned(more, monkeypatch, warm)[1]
     assert len(names) > 0 and "the default with seed" not in " ".join(names)
-    known = {each.key for each in Trials.model_validate_json(first["trials.json"]).trials}
-    assert known < {each.key for each in Trials.read(Path("tuning/mine/trials.json")).trials} | known
+    known = {each.key for each in Trials.model_validate_json(first["trials.json"]).trials if not each.beyond}
+    assert known < {each.key for each in Trials.read(Path("tuning/mine/trials.json")).trials}
 
 
 def test_a_run_is_trained_with_what_was_chosen(top, config, monkeypatch, warm):
