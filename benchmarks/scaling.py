@@ -69,7 +69,7 @@ def repro(made: projects.Project, address: str) -> dict[str, float]:
                 peak = max(peak, process.memory_info().rss)
             time.sleep(0.2)
     whole = time.time() - began
-    assert command.returncode == 0, (made.top.parent / f"{made.top.name}.log").read_text()[-2000:]
+    assert command.returncode == 0, projects.output(made)[-2000:]
     starts, ends = [], []
     for path in made.top.glob(".optlab/journal/*/events.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines()]

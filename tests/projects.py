@@ -239,7 +239,7 @@ def logged_runs(project: Project) -> dict[str, dict]:
 @contextlib.contextmanager
 def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"]:
     """A process beside the test; it is killed at the end, and what followed it has to end by itself."""
-    with (project.top.parent / f"{project.top.name}.log").open("a") as log:
+    with _log(project).open("a") as log:
         process = subprocess.Popen(
             command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True, text=True
         )
@@ -255,6 +255,15 @@ def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"
             with contextlib.suppress(psutil.Error):
                 each.kill()
     assert not left, left
+
+
+def output(project: Project) -> str:
+    """What all that was `started` in it has printed."""
+    return _log(project).read_text()
+
+
+def _log(project: Project) -> Path:
+    return project.top.parent / f"{project.top.name}.log"
 
 
 def until(process: "subprocess.Popen[str]", reached: Callable[[], object]) -> None:

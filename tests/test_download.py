@@ -428,7 +428,7 @@ BAD_ANSWERS = {
     "not found": ("absent", "not reachable (Not Found)"),
     "silent": ("silent", "no byte within 0.5 s"),
     "silent after a while": ("stalled", "no byte within 0.5 s"),
-    "slow": ("slow", "too slow ("),
+    "slow": ("slow", "too slow (2 kB/s)"),
     "another protocol": ("garbage", ""),
     "hangs up": ("hang_up", ""),
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 import projects
 import psutil
 import pytest
-from projects import lock_of
+from projects import lock_of, output
 
 from optlab.config import reading
 from optlab.config.parameters import PARAMS
@@ -135,10 +135,6 @@ def journals(project, run):
     found = sorted(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
     events = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
     return [[each for each in every if each["event"] != "metrics"] for every in events]
-
-
-def output(project):
-    return (project.top.parent / f"{project.top.name}.log").read_text()
 
 
 def repro(project, farm, *words):

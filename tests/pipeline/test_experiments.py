@@ -6,6 +6,7 @@ import time
 
 import pytest
 from projects import commit, logged_runs, processes_below
+from servers import wait_until
 
 
 @pytest.fixture
@@ -61,10 +62,7 @@ def test_two_from_the_queue_at_a_time(committed):
         look_at_both(committed, refs)
     finally:
         committed.run("dvc", "queue", "stop", "--kill")
-    deadline = time.monotonic() + 60
-    while processes_below(committed.top):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    assert wait_until(lambda: not processes_below(committed.top), 60)
 
 
 def look_at_both(committed, refs):

@@ -96,16 +96,16 @@ def test_nothing_is_recorded_for_code_that_changes_meanwhile(fresh):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_an_interruption_stops_every_child(fresh):
-    """By SIGTERM, which would end a process that does nothing about it at once; a SIGINT is taken in the same way."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_stops_every_child(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
     journals = fresh.top / ".optlab" / "journal"
     with projects.started(fresh, "optlab", "repro", "--jobs", "2") as parent:
         projects.until(parent, lambda: len(list(journals.glob("*/events.jsonl"))) == 2)  # both have begun to train
         assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow
-        parent.send_signal(signal.SIGTERM)
+        parent.send_signal(number)
         status = parent.wait(90)
-    output = (fresh.top.parent / f"{fresh.top.name}.log").read_text()
+    output = projects.output(fresh)
     assert status == 130, output
     assert "stopped: what is complete is kept" in output
     assert "failed" not in output
