@@ -26,6 +26,14 @@ def test_the_values_at_both_ends_and_in_the_middle(written, values):
     assert [ranges.read(written).at(place) for place in (0.0, 0.5, 1.0)] == values
 
 
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_an_end_of_many_digits_is_not_left(scale):
+    own = ranges.read({scale: [0.12345678, 0.98765432]})
+    assert (own.at(0.0), own.at(1.0)) == (0.123457, 0.987654)
+    own = ranges.read({scale: [0.12345612, 0.98765472]})
+    assert (own.at(0.0), own.at(1.0)) == (0.12345612, 0.98765472)
+
+
 def test_each_option_and_each_whole_number_has_an_equal_part():
     places = [(each + 0.5) / 1200 for each in range(1200)]
     for written in ({"choice": [1, 2, 3]}, {"linear": [1, 3]}):
@@ -127,6 +135,10 @@ NEVER = {
     "two ranges of one": (
         {"lr": LR, "x": {"choice": [{"lr": 0.1}, {"lr": 0.2}]}},
         "lr is in a mapping of a choice, and",
+    ),
+    "one name in two choices": (
+        {"x": {"choice": [{"a": 1}, {"a": 2}]}, "y": {"choice": [{"b": 1}, {"a": 2}]}},
+        "a is in mappings of both x and y: leave one",
     ),
     "an option that is no number": (
         {"x": {"choice": [{"lr": "a"}, {"lr": 0.2}]}},

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 from test_comparison import write
 
+from optlab.config.entries import OptimizerSpec
 from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
 from optlab.record.runs import TuningFiles
 from optlab.results import comparison, curves, report, statistics, tables, trial_figures, tuned, tuning, verdict
@@ -81,6 +82,14 @@ def test_what_was_chosen_at_an_edge_does_not_count_as_tuned(collected):
     compared = collected(at_edge=["lr"])
     assert "not tuned: at the edge of its range" in tables.text(compared)
     assert "sgd: not tuned: what was chosen lies at the edge of lr: widen the range." in tuning.markdown(compared)
+
+
+@pytest.mark.parametrize(("default", "at_edge"), [(2.0, ["lr"]), (0.0, ["lr"]), (0.5, [])])
+def test_nor_does_a_default_outside_of_its_range(collected, default, at_edge):
+    spec = OptimizerSpec.model_validate({**ENTRIES["sgd"], "default": {"lr": default}})
+    chosen = Chosen(entry={"class": "SGD", "lr": default}, validation_accuracy=0.4)
+    choice = Choice(is_tuned=True, studies=[chosen], modules={})
+    assert dataclasses.replace(collected().tunings["sgd"], spec=spec, choice=choice).at_edge == at_edge
 
 
 def test_the_page_has_what_can_be_known(collected):

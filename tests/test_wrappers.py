@@ -7,7 +7,7 @@ from test_checkpoint import assert_same, cut_and_continued
 from test_groups import SMALL, trained
 from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
 
-from optlab.system.errors import ConfigError, StepError
+from optlab.system.errors import ConfigError, LackError, StepError
 from optlab.training import conditions, models, optimizers
 from optlab.training.construction import Context
 from optlab.training.stepping import with_wrapped
@@ -362,3 +362,23 @@ def test_a_step_that_fails_later_is_one_line_with_its_place(path, small_config, 
     optimizers.check(config)
     with pytest.raises(StepError, match=r"^step 3 fails: RuntimeError: enough \(.*user_module_\d+\.py, line \d+\)$"):
         trained(config, sample, device)
+
+
+FAULTS = [OSError(28, "No space left on device"), MemoryError(), torch.OutOfMemoryError("all")]
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_machine_that_fails_in_a_step_says_nothing_of_it(small_config, sample, device, monkeypatch, error):
+    def step(self, closure=None):
+        raise error
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    with pytest.raises(LackError, match=r"^step 0 "):
+        trained(small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL), sample, device)
+
+
+def test_the_folder_of_own_modules_is_no_part_of_their_names(small_config):
+    with pytest.raises(
+        ConfigError, match=r"custom.lion.Lion: modules are looked for in custom/ itself: write lion.Lion$"
+    ):
+        optimizers.check(small_config(optimizers={"mine": {"class": "custom.lion.Lion"}}))

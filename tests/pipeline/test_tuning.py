@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 from projects import TOP, commit, lock_of
 
@@ -20,7 +22,7 @@ from optlab.execution.jobs import Warm
 from optlab.record.contents import Choice, Conditions, Trials
 from optlab.system import repository
 from optlab.system.errors import RunsFailedError
-from optlab.tuning import choice, settling
+from optlab.tuning import choice, settling, trial
 from optlab.tuning.search import Trial
 from optlab.tuning.task import Task
 from optlab.tuning.trial import train
@@ -141,7 +143,94 @@ def test_a_value_that_the_class_refuses_is_a_trial_that_failed(top, config):
     """As beyond the edge of a range."""
     spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
     settled = config.model_copy(update={"optimizers": {"mine": spec}})
-    assert train(Task.of(settled, "mine", 1, 14), top / "trial").ending == "failed"
+    result = train(Task.of(settled, "mine", 1, 14), top / "trial")
+    assert (result.ending, result.reason) == (
+        "failed", "params.yaml: optimizers.mine.rho: Adadelta refuses 1.5 (Invalid rho value: 1.5)"
+    )  # fmt: skip
+
+
+def own_class(config, text):
+    """With an optimizer of that text, in a module that no other test has."""
+    name = f"mine_{time.time_ns()}"
+    Path("custom").mkdir()
+    Path("custom", f"{name}.py").write_text(text)
+    entry = {"class": f"{name}.Mine", "lr": {"log": [0.001, 0.1]}}
+    return config.model_copy(update={"optimizers": {"mine": OptimizerSpec.model_validate(entry)}})
+
+
+def test_a_failure_is_said_and_kept(top, config, monkeypatch, warm, capfd):
+    failing = own_class(config, """
+import torch
+
+class Mine(torch.optim.SGD):
+    def step(self, closure=None):
+        if self.param_groups[0]["lr"] > 0.01 and len(self.param_groups[0]["params"]) > 2:
+            raise ValueError("too fast")
+        return super().step(closure)
+""")  # fmt: skip
+    tuned(failing, monkeypatch, warm)
+    said = capfd.readouterr().err
+    assert re.search(r"mine: trial \d failed: step 0 fails: ValueError: too fast \(.*, line 7\)", said)
+    assert tuned(failing, monkeypatch, warm)[1] == []
+    assert "failed" in {each.status for each in Trials.read(Path("tuning/mine/trials.json")).trials}
+
+
+def test_a_machine_that_fails_is_no_failure_of_the_optimizers(top, config, monkeypatch, warm):
+    """The tuning ends, and once the machine is mended, the next call trains what it has not got."""
+    lacking = own_class(config, """
+import pathlib
+import torch
+
+class Mine(torch.optim.SGD):
+    def step(self, closure=None):
+        if len(self.param_groups[0]["params"]) > 2 and not pathlib.Path("mended").exists():
+            raise OSError(28, "No space left on device")
+        return super().step(closure)
+""")  # fmt: skip
+    with pytest.raises(RunsFailedError, match=r"5 of 5 trials failed .*No space left on device"):
+        tuned(lacking, monkeypatch, warm)
+    Path("mended").touch()
+    tuned(lacking, monkeypatch, warm)
+    assert "failed" not in {each.status for each in Trials.read(Path("tuning/mine/trials.json")).trials}
+
+
+def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, config, monkeypatch, warm):
+    """Also where an edit is taken back before the end: what is looked at then is as it was."""
+    edited = own_class(config, "from torch.optim import SGD as Mine\n")
+    (module,) = Path("custom").glob("*.py")
+    start = Shared.start
+
+    def edits(self, name, *words):
+        before = module.read_text()
+        if len(self.started) == 2:
+            module.write_text("from torch.optim import Adam as Mine\n")
+        job = start(self, name, *words)
+        if len(self.started) == 3:
+            while job.status is None:
+                time.sleep(0.01)
+            module.write_text(before)
+        return job
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shared, "start", edits)
+        with pytest.raises(RunsFailedError, match=r"1 of 5 trials failed .*the code has changed since"):
+            tuned(edited, patch, warm, jobs=1)
+    first, _ = tuned(edited, monkeypatch, warm)
+    shutil.rmtree("tuning")
+    shutil.rmtree(".optlab/trials")
+    assert tuned(edited, monkeypatch, warm)[0] == first
+
+
+def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch, warm, capfd):
+    with FileLock(top / "lock"):
+        other = threading.Thread(target=lambda: trial._alone(top).__enter__())
+        other.start()
+        until = time.monotonic() + 60
+        while "waiting for another process" not in capfd.readouterr().err:
+            assert time.monotonic() < until
+        assert other.is_alive()
+    other.join(60)
+    assert not other.is_alive()
 
 
 def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):

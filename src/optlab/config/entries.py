@@ -118,10 +118,16 @@ class _WithHyperparameters(BaseModel):
     def _ranges_are_of_their_own(self) -> "_WithHyperparameters":
         """A mapping among a choice's options gives values to hyperparameters that nothing else does."""
         own = self.own_ranges
-        within = {
-            name for each in own.values() if isinstance(each, Choice)
-            for option in each.choice if isinstance(option, dict) for name in option
-        }  # fmt: skip
+        of_each = {
+            key: {name for option in each.choice if isinstance(option, dict) for name in option}
+            for key, each in own.items()
+            if isinstance(each, Choice)
+        }
+        within = set().union(*of_each.values())
+        for name in sorted(within):
+            both = [key for key, names in of_each.items() if name in names]
+            if len(both) > 1:
+                raise ValueError(f"{name} is in mappings of both {both[0]} and {both[1]}: leave one")
         taken = within & {*type(self).model_fields, "class", *self.hyperparameters}
         if taken:
             raise ValueError(

@@ -37,12 +37,17 @@ class Interval(BaseModel):
         return self.scale == "linear" and isinstance(self.low, int) and isinstance(self.high, int)
 
     def at(self, place: float) -> float | int:
-        """The value at a place between 0, the low end, and 1; six digits of it, so that any machine has the same."""
-        if self.scale == "log":
-            return float(f"{math.exp(_between(math.log(self.low), math.log(self.high), place)):.6g}")
+        """The value at a place between 0, the low end, and 1; six digits of it, so that any machine has the same.
+
+        An end with more digits is not left by their rounding.
+        """
         if self.is_whole:
             return min(self.high, self.low + math.floor(place * (self.high - self.low + 1)))
-        return float(f"{_between(self.low, self.high, place):.6g}")
+        if self.scale == "log":
+            exact = math.exp(_between(math.log(self.low), math.log(self.high), place))
+        else:
+            exact = _between(self.low, self.high, place)
+        return min(max(float(f"{exact:.6g}"), float(self.low)), float(self.high))
 
     def place_of(self, value: float) -> float:
         """Where a value lies on the scale: 0 at the low end, 1 at the high one."""

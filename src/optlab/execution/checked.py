@@ -22,7 +22,8 @@ from optlab.system.errors import StorageError
 _FOLDER = Path(".optlab") / "checked"
 _KEPT = 200
 _READ = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
-_SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC")  # by `conditions.apply`
+# By `conditions.apply`, and by how many are at work: this one decides how long they take, and nothing else.
+_SET = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC", "OMP_WAIT_POLICY")
 
 
 class Checked(BaseModel):

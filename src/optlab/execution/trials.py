@@ -19,7 +19,7 @@ from optlab.record.contents import Chosen, Trials, TrialStatus
 from optlab.record.runs import TuningFiles
 from optlab.results import statistics
 from optlab.system import files, processes
-from optlab.system.errors import RecordError, RunsFailedError
+from optlab.system.errors import RecordError, RunsFailedError, say
 from optlab.tuning import choice, search
 from optlab.tuning.search import Tasks, Told, Trial
 from optlab.tuning.task import CONDITIONS, TRIALS, Result, Task
@@ -162,6 +162,10 @@ class Work:
         began = time.monotonic()
         _train([self._order(*each) for each in tasks], self.pool, self.name)
         self._seconds += time.monotonic() - began
+        for trial, until in tasks:
+            result = self._left_by(trial, until)
+            if result and result.reason:
+                say(f"{self.name}: {_which(trial)} failed: {result.reason}")
         trial, until = tasks[-1]
         with contextlib.suppress(OSError):  # it broke down before it had them
             self.conditions = self._place(self._key(trial), until).with_name(CONDITIONS).read_bytes()
@@ -203,14 +207,13 @@ class Work:
         return self._task(trial, 0).key(self.modules, self.config.paths(self.name))
 
     def _order(self, trial: Trial, until: int) -> Order:
-        which = "the default" if trial.index == search.DEFAULT else f"trial {trial.index}"
         key = self._key(trial)
         place = self._place(key, until)
         asked = place.with_name("task.json")
         files.write(asked, self._task(trial, until).model_dump_json().encode())
         return Order(
-            f"{which} with seed {trial.seed}", [PROGRAM, str(asked), str(place)], Path(), f"trial-{key}", (asked,),
-            (place, place.with_name(CONDITIONS)),
+            f"{_which(trial)} with seed {trial.seed}", [PROGRAM, str(asked), str(place)], Path(), f"trial-{key}",
+            (asked,), (place, place.with_name(CONDITIONS)),
         )  # fmt: skip
 
     def _place(self, key: str, until: int) -> Path:
@@ -219,17 +222,23 @@ class Work:
 
     def _known(self, trial: Trial, until: int) -> "contents.Validation | search.Ending | None":
         """What came of a trial, if it was trained so far: now, before an interruption, or in the record."""
-        key = self._key(trial)
-        with contextlib.suppress(OSError, ValueError):
-            found = Result.model_validate_json(self._place(key, until).read_bytes())
+        found = self._left_by(trial, until)
+        if found:
             return found.look or found.ending
-        earlier = self.recorded.get(key)
+        earlier = self.recorded.get(self._key(trial))
         if earlier is None:
             return None
         seen = next((look for look in earlier.looks if look.step == until), None)
         if seen is None and earlier.sought is not None and until >= earlier.sought:
             return "diverged" if earlier.status == "diverged" else "failed"
         return seen
+
+    def _left_by(self, trial: Trial, until: int) -> Result | None:
+        """What its process has written, if it has."""
+        try:
+            return Result.model_validate_json(self._place(self._key(trial), until).read_bytes())
+        except (OSError, ValueError):
+            return None
 
     def record(self, trial: Trial) -> contents.Trial:
         """As it is written."""
@@ -243,6 +252,10 @@ class Work:
         if trial.ending:
             return trial.ending
         return "completed" if trial.looks[-1].step == self.config.steps else "stopped"
+
+
+def _which(trial: Trial) -> str:
+    return "the default" if trial.index == search.DEFAULT else f"trial {trial.index}"
 
 
 def _train(orders: list[Order], pool: Pool, name: str) -> None:

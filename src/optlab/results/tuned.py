@@ -7,6 +7,7 @@ from pathlib import Path
 
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import Config
+from optlab.config.ranges import Interval, Range
 from optlab.record.contents import Choice, Trial, Trials
 from optlab.record.runs import TuningFiles
 from optlab.system.errors import ConfigError, RecordError, RevisionError
@@ -57,8 +58,11 @@ class Tuned:
 
     @property
     def at_edge(self) -> list[str]:
-        """The ranges at whose edge a chosen value lies, so that a better one may lie beyond."""
-        return sorted({key for study in self.choice.studies for key in study.at_edge})
+        """The ranges at whose edge a chosen value lies, or outside of it, so that a better one may lie beyond."""
+        at_edge = {key for study in self.choice.studies for key in study.at_edge}
+        if any(study.trial is None and study.validation_accuracy is not None for study in self.choice.studies):
+            at_edge |= {key for key, each in self.spec.ranges.items() if _is_outside(each, default_of(self.spec, key))}
+        return sorted(at_edge)
 
     @property
     def rate(self) -> str | None:
@@ -150,14 +154,18 @@ def saved(tuned: Tuned, steps: int) -> float:
     return 1 - sum(done) / (steps * len(done)) if done else 0.0
 
 
+def _is_outside(own: Range, value: float | None) -> bool:
+    return isinstance(own, Interval) and value is not None and not own.low <= value <= own.high
+
+
 def default_of(spec: OptimizerSpec, key: str) -> float | None:
     """The value that the entry's default has in place of a range, or the class's own; None if that is not known.
 
     Args:
-        key: of the range: `lr` or `base.lr`.
+        key: of the range: `lr`, `base.lr`, `fallback.lr`; of a group's, nothing is known.
     """
-    part = spec.base if key.startswith("base.") else spec
-    name = key.removeprefix("base.")
+    where, _, name = key.rpartition(".")
+    part = {"": spec, "base": spec.base, "fallback": spec.fallback}.get(where)
     if part is None:
         return None
     if name in part.default:

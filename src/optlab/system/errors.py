@@ -31,6 +31,10 @@ class StepError(OptlabError):
     """A model or an optimizer fails while it trains."""
 
 
+class LackError(OptlabError):
+    """The machine has not got what a training wants: memory, room on its disk, a GPU that answers."""
+
+
 class DataError(OptlabError):
     """The data set is missing, altered, or could not be downloaded."""
 

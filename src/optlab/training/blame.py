@@ -5,7 +5,7 @@ from typing import Any
 
 from optlab.config.entries import OptimizerSpec
 from optlab.system import memory
-from optlab.system.errors import ConfigError, one_line
+from optlab.system.errors import ConfigError, LackError, one_line
 from optlab.system.wording import shown, to_blame
 from optlab.training.stepping import BASE, FALLBACK
 
@@ -15,6 +15,7 @@ def attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any
 
     Raises:
         ConfigError: it fails; the hyperparameter is named where one is to blame.
+        LackError: it wants more memory than there is.
     """
 
     def said_of(values: dict[str, Any]) -> str | None:
@@ -26,12 +27,12 @@ def attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any
 
     try:
         return work(spec)
-    except ConfigError:
+    except (ConfigError, LackError):
         raise
     except Exception as error:  # classes check their values with errors of their own
         lack = memory.lack(error)
         if lack:
-            raise ConfigError(f"params.yaml: {where}: {spec.class_} {lack}") from None
+            raise LackError(f"params.yaml: {where}: {spec.class_} {lack}") from None
         reason = f"{type(error).__name__}: {one_line(error)}" if first_step else one_line(error)
         values = _flat(spec)
         key = to_blame(one_line(error), values, said_of)

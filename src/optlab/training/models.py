@@ -95,6 +95,9 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
         raise ConfigError(f"params.yaml: {where}: unknown name{did_you_mean(path, known)}")
+    top, _, below = path.partition(".")
+    if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
+        raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
     sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
     try:
         module = importlib.import_module(module_name)

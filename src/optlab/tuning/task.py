@@ -47,21 +47,26 @@ class Task(BaseModel):
 
         Args:
             modules: as in `Choice`.
-            paths: as `Config.paths` has them: the versions of their packages, and torch's, count.
+            paths: as `Config.paths` has them: the versions of their packages, of torch and of torchvision count.
         """
-        used = {"torch", *(each.partition(".")[0] for each in paths if "." in each)}
+        used = {"torch", "torchvision", *(each.partition(".")[0] for each in paths if "." in each)}
         versions = {name: _version(name) for name in sorted(used)}
         decides = {"task": self.model_dump(exclude={"until"}), "modules": modules, "code": _code(), "with": versions}
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Result(BaseModel):
-    """What came of it: a look at the validation split, or why there is none."""
+    """What came of it: a look at the validation split, or why there is none.
+
+    Attributes:
+        reason: of a failure, in one line.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     look: Validation | None = None
     ending: Ending | None = None
+    reason: str | None = None
 
 
 @functools.cache

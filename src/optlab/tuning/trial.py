@@ -2,17 +2,21 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from optlab.config.parameters import Config
 from optlab.data import dataset
 from optlab.data.dataset import Split
 from optlab.record.contents import Validation
 from optlab.system import errors, files, processes, repository
-from optlab.system.errors import ConfigError, StepError
+from optlab.system.errors import ConfigError, RunsFailedError, StepError
 from optlab.training import checkpoint, conditions, loop
 from optlab.training.loop import Outcome
 from optlab.training.stepping import Stepper
+from optlab.tuning import choice
 from optlab.tuning.task import CONDITIONS, Result, Task
 
 
@@ -61,8 +65,37 @@ def main() -> None:
     processes.follow_caller()
     task = Task.model_validate_json(Path(sys.argv[1]).read_bytes())
     place = Path(sys.argv[2])
-    with processes.terminable():
-        files.write(place, train(task, place.parent).model_dump_json().encode())
+    with processes.terminable(), _alone(place.parent):
+        _check_code(task, place.parent.name)
+        result = train(task, place.parent)
+        _check_code(task, place.parent.name)
+        files.write(place, result.model_dump_json().encode())
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for who trains the same trial, as another pipeline may: then it goes on from there."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        errors.say(f"waiting for another process, which trains the same trial: {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_code(task: Task, key: str) -> None:
+    """Refuse to train, or to record, by other code than the tuning began with: it may be changed back meanwhile.
+
+    Raises:
+        RunsFailedError: it is other code.
+    """
+    paths = Config.model_validate(task.config).paths(task.optimizer)
+    if task.key(choice.modules(paths), paths) != key:
+        raise RunsFailedError("the code has changed since the tuning began, so nothing is recorded of this trial")
 
 
 def train(task: Task, folder: Path) -> Result:
@@ -80,8 +113,8 @@ def train(task: Task, folder: Path) -> Result:
         outcome = loop.train(config, task.optimizer, task.seed, splits, device, saver=saver)
     except PausedError:
         look = saver.seen
-    except (StepError, ConfigError):  # beyond the edge of a range, a class may refuse the value
-        return Result(ending="failed")
+    except (StepError, ConfigError) as error:  # beyond the edge of a range, a class may refuse the value
+        return Result(ending="failed", reason=str(error))
     else:
         look = outcome.validations[-1] if outcome.status == "completed" else None
     return Result(look=look) if look and look.accuracy is not None else Result(ending="diverged")
