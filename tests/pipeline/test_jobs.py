@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -219,3 +220,28 @@ def test_dvc_s_list_of_who_is_at_work_is_not_read_for_what_is_held(copied, monke
         assert not ledger.is_stale("train@adam-0") and asked == []
         assert not ledger.is_stale("train@sgd-0") and len(asked) > 1
     assert rwlock.rwlock is not usual and not ledger.is_stale("train@adam-0")
+
+
+def test_what_git_has_the_record_of_is_not_trained_again_for_its_weights(copied, monkeypatch):
+    """As in a fresh clone, to which nobody has brought DVC's cache."""
+    for folder in ("models", ".dvc/cache"):
+        shutil.rmtree(copied.top / folder)
+    for path in copied.top.glob("runs/*/predictions.csv"):
+        path.unlink()
+    record = (copied.top / "runs" / "adam-0" / "train.json").read_bytes()
+    copied.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
+    result = copied.warm("optlab", "repro", "--allow-missing")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (copied.top / "models").iterdir()} == {"sgd-1.safetensors", "adam-1.safetensors"}
+    assert re.search(r"adam +2 +completed", result.stdout)
+    assert (copied.top / "runs" / "adam-0" / "train.json").read_bytes() == record
+    monkeypatch.chdir(copied.top)
+    stages = [f"{stage}@{run}" for run in ("adam-0", "adam-1") for stage in ("train", "evaluate")]
+
+    def stale(allow_missing):
+        ledger = Ledger(Path("dvc.yaml"), [], allow_missing=allow_missing)
+        return [name for name in stages if ledger.is_stale(name)]
+
+    assert (stale(True), stale(False)) == ([], stages[:2])
+    copied.edit("pipeline/evaluate.py", "import sys", "import sys  # another evaluation")  # it wants the weights
+    assert stale(True) == ["train@adam-0", "evaluate@adam-0", "evaluate@adam-1"]

@@ -16,7 +16,7 @@ from projects import TOP, commit, lock_of
 
 from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
-from optlab.execution import pools, trials
+from optlab.execution import pools, side_by_side, trials
 from optlab.execution.cores import Cores
 from optlab.execution.jobs import Warm
 from optlab.record.contents import Choice, Conditions, Trials
@@ -97,6 +97,32 @@ def test_the_bytes_are_the_same_however_many_are_at_work_and_after_a_kill(top, c
         again, more = tuned(config, monkeypatch, warm, jobs)
         assert again == first
         assert len(more) < len(started) if killed else len(more) == len(started)
+
+
+def test_as_many_at_once_as_the_caller_has_said(config, monkeypatch):
+    taken = []
+    monkeypatch.setattr(pools.cores, "Cores", lambda jobs, *more: taken.append(jobs))
+    monkeypatch.setenv(pools.JOBS_VARIABLE, "7")
+    pools.pool(config, Path())
+    pools.pool(config, Path(), 3)
+    monkeypatch.delenv(pools.JOBS_VARIABLE)
+    monkeypatch.setattr(pools.cores, "at_once", lambda config: 2)
+    pools.pool(config, Path())
+    assert taken == [7, 3, 2]
+
+
+def test_what_forks_the_stages_knows_how_many_at_once(top, config, monkeypatch):
+    class Enough(Exception):
+        """To have seen."""
+
+    class Seen:
+        def __init__(self, spinning):
+            raise Enough(os.environ[pools.JOBS_VARIABLE])
+
+    monkeypatch.setenv(pools.JOBS_VARIABLE, "2")
+    monkeypatch.setattr(side_by_side, "Warm", Seen)
+    with pytest.raises(Enough, match=r"^5$"):
+        side_by_side.repro(config, Path(), 5)
 
 
 def test_what_is_known_is_not_trained_again(top, config, monkeypatch, warm):

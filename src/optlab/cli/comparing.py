@@ -72,8 +72,14 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_opt
 @app.command()
 def repro(
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: as many as there is room for.")
+        int | None, typer.Option(min=1, help="Runs, or trials, at a time; default: as many as there is room for.")
     ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Train no run again of which only the weights or predictions are missing."
+        ),
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", envvar="RAY_ADDRESS", help="Train on a Ray cluster, such as 10.0.0.1:6379."),
@@ -96,7 +102,7 @@ def repro(
     from optlab.execution.orders import Access
 
     access = Access(cluster, num_gpus, shared, jobs) if cluster else None
-    side_by_side.repro(settings, folder, jobs, access)
+    side_by_side.repro(settings, folder, jobs, access, allow_missing=allow_missing)
 
 
 @app.command()

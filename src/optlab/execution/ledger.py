@@ -43,6 +43,8 @@ class Ledger:
         targets: the names of its runs' stages, in their order.
         anew: names of stages that are run once, even where nothing has changed or DVC has kept an equal run, which may
             be of another machine.
+        allow_missing: a stage of which nothing has changed is not stale where files are missing that DVC keeps, as in a
+            fresh clone, unless one that is stale reads them: `dvc repro --allow-missing`.
 
     Attributes:
         pipeline: as given.
@@ -53,7 +55,8 @@ class Ledger:
         RecordError: dvc.lock is damaged.
     """
 
-    def __init__(self, pipeline: Path, targets: list[str], anew: Collection[str] = ()) -> None:
+    def __init__(self, pipeline: Path, targets: list[str], anew: Collection[str] = (),
+                 allow_missing: bool = False) -> None:  # fmt: skip
         self._lock = LockFile(pipeline.with_name("dvc.lock"), ["download", *targets])
         with _told():
             self._repo = Repo()
@@ -64,6 +67,7 @@ class Ledger:
         self._before: dict[str, dict[str, Any]] = {}
         self._held: set[str] = set()
         self._anew = set(anew)
+        self._allow_missing = allow_missing
         self._params: dict[tuple[str, int, int, int], Any] = {}
 
     @contextlib.contextmanager
@@ -117,7 +121,15 @@ class Ledger:
     def is_stale(self, name: str) -> bool:
         """Whether `dvc repro` would run that stage, or bring back its outputs."""
         with self._locked(name):
-            return name in self._anew or bool(self._stages[name].changed())
+            return name in self._anew or self._has_changed(self._stages[name])
+
+    def _has_changed(self, stage: Any) -> bool:
+        if not self._allow_missing:
+            return bool(stage.changed())
+        missing = {out.fs_path for out in stage.outs if not Path(out.fs_path).exists()}
+        readers = [each for each in self._repo.index.stages if missing & {dep.fs_path for dep in each.deps}]
+        wanted = any(each.changed(allow_missing=True) for each in readers)
+        return bool(stage.changed(allow_missing=not wanted))
 
     def begin(self, name: str) -> bool:
         """Remove the outputs of a stage, and bring back those of an equal run; whether there was none."""

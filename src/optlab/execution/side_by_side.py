@@ -34,15 +34,16 @@ _TAIL = 20  # lines of a child's output
 
 
 def repro(config: Config, folder: Path, jobs: int | None, access: Access | None = None,
-          anew: Collection[str] = ()) -> None:  # fmt: skip
+          anew: Collection[str] = (), allow_missing: bool = False) -> None:  # fmt: skip
     """What `dvc repro` of the pipeline in `folder` does, several runs at a time; the working directory is the top.
 
     A failed run does not stop the others. dvc.lock ends as plain `dvc repro` leaves it.
 
     Args:
-        jobs: how many runs at once on this machine; default: as many as the cores have room for.
+        jobs: how many runs, or trials, at once on this machine; default: as many as the cores have room for.
         access: to a cluster, which does the trainings, evaluations and trials then.
         anew: optimizers of which no run that DVC has kept is brought back.
+        allow_missing: as for `Ledger`.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -57,6 +58,8 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
     tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
+    if jobs:
+        os.environ[pools.JOBS_VARIABLE] = str(jobs)
     jobs = min(jobs or cores.at_once(config), len(runs))
     with locks.holding("repro"), processes.terminable(), Warm(spinning=cores.spins(config, jobs)) as warm:
         link.start(own)
@@ -65,12 +68,13 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
         not_kept = [
             f"{stage}@{run_id(name, seed)}" for name, seed in config.runs() if name in anew for stage in _STAGES
         ]
-        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept)
+        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept, allow_missing)
         if checked.known(config) is None:
             _check(warm, folder)
         _stage(
-            ledger if folder == Path() else Ledger(Path("dvc.yaml"), []), warm, "download", "the data could not be had"
-        )
+            ledger if folder == Path() else Ledger(Path("dvc.yaml"), [], allow_missing=allow_missing), warm, "download",
+            "the data could not be had",
+        )  # fmt: skip
         with pools.pool(config, folder, jobs, warm, access) as pool:
             searched = [name for name, spec in config.optimizers.items() if access and spec.ranges]
             for name in config.optimizers:
@@ -90,7 +94,14 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
         _stage(ledger, warm, "compare", problem)
         others = [name for name in ledger.names if name not in (*tunings, *targets)]
         if any(ledger.is_stale(name) for name in others) and processes.run(
-            [*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", ledger.pipeline.as_posix()]
+            [
+                *dvc.COMMAND,
+                "--wait-for-lock",
+                "repro",
+                "--quiet",
+                *(["--allow-missing"] if allow_missing else []),
+                ledger.pipeline.as_posix(),
+            ]
         ):
             raise RunsFailedError(f"{problem}: see above")
 
