@@ -92,7 +92,10 @@ class Farm:
 @pytest.fixture(scope="module")
 def farm():
     folder = Path(tempfile.mkdtemp())  # short: it holds sockets
-    made = Farm(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))  # a cluster's address is written there, into a folder that Ray expects
+        (folder / "ray").mkdir()
+        made = Farm(folder)
     yield made
     made.stop()
     shutil.rmtree(folder)
@@ -304,6 +307,7 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
     config = small_config(training={"threads": 2})
     farm.start("g", num_cpus=4, num_gpus=1)
     lines = []
+    edited = tmp_path / "pipeline" / "edited.py"
 
     def hear(line):
         lines.append(line)
@@ -314,7 +318,10 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
         for name in names:
             words = ["pipeline/work.py", name, str(tmp_path / "met")]
             pool.start(Order(name, words, Path(), name, outputs=(Path("left"),), show=hear))
-        jobs = {job.name: job for job in (pool.ended() for _ in names)}
+        edited.touch()
+        pool.start(Order("late", ["pipeline/work.py", "late", str(tmp_path / "met")], Path(), "late"))
+        jobs = {job.name: job for job in (pool.ended() for _ in [*names, "late"])}
+    assert "pipeline/edited.py changed since the nodes got it, so it was not begun" in jobs["late"].why()
     assert [jobs[name].status for name in names] == [1, 1, 0, 0]
     said = [line.split() for line in lines if line[0] in "12b"]
     assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU
@@ -331,8 +338,9 @@ def test_the_package_is_the_code_and_nothing_else(tmp_path, monkeypatch):
     """Of this repository, with all that lies around in it."""
     monkeypatch.chdir(projects.TOP)
     config = reading.load(PARAMS)
-    for name in ("first", "second"):
-        luggage.pack(config, Path(), tmp_path / name)
+    first, second = (luggage.pack(config, Path(), tmp_path / name) for name in ("first", "second"))
+    assert first == second and luggage.changed(config, Path(), first) == []
+    assert luggage.changed(config, Path(), first | {"params.yaml": "", "gone.py": ""}) == ["gone.py", "params.yaml"]
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_size < 2e6
     with zipfile.ZipFile(tmp_path / "first") as archive:

@@ -92,6 +92,10 @@ class Cluster:
         words = order.command if isinstance(order.command, list) else stage_words(order.command, order.folder)
         if self._link is None and order.run:
             self._link = Link()
+        changed = self._ready().changed()
+        if changed:
+            job.end(1, f"{', '.join(changed)} changed since the nodes got it, so it was not begun: repeat the command")
+            return
         if words is None:
             job.end(1, f"`{order.command}` is not a stage of this repository's alone: a cluster cannot run it")
             return

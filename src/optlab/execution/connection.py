@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import signal
@@ -29,6 +30,7 @@ class Connection:
         folder: of the pipeline.
 
     Attributes:
+        changed: tells which files are not as the nodes have got them.
         machine: a digest of the nodes that there were: their own where they are alike, else of them all.
         kept: place → id of the node that has it.
         loop: of a thread of its own, in which the orders' messages are waited for.
@@ -63,7 +65,7 @@ class Connection:
         before = signal.getsignal(signal.SIGTERM)
         with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
             package = Path(temporary) / "code.zip"
-            luggage.pack(self._config, folder, package)
+            packed = luggage.pack(self._config, folder, package)
             environment = {"working_dir": str(package), "env_vars": luggage.variables(self._config)}
             try:
                 ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
@@ -72,6 +74,7 @@ class Connection:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray has set its own, which would end this process at once
         _quiet()
+        self.changed = functools.partial(luggage.changed, self._config, folder, packed)
         return ray
 
     def _look(self) -> None:

@@ -21,17 +21,33 @@ _PACKAGE = Path(__file__).parents[1]
 _PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "CUBLAS_", "TORCH", "PYTORCH", "OMP_")
 
 
-def pack(config: Config, folder: Path, target: Path) -> None:
+def pack(config: Config, folder: Path, target: Path) -> dict[str, str]:
     """Write the code of this working tree, and the parameters of the pipeline in `folder`, to a zip file.
 
     The package lies at its top, where a worker imports it from, all else where it is in the repository. The same
     content is the same file.
+
+    Returns:
+        name in it → SHA-256.
     """
+    digests = {}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in _contents(config, folder):
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def changed(config: Config, folder: Path, packed: dict[str, str]) -> list[str]:
+    """What is not as it was when it was packed: the names of files that are other ones, new or gone."""
+    now = {name: hashlib.sha256(content).hexdigest() for name, content in _contents(config, folder)}
+    return sorted(name for name in packed.keys() | now.keys() if packed.get(name) != now.get(name))
+
+
+def _contents(config: Config, folder: Path) -> Iterator[tuple[str, bytes]]:
     members = {path.as_posix(): path for path in _members(config, folder)}
     members |= {f"optlab/{path.relative_to(_PACKAGE).as_posix()}": path for path in _sources(_PACKAGE)}
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in sorted(members.items()):
-            archive.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    yield from ((name, path.read_bytes()) for name, path in sorted(members.items()))
 
 
 def _members(config: Config, folder: Path) -> Iterator[Path]:
