@@ -40,6 +40,7 @@ lint: $(VENV)/installed ## Check style, types and imports
 	lint-imports --no-cache --no-logo
 
 bench: $(VENV)/installed-bench ## Measure the speed on this machine
+	dvc repro --quiet download
 	python benchmarks/throughput.py
 	python benchmarks/side_by_side.py
 	python benchmarks/startup.py

@@ -30,6 +30,8 @@ from ruamel.yaml import YAML
 from optlab.config import parameters, reading
 from optlab.data import download
 from optlab.data.dataset import DIGESTS
+from optlab.execution import checked
+from optlab.system import repository
 from optlab.system.errors import DataError, OptlabError, WeightsError
 from optlab.training import models, optimizers, weights
 
@@ -73,6 +75,7 @@ def workplace() -> Iterator[None]:
         Path(".dvc", "config").touch()
         for name, code in bad_params.TRAPS.items():
             Path(name).write_text(code)
+        shutil.copytree(bad_params.TOP / repository.CUSTOM, repository.CUSTOM)
         try:
             yield
         finally:
@@ -108,7 +111,8 @@ def check_params(content: bytes) -> str:
 
     def work() -> str:
         settings = reading.load()
-        optimizers.check(settings)
+        for each in checked.parts(settings):
+            optimizers.check(each)
         said = YAML(typ="safe", pure=True).load(content)
         return (
             ACCEPTED if same(said, settings.model_dump(by_alias=True, exclude_unset=True)) else "not what the file says"

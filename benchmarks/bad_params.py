@@ -42,11 +42,11 @@ CLASSES = [
     "sgd", "Sgd", "SDG", "Adamm", "adamw", "ADAM", "Optimizer", "SparseAdam", "LBFGS", "Muon", "torch.optim.Adam",
     "torch.optim", "torch.optim.Optimizer", "torch.optim.", ".SGD", "..SGD", "torch..SGD",
     "torch.optim.lr_scheduler.StepLR", "torch.nn.Linear", "torch.zeros", "builtins.print", "builtins.dict",
-    "collections.OrderedDict", "optlab.models.zilliax", "nowhere.Adam", "trap.touch", "trap.Touch", "trap",
+    "collections.OrderedDict", "optlab.training.models.zilliax", "nowhere.Adam", "trap.touch", "trap.Touch", "trap",
     "leaves.Adam", "breaks.Adam", "os.path", "math.pi", "mlflow.Adam", "torch.ops.x",
 ]
 MODELS = [
-    "resnet18", "resnet", "Zilliax", "zilliaks", "optlab.models.zilliax", "optlab.models.nothing",
+    "resnet18", "resnet", "Zilliax", "zilliaks", "optlab.training.models.zilliax", "optlab.training.models.nothing",
     "torch.nn.Identity", "trap", "torch.nn.Linear", "torch.nn.Module", "math.pi", "builtins.dict",
     "collections.OrderedDict", "nowhere.model", "leaves.model", "sys.exit",
 ]
@@ -146,9 +146,11 @@ def _aliases(draw: random.Random, text: str) -> str:
     for i in range(10):
         laughs = f"[&l{i} {laughs}{f', *l{i}' * 9}]"  # ten billion leaves, if they are all written out
     seeds = draw.choice(["&s [*s]", "&s [0, *s]", "*s", "&s [0]\nmore: *s", laughs])
-    entry = draw.choice(["*a", "{<<: *a, lr: 0.5}", "{<<: [*a, *a]}", "*b", "{class: SGD, lr: &l [*l]}"])
+    entry = draw.choice(
+        ["*a", "{<<: *a, lr: 0.5}", "{<<: [*a, *a]}", "{<<: {class: SGD, lr: x}}", "*b", "{class: SGD, lr: &l [*l]}"]
+    )
     return draw.choice([
-        text.replace("seeds: [0]", f"seeds: {seeds}"),
+        re.sub(r"^seeds: \[.*?\]", lambda _: f"seeds: {seeds}", text, count=1, flags=re.MULTILINE),
         ENTRY.sub(rf"  \1: &a \2\n  more: {entry}", text, count=1),
         _edit(PAIR, 2, [laughs])(draw, text),
         text.replace("data: {", "data: &d {more: *d, "),

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import bad_input
+import bad_params
 import classes
 import needs
 import pytest
@@ -124,6 +126,12 @@ def test_both_look_first(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "measure" if benchmark is throughput else "seconds", lambda *_: sys.exit("measured"))
     with pytest.raises(OptlabError, match="something is missing"):
         benchmark.main()
+
+
+def test_the_good_files_that_are_made_bad_are_good(monkeypatch):
+    with bad_input.workplace():
+        for text in bad_params.originals():
+            assert bad_input.check_params(text.encode()) == bad_input.ACCEPTED
 
 
 def test_the_classes_of_a_package_are_tried_and_what_is_refused_comes_first(sample, monkeypatch):

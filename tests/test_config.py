@@ -99,6 +99,11 @@ FILES = {
     "control character": (GOOD + "# \x01\n", "params.yaml: ", "not valid YAML"),
     "open bracket": (edited("[0, 1]", "[0, 1"), "params.yaml:3: ", "not valid YAML"),
     "tab": (edited("  epochs", "\tepochs"), "params.yaml:8: ", "indent with spaces, not with a tab"),
+    "a wrong value that is merged in": (
+        GOOD + "  more: {<<: {class: SGD, lr: x}}\n",
+        "params.yaml:17: ",
+        "optimizers.more: lr must be a number, not 'x'",
+    ),
     "two documents": (GOOD + "---\na: 1\n", "params.yaml:17: ", "not valid YAML"),
     "unknown alias": (edited("model: zilliax", "model: *x"), "params.yaml:1: ", "undefined alias"),
     "code as a tag": (edited("zilliax", "!!python/name:os.abort"), "params.yaml:1: ", "not valid YAML"),

@@ -6,8 +6,10 @@ import subprocess
 import pytest
 
 from optlab.record.contents import Choice, Chosen, Conditions
-from optlab.record.runs import TuningFiles
-from optlab.reproduce.rerun import replay_variables, reproduce
+from optlab.record.runs import RunFiles, TuningFiles
+from optlab.reproduce import rerun
+from optlab.reproduce.rerun import besides, replay_variables, reproduce
+from optlab.system import processes
 from optlab.system.errors import RevisionError
 from optlab.system.revision import Revision
 from optlab.training.numerics import PORTABLE
@@ -33,6 +35,30 @@ CASES = {
 @pytest.mark.parametrize(("recorded", "isa", "expected"), CASES.values(), ids=CASES)
 def test_what_this_cpu_has_more_is_held_back(recorded, isa, expected):
     assert replay_variables(Conditions(**recorded, variables=OFF), isa) == KEPT | expected
+
+
+def test_a_fresh_environment_has_the_packages_that_the_runs_classes_are_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run, packages in (
+        ("lion-0", {"torch": "2", "pytorch_optimizer": "4.1.0"}),
+        ("free-0", {"schedulefree": "1.4"}),
+    ):
+        place = RunFiles.of(tmp_path, run).conditions
+        place.parent.mkdir(parents=True)
+        place.write_text(Conditions(packages=packages | {"gone": None}).model_dump_json())
+    commit()
+    revision = Revision.parse("HEAD")
+    assert besides(revision, ["lion-0", "free-0"]) == ["pytorch_optimizer==4.1.0", "schedulefree==1.4"]
+    installed = []
+
+    def run(words, **more):
+        installed.append(words)
+        return 0
+
+    monkeypatch.setattr(processes, "run", run)
+    (tmp_path / "constraints.txt").touch()
+    rerun._fresh_environment(revision, tmp_path, besides(revision, ["lion-0"]), quiet=True)
+    assert installed[-1][-3:] == ["-e", ".", "pytorch_optimizer==4.1.0"]
 
 
 def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():

@@ -8,6 +8,7 @@ from optlab.record import runs
 from optlab.record.contents import Trained
 from optlab.system import errors, files, processes, repository
 
+RISE = 1.1  # times the lowest, at least, is what counts as unstable: the last epochs of any training go up and down
 UNSTABLE_EPOCH = 16  # where the tutorial saw Adam at 0.01 begin to rise
 NEAR = 2  # epochs either way that still count as near it
 
@@ -41,7 +42,7 @@ def findings(losses: dict[str, list[float]]) -> list[Finding]:
     sgd, adam, fast, adamw = losses["sgd"], losses["adam"], losses["adam_fast"], losses["adamw"]
     ahead = sum(a < s for a, s in zip(adam, sgd, strict=False))
     lowest = min(range(len(fast)), key=fast.__getitem__) + 1
-    rises = len(fast) > lowest and all(value > fast[lowest - 1] for value in fast[lowest:])
+    rises = max(fast[lowest:], default=0.0) >= RISE * fast[lowest - 1]
     near = abs(lowest - UNSTABLE_EPOCH) <= NEAR
     after = ", ".join(f"{value:.4g}" for value in fast[lowest:]) or "nothing: it is the last epoch"
     return [

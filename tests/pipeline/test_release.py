@@ -238,6 +238,15 @@ REFUSED = {
         "v2",
         "run `dvc repro -f -s train@adam-0`",
     ),
+    "a module that git ignores": (
+        lambda project: (
+            (project.top / "custom" / "hidden.py").write_text("from torch.optim import SGD\n"),
+            (project.top / ".git" / "info" / "exclude").write_text("hidden.py\n"),
+            project.edit("params.yaml", "class: SGD", "class: hidden.SGD"),
+        ),
+        "v2",
+        "custom/hidden.py: git ignores it, and the runs use it: `git add --force custom/hidden.py`",
+    ),
     "stale": (lambda project: project.edit("params.yaml", "lr: 0.002", "lr: 0.003"), "v2", "is out of date"),
 }
 

@@ -101,7 +101,7 @@ def _line(text: str, location: Sequence[Any]) -> int | None:
     for part in location:
         if isinstance(node, CommentedMap):
             key = next((each for each in node if str(each) == str(part)), None)  # a key can be a number
-            if key is None:
+            if key is None or key not in (node.lc.data or {}):  # of a mapping that is merged into this one
                 break
             line, node = node.lc.key(key)[0] + 1, node[key]
         elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):

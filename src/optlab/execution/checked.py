@@ -67,15 +67,11 @@ def look(config: Config) -> Checked:
 
     place = _FOLDER / f"{_digest(config)}.json"  # now: what follows sets variables
     device = conditions.apply(config.training)
-    parts = [
-        config.model_copy(update={"optimizers": {name: each}})
-        for name, spec in config.optimizers.items()
-        for each in (spec.corners() if spec.ranges else [spec])
-    ]
-    if parts == [config]:
+    own = parts(config)
+    if own == [config]:
         warnings = [*optimizers.check(config), *numerics.limits(config)]
     else:
-        warnings = [sentence for each in parts for sentence in ensure(each).warnings]
+        warnings = [sentence for each in own for sentence in ensure(each).warnings]
     here = conditions.current(device, paths(config))
     found = Checked(warnings=list(dict.fromkeys(warnings)), conditions=here)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
@@ -83,6 +79,15 @@ def look(config: Config) -> Checked:
         for old in sorted(_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_KEPT:]:
             old.unlink(missing_ok=True)
     return found
+
+
+def parts(config: Config) -> list[Config]:
+    """It with each optimizer alone; with each of the corners of its ranges, where it has any."""
+    return [
+        config.model_copy(update={"optimizers": {name: each}})
+        for name, spec in config.optimizers.items()
+        for each in (spec.corners() if spec.ranges else [spec])
+    ]
 
 
 def _digest(config: Config) -> str:

@@ -10,6 +10,7 @@ from optlab.system import dvc, git
 from optlab.system.errors import RevisionError, one_line
 from optlab.tracking import server
 from optlab.tracking.notes import experiment
+from optlab.tuning import choice
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
 _FILES = ("params.yaml", "dvc.lock")
@@ -24,8 +25,8 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
         mixed: accept runs that were made under different conditions; the tag's message names them.
 
     Raises:
-        RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, or the runs
-            were made under different conditions.
+        RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, git has not
+            got a module that the runs use, or they were made under different conditions.
     """
     if git.ask("check-ref-format", f"refs/tags/{tag}") is None:
         raise RevisionError(f"{tag}: not a valid name for a git tag")
@@ -36,6 +37,9 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     foreign = [path for path in changed_files() if path not in own_files and not path.startswith(tuple(own_folders))]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
+    used = choice.modules([path for name in compared.config.optimizers for path in compared.config.paths(name)])
+    for path in git.untracked(used):  # those that git does not ignore are among the changed ones
+        raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")
     pipeline = (folder / "dvc.yaml").as_posix()
     stale = stale_stages(pipeline)
     if stale:

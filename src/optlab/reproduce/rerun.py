@@ -19,7 +19,7 @@ from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.revision import Revision, checkout, restore
 from optlab.tracking import link
-from optlab.training.conditions import ONEDNN_ISAS, VARIABLES, installed_version, onednn_isa
+from optlab.training.conditions import ONEDNN_ISAS, PACKAGES, VARIABLES, installed_version, onednn_isa
 from optlab.training.numerics import PORTABLE
 from optlab.tuning.choice import conditions_of
 
@@ -72,7 +72,8 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
         for path in (*_PROVIDED, *(path for run in runs for path in _replaced(revision, stages, run)),
                      *(Path(each["path"]) for name in tunings for each in revision.outs(name))):  # fmt: skip
             _check_inside(revision, tree, path)
-        programs = _fresh_environment(revision, tree, quiet) if fresh else Path(sys.executable).parent
+        others = besides(revision, runs)
+        programs = _fresh_environment(revision, tree, others, quiet) if fresh else Path(sys.executable).parent
         _provide_data(tree, replace(revision, folder=Path()).lock(), _environment(tree, programs), quiet)
         for run in runs:
             recorded = _conditions(revision, run)
@@ -210,15 +211,21 @@ def replay_variables(recorded: Conditions, isa: str | None = None) -> dict[str, 
     return variables
 
 
-def _fresh_environment(revision: Revision, tree: Path, quiet: bool) -> Path:
-    """A virtual environment with the revision's pinned packages; returns the folder of its programs."""
+def besides(revision: Revision, runs: list[str]) -> list[str]:
+    """What pip is to install besides the revision's own package, for runs with classes of others: `name==version`."""
+    recorded = {name: there for run in runs for name, there in _conditions(revision, run).packages.items()}
+    return [f"{name}=={there}" for name, there in sorted(recorded.items()) if there and name not in PACKAGES]
+
+
+def _fresh_environment(revision: Revision, tree: Path, others: list[str], quiet: bool) -> Path:
+    """A virtual environment with the revision's pinned packages and others; returns the folder of its programs."""
     if not (tree / "constraints.txt").exists():
         raise RevisionError(f"{revision.name}: has no constraints.txt to build an environment from")
     folder = tree.parent / "environment"
     if not quiet:
         print(f"installing the packages of {revision.name}: this takes minutes", file=sys.stderr, flush=True)
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", "."]):
+    for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", ".", *others]):
         with (tree.parent / "install.log").open("w+") as log:
             status = processes.run(command, cwd=tree, stdout=log, stderr=log)
             log.seek(0)
