@@ -2,9 +2,11 @@
 
 import hashlib
 import pickle
+import random
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
@@ -136,6 +138,58 @@ def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, mo
     )  # fmt: skip
     whole = run(config, sample, device)
     assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 2), tmp_path, model)
+
+
+class Drawing(torch.optim.SGD):
+    """Draws from every global generator."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for value in group["params"]:
+                value.mul_(1 + (random.random() + np.random.rand() + torch.rand(()).item()) / 1000)
+        return loss
+
+
+class Keeping(torch.optim.SGD):
+    """Keeps what no checkpoint can hold."""
+
+    kept = None
+
+    def step(self, closure=None):
+        self.state[self.param_groups[0]["params"][0]]["kept"] = Keeping.kept
+        return super().step(closure)
+
+
+def test_every_global_generator_goes_on(small_config, sample, device, tmp_path):
+    entry = {"class": f"{__name__}.Drawing", "lr": 0.01}
+    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    whole = run(config, sample, device)
+    random.seed(1)
+    np.random.seed(1)  # as another process has them
+    assert_same(whole, run(config, sample, device), tmp_path)
+    assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 5), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (torch.eye(2).to_sparse(), "a tensor of the layout torch.sparse_coo in the state"),
+        (torch.ones(2, dtype=torch.complex64), "a tensor of torch.complex64 in"),
+        (torch.zeros(2, dtype=torch.uint8).view(torch.bits8), "a tensor of torch.bits8 in"),
+    ],
+)
+def test_a_state_that_no_file_can_hold_is_one_warning(
+    small_config, sample, device, tmp_path, monkeypatch, capsys, kept, said
+):
+    monkeypatch.setattr(checkpoint, "_SHORTEST_S", 0)
+    monkeypatch.setattr(Keeping, "kept", kept)
+    entry = {"class": f"{__name__}.Keeping", "lr": 0.01}
+    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    assert run(config, sample, device, saver=checkpoint.Checkpoint(tmp_path, nothing)).status == "completed"
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and f"no checkpoint ({said}" in warnings[0]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The loop: what it computes, what it tells, and that it computes the same bits again."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -245,6 +246,40 @@ def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, samp
     validation = dataset.load(sample, config.data, 0).validation
     loss, _ = loop.loss_and_accuracy(loop.predict(outcome.model, validation), validation.labels)
     assert loss == outcome.epochs[-1].validation_loss
+
+
+class Turning(torch.optim.SGD):
+    """Would move its weights at each call, as it does not ask where they are."""
+
+    calls: ClassVar[list[str]] = []
+
+    def train(self):
+        self.calls.append("train")
+
+    def eval(self):
+        self.calls.append("eval")
+
+
+SEEN, UNSEEN = (
+    {"train_size": 100, "validation_size": 20},
+    {"train_split": "test", "train_size": 100, "validation_size": 0},
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "each", "expected"), [(SEEN, 1, 2), (SEEN, 2, 4), (UNSEEN, 1, 1)], ids=["seen", "seen twice", "unseen"]
+)
+def test_a_class_moves_its_weights_there_and_back_in_turn(
+    small_config, sample, device, monkeypatch, data, each, expected
+):
+    """They are where they are evaluated at the end, also where no validation split has asked for that."""
+    monkeypatch.setattr(Turning, "calls", [])
+    config = small_config(
+        optimizers={"mine": {"class": f"{__name__}.Turning", "lr": 0.01}}, data=data,
+        training={"epochs": 2, "batch_size": 16, "validations_per_epoch": each},
+    )  # fmt: skip
+    run(config, sample, device, "mine")
+    assert Turning.calls[-2 * expected :] == ["train", "eval"] * expected
 
 
 @pytest.mark.parametrize("name", sorted(set(classes.torch_classes()) - {"SparseAdam"}))

@@ -8,9 +8,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save
+from torch import nn
 
-from optlab.system.errors import WeightsError
-from optlab.training import models, weights
+from optlab.system.errors import ConfigError, WeightsError
+from optlab.training import models, optimizers, weights
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,59 @@ def test_round_trip_of_buffers(tmp_path):
     weights.write(tmp_path / "a.safetensors", model, "resnet18")
     loaded, _ = weights.read(tmp_path / "a.safetensors", "resnet18")
     assert torch.equal(loaded.bn1.running_mean, model.bn1.running_mean)
+
+
+class Tied(nn.Module):
+    """Two layers with the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Linear(3072, 10)
+        self.other = nn.Linear(3072, 10)
+        self.other.weight = self.one.weight
+
+    def forward(self, images):
+        return self.one(images.flatten(1)) + self.other(images.flatten(1))
+
+
+class More(Tied):
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("more", value)
+
+
+class Told(Tied):
+    def get_extra_state(self):
+        return "something"
+
+    def set_extra_state(self, state):
+        """It has been said already."""
+
+
+def test_weights_that_layers_share_come_back(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tied", Tied)
+    model = models.build("tied", seed=3)
+    weights.write(tmp_path / "a.safetensors", model, "tied")
+    loaded, _ = weights.read(tmp_path / "a.safetensors", "tied")
+    assert torch.equal(loaded.other.weight, model.one.weight)
+    assert loaded.other.weight.data_ptr() == loaded.one.weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (
+            lambda: More(torch.eye(2).to_sparse()),
+            "odd: more is of the kind torch.sparse_coo: weights are dense tensors",
+        ),
+        (lambda: More(torch.zeros(1, dtype=torch.complex128)), "odd: weights of torch.complex128 cannot be saved"),
+        (Told, "odd: _extra_state is of the kind str: weights are dense tensors"),
+    ],
+)
+def test_weights_that_cannot_be_saved_are_refused_before_anything_is_trained(small_config, monkeypatch, factory, said):
+    monkeypatch.setitem(models.MODELS, "odd", factory)
+    with pytest.raises(ConfigError, match=f"^params.yaml: model: {said}$"):
+        optimizers.check(small_config(model="odd"))
 
 
 def test_same_weights_same_bytes(tmp_path, model):

@@ -1,5 +1,9 @@
 """Optimizers around another optimizer, steps in two passes, and what a class is given by its arguments' names."""
 
+import functools
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -309,6 +313,23 @@ def test_what_a_class_wants_is_named(path, small_config, cls, more, message):
     assert refusal(config).startswith(f"params.yaml: {message.format(path(cls))}")
 
 
+class Given:
+    """Has no text of its own."""
+
+
+def test_no_hyperparameter_is_told_by_its_place_in_memory(path, small_config):
+    """Another process has it elsewhere: the record, and the checkpoint of a killed run, would not be of this one."""
+    config = small_config(optimizers={"mine": {"class": path("Sam"), "base": BASE}}, **SMALL)
+    built = optimizers.build("mine", config.optimizer("mine"), Context.of(config, models.build("zilliax", seed=0)))
+    built.optimizers[0].defaults |= {
+        "given": Given(),
+        "called": functools.partial(np.add, out=Given),
+        "many": [Given()],
+    }
+    text = str(built.hyperparameters())
+    assert "at 0x" not in text and "Given object" in text and "'rho': 0.05" in text
+
+
 def test_a_base_of_a_base_is_refused(small_config):
     nested = {"class": "a.B", "base": {"class": "a.C", "base": {"class": "SGD"}}}
     with pytest.raises(ValueError, match=r"base\.base would never be used"):
@@ -339,9 +360,10 @@ def test_what_is_tried_out_leaves_no_hook_on_the_model(path, small_config):
 def test_trying_out_draws_no_random_numbers(path, small_config):
     config = small_config(optimizers={"mine": {"class": path("Sam"), "base": BASE}}, **SMALL)
     context = Context.of(config, models.build("zilliax", seed=0))
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     optimizers.build("mine", config.optimizer("mine"), context)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What a killed training goes on from: all that the rest of the run depends on, in one file that is replaced whole.
 
 The batch order and the schedule are functions of the step, so what is left are the weights and buffers, the optimizers'
-states, torch's random generators, and the losses so far. The file is safetensors, with what is no tensor as JSON in its
+states, the random generators, and the losses so far. The file is safetensors, with what is no tensor as JSON in its
 metadata: nothing in it is executed. Its name holds its own SHA-256, so that a flipped bit is noticed.
 """
 
@@ -24,7 +24,7 @@ from optlab.data import dataset
 from optlab.record.contents import Conditions, Epoch, Validation
 from optlab.system import files, repository
 from optlab.system.errors import StorageError, one_line, say
-from optlab.training import models
+from optlab.training import generators, models
 from optlab.training.loop import Outcome, Saver
 from optlab.training.stepping import Stepper
 
@@ -165,12 +165,11 @@ def _verified(path: Path) -> bytes:
 
 
 def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "hyperparameters": str(stepper.hyperparameters()),
         "model": _tensors_of(outcome.model),
         "optimizers": [optimizer.state_dict() for optimizer in _stateful(stepper)],
-        "generators": [torch.get_rng_state(), *cuda],
+        "generators": generators.state(),
         "epochs": [epoch.model_dump() for epoch in outcome.epochs],
         "validations": [each.model_dump() for each in outcome.validations],
         "gradients": list(outcome.gradients),
@@ -193,10 +192,7 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
         optimizer.load_state_dict(saved)
         if _encode(optimizer.state_dict()) != _encode(saved):
             raise ValueError(f"{type(optimizer).__name__} does not take back the state that it gave")
-    cpu, *cuda = state["generators"]
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    generators.restore(state["generators"])
     outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
     outcome.validations[:] = [Validation(**each) for each in state["validations"]]
     outcome.gradients[:] = state["gradients"]
@@ -221,7 +217,10 @@ def _encode(value: Any) -> bytes:
     places = [each.untyped_storage().data_ptr() for each in tensors.values() if each.numel()]
     if len(set(places)) < len(places):
         raise ValueError("tensors in the state of the optimizer share their memory")
-    return save({name: each.cpu().contiguous() for name, each in tensors.items()}, metadata={"state": described})
+    try:
+        return save({name: each.cpu().contiguous() for name, each in tensors.items()}, metadata={"state": described})
+    except KeyError as error:  # a dtype that the format has not
+        raise ValueError(f"a tensor of {one_line(error)} in the state of the optimizer cannot be saved") from None
 
 
 def _decode(content: bytes) -> Any:
@@ -235,6 +234,10 @@ def _decode(content: bytes) -> Any:
 def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors put aside under numbers; dicts and tuples keep their kind, keys theirs."""
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise ValueError(f"a tensor of the layout {value.layout} in the state of the optimizer cannot be saved")
+        if value.is_complex():  # torch's `load_state_dict` would drop the imaginary part
+            raise ValueError(f"a tensor of {value.dtype} in the state of the optimizer cannot be saved")
         name = str(len(tensors))
         tensors[name] = value.detach()
         return {"tensor": name}

@@ -129,6 +129,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
             break
     for observer in observers:
         observer.on_end(outcome.status)
+    stepper.eval()  # without a validation split, nobody has asked for that yet
     model.to("cpu").eval()
     return outcome
 

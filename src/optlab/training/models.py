@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from optlab.config.parameters import CLASS_COUNT
 from optlab.system.errors import ConfigError, say
 from optlab.system.repository import CUSTOM
 from optlab.system.wording import did_you_mean
+from optlab.training import generators
 
 
 def zilliax() -> nn.Module:
@@ -60,7 +60,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {"zilliax": zilliax, "conv6": conv6
 def build(name: str, seed: int) -> nn.Module:
     """A new network, its initial weights a function of (name, seed) alone.
 
-    It seeds torch's global generator, so what a model draws while it trains (dropout) is repeatable too. The weights
+    It seeds the global generators, so what a model or an optimizer draws while it trains is repeatable too. The weights
     stay contiguous: the channels_last memory of the images decides the convolutions' layout, with the same speed and
     the same bits, and optimizers that flatten gradients, as LBFGS does, need contiguous ones.
 
@@ -68,7 +68,7 @@ def build(name: str, seed: int) -> nn.Module:
         ConfigError: the name is unknown, or what it names does not return a module.
     """
     factory = MODELS[name] if name in MODELS else resolve(name, f"model: {name}", MODELS)
-    torch.manual_seed(seed)
+    generators.seed(seed)
     try:
         model = factory()
     except (Exception, SystemExit) as error:  # whatever a foreign callable raises

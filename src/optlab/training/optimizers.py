@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import CLASS_COUNT, Config
 from optlab.system import memory
-from optlab.system.errors import ConfigError, one_line
-from optlab.training import blame, probing, uncompiled
+from optlab.system.errors import ConfigError, WeightsError, one_line
+from optlab.training import blame, probing, uncompiled, weights
 from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of
 from optlab.training.construction import Context, arguments, construct, takes_parameters, values_of
 from optlab.training.models import build as build_model
@@ -144,6 +144,10 @@ def check(config: Config) -> list[str]:
     """
     model = build_model(config.model, seed=0)
     _check_outputs(config.model, model)
+    try:
+        weights.encoded(model, config.model)
+    except WeightsError as error:
+        raise ConfigError(f"params.yaml: model: {error}") from None
     warnings = []
     for name, spec in config.optimizers.items():
         context = Context.of(config, copy.deepcopy(model))
@@ -163,7 +167,7 @@ def check(config: Config) -> list[str]:
 def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:
     """Take one step without data, down the mean of the weights."""
 
-    weights = [value for value in context.model.parameters() if value.requires_grad]
+    trained = [value for value in context.model.parameters() if value.requires_grad]
 
     def step(spec: OptimizerSpec) -> None:
         stepper, left = build(name, spec, context), iter(range(ENOUGH))
@@ -173,7 +177,7 @@ def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:
             if next(left, None) is None:
                 raise _EnoughError
             stepper.zero_grad()
-            loss = torch.stack([value.square().mean() for value in weights]).sum()
+            loss = torch.stack([value.square().mean() for value in trained]).sum()
             loss.backward(create_graph=stepper.create_graph)
             return loss
 

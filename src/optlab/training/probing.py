@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.system.errors import ConfigError, one_line
+from optlab.training import generators
 from optlab.training.classes import Entry, asks_for_graph, flag_of, is_of_torch
 from optlab.training.construction import Context, construct
 from optlab.training.stepping import Protocol, Share, Stepper, protocol_of
@@ -76,7 +77,7 @@ def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
     """What is tried here draws no random number of the training's, and prints nothing."""
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
+    with generators.apart(), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -94,9 +95,9 @@ def _goes_on(entry: Entry, values: dict[str, Any], context: Context, asked: Prot
             other.copy_(own)
     for one, other in zip(steppers[0].stateful, steppers[1].stateful, strict=True):
         other.load_state_dict(copy.deepcopy(one.state_dict()))
-    generator = torch.get_rng_state()
+    drawn = generators.state()
     _steps(steppers[0], weights[0])
-    torch.set_rng_state(generator)
+    generators.restore(drawn)
     _steps(steppers[1], weights[1])
     return all(torch.equal(own, other) for own, other in zip(*weights, strict=True))
 

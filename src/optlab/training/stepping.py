@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,6 +58,7 @@ class Stepper:
         self.optimizers, self.shares, self.create_graph, self.gradients = optimizers, shares, create_graph, 0
         self._base_lr = [group.get("lr") for group in self._groups()]
         self._protocol, self._kept = protocol, kept
+        self._mode = ""
 
     @functools.cached_property
     def stateful(self) -> list[Optimizer] | None:
@@ -129,6 +131,10 @@ class Stepper:
         self._call("eval")
 
     def _call(self, name: str) -> None:
+        """Once: a class that moves its weights there need not know that they are there already."""
+        if name == self._mode:
+            return
+        self._mode = name
         for optimizer in self.optimizers:
             methods = [getattr(each, name, None) for each in with_wrapped(optimizer)]
             found = next((method for method in methods if callable(method)), None)
@@ -178,8 +184,15 @@ def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
 
 def _in_force(optimizer: Optimizer) -> dict[str, Any]:
     defaults = getattr(optimizer, "defaults", {})
-    plain = {key: value for key, value in defaults.items() if not isinstance(value, Tensor)}
+    plain = {key: _without_address(value) for key, value in defaults.items() if not isinstance(value, Tensor)}
     return {"class": type(optimizer).__name__} | plain
+
+
+def _without_address(value: Any) -> Any:
+    """What Python names by its place in memory, which another process has elsewhere, without that."""
+    text = str(value)
+    shown = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return value if shown == text else shown
 
 
 def protocol_of(optimizer: Optimizer, parameter: nn.Parameter, closure: Closure) -> Protocol:

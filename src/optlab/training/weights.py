@@ -4,26 +4,49 @@ import hashlib
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from optlab.system import dvc, files
-from optlab.system.errors import WeightsError
+from optlab.system.errors import WeightsError, one_line
 from optlab.training import models
 
 
 def write(path: Path, model: nn.Module, model_name: str) -> str:
     """Write the weights; returns their SHA-256. The same weights give the same bytes.
 
+    Raises:
+        StorageError: the file cannot be written.
+        WeightsError: a weight is nothing that such a file can hold.
+    """
+    content = encoded(model, model_name)
+    files.write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def encoded(model: nn.Module, model_name: str) -> bytes:
+    """The content of such a file. Weights that two layers share are in it twice.
+
     One metadata entry only: safetensors does not promise an order of several.
 
     Raises:
-        StorageError: the file cannot be written.
+        WeightsError: a weight is nothing that it can hold.
     """
-    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
-    content = save(tensors, metadata={"model": model_name})
-    files.write(path, content)
-    return hashlib.sha256(content).hexdigest()
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise WeightsError(f"{model_name}: {key} is of the kind {kind}: weights are dense tensors")
+        tensors[key] = value.contiguous()
+        if tensors[key].untyped_storage().data_ptr() in places:
+            tensors[key] = tensors[key].clone()
+        places.add(tensors[key].untyped_storage().data_ptr())
+    try:
+        return save(tensors, metadata={"model": model_name})
+    except KeyError as error:  # a dtype that the format has not
+        raise WeightsError(f"{model_name}: weights of {one_line(error)} cannot be saved") from None
 
 
 def read(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.Module, str]:
