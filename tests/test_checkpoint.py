@@ -172,6 +172,52 @@ def test_every_global_generator_goes_on(small_config, sample, device, tmp_path):
     assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 5), tmp_path)
 
 
+class Swapping(torch.optim.SGD):
+    """Has one set of weights to train and one to evaluate; what it is at, it does not ask."""
+
+    def swap(self):
+        with torch.no_grad():
+            for value in self.param_groups[0]["params"]:
+                other = self.state[value].setdefault("other", value.detach() / 2)
+                now = value.clone()
+                value.copy_(other)
+                other.copy_(now)
+
+    train = eval = swap
+
+
+class Asking(Swapping):
+    """Keeps where it is in itself, and not in its state."""
+
+    at = "eval"
+
+    def train(self):
+        if self.at == "eval":
+            self.at = "train"
+            self.swap()
+
+    def eval(self):
+        if self.at == "train":
+            self.at = "eval"
+            self.swap()
+
+
+def test_where_the_weights_are_goes_on(small_config, sample, device, tmp_path):
+    def config(cls):
+        entry = {"class": f"{__name__}.{cls}", "lr": 0.01}
+        return small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+
+    whole = run(config("Swapping"), sample, device)
+    assert_same(whole, cut_and_continued(config("Swapping"), sample, device, tmp_path / "c", 5), tmp_path)
+    assert list((tmp_path / "c").iterdir())  # it has gone on from one
+    with pytest.raises(ValueError, match="the state that Asking gives is not all that it goes on from"):
+        cut_and_continued(config("Asking"), sample, device, tmp_path / "d", 5)
+
+
+def test_complex_weights_go_on(tmp_path):
+    assert checkpoint._decode(checkpoint._encode({"p": torch.ones(2, dtype=torch.complex64) * 1j}))["p"][0] == 1j
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [

@@ -49,6 +49,11 @@ def test_a_fresh_environment_has_the_packages_that_the_runs_classes_are_from(tmp
     commit()
     revision = Revision.parse("HEAD")
     assert besides(revision, ["lion-0", "free-0"]) == ["pytorch_optimizer==4.1.0", "schedulefree==1.4"]
+    place = RunFiles.of(tmp_path, "lion-0").conditions
+    place.write_text(Conditions(packages={"torch": "1", "schedulefree": "1.3"}).model_dump_json())
+    commit()
+    with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3: name the runs"):
+        besides(Revision.parse("HEAD"), ["lion-0", "free-0"])
     installed = []
 
     def run(words, **more):

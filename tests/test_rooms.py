@@ -18,7 +18,8 @@ WATCHING = {
 }  # fmt: skip
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
-    "blame", "classes", "construction", "models", "optimizers", "probing", "stepping", "uncompiled"
+    "blame", "classes", "construction", "faults", "generators", "models", "optimizers", "probing", "stepping",
+    "uncompiled", "weights",
 )  # fmt: skip
 NOT_USED = {
     "download": {"config.entries", "config.parameters", "config.ranges", "training.numerics"},

@@ -2,6 +2,7 @@
 
 import functools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,7 +387,10 @@ def test_a_step_that_fails_later_is_one_line_with_its_place(path, small_config, 
         trained(config, sample, device)
 
 
-FAULTS = [OSError(28, "No space left on device"), MemoryError(), torch.OutOfMemoryError("all")]
+FAULTS = [
+    OSError(28, "No space left on device"), MemoryError(), torch.OutOfMemoryError("all"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("error", FAULTS)
@@ -395,7 +399,24 @@ def test_a_machine_that_fails_in_a_step_says_nothing_of_it(small_config, sample,
         raise error
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
+
+    def begins(self, *words, **more):
+        raise error
+
+    config = small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL)
     with pytest.raises(LackError, match=r"^step 0 "):
+        trained(config, sample, device)
+    monkeypatch.setattr(torch.optim.SGD, "__init__", begins)
+    with pytest.raises(LackError, match=r"^params.yaml: optimizers.mine: SGD "):
+        trained(config, sample, device)
+    monkeypatch.setitem(models.MODELS, "zilliax", lambda: begins(None))
+    with pytest.raises(LackError, match=r"^params.yaml: model: zilliax "):
+        trained(config, sample, device)
+
+
+def test_a_file_that_its_own_code_cannot_find_is_its_own_failure(small_config, sample, device, monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: Path("/nowhere").read_bytes())
+    with pytest.raises(StepError, match=r"^step 0 fails: FileNotFoundError"):
         trained(small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL), sample, device)
 
 

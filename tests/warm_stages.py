@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 
+from filelock import FileLock
+
 from optlab.execution import jobs, warm
 from optlab.system import repository
 from optlab.tracking import link, replay
@@ -33,8 +35,8 @@ class Inside(link.Link):
         return None
 
     def close(self):
-        with contextlib.chdir(repository.home()):
-            replay.push_pending()
+        with contextlib.chdir(repository.home()), FileLock(repository.home() / ".optlab" / "sending.lock"):
+            replay.push_pending()  # one at a time, as the process does that this stands for
 
 
 class Forked:

@@ -19,7 +19,7 @@ from optlab.config import reading
 from optlab.config.parameters import PARAMS
 from optlab.execution import luggage
 from optlab.execution.orders import Access, Order
-from optlab.system.errors import ClusterError
+from optlab.system.errors import ClusterError, RunsFailedError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -307,7 +307,6 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
     config = small_config(training={"threads": 2})
     farm.start("g", num_cpus=4, num_gpus=1)
     lines = []
-    edited = tmp_path / "pipeline" / "edited.py"
 
     def hear(line):
         lines.append(line)
@@ -318,10 +317,14 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
         for name in names:
             words = ["pipeline/work.py", name, str(tmp_path / "met")]
             pool.start(Order(name, words, Path(), name, outputs=(Path("left"),), show=hear))
-        edited.touch()
-        pool.start(Order("late", ["pipeline/work.py", "late", str(tmp_path / "met")], Path(), "late"))
-        jobs = {job.name: job for job in (pool.ended() for _ in [*names, "late"])}
-    assert "pipeline/edited.py changed since the nodes got it, so it was not begun" in jobs["late"].why()
+        (tmp_path / "pipeline" / "another.py").touch()
+        pool.ready()
+        (tmp_path / "pipeline" / "work.py").write_text(f"{PROGRAM}# another thought")
+        with pytest.raises(
+            RunsFailedError, match=r"^pipeline/work.py changed since the nodes got it: repeat the command$"
+        ):
+            pool.ready()
+        jobs = {job.name: job for job in (pool.ended() for _ in names)}
     assert [jobs[name].status for name in names] == [1, 1, 0, 0]
     said = [line.split() for line in lines if line[0] in "12b"]
     assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU

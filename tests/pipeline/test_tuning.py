@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-import threading
+import sys
 import time
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from optlab.execution import pools, side_by_side, trials
 from optlab.execution.cores import Cores
 from optlab.execution.jobs import Warm
 from optlab.record.contents import Choice, Conditions, Trials
-from optlab.system import repository
-from optlab.system.errors import RunsFailedError
+from optlab.system import files, locks, repository
+from optlab.system.errors import BusyError, RunsFailedError
 from optlab.tuning import choice, settling, trial
 from optlab.tuning.search import Trial
-from optlab.tuning.task import Task
+from optlab.tuning.task import Result, Task, lock_name
 from optlab.tuning.trial import train
 
 ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0.0, 0.9]}}
@@ -220,6 +220,27 @@ class Mine(torch.optim.SGD):
     assert "failed" not in {each.status for each in Trials.read(Path("tuning/mine/trials.json")).trials}
 
 
+EDITING = """
+import pathlib
+import torch
+
+class Mine(torch.optim.SGD):
+    def step(self, closure=None):
+        own = pathlib.Path(__file__)
+        if len(self.param_groups[0]["params"]) > 2 and not own.with_name("edited").exists():
+            own.with_name("edited").touch()
+            own.write_text(own.read_text() + "# another thought\\n")
+        return super().step(closure)
+"""
+
+
+def test_nor_of_code_that_changes_while_it_is_trained(top, config, monkeypatch, warm):
+    edited = own_class(config, EDITING)
+    with pytest.raises(RunsFailedError, match=r"[1-5] of 5 trials failed .*the code has changed since"):
+        tuned(edited, monkeypatch, warm, jobs=1)
+    assert not Path("tuning").exists()
+
+
 def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, config, monkeypatch, warm):
     """Also where an edit is taken back before the end: what is looked at then is as it was."""
     edited = own_class(config, "from torch.optim import SGD as Mine\n")
@@ -247,16 +268,29 @@ def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, confi
     assert tuned(edited, monkeypatch, warm)[0] == first
 
 
-def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch, warm, capfd):
-    with FileLock(top / "lock"):
-        other = threading.Thread(target=lambda: trial._alone(top).__enter__())
-        other.start()
-        until = time.monotonic() + 60
-        while "waiting for another process" not in capfd.readouterr().err:
-            assert time.monotonic() < until
-        assert other.is_alive()
-    other.join(60)
-    assert not other.is_alive()
+def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch):
+    """As where two pipelines have it: the second says who is at work, and takes what the first has come to."""
+    settled = config.model_copy(
+        update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
+    )
+    asked = Task.of(settled, "mine", 1, 4)
+    key = asked.key({}, settled.paths("mine"))
+    place = top / "trials" / key / "4.json"
+    files.write(place.with_name("4.task.json"), asked.model_dump_json().encode())
+    monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
+    monkeypatch.setattr(locks, "PATIENCE_S", 0)
+    monkeypatch.setattr(trial.processes, "follow_caller", lambda: None)
+    with (
+        FileLock(top / locks.LOCKS / f"{lock_name(key)}.lock"),
+        pytest.raises(BusyError, match=f"^trial-{key}: another"),
+    ):
+        trial.main()
+    assert not place.exists()
+    trial.main()
+    first = place.read_bytes()
+    monkeypatch.setattr(trial, "train", lambda *words: pytest.fail("it was trained again"))
+    trial.main()
+    assert place.read_bytes() == first and Result.of(place).look.step == 4
 
 
 def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):

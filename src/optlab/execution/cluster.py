@@ -61,12 +61,15 @@ class Cluster:
         return other
 
     def ready(self) -> None:
-        """Connect, and look at every node.
+        """Connect, and look at every node; and whether they have the code that there is now.
 
         Raises:
             ClusterError: there is no cluster, or a node is not like this machine.
+            RunsFailedError: the code has been changed since the nodes got it.
         """
-        self._ready()
+        changed = self._ready().changed()
+        if changed:
+            raise RunsFailedError(f"{', '.join(changed)} changed since the nodes got it: repeat the command")
 
     def _ready(self) -> Connection:
         if self._connection is None:
@@ -92,10 +95,6 @@ class Cluster:
         words = order.command if isinstance(order.command, list) else stage_words(order.command, order.folder)
         if self._link is None and order.run:
             self._link = Link()
-        changed = self._ready().changed()
-        if changed:
-            job.end(1, f"{', '.join(changed)} changed since the nodes got it, so it was not begun: repeat the command")
-            return
         if words is None:
             job.end(1, f"`{order.command}` is not a stage of this repository's alone: a cluster cannot run it")
             return

@@ -43,8 +43,9 @@ class Ledger:
         targets: the names of its runs' stages, in their order.
         anew: names of stages that are run once, even where nothing has changed or DVC has kept an equal run, which may
             be of another machine.
-        allow_missing: a stage of which nothing has changed is not stale where files are missing that DVC keeps, as in a
-            fresh clone, unless one that is stale reads them: `dvc repro --allow-missing`.
+        allow_missing: a stage of which nothing has changed is not stale where files are missing that DVC's cache keeps,
+            as in a fresh clone, unless one that is stale reads them: `dvc repro --allow-missing`.
+        read_by: the pipeline whose stages may read them; default: this one.
 
     Attributes:
         pipeline: as given.
@@ -56,7 +57,7 @@ class Ledger:
     """
 
     def __init__(self, pipeline: Path, targets: list[str], anew: Collection[str] = (),
-                 allow_missing: bool = False) -> None:  # fmt: skip
+                 allow_missing: bool = False, read_by: "Ledger | None" = None) -> None:  # fmt: skip
         self._lock = LockFile(pipeline.with_name("dvc.lock"), ["download", *targets])
         with _told():
             self._repo = Repo()
@@ -68,6 +69,7 @@ class Ledger:
         self._held: set[str] = set()
         self._anew = set(anew)
         self._allow_missing = allow_missing
+        self._readers = list((read_by or self)._stages.values())
         self._params: dict[tuple[str, int, int, int], Any] = {}
 
     @contextlib.contextmanager
@@ -124,11 +126,11 @@ class Ledger:
             return name in self._anew or self._has_changed(self._stages[name])
 
     def _has_changed(self, stage: Any) -> bool:
-        if not self._allow_missing:
+        if not self._allow_missing or _lacks_record(stage):
             return bool(stage.changed())
-        missing = {out.fs_path for out in stage.outs if not Path(out.fs_path).exists()}
-        readers = [each for each in self._repo.index.stages if missing & {dep.fs_path for dep in each.deps}]
-        wanted = any(each.changed(allow_missing=True) for each in readers)
+        missing = {out.fs_path for out in stage.outs if not out.exists}
+        readers = [each for each in self._readers if missing & {dep.fs_path for dep in each.deps}] if missing else []
+        wanted = any(_lacks_record(each) or each.changed(allow_missing=True) for each in readers)
         return bool(stage.changed(allow_missing=not wanted))
 
     def begin(self, name: str) -> bool:
@@ -223,6 +225,11 @@ def _told() -> Iterator[None]:
     except DvcException as error:
         cause = f": {one_line(error.__cause__)}" if error.__cause__ else ""
         raise RunsFailedError(f"DVC: {one_line(error)}{cause}") from None
+
+
+def _lacks_record(stage: Any) -> bool:
+    """Whether a file is missing that no cache has; git may have it."""
+    return any(not (out.exists or out.use_cache) for out in stage.outs)
 
 
 def _state(stage: Any) -> dict[str, Any]:

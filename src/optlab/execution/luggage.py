@@ -32,41 +32,46 @@ def pack(config: Config, folder: Path, target: Path) -> dict[str, str]:
     """
     digests = {}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in _contents(config, folder):
+        for name, path in sorted(_members(config, folder).items()):
+            content = path.read_bytes()
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
             digests[name] = hashlib.sha256(content).hexdigest()
     return digests
 
 
 def changed(config: Config, folder: Path, packed: dict[str, str]) -> list[str]:
-    """What is not as it was when it was packed: the names of files that are other ones, new or gone."""
-    now = {name: hashlib.sha256(content).hexdigest() for name, content in _contents(config, folder)}
-    return sorted(name for name in packed.keys() | now.keys() if packed.get(name) != now.get(name))
+    """The names of packed files that are other ones by now, or gone. New ones decide nothing that has begun."""
+    members = _members(config, folder)
+
+    def digest(name: str) -> str | None:
+        try:
+            return hashlib.sha256(members[name].read_bytes()).hexdigest()
+        except (OSError, KeyError):
+            return None
+
+    return sorted(name for name in packed if digest(name) != packed[name])
 
 
-def _contents(config: Config, folder: Path) -> Iterator[tuple[str, bytes]]:
-    members = {path.as_posix(): path for path in _members(config, folder)}
-    members |= {f"optlab/{path.relative_to(_PACKAGE).as_posix()}": path for path in _sources(_PACKAGE)}
-    yield from ((name, path.read_bytes()) for name, path in sorted(members.items()))
+def _members(config: Config, folder: Path) -> dict[str, Path]:
+    """Name → path of each file."""
+    members = {path.as_posix(): path for path in _in_place(config, folder)}
+    return members | {f"optlab/{path.relative_to(_PACKAGE).as_posix()}": path for path in _sources(_PACKAGE)}
 
 
-def _members(config: Config, folder: Path) -> Iterator[Path]:
+def _in_place(config: Config, folder: Path) -> Iterator[Path]:
     yield from (path for path in (folder / PARAMS, folder / "dvc.yaml") if path.is_file())
     yield from _sources(_CODE)
     yield from _sources(repository.CUSTOM)
-    yield from _at_the_top(config)
-
-
-def _at_the_top(config: Config) -> Iterator[Path]:
-    """The modules and packages there that params.yaml names."""
-    for module in {Path(path.partition(".")[0]) for path in checked.paths(config) if "." in path}:
-        own = repository.CUSTOM / module
-        if not own.is_dir() and not own.with_suffix(".py").is_file():
-            yield from (path for path in (module.with_suffix(".py"), *module.rglob("*.py")) if path.is_file())
+    yield from repository.at_the_top(checked.paths(config))
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    hidden = ("__pycache__", ".")  # an editor's, too
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(hidden) for part in path.relative_to(folder).parts)
+    )
 
 
 def variables(config: Config) -> dict[str, str]:
@@ -81,7 +86,7 @@ def variables(config: Config) -> dict[str, str]:
 def provenance(config: Config) -> dict[str, str]:
     """The environment that says whose the runs are, and of which revision, where there is no git repository."""
     state = git.state()
-    used = [path.as_posix() for path in (*_CODE.glob("*.py"), *_at_the_top(config))]
+    used = [path.as_posix() for path in (*_CODE.glob("*.py"), *repository.at_the_top(checked.paths(config)))]
     if state and git.untracked([*used, *choice.modules(checked.paths(config))]):
         state["git.dirty"] = "yes"
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name

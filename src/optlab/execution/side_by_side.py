@@ -71,10 +71,8 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
         ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept, allow_missing)
         if checked.known(config) is None:
             _check(warm, folder)
-        _stage(
-            ledger if folder == Path() else Ledger(Path("dvc.yaml"), [], allow_missing=allow_missing), warm, "download",
-            "the data could not be had",
-        )  # fmt: skip
+        above = ledger if folder == Path() else Ledger(Path("dvc.yaml"), [], (), allow_missing, ledger)
+        _stage(above, warm, "download", "the data could not be had")
         with pools.pool(config, folder, jobs, warm, access) as pool:
             searched = [name for name, spec in config.optimizers.items() if access and spec.ranges]
             for name in config.optimizers:

@@ -18,11 +18,11 @@ from optlab.record import contents
 from optlab.record.contents import Chosen, Trials, TrialStatus
 from optlab.record.runs import TuningFiles
 from optlab.results import statistics
-from optlab.system import files, processes
+from optlab.system import files, locks, processes
 from optlab.system.errors import RecordError, RunsFailedError, say
 from optlab.tuning import choice, search
 from optlab.tuning.search import Tasks, Told, Trial
-from optlab.tuning.task import CONDITIONS, TRIALS, Result, Task
+from optlab.tuning.task import CONDITIONS, TRIALS, Result, Task, lock_name
 
 PROGRAM = "optlab.tuning.trial"
 
@@ -59,6 +59,7 @@ def tune(config: Config, folder: Path, name: str, pool: Pool | None = None) -> N
     for each in (*recorded, *besides):  # their results stay
         for left in TRIALS.glob(f"*/{each.key}/*/"):
             shutil.rmtree(left, ignore_errors=True)
+        locks.forget(lock_name(each.key))
 
 
 def _sensitivity(work: "Work", chosen: Trial | None) -> list[Trial]:
@@ -209,7 +210,7 @@ class Work:
     def _order(self, trial: Trial, until: int) -> Order:
         key = self._key(trial)
         place = self._place(key, until)
-        asked = place.with_name("task.json")
+        asked = place.with_name(f"{until}.task.json")
         files.write(asked, self._task(trial, until).model_dump_json().encode())
         return Order(
             f"{_which(trial)} with seed {trial.seed}", [PROGRAM, str(asked), str(place)], Path(), f"trial-{key}",
@@ -234,11 +235,7 @@ class Work:
         return seen
 
     def _left_by(self, trial: Trial, until: int) -> Result | None:
-        """What its process has written, if it has."""
-        try:
-            return Result.model_validate_json(self._place(self._key(trial), until).read_bytes())
-        except (OSError, ValueError):
-            return None
+        return Result.of(self._place(self._key(trial), until))
 
     def record(self, trial: Trial) -> contents.Trial:
         """As it is written."""

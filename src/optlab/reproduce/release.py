@@ -6,7 +6,7 @@ from pathlib import Path
 from optlab.record import runs
 from optlab.results import origin, tables
 from optlab.results.comparison import Comparison, Run
-from optlab.system import dvc, git
+from optlab.system import dvc, git, repository
 from optlab.system.errors import RevisionError, one_line
 from optlab.tracking import server
 from optlab.tracking.notes import experiment
@@ -37,7 +37,8 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     foreign = [path for path in changed_files() if path not in own_files and not path.startswith(tuple(own_folders))]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
-    used = choice.modules([path for name in compared.config.optimizers for path in compared.config.paths(name)])
+    paths = [path for name in compared.config.optimizers for path in compared.config.paths(name)]
+    used = [*choice.modules(paths), *(path.as_posix() for path in repository.at_the_top(paths))]
     for path in git.untracked(used):  # those that git does not ignore are among the changed ones
         raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")
     pipeline = (folder / "dvc.yaml").as_posix()

@@ -212,8 +212,19 @@ def replay_variables(recorded: Conditions, isa: str | None = None) -> dict[str, 
 
 
 def besides(revision: Revision, runs: list[str]) -> list[str]:
-    """What pip is to install besides the revision's own package, for runs with classes of others: `name==version`."""
-    recorded = {name: there for run in runs for name, there in _conditions(revision, run).packages.items()}
+    """What pip is to install besides the revision's own package, for runs with classes of others: `name==version`.
+
+    Raises:
+        RevisionError: runs have different versions of one.
+    """
+    recorded: dict[str, str | None] = {}
+    for run in runs:
+        for name, there in _conditions(revision, run).packages.items():
+            if recorded.setdefault(name, there) != there and name not in PACKAGES:
+                raise RevisionError(
+                    f"{revision.name}: {run} was made with {name} {there}, others with {recorded[name]}: name the runs "
+                    f"that are to be reproduced together"
+                )
     return [f"{name}=={there}" for name, there in sorted(recorded.items()) if there and name not in PACKAGES]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from optlab.system.errors import OptlabError
@@ -101,3 +102,11 @@ def packages() -> list[str]:
 # Relative to the top.
 DATA = Path("data") / "cifar10"  # all pipelines share the files
 CUSTOM = Path("custom")  # a user's own modules
+
+
+def at_the_top(paths: Iterable[str]) -> Iterator[Path]:
+    """The files there of the modules and packages that dotted paths lead into, where custom/ has none of that name."""
+    for module in {Path(path.partition(".")[0]) for path in paths if "." in path}:
+        own = CUSTOM / module
+        if not own.is_dir() and not own.with_suffix(".py").is_file():
+            yield from (path for path in (module.with_suffix(".py"), *module.rglob("*.py")) if path.is_file())

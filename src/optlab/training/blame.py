@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from optlab.config.entries import OptimizerSpec
-from optlab.system import memory
 from optlab.system.errors import ConfigError, LackError, one_line
 from optlab.system.wording import shown, to_blame
+from optlab.training import faults
 from optlab.training.stepping import BASE, FALLBACK
 
 
@@ -15,7 +15,7 @@ def attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any
 
     Raises:
         ConfigError: it fails; the hyperparameter is named where one is to blame.
-        LackError: it wants more memory than there is.
+        LackError: it wants more memory than there is, or the machine fails otherwise.
     """
 
     def said_of(values: dict[str, Any]) -> str | None:
@@ -30,7 +30,7 @@ def attempt(where: str, spec: OptimizerSpec, work: Callable[[OptimizerSpec], Any
     except (ConfigError, LackError):
         raise
     except Exception as error:  # classes check their values with errors of their own
-        lack = memory.lack(error)
+        lack = faults.lack(error)
         if lack:
             raise LackError(f"params.yaml: {where}: {spec.class_} {lack}") from None
         reason = f"{type(error).__name__}: {one_line(error)}" if first_step else one_line(error)

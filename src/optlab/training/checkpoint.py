@@ -168,7 +168,8 @@ def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
     return {
         "hyperparameters": str(stepper.hyperparameters()),
         "model": _tensors_of(outcome.model),
-        "optimizers": [optimizer.state_dict() for optimizer in _stateful(stepper)],
+        "optimizers": [_own_state(optimizer) for optimizer in _stateful(stepper)],
+        "mode": stepper.mode,
         "generators": generators.state(),
         "epochs": [epoch.model_dump() for epoch in outcome.epochs],
         "validations": [each.model_dump() for each in outcome.validations],
@@ -192,6 +193,7 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
         optimizer.load_state_dict(saved)
         if _encode(optimizer.state_dict()) != _encode(saved):
             raise ValueError(f"{type(optimizer).__name__} does not take back the state that it gave")
+    stepper.mode = state["mode"]
     generators.restore(state["generators"])
     outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
     outcome.validations[:] = [Validation(**each) for each in state["validations"]]
@@ -204,6 +206,15 @@ def _stateful(stepper: Stepper) -> list[Optimizer]:
         names = ", ".join(type(each).__name__ for each in stepper.optimizers)
         raise ValueError(f"the state that {names} gives is not all that it goes on from")
     return stepper.stateful
+
+
+def _own_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Torch's `load_state_dict` casts to the parameter's dtype: of a complex number, a real one has the real part."""
+    for parameter, own in getattr(optimizer, "state", {}).items():
+        for value in own.values() if isinstance(own, dict) else ():
+            if isinstance(value, Tensor) and value.is_complex() and not parameter.is_complex():
+                raise ValueError(f"a tensor of {value.dtype} in the state of the optimizer cannot be saved")
+    return optimizer.state_dict()
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -236,8 +247,6 @@ def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise ValueError(f"a tensor of the layout {value.layout} in the state of the optimizer cannot be saved")
-        if value.is_complex():  # torch's `load_state_dict` would drop the imaginary part
-            raise ValueError(f"a tensor of {value.dtype} in the state of the optimizer cannot be saved")
         name = str(len(tensors))
         tensors[name] = value.detach()
         return {"tensor": name}

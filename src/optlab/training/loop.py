@@ -15,9 +15,8 @@ from optlab.config.entries import Schedule
 from optlab.config.parameters import Config, Training, run_id
 from optlab.data.dataset import Split, Splits, epoch_batches, to_input
 from optlab.record.contents import Epoch, Status, Validation
-from optlab.system import memory
 from optlab.system.errors import LackError, StepError, one_line
-from optlab.training import models, optimizers, schedules
+from optlab.training import faults, models, optimizers, schedules
 from optlab.training.construction import Context
 from optlab.training.stepping import Stepper
 
@@ -107,7 +106,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
     Raises:
         ConfigError: the model or the optimizer cannot be built.
         StepError: the model or the optimizer fails in a step.
-        LackError: the machine does: there is not memory enough, a file cannot be read, a GPU does not answer.
+        LackError: the machine does: there is no memory, no room on the disk, a GPU does not answer.
     """
     model = models.build(config.model, seed).to(device)
     stepper = optimizers.build(name, config.optimizer(name), Context.of(config, model))
@@ -176,11 +175,10 @@ class _Training:
         try:
             return train_step(self.outcome.model, self.stepper, images, labels, self.config.training)
         except Exception as error:  # whatever a foreign class raises
-            if lack := memory.lack(error):
+            if lack := faults.lack(error):
                 raise LackError(f"step {step} {lack}") from error
             last = traceback.extract_tb(error.__traceback__)[-1]
-            is_machine = isinstance(error, OSError | torch.OutOfMemoryError | torch.AcceleratorError)
-            raise (LackError if is_machine else StepError)(
+            raise StepError(
                 f"step {step} fails: {type(error).__name__}: {one_line(error)} ({last.filename}, line {last.lineno})"
             ) from error
 

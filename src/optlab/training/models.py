@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from optlab.config.parameters import CLASS_COUNT
-from optlab.system.errors import ConfigError, say
+from optlab.system.errors import ConfigError, LackError, say
 from optlab.system.repository import CUSTOM
 from optlab.system.wording import did_you_mean
-from optlab.training import generators
+from optlab.training import faults, generators
 
 
 def zilliax() -> nn.Module:
@@ -66,12 +66,15 @@ def build(name: str, seed: int) -> nn.Module:
 
     Raises:
         ConfigError: the name is unknown, or what it names does not return a module.
+        LackError: there is not memory enough for it.
     """
     factory = MODELS[name] if name in MODELS else resolve(name, f"model: {name}", MODELS)
     generators.seed(seed)
     try:
         model = factory()
     except (Exception, SystemExit) as error:  # whatever a foreign callable raises
+        if lack := faults.lack(error):
+            raise LackError(f"params.yaml: model: {name} {lack}") from None
         raise ConfigError(
             f"params.yaml: model: {name} cannot be built: called without arguments, it raised "
             f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from optlab.config.entries import OptimizerSpec
 from optlab.config.parameters import CLASS_COUNT, Config
 from optlab.system import memory
-from optlab.system.errors import ConfigError, WeightsError, one_line
+from optlab.system.errors import ConfigError, LackError, WeightsError, one_line
 from optlab.training import blame, probing, uncompiled, weights
 from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of
 from optlab.training.construction import Context, arguments, construct, takes_parameters, values_of
@@ -198,7 +198,7 @@ def _remedy(name: str, spec: OptimizerSpec, context: Context) -> str:
     taken = []
     for ndim, value in by_dimensions.items():
         alone = nn.ParameterDict({"alone": nn.Parameter(value.detach().clone())})
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(ConfigError, LackError):
             _check_step(name, spec, Context(alone, context.lengths))
             taken.append(ndim)
     if not 0 < len(taken) < len(by_dimensions):

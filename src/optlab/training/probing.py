@@ -95,10 +95,12 @@ def _goes_on(entry: Entry, values: dict[str, Any], context: Context, asked: Prot
             other.copy_(own)
     for one, other in zip(steppers[0].stateful, steppers[1].stateful, strict=True):
         other.load_state_dict(copy.deepcopy(one.state_dict()))
+    steppers[1].mode = steppers[0].mode
     drawn = generators.state()
-    _steps(steppers[0], weights[0])
-    generators.restore(drawn)
-    _steps(steppers[1], weights[1])
+    for stepper, own in zip(steppers, weights, strict=True):
+        generators.restore(drawn)
+        _steps(stepper, own)
+        stepper.eval()
     return all(torch.equal(own, other) for own, other in zip(*weights, strict=True))
 
 

@@ -50,6 +50,7 @@ class Stepper:
         shares: of each of `optimizers`, its groups in the order that it has them.
         create_graph: whether the closure is to compute gradients that can be differentiated once more.
         gradients: how many were computed in the last step.
+        mode: where the weights are: `train` or `eval`, or nothing where they have not been put anywhere.
     """
 
     def __init__(self, optimizers: list[Optimizer], shares: list[list[Share]], create_graph: bool, protocol: Protocol,
@@ -58,7 +59,7 @@ class Stepper:
         self.optimizers, self.shares, self.create_graph, self.gradients = optimizers, shares, create_graph, 0
         self._base_lr = [group.get("lr") for group in self._groups()]
         self._protocol, self._kept = protocol, kept
-        self._mode = ""
+        self.mode = ""
 
     @functools.cached_property
     def stateful(self) -> list[Optimizer] | None:
@@ -132,9 +133,9 @@ class Stepper:
 
     def _call(self, name: str) -> None:
         """Once: a class that moves its weights there need not know that they are there already."""
-        if name == self._mode:
+        if name == self.mode:
             return
-        self._mode = name
+        self.mode = name
         for optimizer in self.optimizers:
             methods = [getattr(each, name, None) for each in with_wrapped(optimizer)]
             found = next((method for method in methods if callable(method)), None)

@@ -68,6 +68,19 @@ class Result(BaseModel):
     ending: Ending | None = None
     reason: str | None = None
 
+    @classmethod
+    def of(cls, path: Path) -> "Result | None":
+        """What a trial's process has written there, if it has."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+
+def lock_name(key: str) -> str:
+    """Of the lock that a trial's process holds."""
+    return f"trial-{key}"
+
 
 @functools.cache
 def _version(package: str) -> str | None:

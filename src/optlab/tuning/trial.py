@@ -2,22 +2,19 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from optlab.config.parameters import Config
 from optlab.data import dataset
 from optlab.data.dataset import Split
 from optlab.record.contents import Validation
-from optlab.system import errors, files, processes, repository
+from optlab.system import errors, files, locks, processes, repository
 from optlab.system.errors import ConfigError, RunsFailedError, StepError
 from optlab.training import checkpoint, conditions, loop
 from optlab.training.loop import Outcome
 from optlab.training.stepping import Stepper
 from optlab.tuning import choice
-from optlab.tuning.task import CONDITIONS, Result, Task
+from optlab.tuning.task import CONDITIONS, Result, Task, lock_name
 
 
 class PausedError(Exception):
@@ -61,30 +58,23 @@ class Saver(checkpoint.Checkpoint):
 
 
 def main() -> None:
-    """Train what the file named by the first argument says, and write the result to the second."""
+    """Train what the file named by the first argument says, and write the result to the second.
+
+    Raises:
+        BusyError: another process trains the same trial.
+        RunsFailedError: the code is not what the tuning began with.
+    """
     processes.follow_caller()
     task = Task.model_validate_json(Path(sys.argv[1]).read_bytes())
     place = Path(sys.argv[2])
-    with processes.terminable(), _alone(place.parent):
-        _check_code(task, place.parent.name)
+    key = place.parent.name
+    with processes.terminable(), locks.holding(lock_name(key), locks.PATIENCE_S):
+        if Result.of(place):  # of another pipeline that has the same trial
+            return
+        _check_code(task, key)
         result = train(task, place.parent)
-        _check_code(task, place.parent.name)
+        _check_code(task, key)
         files.write(place, result.model_dump_json().encode())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for who trains the same trial, as another pipeline may: then it goes on from there."""
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        errors.say(f"waiting for another process, which trains the same trial: {folder}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check_code(task: Task, key: str) -> None:
