@@ -3,8 +3,6 @@
 Usage: python pipeline/evaluate.py OPTIMIZER SEED
 """
 
-import sys
-
 from optlab.config import parameters, reading
 from optlab.system import errors, locks, processes, repository
 from optlab.tracking.link import Link
@@ -13,7 +11,8 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.follow_caller()
-    name, seed = sys.argv[1], int(sys.argv[2])
+    name, number = processes.arguments(__doc__)
+    seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch

@@ -3,7 +3,6 @@
 Usage: python pipeline/train.py OPTIMIZER SEED
 """
 
-import sys
 from typing import TYPE_CHECKING
 
 from optlab.config import parameters, reading
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     processes.follow_caller()
-    name, seed = sys.argv[1], int(sys.argv[2])
+    name, number = processes.arguments(__doc__)
+    seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch

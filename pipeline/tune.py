@@ -3,8 +3,6 @@
 Usage: python pipeline/tune.py OPTIMIZER
 """
 
-import sys
-
 from optlab.config import parameters, reading
 from optlab.system import errors, processes, repository
 from optlab.training import numerics
@@ -12,7 +10,7 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.follow_caller()
-    name = sys.argv[1]
+    (name,) = processes.arguments(__doc__)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch

@@ -15,6 +15,7 @@ import pytest
 
 from optlab.reproduce import rerun
 from optlab.system import processes
+from optlab.system.errors import OptlabError
 
 STAGE = {"DVC_STAGE": "train@adam-0"}
 OPTLAB = {"OPTLAB_PID": "20"}
@@ -143,6 +144,16 @@ def test_an_ancestor_that_ends_while_it_is_looked_at_is_gone(monkeypatch, by_han
         processes.follow_caller()
 
 
+@pytest.mark.parametrize("words", [[], ["adam"], ["adam", "0", "1"], ["adam", "one"], ["adam", "-1"]])
+def test_a_stage_without_its_arguments_says_which(monkeypatch, words):
+    usage = "Stage train.\n\nUsage: python pipeline/train.py OPTIMIZER SEED\n"
+    monkeypatch.setattr(sys, "argv", ["pipeline/train.py", *words])
+    with pytest.raises(OptlabError, match=r"^Usage: python pipeline/train.py OPTIMIZER SEED$"):
+        processes.arguments(usage)
+    monkeypatch.setattr(sys, "argv", ["pipeline/train.py", "adam", "01"])
+    assert processes.arguments(usage) == ["adam", "01"]
+
+
 def test_what_optlab_reproduce_starts_is_told_whose_end_to_follow():
     """The runs of `optlab repro` are in test_kills."""
     assert rerun._environment(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
@@ -152,6 +163,7 @@ WORK = """
 import sys, time
 from pathlib import Path
 from optlab.system import processes
+from optlab.system.errors import OptlabError
 
 Path("started").touch()
 while not Path("look").exists():

@@ -248,5 +248,5 @@ def test_what_git_has_the_record_of_is_not_trained_again_for_its_weights(copied,
     record.rename(copied.top / "kept")  # git has it, and no cache
     assert stale(True) == ["train@adam-1"]
     (copied.top / "kept").rename(record)
-    copied.edit("pipeline/evaluate.py", "import sys", "import sys  # another evaluation")  # it wants the weights
+    copied.edit("pipeline/evaluate.py", "def main()", "# another evaluation\ndef main()")  # it wants the weights
     assert stale(True) == ["train@adam-0", "evaluate@adam-0", "evaluate@adam-1"]

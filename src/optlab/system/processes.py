@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,30 @@ from typing import Any, Protocol
 
 import psutil
 
+from optlab.system.errors import OptlabError
+
 PATIENCE_S = 45.0  # between asking a process to stop and killing it: on a busy machine MLflow alone takes 20 to load
 CALLER_VARIABLE = "OPTLAB_PID"  # of the `optlab` that starts stages, or starts the DVC that does
 _STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for what it starts, and so by nobody above DVC
 _LOOK_S = 0.5  # how often to see whether the callers are alive
 _SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tcsh"}
 _PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?", re.IGNORECASE)
+
+
+def arguments(usage: str | None) -> list[str]:
+    """Those of this program, by the line `Usage: python FILE NAME…` of its docstring; a SEED is a whole number.
+
+    Raises:
+        OptlabError: they are not as many, or no number stands where one must.
+    """
+    line = next(each for each in (usage or "").splitlines() if each.startswith("Usage: "))
+    names, given = line.split()[3:], sys.argv[1:]
+    is_right = len(given) == len(names) and all(
+        value.isdecimal() or name != "SEED" for name, value in zip(names, given, strict=True)
+    )
+    if not is_right:
+        raise OptlabError(line)
+    return given
 
 
 def follow_caller() -> None:
