@@ -66,6 +66,27 @@ def test_a_fresh_environment_has_the_packages_that_the_runs_classes_are_from(tmp
     assert installed[-1][-3:] == ["-e", ".", "pytorch_optimizer==4.1.0"]
 
 
+def test_runs_of_different_packages_go_together_where_none_is_installed_for_them(tmp_path, monkeypatch):
+    stage = {"cmd": "true", "outs": [{"path": "here", "md5": "0"}]}
+    stages = dict.fromkeys(["download", "train@lion-0", "train@free-0"], stage)
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": stages}))
+    for run, version in (("lion-0", "1.3"), ("free-0", "1.4")):
+        place = RunFiles.of(tmp_path, run).conditions
+        place.parent.mkdir(parents=True)
+        place.write_text(Conditions(packages={"schedulefree": version}).model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    commit()
+
+    def provide(*words):
+        raise RevisionError("as far as the data")
+
+    monkeypatch.setattr(rerun, "_provide_data", provide)
+    with pytest.raises(RevisionError, match="as far as the data"):
+        list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], quiet=True))
+    with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3"):
+        list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
+
+
 def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():
     """A `portable` run says nothing of the CPU that it ran on."""
     recorded = {"cpu_capability": "AVX2", "onednn_isa": "AVX2", "variables": OFF | PORTABLE}

@@ -72,8 +72,9 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
         for path in (*_PROVIDED, *(path for run in runs for path in _replaced(revision, stages, run)),
                      *(Path(each["path"]) for name in tunings for each in revision.outs(name))):  # fmt: skip
             _check_inside(revision, tree, path)
-        others = besides(revision, runs)
-        programs = _fresh_environment(revision, tree, others, quiet) if fresh else Path(sys.executable).parent
+        programs = Path(sys.executable).parent
+        if fresh:
+            programs = _fresh_environment(revision, tree, besides(revision, runs), quiet)
         _provide_data(tree, replace(revision, folder=Path()).lock(), _environment(tree, programs), quiet)
         for run in runs:
             recorded = _conditions(revision, run)
