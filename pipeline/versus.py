@@ -1,7 +1,9 @@
-"""Stage compare of a pipeline that `optlab versus` has written: its first optimizer beside those of a study."""
+"""Stage compare of a pipeline that `optlab versus` has written: its first optimizer beside those of a study.
+
+Usage: python pipeline/versus.py STUDY
+"""
 
 import os
-import sys
 from pathlib import Path
 
 from optlab.config import parameters, reading
@@ -10,12 +12,13 @@ from optlab.system import errors, processes, repository
 
 def main() -> None:
     processes.follow_caller()
+    (study,) = processes.arguments(__doc__)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     from optlab.execution import versus
     from optlab.results import report, tables
 
-    compared = versus.collect(settings, folder, Path(os.path.normpath(folder / sys.argv[1])))
+    compared = versus.collect(settings, folder, Path(os.path.normpath(folder / study)))
     report.write(compared, folder)
     print(tables.text(compared))
 
