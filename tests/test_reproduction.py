@@ -1,6 +1,8 @@
 """Under which variables a recorded run is replayed, and what a revision cannot make it delete."""
 
 import json
+import os
+import signal
 import subprocess
 
 import pytest
@@ -11,7 +13,7 @@ from optlab.reproduce import rerun
 from optlab.reproduce.rerun import besides, replay_variables, reproduce
 from optlab.system import processes
 from optlab.system.errors import RevisionError
-from optlab.system.revision import Revision
+from optlab.system.revision import Revision, checkout
 from optlab.training.numerics import PORTABLE
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -85,6 +87,29 @@ def test_runs_of_different_packages_go_together_where_none_is_installed_for_them
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], quiet=True))
     with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3"):
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
+
+
+def test_a_killed_reproductions_checkout_is_removed_by_the_next(tmp_path, monkeypatch):
+    (tmp_path / "top").mkdir()
+    monkeypatch.chdir(tmp_path / "top")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "top" / "file").touch()
+    commit()
+    revision = Revision.parse("HEAD")
+    child = os.fork()
+    if child == 0:
+        with checkout(revision):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (killed,) = tmp_path.glob("optlab-reproduce-*")
+    assert (killed / "tree" / "file").exists()
+    with checkout(revision) as at_work:
+        assert not killed.exists()
+        with checkout(revision) as other:
+            assert (at_work / "file").exists() and (other / "file").exists()
+    assert not list(tmp_path.glob("optlab-reproduce-*"))
+    told = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    assert len(told.splitlines()) == 1
 
 
 def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():

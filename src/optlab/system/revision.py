@@ -1,5 +1,6 @@
 """A git revision of this repository: what its record says, and a checkout of its own to run its code in."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from optlab.system import dvc, git, repository
 from optlab.system.errors import RevisionError
+
+_PREFIX = "optlab-reproduce-"
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,30 @@ def _lock(revision: Revision) -> dict[str, Any]:
 def checkout(revision: Revision) -> Iterator[Path]:
     """A working tree of the revision outside the repository; gone afterwards, with what DVC keeps about it.
 
+    Those that killed processes have left are removed first.
+
     Raises:
         RevisionError: git cannot check it out.
     """
-    folder = Path(tempfile.mkdtemp(prefix="optlab-reproduce-"))
-    tree, top = folder / "tree", Path.cwd()
-    try:
-        git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
-        yield tree
-    finally:
-        forced = ["--force", "--force"]  # twice, for one that git was still writing
-        git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
-        shutil.rmtree(folder, ignore_errors=True)
+    top = Path.cwd()
+    for line in (git.ask("worktree", "list", "--porcelain") or "").splitlines():
+        left = Path(line.removeprefix("worktree "))
+        if left.parent.name.startswith(_PREFIX):
+            with contextlib.suppress(Timeout, OSError), FileLock(left.parent / "lock", timeout=0):
+                _remove(top, left)
+    tree = Path(tempfile.mkdtemp(prefix=_PREFIX)) / "tree"
+    with FileLock(tree.parent / "lock"):  # the system lets go of it when this process ends, however it ends
+        try:
+            git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+            yield tree
+        finally:
+            _remove(top, tree)
+
+
+def _remove(top: Path, tree: Path) -> None:
+    forced = ["--force", "--force"]  # twice, for one that git was still writing
+    git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
+    shutil.rmtree(tree.parent, ignore_errors=True)
 
 
 def restore(tree: Path, stage: str) -> None:
