@@ -1,10 +1,12 @@
 """Tunings, for real: the same bytes however many are at work or killed; and nobody sees the test split."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from PIL import Image
-from projects import TOP, commit, lock_of
+from projects import TOP, Project, commit, lock_of
 
 from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
@@ -359,6 +361,16 @@ def test_a_pipeline_with_a_range(fresh):
     assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
 
 
+def told(project):
+    """The runs that MLflow has, summaries and trials among them, and their figures; speeds are in no record."""
+    with contextlib.closing(sqlite3.connect(project.top / "mlflow.db")) as database:
+        return sorted(database.execute(
+            "SELECT runs.name, runs.status, tags.value, metrics.key, metrics.step, round(metrics.value, 6) FROM runs"
+            " LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'summary'"
+            " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'epoch/images_per_second'"
+        ), key=str)  # fmt: skip
+
+
 def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     """With a tuning, whose trials come out again."""
     study = fresh.top / "studies" / "small"
@@ -375,6 +387,8 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     result = fresh.warm("optlab", "release", "v1", *here)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 runs marked in MLflow" in result.stdout
+    had = told(fresh)
+    assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had}
     result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.shimmed())
     assert result.returncode == 0, result.stdout + result.stderr
     assert "sgd-0     identical         4/4 outputs" in result.stdout
@@ -384,6 +398,12 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
     result = fresh.warm("optlab", "compare", "v1", *here)
     assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
+    assert fresh.run("git", "clone", "-q", ".", "other", "-b", "v1").returncode == 0
+    other = Project(fresh.top / "other")
+    for command in (["sync", "--from", "v1"], ["show"]):
+        result = other.warm("optlab", *command, folder="studies/small")
+        assert result.returncode == 0, result.stderr
+    assert told(other) == had
     Image.new("RGB", (32, 32), "navy").save(study / "blue.png")
     result = fresh.warm("optlab", "predict", "blue.png", folder="studies/small")  # at the top nothing was compared
     assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr
