@@ -52,7 +52,7 @@ def _rates(axis: Axes, name: str, found: dict[str, Tuned]) -> None:
     own, key = found[name], str(found[name].rate)
     look: Any = {"color": colour(name), "linewidth": 0}
     _dots(axis, own, key, look | {"alpha": 0.9}, 1.0)
-    ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, **look}
+    ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, "clip_on": False, **look}
     for study in range(len(own.choice.studies)):
         chosen, default = own.chosen(study), own.default(study)
         if chosen and chosen.index is not None:
