@@ -159,6 +159,7 @@ def test_the_figure_rings_the_chosen_and_the_default(collected):
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])
     assert list(drawn["o11"].get_xdata()) == [0.02]
     assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])  # torch's own default
+    assert not any(line.get_clip_on() for line in drawn.values())  # the best are near the panel's edge
 
 
 def test_every_file_is_written_and_the_page_shows_the_figure(collected, tmp_path):
