@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -89,27 +90,42 @@ def test_runs_of_different_packages_go_together_where_none_is_installed_for_them
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
 
 
+def worktrees():
+    told = subprocess.run(["git", "worktree", "list", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    return {Path(line.removeprefix("worktree ")) for line in told.splitlines() if line.startswith("worktree ")}
+
+
 def test_a_killed_reproductions_checkout_is_removed_by_the_next(tmp_path, monkeypatch):
-    (tmp_path / "top").mkdir()
-    monkeypatch.chdir(tmp_path / "top")
+    top = tmp_path / "top"
+    top.mkdir()
+    monkeypatch.chdir(top)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "top" / "file").touch()
+    (top / "file").touch()
     commit()
     revision = Revision.parse("HEAD")
     child = os.fork()
     if child == 0:
-        with checkout(revision):
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+        try:
+            with checkout(revision):
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
     (killed,) = tmp_path.glob("optlab-reproduce-*")
     assert (killed / "tree" / "file").exists()
+    users = [tmp_path / "optlab-reproduce-notes" / "mine", tmp_path / "optlab-reproduce-old" / "tree"]
+    elsewhere = tmp_path / "optlab-reproduce-elsewhere"  # of another machine that has this repository, too
+    for tree in (*users, elsewhere / "tree"):
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", tree], check=True)
+    elsewhere.rename(tmp_path / "away")
     with checkout(revision) as at_work:
         assert not killed.exists()
         with checkout(revision) as other:
             assert (at_work / "file").exists() and (other / "file").exists()
-    assert not list(tmp_path.glob("optlab-reproduce-*"))
-    told = subprocess.run(["git", "worktree", "list"], capture_output=True, text=True, check=True).stdout
-    assert len(told.splitlines()) == 1
+    assert worktrees() == {top, *users, elsewhere / "tree"}
+    assert all((tree / "file").exists() for tree in users)
+    assert {each.name for each in tmp_path.iterdir()} == {"top", "away", *(tree.parent.name for tree in users)}
+    assert not elsewhere.exists() and [each.name for each in top.iterdir() if each.name != ".git"] == ["file"]
 
 
 def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():

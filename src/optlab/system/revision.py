@@ -15,10 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
-from optlab.system import dvc, git, repository
+from optlab.system import dvc, files, git, repository
 from optlab.system.errors import RevisionError
 
-_PREFIX = "optlab-reproduce-"
+_PREFIX, _TREE, _LOCK = "optlab-reproduce-", "tree", "lock"  # of a checkout's temporary folder, and of what is in it
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,47 @@ def checkout(revision: Revision) -> Iterator[Path]:
 
     Raises:
         RevisionError: git cannot check it out.
+        StorageError: there is no room for temporary files.
     """
     top = Path.cwd()
+    _remove_left(top)
+    try:
+        tree = Path(tempfile.mkdtemp(prefix=_PREFIX)) / _TREE
+        lock = FileLock(tree.parent / _LOCK)  # the system lets go of it when this process ends, however it ends
+        lock.acquire()
+    except OSError as error:
+        raise files.storage_error(Path(tempfile.gettempdir()), error) from None
+    try:
+        git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+        yield tree
+    finally:
+        _remove(top, tree, lock)
+
+
+def _remove_left(top: Path) -> None:
     for line in (git.ask("worktree", "list", "--porcelain") or "").splitlines():
-        left = Path(line.removeprefix("worktree "))
-        if left.parent.name.startswith(_PREFIX):
-            with contextlib.suppress(Timeout, OSError), FileLock(left.parent / "lock", timeout=0):
-                _remove(top, left)
-    tree = Path(tempfile.mkdtemp(prefix=_PREFIX)) / "tree"
-    with FileLock(tree.parent / "lock"):  # the system lets go of it when this process ends, however it ends
-        try:
-            git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
-            yield tree
-        finally:
-            _remove(top, tree)
+        word, _, path = line.partition(" ")
+        tree = Path(path)
+        if word == "worktree" and tree.name == _TREE and tree.parent.name.startswith(_PREFIX):
+            with contextlib.suppress(Timeout, OSError):
+                if (tree.parent / _LOCK).is_file():  # else it is not here, or none of these
+                    lock = FileLock(tree.parent / _LOCK)
+                    lock.acquire(timeout=0)
+                    _remove(top, tree, lock)
 
 
-def _remove(top: Path, tree: Path) -> None:
-    forced = ["--force", "--force"]  # twice, for one that git was still writing
-    git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
-    shutil.rmtree(tree.parent, ignore_errors=True)
+def _remove(top: Path, tree: Path, lock: FileLock) -> None:
+    """Remove all of it; where something is still written to, what is left is found again."""
+    for each in tree.parent.glob("*"):
+        if each.name != _LOCK:
+            shutil.rmtree(each, ignore_errors=True)
+    is_gone = all(each.name == _LOCK for each in tree.parent.glob("*"))
+    if is_gone:
+        forced = ["--force", "--force"]  # twice, for one that git was still writing
+        git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
+    lock.release()
+    if is_gone:
+        shutil.rmtree(tree.parent, ignore_errors=True)
 
 
 def restore(tree: Path, stage: str) -> None:
