@@ -71,6 +71,22 @@ def test_every_figure_of_a_page_is_of_a_record(page, study, least):
     assert all(figure in report for figure in said)
 
 
+SECTION_STUDIES = {
+    "What the ten optimizers showed": ["optimizers"],
+    "What three of them showed on a stronger network": ["conv6", "optimizers"],
+    "A published figure, met": ["caffe_quick"],
+}
+
+
+def test_each_section_of_the_studies_page_has_figures_of_its_own_study():
+    _, *sections = re.split("^## ", (TOP / "studies" / "README.md").read_text(), flags=re.MULTILINE)
+    for section in sections:
+        studies = SECTION_STUDIES[section.partition("\n")[0]]
+        own, *others = ((TOP / "studies" / each / "reports" / "comparison.md").read_text() for each in studies)
+        foreign = [figure for figure in figures(section) if figure not in own]
+        assert len(foreign) == len(others) and all(figure in others[0] for figure in foreign)
+
+
 def test_the_chinese_one_has_its_sections_in_the_same_order():
     english, chinese = (re.findall("^## (.*)$", text, re.MULTILINE) for text in (README, CHINESE))
     assert [SECTIONS[title] for title in english if title in SECTIONS] == chinese
