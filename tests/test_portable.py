@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab.training import exact, portable
+from optlab.training import classes, exact, numerics, portable
 
 
 @pytest.fixture
@@ -239,3 +239,34 @@ def test_the_number_of_threads_is_left_as_it_was(installed):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+ADAM, MUON = {"class": "Adam"}, {"class": "Muon", "fallback": {"class": "RMSprop"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizers", "untried"),
+    [
+        ("zilliax", {"a": ADAM, "b": MUON, "c": {"class": "schedulefree.AdamWScheduleFree"}}, []),
+        (
+            "zilliax",
+            {"a": ADAM, "b": {"class": "custom.signum.Signum"}},
+            ["optimizers.b: custom.signum.Signum on zilliax"],
+        ),
+        ("resnet18", {"a": ADAM, "b": MUON}, ["optimizers.b: Muon on resnet18", "optimizers.b: RMSprop on resnet18"]),
+        ("torchvision.models.resnet34", {"a": ADAM, "b": MUON}, ["model: torchvision.models.resnet34"]),
+    ],
+)
+def test_of_what_nobody_has_measured_there_is_a_warning(small_config, model, optimizers, untried):
+    settings = {"model": model, "optimizers": optimizers}
+    warnings = numerics.limits(small_config(**settings, training={"numerics": "portable"}))
+    assert [each.partition(" is not among")[0] for each in warnings] == [
+        f"warning: numerics: portable: {each}" for each in untried
+    ]
+    assert numerics.limits(small_config(**settings)) == []
+
+
+def test_every_dense_class_of_torch_was_measured_on_zilliax():
+    """tests/test_determinism.py trains them all."""
+    own = {name for name in numerics.MEASURED["zilliax"] if "." not in name}
+    assert own == set(classes.torch_classes()) - {"SparseAdam"}

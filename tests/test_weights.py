@@ -123,6 +123,10 @@ def renamed(model):
     return values
 
 
+def halved(model):
+    return tensors(model) | {"0.weight": tensors(model)["0.weight"].half()}
+
+
 DAMAGED = {
     "truncated": (lambda good, model: good[:-100], "damaged or not safetensors"),
     "header cut": (lambda good, model: good[:20], "damaged or not safetensors"),
@@ -136,6 +140,9 @@ DAMAGED = {
         lambda good, model: save(tensors(model), metadata={"model": "resnet18"}), "belongs to the model 'resnet18'"),
     "another name of a tensor": (
         lambda good, model: save(renamed(model), metadata={"model": "zilliax"}), "does not fit the model zilliax"),
+    "another dtype": (
+        lambda good, model: save(halved(model), metadata={"model": "zilliax"}),
+        "does not fit the model zilliax: 0.weight is torch.float16, not torch.float32"),
 }  # fmt: skip
 
 

@@ -229,9 +229,10 @@ class Config(Strict):
         """The entry's own, or the common one."""
         return self.optimizer(name).schedule or self.training.schedule
 
-    def paths(self, name: str) -> list[str]:
-        """The model and the classes of a run, as params.yaml names them: some by a dotted path."""
-        return [self.model, *self.optimizer(name).classes]
+    def paths(self, name: str | None = None) -> list[str]:
+        """The model and the classes, as params.yaml names them, some by a dotted path: of one optimizer, or of all."""
+        names = self.optimizers if name is None else [name]
+        return [self.model, *(each for own in names for each in self.optimizer(own).classes)]
 
     def runs(self) -> list[tuple[str, int]]:
         """(optimizer, seed) of every run, in the order of params.yaml."""

@@ -72,7 +72,7 @@ def look(config: Config) -> Checked:
         warnings = [*optimizers.check(config), *numerics.limits(config)]
     else:
         warnings = [sentence for each in own for sentence in ensure(each).warnings]
-    here = conditions.current(device, paths(config))
+    here = conditions.current(device, config.paths())
     found = Checked(warnings=list(dict.fromkeys(warnings)), conditions=here)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
         files.write(place, found.model_dump_json().encode())
@@ -119,16 +119,11 @@ def _code(config: Config) -> Iterator[Path]:
     """This package, custom/, and the repository's own modules that params.yaml names."""
     yield from Path(__file__).parents[1].rglob("*.py")
     yield from repository.CUSTOM.rglob("*.py")
-    for path in paths(config):
+    for path in config.paths():
         module = path.partition(".")[0]
         if "." in path and module:
             yield from Path().glob(f"{module}.py")
             yield from Path(module).rglob("*.py")
-
-
-def paths(config: Config) -> list[str]:
-    """What its runs are made of."""
-    return [path for name in config.optimizers for path in config.paths(name)]
 
 
 def _cpu() -> str:

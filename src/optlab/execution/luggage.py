@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from optlab.config.parameters import PARAMS, Config
-from optlab.execution import checked
 from optlab.system import git, repository
 from optlab.tuning import choice
 
@@ -62,7 +61,7 @@ def _in_place(config: Config, folder: Path) -> Iterator[Path]:
     yield from (path for path in (folder / PARAMS, folder / "dvc.yaml") if path.is_file())
     yield from _sources(_CODE)
     yield from _sources(repository.CUSTOM)
-    yield from repository.at_the_top(checked.paths(config))
+    yield from repository.at_the_top(config.paths())
 
 
 def _sources(folder: Path) -> Iterator[Path]:
@@ -86,8 +85,8 @@ def variables(config: Config) -> dict[str, str]:
 def provenance(config: Config) -> dict[str, str]:
     """The environment that says whose the runs are, and of which revision, where there is no git repository."""
     state = git.state()
-    used = [path.as_posix() for path in (*_CODE.glob("*.py"), *repository.at_the_top(checked.paths(config)))]
-    if state and git.untracked([*used, *choice.modules(checked.paths(config))]):
+    used = [path.as_posix() for path in (*_CODE.glob("*.py"), *repository.at_the_top(config.paths()))]
+    if state and git.untracked([*used, *choice.modules(config.paths())]):
         state["git.dirty"] = "yes"
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         return git.telling(state) | {"LOGNAME": getpass.getuser()}

@@ -37,7 +37,7 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     foreign = [path for path in changed_files() if path not in own_files and not path.startswith(tuple(own_folders))]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
-    paths = [path for name in compared.config.optimizers for path in compared.config.paths(name)]
+    paths = compared.config.paths()
     used = [*choice.modules(paths), *(path.as_posix() for path in repository.at_the_top(paths))]
     for path in git.untracked(used):  # those that git does not ignore are among the changed ones
         raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")

@@ -13,8 +13,16 @@ from optlab.config.parameters import Config, Training
 from optlab.system.errors import ConfigError
 
 PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-MEASURED_MODELS = ("zilliax", "conv6", "resnet18")  # with every dense class of torch.optim
-MEASURED_CLASSES = ("pytorch_optimizer.Lion", "pytorch_optimizer.Muon", "schedulefree.AdamWScheduleFree")
+# The classes that `portable` was measured with, by the model that they trained: docs/determinism.md tells how.
+MEASURED = {
+    "zilliax": (
+        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam",
+        "RMSprop", "Rprop", "SGD", "pytorch_optimizer.Lion", "pytorch_optimizer.Muon",
+        "schedulefree.AdamWScheduleFree",
+    ),
+    "conv6": ("SGD", "AdamW", "pytorch_optimizer.Muon"),
+    "resnet18": ("SGD", "Adam"),
+}  # fmt: skip
 
 
 def prepare(training: Training) -> None:
@@ -44,12 +52,15 @@ def limits(config: Config) -> list[str]:
     """What nobody has measured `portable` with, one sentence each: docs/determinism.md has what was."""
     if config.training.numerics == "fast":
         return []
-    untried = [] if config.model in MEASURED_MODELS else [f"model: {config.model}"]
-    untried += [
-        f"optimizers.{name}: {spec.class_}"
-        for name, spec in config.optimizers.items()
-        if any("." in name and name not in MEASURED_CLASSES for name in spec.classes)
-    ]
+    if config.model not in MEASURED:
+        untried = [f"model: {config.model}"]
+    else:
+        untried = [
+            f"optimizers.{name}: {each} on {config.model}"
+            for name, spec in config.optimizers.items()
+            for each in spec.classes
+            if each not in MEASURED[config.model]
+        ]
     return [
         f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "
         f"may give other bits"

@@ -40,9 +40,10 @@ def encoded(model: nn.Module, model_name: str) -> bytes:
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             raise WeightsError(f"{model_name}: {key} is of the kind {kind}: weights are dense tensors")
         tensors[key] = value.contiguous()
-        if tensors[key].untyped_storage().data_ptr() in places:
+        place = tensors[key].untyped_storage().data_ptr()
+        if place in places:
             tensors[key] = tensors[key].clone()
-        places.add(tensors[key].untyped_storage().data_ptr())
+        places.add(place)
     try:
         return save(tensors, metadata={"model": model_name})
     except KeyError as error:  # a dtype that the format has not
@@ -86,8 +87,12 @@ def read(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.M
         )
     model = models.build(model_name, seed=0)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors)  # into its own tensors: their dtypes stay
     except RuntimeError as error:
         text = " ".join(str(error).split())
         raise WeightsError(f"{path}: does not fit the model {model_name}: {text}") from None
+    for key, own in model.state_dict().items():
+        found, needed = tensors[key].dtype, getattr(own, "dtype", None)
+        if found != needed:  # torch has rounded it without a word
+            raise WeightsError(f"{path}: does not fit the model {model_name}: {key} is {found}, not {needed}")
     return model.eval(), digest
