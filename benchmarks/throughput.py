@@ -52,6 +52,8 @@ def settings(images: int, precision: str, epochs: int = 1, numerics: str = "fast
     values["optimizers"] = {"sgd": {"class": "SGD", "lr": LR}}
     values["data"]["train_size"] = images
     values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH, "numerics": numerics}
+    if epochs == 1:  # against loops that never validate: at the epoch's end, it is after the last step that is timed
+        values["training"]["validations_per_epoch"] = 1
     return parameters.Config.model_validate(values)
 
 
