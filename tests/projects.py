@@ -108,6 +108,13 @@ class Project:
         assert old in text
         (self.top / path).write_text(text.replace(old, new))
 
+    def clone(self, target: Path, cached: bool = False) -> "Project":
+        """What git has of it, in another place; with `cached`, DVC's cache is this one's."""
+        assert self.run("git", "clone", "-q", str(self.top), str(target)).returncode == 0
+        if cached:
+            (target / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {self.top / '.dvc' / 'cache'}\n")
+        return Project(target)
+
     def copy(self, target: Path) -> "Project":
         """Everything, outputs and stores included, in another place."""
         shutil.copytree(self.top, target, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))

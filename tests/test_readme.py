@@ -30,6 +30,10 @@ def figures(text: str) -> list[str]:
     return re.findall(r"\d+\.\d\d ± \d+\.\d\d", text)
 
 
+def report_of(study: str) -> Path:
+    return TOP / "studies" / study / "reports" / "comparison.md"
+
+
 def test_its_table_is_the_record_s():
     """The tables, and before them the verdict."""
     said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
@@ -42,7 +46,7 @@ def test_its_table_is_the_record_s():
 
 def test_it_begins_with_the_study_s_answer():
     """Its first sentence, each accuracy and what the tuning found, and no figure that the study does not have."""
-    report = STUDY / "comparison.md"
+    report = report_of("optimizers")
     assert report.read_text().partition(". Beaten")[0] in README
     head, *compared = cells(tables(report)[0])
     chosen = {row[0]: row[3] for row in cells(tables(STUDY / "tuning.md")[0])}
@@ -52,7 +56,7 @@ def test_it_begins_with_the_study_s_answer():
         beginning = re.split("^## ", text, flags=re.MULTILINE)[0]
         assert "\n".join(rows) in beginning
         for part in beginning.split("\n\n"):
-            own = TOP / "studies" / "conv6" / "reports" / "comparison.md" if "conv6" in part else report
+            own = report_of("conv6") if "conv6" in part else report
             assert all(figure in own.read_text() for figure in figures(part))
 
 
@@ -82,7 +86,7 @@ def test_each_section_of_the_studies_page_has_figures_of_its_own_study():
     _, *sections = re.split("^## ", (TOP / "studies" / "README.md").read_text(), flags=re.MULTILINE)
     for section in sections:
         studies = SECTION_STUDIES[section.partition("\n")[0]]
-        own, *others = ((TOP / "studies" / each / "reports" / "comparison.md").read_text() for each in studies)
+        own, *others = (report_of(each).read_text() for each in studies)
         foreign = [figure for figure in figures(section) if figure not in own]
         assert len(foreign) == len(others) and all(figure in others[0] for figure in foreign)
 

@@ -167,17 +167,11 @@ def test_a_bad_server_costs_one_warning(ready, bad_server, tmp_path):
     assert time.monotonic() - began < 90  # a call to such a server takes MLflow's client four minutes by itself
 
 
-def clone(project, target):
-    assert project.run("git", "clone", "-q", str(project.top), str(target)).returncode == 0
-    return projects.Project(target)
-
-
 def test_a_store_is_filled_from_a_revision(copied, tmp_path):
     """In a clone without MLflow's database: first without the weights, then where DVC's cache has them."""
     for command in (["add", "-A"], ["commit", "-qm", "record"]):
         assert copied.run("git", *command).returncode == 0
-    bare, full = clone(copied, tmp_path / "bare"), clone(copied, tmp_path / "full")
-    assert full.run("dvc", "cache", "dir", "--local", str(copied.top / ".dvc" / "cache")).returncode == 0
+    bare, full = copied.clone(tmp_path / "bare"), copied.clone(tmp_path / "full", cached=True)
     for project, words in ((bare, "without its weights"), (full, "with its weights")):
         result = project.warm("optlab", "sync", "--from", "HEAD")
         assert result.returncode == 0, result.stderr

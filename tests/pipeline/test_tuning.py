@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from PIL import Image
-from projects import TOP, Project, commit, lock_of
+from projects import TOP, commit, lock_of
 
 from optlab.config.entries import OptimizerSpec
 from optlab.data import dataset
@@ -405,9 +405,7 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
     result = fresh.warm("optlab", "compare", "v1", *here)
     assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
-    assert fresh.run("git", "clone", "-q", ".", "other", "-b", "v1").returncode == 0
-    other = Project(fresh.top / "other")
-    (other.top / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {fresh.top / '.dvc' / 'cache'}\n")
+    other = fresh.clone(fresh.top / "other", cached=True)
     for command in (["sync", "--from", "v1"], ["show"]):
         result = other.warm("optlab", *command, folder="studies/small")
         assert result.returncode == 0, result.stderr

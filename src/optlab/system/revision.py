@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from optlab.system import dvc, files, git, repository
 from optlab.system.errors import RevisionError
 
-_PREFIX, _TREE, _LOCK = "optlab-reproduce-", "tree", "lock"  # of a checkout's temporary folder, and of what is in it
+_PREFIX, _TREE, _HELD = "optlab-reproduce-", "tree", "lock"  # of a checkout's temporary folder, and of what is in it
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def checkout(revision: Revision) -> Iterator[Path]:
     _remove_left(top)
     try:
         tree = Path(tempfile.mkdtemp(prefix=_PREFIX)) / _TREE
-        lock = FileLock(tree.parent / _LOCK)  # the system lets go of it when this process ends, however it ends
+        lock = FileLock(tree.parent / _HELD)  # the system lets go of it when this process ends, however it ends
         lock.acquire()
     except OSError as error:
         raise files.storage_error(Path(tempfile.gettempdir()), error) from None
@@ -130,20 +130,21 @@ def _remove_left(top: Path) -> None:
     for line in (git.ask("worktree", "list", "--porcelain") or "").splitlines():
         word, _, path = line.partition(" ")
         tree = Path(path)
-        if word == "worktree" and tree.name == _TREE and tree.parent.name.startswith(_PREFIX):
-            with contextlib.suppress(Timeout, OSError):
-                if (tree.parent / _LOCK).is_file():  # else it is not here, or none of these
-                    lock = FileLock(tree.parent / _LOCK)
-                    lock.acquire(timeout=0)
-                    _remove(top, tree, lock)
+        if word != "worktree" or tree.name != _TREE or not tree.parent.name.startswith(_PREFIX):
+            continue
+        with contextlib.suppress(Timeout, OSError):
+            if (tree.parent / _HELD).is_file():  # else it is not here, or none of these
+                lock = FileLock(tree.parent / _HELD)
+                lock.acquire(timeout=0)
+                _remove(top, tree, lock)
 
 
 def _remove(top: Path, tree: Path, lock: FileLock) -> None:
     """Remove all of it; where something is still written to, what is left is found again."""
     for each in tree.parent.glob("*"):
-        if each.name != _LOCK:
+        if each.name != _HELD:
             shutil.rmtree(each, ignore_errors=True)
-    is_gone = all(each.name == _LOCK for each in tree.parent.glob("*"))
+    is_gone = all(each.name == _HELD for each in tree.parent.glob("*"))
     if is_gone:
         forced = ["--force", "--force"]  # twice, for one that git was still writing
         git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
