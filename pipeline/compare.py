@@ -15,7 +15,7 @@ def main() -> None:
 
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
-    print(tables.text(compared))
+    print(tables.describe(compared, folder))
     print(publish.publish(compared, folder, sender))
     sender.close()
 

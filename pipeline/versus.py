@@ -20,7 +20,7 @@ def main() -> None:
 
     compared = versus.collect(settings, folder, Path(os.path.normpath(folder / study)))
     report.write(compared, folder)
-    print(tables.text(compared))
+    print(tables.describe(compared, folder))
 
 
 if __name__ == "__main__":

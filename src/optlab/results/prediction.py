@@ -13,8 +13,8 @@ from optlab.config.parameters import CLASSES
 from optlab.data.dataset import IMAGE_SIZE, to_input
 from optlab.record.contents import Champion, Trained
 from optlab.record.runs import REPORTS, RunFiles
-from optlab.system import repository
-from optlab.system.errors import ImageError, RecordError
+from optlab.system import dvc, repository
+from optlab.system.errors import ImageError, RecordError, WeightsError
 from optlab.training import weights
 
 
@@ -45,6 +45,10 @@ def load(path: Path | None) -> nn.Module:
     if path is not None:
         return weights.read(path, model)[0]
     files = champion(pipeline)
+    if not files.weights.exists():
+        remedy = f"run `dvc repro train@{files.id}`"
+        remedy += ", or `dvc pull`" if dvc.has_remote(top) else ", which trains this run again"
+        raise WeightsError(f"{files.weights}: git does not keep weights, and DVC's cache has none here: {remedy}")
     return weights.read(files.weights, model, Trained.read(files.training).weights_sha256)[0]
 
 
