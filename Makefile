@@ -28,7 +28,7 @@ tutorial: $(VENV)/installed ## Replay the tutorial's experiment
 	cd tutorial && optlab repro
 
 ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
-	MLFLOW_WORKERS=1 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui
+	optlab ui
 
 test: $(VENV)/installed ## Run the tests
 	pytest -n 4 --dist loadfile --no-loadscope-reorder
