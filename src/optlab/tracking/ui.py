@@ -19,6 +19,10 @@ HOST = "127.0.0.1"
 _START_S = 120.0  # a busy machine takes 30 s to load MLflow
 _LOOK_S = 0.1
 _APP = "optlab"
+_NEWER = (
+    f"another version of MLflow has written {server.DATABASE}: install that one, or move the file away, and "
+    f"`optlab sync` and `optlab show` fill a new one"
+)
 _LOG = Path(".optlab") / "ui.log"
 
 # Of MLflow's own defaults, four workers and the runners of jobs triple the time until it answers.
@@ -40,15 +44,19 @@ def open_pages(folder: Path, port: int, browse: bool) -> None:
     Raises:
         TrackingError: the port is in use, or MLflow cannot be reached or started.
     """
+    is_remote = server.uri().startswith("http")
+    if not is_remote:
+        _check(port)
     try:
         client = server.connect()
-        if server.uri().startswith("http"):
+        if is_remote:
             found = shown.addresses(client, notes.experiment(folder), server.ui_url(), prepared=False)
         else:
             found = shown.addresses(client, notes.experiment(folder), f"http://{HOST}:{port}", prepared=True)
     except Exception as error:  # whatever MLflow raises
-        raise TrackingError(f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]})") from None
-    if server.uri().startswith("http"):
+        why = _NEWER if "database schema" in str(error) and server.is_local() else one_line(error)[:200]
+        raise TrackingError(f"MLflow at {server.shown()} was not reached ({why})") from None
+    if is_remote:
         _tell(found, server.ui_url(), browse)
     else:
         _serve(port, found, browse)
@@ -56,7 +64,6 @@ def open_pages(folder: Path, port: int, browse: bool) -> None:
 
 def _serve(port: int, found: dict[str, str], browse: bool) -> None:
     """Run MLflow's server to its end."""
-    _check(port)
     url = f"http://{HOST}:{port}"
     environment = _DEFAULTS | dict(os.environ)
     if found:
