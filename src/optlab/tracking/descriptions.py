@@ -3,7 +3,7 @@
 TAG = "mlflow.note.content"
 
 TRAININGS = """\
-One run for each optimizer and seed. The table shows those of the present comparison; its verdict is in `{report}`.
+One run for each optimizer and seed; the verdict is in `{report}`.
 
 **Metrics**; losses are mean cross entropies in nats, accuracies are fractions:
 
@@ -17,24 +17,23 @@ have these under `epoch/…`.
 **Parameters**: `optimizer`, its name in params.yaml; `optimizer.…`, its hyperparameters, defaults included; `seed`; \
 `data.…`, `training.…` and `schedule.…` as in params.yaml.
 
-**Tags**: `comparison` is `current` for the runs of the present comparison, `earlier` for those of former ones; \
-`status` is running, completed, diverged, failed or interrupted; `weights.sha256`, `git.commit` and `conditions.…` say \
-which weights came out, of which revision, on which machine.
+**Tags**: `comparison` is `current` for the runs of the present comparison, which the table shows, `earlier` for those \
+of former ones; `status` is running, completed, diverged, failed or interrupted; `weights.sha256`, `git.commit` \
+and `conditions.…` say which weights came out, of which revision, on which machine.
 
 MLflow has four digits of each figure; `runs/*/train.json` and `test.json` have all.
 """
 
 SUMMARIES = """\
-One run for each optimizer: the means over the seeds of the experiment `{trainings}`. `{report}` draws their bands.
+The means over the seeds of `{trainings}`; their bands are in `{report}`.
 
-`…/mean`, by the number of steps, with the ends of its 95 % confidence interval, `…/lower` and `…/upper`. MLflow \
-cannot fill the area between two lines: the report shows the intervals as bands, with the verdicts.
+One run for each optimizer. `…/mean`, by the number of steps, with the ends of its 95 % confidence interval, `…/lower` \
+and `…/upper`. MLflow cannot fill the area between two lines: the report shows the intervals as bands.
 """
 
 TRIALS = """\
-One run for each trial of the tunings of the experiment `{trainings}`: the parallel coordinates of the charts show \
-which values go with which accuracy.
+The trials of the tunings of `{trainings}`: the charts' parallel coordinates compare their values.
 
-`validation/…` by the number of steps. The tags `study` and `trial` number it; `chosen` is `yes` for the trial whose \
-values the trainings have.
+One run for each trial. `validation/…` by the number of steps. The tags `study` and `trial` number it; `chosen` \
+is `yes` for the trial whose values the trainings have.
 """

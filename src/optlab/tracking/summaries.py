@@ -92,6 +92,9 @@ def show_trials(client: "MlflowClient", trainings: str, trials: tuple[Summary, .
     if trials:
         place = server.experiment(client, f"{trainings}-tuning")
         _bring(client, place, trials)
+        drawn = [set(each.params) for each in trials if each.tags.get("trial") != "default"]  # has the class's values
+        common = set.intersection(*drawn) - {"class"} if drawn else set()
+        client.set_experiment_tag(place, view.TAG, view.saved(view.trials(TAG, sorted(common))))
         client.set_experiment_tag(place, descriptions.TAG, descriptions.TRIALS.format(trainings=trainings))
 
 

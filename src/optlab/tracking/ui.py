@@ -65,13 +65,10 @@ def open_pages(folder: Path, port: int, browse: bool) -> None:
 def _serve(port: int, found: dict[str, str], browse: bool) -> None:
     """Run MLflow's server to its end."""
     url = f"http://{HOST}:{port}"
-    environment = _DEFAULTS | dict(os.environ)
+    environment = _DEFAULTS | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": server.uri()}  # it may hold a password
     if found:
         environment[webapp.START_VARIABLE] = next(iter(found.values())).removeprefix(f"{url}/")
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--app-name", _APP, "--host", HOST, "--port", str(port),
-        "--backend-store-uri", server.uri(),
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", _APP, "--host", HOST, "--port", str(port)]
     print(f"starting MLflow on {url} …", flush=True)
     options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with (

@@ -6,7 +6,7 @@ experiment's tag and lists under "Views"; it is not documented.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 NAME = "comparison"
@@ -53,6 +53,23 @@ def summaries(tag: str, validated: bool) -> str:
         columns, order, ascending=not validated, marked=tag, sections=(_SECTIONS[0], *figures, "test_accuracy"),
         charts=[*(_line(f"{figure}/mean") for figure in figures), _chart("BAR", "test_accuracy/mean")],
     )  # fmt: skip
+
+
+def trials(tag: str, params: Sequence[str]) -> str:
+    """The same for the trials of tunings; parallel coordinates show which values go with which accuracy.
+
+    Args:
+        params: those that every drawn trial has: MLflow leaves out of the coordinates whatever lacks one.
+    """
+    columns = {
+        "params.`optimizer`": 100, "params.`lr`": 110, "metrics.`validation/accuracy`": 160,
+        "metrics.`validation/loss`": 130, "tags.`steps`": 70, "tags.`chosen`": 70, "tags.`trial`": 70,
+        "tags.`status`": 100,
+    }  # fmt: skip
+    coordinates = {"selectedParams": list(params), "selectedMetrics": ["validation/accuracy"], "showAllRuns": True}
+    charts = [_chart("PARALLEL", "validation/accuracy") | coordinates, _line("validation/accuracy")]
+    charts[0]["uuid"] = "coordinates"
+    return _state(columns, "validation/accuracy", ascending=False, marked=tag, sections=_SECTIONS[:1], charts=charts)
 
 
 def saved(state: str) -> str:
