@@ -1,12 +1,14 @@
 """The means over the seeds in MLflow: what they hold, and that each is there once."""
 
+import json
+
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from test_figures import compared
 
 from optlab.results import statistics
-from optlab.tracking import publish, server, summaries
+from optlab.tracking import descriptions, publish, server, summaries, view
 from optlab.tracking.summaries import Summary
 
 POINTS = (("train_loss/mean", 2.0, 1), ("train_loss/mean", 1.0, 2))
@@ -47,8 +49,21 @@ def test_a_summary_holds_the_mean_and_its_interval(small_config, tmp_path):
     ):  # fmt: skip
         figure = statistics.figure(values)
         ends = [points[f"{key}/{end}", step] for end in ("mean", "lower", "upper")]
-        assert ends == pytest.approx([figure.mean, figure.low, figure.high])
+        assert ends == pytest.approx([figure.mean, figure.low, figure.high], abs=5e-5)  # as MLflow shows them
     assert found["adam"].params == {"optimizer": "adam", "class": "Adam", "seeds": "0, 1", "status": "completed"}
+
+
+def test_the_coordinates_are_what_every_drawn_trial_has(client):
+    """MLflow leaves out a trial that lacks one, as the one with the class's own values does."""
+    trials = [
+        ADAM.model_copy(update={"run": name, "params": {"class": "Adam"} | params, "tags": {"trial": name}})
+        for name, params in (("default", {}), ("0", {"lr": "0.1", "beta": "0.9"}), ("1", {"lr": "0.2"}))
+    ]  # fmt: skip
+    summaries.show_trials(client, "optlab", tuple(trials))
+    tags = client.get_experiment_by_name("optlab-tuning").tags
+    state = json.loads(view.state(tags[view.TAG]))
+    assert state["compareRunCharts"][0]["selectedParams"] == ["lr"]
+    assert "`optlab`" in tags[descriptions.TAG]
 
 
 def test_a_repetition_changes_nothing(client):

@@ -369,7 +369,7 @@ def told(project):
         figures = database.execute(
             "SELECT runs.name, runs.status, tags.value, metrics.key, metrics.step, round(metrics.value, 6) FROM runs"
             " LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'summary'"
-            " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'epoch/images_per_second'"
+            " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'training/images_per_second'"
         ).fetchall()
         champions = database.execute(
             "SELECT runs.name FROM registered_model_aliases JOIN model_versions USING (name, version)"

@@ -14,8 +14,9 @@ from optlab.record.runs import RunFiles
 from optlab.results.colours import colour
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
-from optlab.tracking.journal import Journal, epoch_points, now_ms, validation_points
+from optlab.tracking.journal import Journal, now_ms
 from optlab.tracking.notes import experiment, lock_name
+from optlab.tracking.points import epoch_points, rounded, validation_points
 from optlab.training import models, optimizers
 from optlab.training.construction import Context
 
@@ -117,7 +118,7 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
     steps = [loss for losses in trained.step_losses for loss in losses]
     points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
     for epoch in trained.history:
-        points += epoch_points(epoch.model_dump(), when)
+        points += epoch_points(epoch.model_dump(), when, opening["params"])
     for validation in trained.validations:
         points += validation_points(validation.model_dump(), when)
     journal.metrics(points)
@@ -159,6 +160,12 @@ def _test_metrics(journal: Journal, measured: Evaluated, when: int) -> None:
         "test/accuracy": measured.test_accuracy,
         "test/expected_calibration_error": measured.expected_calibration_error,
     } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
-    points = [(key, value, when, 0) for key, value in values.items() if value not in (None, known.get((key, 0)))]
+    shown = {key: rounded(value) for key, value in values.items() if value is not None}
+    # Journals of earlier versions have all digits.
+    points = [
+        (key, value, when, 0)
+        for key, value in shown.items()
+        if (key, 0) not in known or rounded(known[key, 0]) != value
+    ]
     if points:
         journal.metrics(points)

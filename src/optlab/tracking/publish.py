@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from optlab.record.runs import REPORTS
 from optlab.results import curves, origin
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
@@ -12,6 +13,7 @@ from optlab.system import git, locks, repository
 from optlab.system.errors import BusyError, one_line
 from optlab.tracking import facts, journal, notes, replay, server
 from optlab.tracking.link import Link
+from optlab.tracking.points import rounded
 from optlab.tracking.shown import Shown, show
 from optlab.tracking.summaries import Summary
 
@@ -55,6 +57,7 @@ def shown(compared: Comparison, folder: Path) -> Shown:
         chosen_by=compared.chosen_by,
         summaries=tuple(_summaries(compared)),
         trials=tuple(_trials(compared)),
+        report=str(folder / REPORTS / "report.html"),
     )
 
 
@@ -68,7 +71,7 @@ def _trials(compared: Comparison) -> Iterator[Summary]:
                 key: value for part in each.values.values() if isinstance(part, dict) for key, value in part.items()
             }
             points = [
-                (f"validation/{figure}", value, look.step)
+                (f"validation/{figure}", rounded(value), look.step)
                 for look in each.looks
                 for figure, value in (("accuracy", look.accuracy), ("loss", look.loss))
                 if value is not None
@@ -92,7 +95,7 @@ def _summaries(compared: Comparison) -> Iterator[Summary]:
         name, tested = row.optimizer, {0: row.test_accuracy} if row.test_accuracy else {}  # a bar
         found = {figure: own[name] for figure, own in by_step.items()} | {"test_accuracy": tested}
         points = [
-            (f"{figure}/{part}", value, step)
+            (f"{figure}/{part}", rounded(value), step)
             for figure, curve in found.items()
             for step, each in curve.items()
             for part, value in (("mean", each.mean), ("lower", each.low), ("upper", each.high))

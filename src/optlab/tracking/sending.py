@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH = 1000  # MLflow's limit for the metrics of one call
+_OF_MODEL = (  # which of its run's metrics and parameters a logged model has
+    "test/accuracy", "test/loss", "epoch/validation_accuracy", "epoch/validation_loss", "epoch/train_loss",
+    "model", "optimizer", "optimizer.class", "optimizer.lr", "seed",
+)  # fmt: skip
 _STATUS = {"completed": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -147,6 +151,7 @@ def _model(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
     except Exception:
         mlflow.finalize_logged_model(logged.model_id, "FAILED")
         raise
+    _describe(client, logged)
     mlflow.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
 
@@ -155,3 +160,35 @@ def logged_model(client: "MlflowClient", run_id: str) -> str | None:
     """The id of the model that a run has logged, if any."""
     outputs = client.get_run(run_id).outputs
     return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None
+
+
+def describe_models(client: "MlflowClient", experiment: str) -> None:
+    """Give the models of an experiment that have no metrics those of their runs: earlier versions logged none."""
+    token = None
+    while True:
+        page = client.search_logged_models([experiment], page_token=token)
+        for model in page:
+            if not model.metrics and model.source_run_id:
+                _describe(client, model)
+        token = page.token
+        if not token:
+            return
+
+
+def _describe(client: "MlflowClient", model: Any) -> None:
+    """Give a model the last metrics of its run, and the parameters that name it: MLflow's table of models shows these.
+
+    With the run's own times: the run itself has them already, and gets no second point.
+    """
+    from mlflow.entities import Metric
+
+    run = client.get_run(model.source_run_id)
+    own = {key: value for key, value in run.data.params.items() if key in _OF_MODEL}
+    client.log_model_params(model.model_id, own)
+    metrics = [
+        Metric(each.key, each.value, each.timestamp, each.step, model_id=model.model_id, run_id=run.info.run_id)
+        for each in run.data._metric_objs  # the only list with times
+        if each.key in _OF_MODEL
+    ]
+    if metrics:
+        client.log_batch(run.info.run_id, metrics=metrics)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from optlab.tracking import server, view
+from optlab.tracking import descriptions, server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def experiment(trainings: str) -> str:
     return f"{trainings}.summary"  # a folder's experiment is named with a hyphen
 
 
-def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...], validated: bool) -> str:
+def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...], validated: bool,
+         report: str = "reports/report.html") -> str:  # fmt: skip
     """Bring the experiment to these summaries, each there once, and return its id.
 
     Metrics of a run can only be added to: a summary that has changed is deleted, and made anew.
@@ -69,17 +70,16 @@ def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...],
     Args:
         trainings: the name of the experiment with their trainings.
         validated: whether there is a validation split.
+        report: the path of the page that has the bands.
 
     Raises:
         Exception: whatever MLflow raises.
     """
     place = server.experiment(client, experiment(trainings))
     _bring(client, place, summaries)
-    client.set_experiment_tag(place, view.TAG, view.summary(TAG, validated))
-    client.set_experiment_tag(
-        place, "mlflow.note.content",
-        f"Means over the seeds of the experiment `{trainings}`, with the ends of their 95 % intervals.",
-    )  # fmt: skip
+    client.set_experiment_tag(place, view.TAG, view.saved(view.summaries(TAG, validated)))
+    text = descriptions.SUMMARIES.format(trainings=trainings, report=report)
+    client.set_experiment_tag(place, descriptions.TAG, text)
     return place
 
 
@@ -92,11 +92,10 @@ def show_trials(client: "MlflowClient", trainings: str, trials: tuple[Summary, .
     if trials:
         place = server.experiment(client, f"{trainings}-tuning")
         _bring(client, place, trials)
-        client.set_experiment_tag(
-            place, "mlflow.note.content",
-            f"Every trial of the tunings of the experiment `{trainings}`: the parallel coordinates of the charts show "
-            f"which values go with which accuracy.",
-        )  # fmt: skip
+        drawn = [set(each.params) for each in trials if each.tags.get("trial") != "default"]  # has the class's values
+        common = set.intersection(*drawn) - {"class"} if drawn else set()
+        client.set_experiment_tag(place, view.TAG, view.saved(view.trials(TAG, sorted(common))))
+        client.set_experiment_tag(place, descriptions.TAG, descriptions.TRIALS.format(trainings=trainings))
 
 
 def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> None:
