@@ -30,7 +30,7 @@ def main() -> None:
     trained = Trained.read(files.training)
     model, digest = weights.read(files.weights, settings.model, trained.weights_sha256)
     logits = loop.predict(model, test)
-    measured = evaluation.metrics(trained.status, logits, test.labels)
+    measured = evaluation.metrics(trained.status, logits, test.labels, digest)
     evaluation.write_predictions(files.predictions, logits, test.labels)
     measured.write(files.test)
     if measured.test_accuracy is not None:

@@ -27,10 +27,13 @@ def compare(
     """Put the optimizers of other revisions beside the present ones: what has changed, and can it be told?"""
     folder = enter(pipeline)
     settings = settings_of(folder)
+    from optlab.execution import versus
     from optlab.results import across
     from optlab.system.revision import Revision
 
-    print(across.report(settings, folder, [Revision.parse(name) for name in revisions]))
+    parsed = [Revision.parse(name) for name in revisions]
+    versus.check_trained(settings, folder)
+    print(across.report(settings, folder, parsed))
 
 
 @app.command()

@@ -167,6 +167,7 @@ class Evaluated(Contents):
 
     Attributes:
         status: of the training, or `diverged` where the outputs are not finite.
+        weights_sha256: of the weights that were evaluated; None, and not written, in records of older versions.
         test_loss: mean cross entropy in nats.
         test_accuracy: a fraction.
         expected_calibration_error: over 15 bins of equal width.
@@ -175,6 +176,7 @@ class Evaluated(Contents):
     """
 
     status: Status
+    weights_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     test_loss: float | None = None
     test_accuracy: float | None = None
     expected_calibration_error: float | None = None
