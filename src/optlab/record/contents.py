@@ -191,7 +191,8 @@ class Trial(Contents):
         study: which of the independent tunings, from 0.
         index: of its point, from 0; None for the entry's default.
         seed: of its training.
-        values: what it had in place of the ranges.
+        values: what it had in place of the ranges; of the default those that are known, none in records of older
+            versions.
         beyond: the ranges whose value was drawn in the decade beyond their edge.
         status: `stopped` where others were better after a part of the steps; `failed` where a step raised an error.
         looks: at the validation split, where it was decided who goes on; the last is at its end.

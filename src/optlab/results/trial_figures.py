@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optlab.results import tuned
 from optlab.results.colours import colour
 from optlab.results.figures import Draw, grid, plain, svg
-from optlab.results.tuned import Tuned, accuracy, default_of
+from optlab.results.tuned import Tuned, accuracy
 
 _OTHERS = "#999999"
 _COLUMNS = 5  # of panels, at most
@@ -57,7 +57,7 @@ def _rates(axis: Axes, name: str, found: dict[str, Tuned]) -> None:
         chosen, default = own.chosen(study), own.default(study)
         if chosen and chosen.index is not None:
             axis.plot([chosen.values[key]], [accuracy(chosen) or 0.0], "o", markersize=11, **ring)
-        rate = default_of(own.spec, key) if default else None
+        rate = own.default_value(study, key) if default else None
         if default and rate is not None:
             axis.plot([rate], [accuracy(default) or 0.0], "s", markersize=10, **ring)
     if own.sensitivity:
