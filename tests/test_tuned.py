@@ -185,7 +185,7 @@ def test_the_grid_of_the_learning_rate(collected):
 
 def test_the_figure_rings_the_chosen_and_the_default(collected):
     compared = collected()
-    (axis,) = trial_figures.rates(compared.tunings).axes
+    (axis,) = trial_figures.rates(compared).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
     assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])

@@ -12,6 +12,7 @@ from optlab.config.parameters import SPLIT_SIZES, Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import origin, statistics, tuned
+from optlab.results.colours import colours
 from optlab.results.statistics import Figure
 from optlab.results.tuned import Tuned
 from optlab.system.errors import RecordError, RevisionError
@@ -142,6 +143,11 @@ class Comparison:
         """What these are called, when there are several."""
         studies, seeds = self.config.tuning.studies, len(self.config.seeds)
         return "seeds" if self.n == seeds else f"studies of {seeds // studies} seeds each"
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """Optimizer → its colour. A challenger changes none of the study's."""
+        return colours(sorted(self.config.optimizers, key=lambda name: name == self.challenger))
 
     @cached_property
     def pairs(self) -> dict[tuple[str, str], statistics.Pair]:

@@ -5,7 +5,7 @@ Nothing here imports torch: the process that fills MLflow does it.
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from optlab.tracking import sending, server, summaries, view
 from optlab.tracking.summaries import Summary
@@ -28,6 +28,7 @@ class Shown(BaseModel):
         chosen_by: the figure that the table is sorted by.
         summaries: one for each optimizer.
         trials: one for each trial of the tunings.
+        colours: of each run, by its id: another comparison may have given it another one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,6 +40,7 @@ class Shown(BaseModel):
     chosen_by: str
     summaries: tuple[Summary, ...]
     trials: tuple[Summary, ...] = ()
+    colours: dict[str, str] = Field(default_factory=dict)
 
 
 def show(shown: Shown) -> str:
@@ -69,6 +71,9 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     for run_id in keep:
         client.set_tag(run_id, "comparison", "current")
         client.set_tag(run_id, "comparison.conditions", shown.conditions)
+    for run, colour in shown.colours.items():
+        if run in found and found[run].data.tags.get("mlflow.runColor") != colour:
+            client.set_tag(found[run].info.run_id, "mlflow.runColor", colour)
     return found
 
 
