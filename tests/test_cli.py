@@ -106,6 +106,13 @@ def test_what_is_installed_for_bash_completes(tmp_path):
     assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
 
 
+def test_a_help_page_is_printed_in_ascii():
+    """Frames and dots have characters of their own elsewhere."""
+    result = optlab("predict", "--help", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "IMAGE..." in result.stdout
+
+
 def test_every_command_has_its_line_in_the_help():
     lines = [
         line.strip("│ ")

@@ -73,6 +73,18 @@ def test_the_release_beside_the_present_comparison(released):
     assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_without_the_table_s_characters_releases_it_whole(project):
+    """Git has the table as it is, and the terminal reads it in ASCII."""
+    result = project.run("optlab", "release", "v2", **ASCII)
+    assert result.returncode == 0, result.stderr
+    assert "─" in project.run("git", "tag", "-l", "--format=%(contents)", "v2").stdout
+    result = project.run("optlab", "show", **ASCII)
+    assert (result.returncode, result.stdout.isascii()) == (0, True), result.stderr
+
+
 RUNS = """
 import json
 

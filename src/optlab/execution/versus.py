@@ -38,7 +38,7 @@ def parsed(text: str) -> Any:
 def study_of(folder: Path) -> Path | None:
     """The study that the pipeline in a folder compares with; None where it is one of another kind."""
     try:
-        stages = parsed((folder / "dvc.yaml").read_text())["stages"]
+        stages = parsed((folder / "dvc.yaml").read_text("utf-8"))["stages"]
         _, script, study = shlex.split(stages["compare"]["cmd"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # not one that was written here
         return None

@@ -54,7 +54,8 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     git.do("add", "--", *own)
     if git.ask("diff", "--cached", "--name-only"):
         git.do("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
-    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{tables.text(compared)}")
+    message = f"{tag}\n{tables.text(compared)}\n"
+    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "--file", "-", text=message)
     return git.ask("rev-parse", "HEAD") or ""
 
 

@@ -241,7 +241,7 @@ def _fresh_environment(revision: Revision, tree: Path, others: list[str], quiet:
         print(f"installing the packages of {revision.name}: this takes minutes", file=sys.stderr, flush=True)
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", ".", *others]):
-        with (tree.parent / "install.log").open("w+") as log:
+        with (tree.parent / "install.log").open("w+", encoding="utf-8", errors="replace") as log:
             status = processes.run(command, cwd=tree, stdout=log, stderr=log)
             log.seek(0)
             if status:

@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 # The common optimizers have one each, the others the rest, in their order. Chosen from a grid in sRGB, of a lightness
-# that is seen on white and on black, so that the two nearest are as far apart as possible, by CIEDE2000 and in Oklab, as
-# most people see them and as they look without red or green cones (Machado et al. 2009). The first eleven are 22 and 16
-# apart in CIEDE2000 (the ten of Petroff 2021: 17 and 12), all of them 8.6 and 6.6.
+# that is seen on white and on black, so that the two nearest are as far apart as possible, in CIEDE2000 and in Oklab,
+# as most people see them and as they look without red or green cones (Machado et al. 2009). The first eleven are 22 and
+# 16 apart in CIEDE2000 (the ten of Petroff 2021: 17 and 12), all of them 8.6 and 6.6.
 COMMON = {
     "sgd": "#3c69ff",
     "adam": "#f0b400",

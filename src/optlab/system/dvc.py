@@ -16,7 +16,7 @@ COMMAND = (sys.executable, "-m", "dvc")
 
 def ask(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a DVC command to its end, here, and keep what it prints."""
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, errors="surrogateescape", check=False)
 
 
 def complaint(result: "subprocess.CompletedProcess[str]") -> str:

@@ -59,13 +59,16 @@ def ask(*arguments: str) -> str | None:
     return result.stdout.decode(errors="replace").rstrip("\n") if result.returncode == 0 else None
 
 
-def do(*arguments: str) -> None:
+def do(*arguments: str, text: str | None = None) -> None:
     """Run a git command.
+
+    Args:
+        text: what it reads: an argument of a command cannot be any text where the locale is not UTF-8.
 
     Raises:
         RevisionError: git refuses; the first line of what it says.
     """
-    result = _run(*arguments)
+    result = _run(*arguments, text=text)
     if result.returncode:
         text = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
         raise RevisionError(f"git {arguments[0]}: {text[0] if text else 'failed'}")
@@ -77,5 +80,8 @@ def show(commit: str, path: Path) -> bytes | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _run(*arguments: str, timeout_s: float | None = None) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["git", *arguments], capture_output=True, timeout=timeout_s, check=False)
+def _run(
+    *arguments: str, timeout_s: float | None = None, text: str | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    own = None if text is None else text.encode(errors="surrogateescape")
+    return subprocess.run(["git", *arguments], capture_output=True, timeout=timeout_s, check=False, input=own)

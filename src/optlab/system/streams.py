@@ -1,0 +1,39 @@
+"""Standard output and error that take any text, whatever the terminal's encoding is, and also where they are closed."""
+
+import codecs
+import io
+import os
+import sys
+
+_HANDLER = "optlab.plain"
+_PLAIN = {
+    "−": "-", "–": "-", "±": "+/-", "…": "...", "→": "->", "←": "<-", "×": "x", "÷": "/", "·": "*", "≤": "<=",
+    "≥": ">=", "‖": "|", "─": "-", "²": "^2", "’": "'",
+}  # fmt: skip
+
+
+def prepare() -> None:
+    """Let no print of this process fail: what an encoding lacks becomes ASCII, and what is closed goes nowhere."""
+    _open_closed()
+    codecs.register_error(_HANDLER, _to_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "surrogateescape":  # which nothing fails with
+            stream.reconfigure(errors=_HANDLER)
+
+
+def _open_closed() -> None:
+    """Put nothing's device in the place of a closed stream, so that no file which is opened later gets its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+    """The nearest text in ASCII; a character that has none as Python escapes it."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each) or ascii(each)[1:-1] for each in text), error.end
