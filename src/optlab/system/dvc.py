@@ -10,6 +10,7 @@ from pathlib import Path
 
 from optlab.system import repository
 from optlab.system.errors import OptlabError
+from optlab.system.wording import reason_of
 
 COMMAND = (sys.executable, "-m", "dvc")
 
@@ -20,8 +21,8 @@ def ask(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def complaint(result: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of what a failed command said."""
-    return (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+    """Why a command failed, in one line."""
+    return reason_of(result.stderr)
 
 
 def cache(top: Path) -> Path:

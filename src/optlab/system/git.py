@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optlab.system import repository
 from optlab.system.errors import RevisionError
+from optlab.system.wording import reason_of
 
 _TOLD_VARIABLE = "OPTLAB_REVISION"  # holds what `state` is to answer where the code came without its repository
 
@@ -66,12 +67,12 @@ def do(*arguments: str, text: str | None = None) -> None:
         text: what it reads: an argument of a command cannot be any text where the locale is not UTF-8.
 
     Raises:
-        RevisionError: git refuses; the first line of what it says.
+        RevisionError: git refuses; with the line that says why.
     """
     result = _run(*arguments, text=text)
     if result.returncode:
-        text = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
-        raise RevisionError(f"git {arguments[0]}: {text[0] if text else 'failed'}")
+        output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")
+        raise RevisionError(f"git {arguments[0]}: {reason_of(output)}")
 
 
 def show(commit: str, path: Path) -> bytes | None:

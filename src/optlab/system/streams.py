@@ -17,8 +17,8 @@ def prepare() -> None:
     _open_closed()
     codecs.register_error(_HANDLER, _to_ascii)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors != "surrogateescape":  # which nothing fails with
-            stream.reconfigure(errors=_HANDLER)
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != ("utf-8", "surrogateescape"):
+            stream.reconfigure(errors=_HANDLER)  # with those two, nothing fails
 
 
 def _open_closed() -> None:
