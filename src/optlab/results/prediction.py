@@ -1,5 +1,6 @@
 """The class of any picture, by a trained network."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,11 +42,12 @@ def load(path: Path | None) -> nn.Module:
     """
     top, here = repository.root(), Path.cwd()
     pipeline = here if (here / parameters.PARAMS).exists() else top
-    model = reading.load(pipeline / parameters.PARAMS).model
-    if path is not None:
-        return weights.read(path, model)[0]
-    files = champion(pipeline)
-    return weights.read(files.weights, model, Trained.read(files.training).weights_sha256)[0]
+    model, digest = reading.load(pipeline / parameters.PARAMS).model, None
+    if path is None:
+        files = champion(pipeline)
+        path, digest = files.weights, Trained.read(files.training).weights_sha256
+    with contextlib.chdir(top):  # where the modules of custom/ are looked for
+        return weights.read(here / path, model, digest)[0]
 
 
 def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
