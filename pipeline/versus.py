@@ -16,8 +16,11 @@ def main() -> None:
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     from optlab.execution import versus
+    from optlab.record import kept, runs
     from optlab.results import report, tables
 
+    for name, seed in settings.runs():
+        kept.restore(runs.RunFiles(folder, name, seed))
     compared = versus.collect(settings, folder, Path(os.path.normpath(folder / study)))
     report.write(compared, folder)
     print(tables.text(compared))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from projects import commit
+from projects import commit, stages_in
 
 from optlab.training.conditions import onednn_isa
 
@@ -71,6 +71,19 @@ def test_the_release_beside_the_present_comparison(released):
     unknown = released.warm("optlab", "compare", "v1", "v0")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
+
+
+def test_a_value_that_is_changed_and_changed_back_can_be_released(project):
+    """The weights come from DVC's run cache, and their conditions from where they were kept."""
+    recorded = (project.top / "runs/adam-0/conditions.json").read_bytes()
+    for old, new in (("lr: 0.002", "lr: 0.004"), ("lr: 0.004", "lr: 0.002")):
+        project.edit("params.yaml", old, new)
+        result = project.repro()
+        assert result.returncode == 0, result.stderr
+    assert "train@adam-0" not in stages_in(result)
+    assert (project.top / "runs/adam-0/conditions.json").read_bytes() == recorded
+    result = project.warm("optlab", "release", "v2")
+    assert result.returncode == 0, result.stderr
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
