@@ -11,7 +11,7 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.follow_caller()
-    name, number = processes.arguments(__doc__)
+    name, number = processes.arguments("OPTIMIZER", "SEED")
     seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)

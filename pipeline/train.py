@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     processes.follow_caller()
-    name, number = processes.arguments(__doc__)
+    name, number = processes.arguments("OPTIMIZER", "SEED")
     seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)

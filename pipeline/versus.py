@@ -12,7 +12,7 @@ from optlab.system import errors, processes, repository
 
 def main() -> None:
     processes.follow_caller()
-    (study,) = processes.arguments(__doc__)
+    (study,) = processes.arguments("STUDY")
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     from optlab.execution import versus

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from optlab.system import streams
+from optlab.system import startup
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -79,7 +79,7 @@ class ImageError(OptlabError):
 
 def run(main: Callable[[], None]) -> None:
     """Run a program's main function; an `OptlabError` ends it with one line on stderr and exit status 1."""
-    streams.prepare()
+    startup.prepare()
     try:
         main()
     except OptlabError as error:

@@ -1,6 +1,7 @@
-"""Standard output and error that take any text, whatever the terminal's encoding is, and also where they are closed."""
+"""What a process has from its start: streams that take any text, and a user with a name."""
 
 import codecs
+import getpass
 import io
 import os
 import sys
@@ -13,8 +14,12 @@ _PLAIN = {
 
 
 def prepare() -> None:
-    """Let no print of this process fail: what an encoding lacks becomes ASCII, and what is closed goes nowhere."""
+    """Let no print of this process fail, and nothing that asks for the user's name.
+
+    What a terminal's encoding lacks becomes ASCII, and what is printed to a closed stream goes nowhere.
+    """
     _open_closed()
+    _name_user()
     codecs.register_error(_HANDLER, _to_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != ("utf-8", "surrogateescape"):
@@ -29,6 +34,14 @@ def _open_closed() -> None:
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _name_user() -> None:
+    """Give a user without an account a name, such as a container's: DVC fails without one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def _to_ascii(error: UnicodeError) -> tuple[str, int]:

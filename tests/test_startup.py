@@ -1,7 +1,9 @@
 """What is printed reaches any terminal, and what is written is UTF-8 in any locale."""
 
 import ast
+import getpass
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,20 @@ def test_a_closed_stream_is_nothing_s_device(tmp_path):
     command = f"{sys.executable} -c '{CLOSED}' 2>&- >&- <&-"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 1
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_user_without_an_account_has_a_name(monkeypatch):
+    """DVC asks for it, and fails with a traceback's last line where there is none."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(KeyError):
+        getpass.getuser()
+    errors.run(lambda: None)
+    assert getpass.getuser() == f"uid{os.getuid()}"
+    monkeypatch.setenv("LOGNAME", "ann")
+    errors.run(lambda: None)
+    assert getpass.getuser() == "ann"
 
 
 def opens_text(call):
