@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,26 @@ def state() -> dict[str, str]:
     if changed is None:
         return {"git.commit": commit, "git.dirty": "unknown"}
     return {"git.commit": commit, "git.dirty": "yes" if changed or untracked(_imported()) else "no"}
+
+
+def check() -> None:
+    """Say why git knows nothing of this folder, if so.
+
+    Raises:
+        RevisionError: it is no repository, or another user's, or there is no git.
+    """
+    here = Path.cwd()
+    try:
+        said = _run("rev-parse", "--git-dir").stderr.decode(errors="replace")
+    except OSError as error:
+        raise RevisionError(f"git cannot be run ({error.strerror}): install it") from None
+    if "dubious ownership" in said:
+        remedy = f"git config --global --add safe.directory {shlex.quote(str(here))}"
+        raise RevisionError(f"{here}: belongs to another user, so git does not read it: `{remedy}` permits it")
+    if "not a git repository" in said:
+        raise RevisionError(f"{here}: no git repository: clone it: a download without .git has no revisions")
+    if said:
+        raise RevisionError(f"{here}: {reason_of(said)}")
 
 
 def telling(state: dict[str, str]) -> dict[str, str]:
