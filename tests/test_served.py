@@ -12,7 +12,10 @@ import torch
 
 from optlab.config import parameters
 from optlab.data.dataset import to_input
+from optlab.record.contents import Champion, Trained
+from optlab.record.runs import RunFiles
 from optlab.results import prediction
+from optlab.system.errors import RecordError
 from optlab.tracking import served, server
 from optlab.training import models, weights
 
@@ -102,3 +105,17 @@ def test_a_study_s_own_model_is_in_the_folder_at_the_top(own, monkeypatch):
     assert Path.cwd() == study
     image = to_input(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     assert torch.equal(found(image), model(image))
+
+
+def test_a_champion_that_was_trained_again_is_no_champion(tmp_path):
+    run = RunFiles(tmp_path, "adam", 0)
+    known = {"status": "completed", "epochs": 1, "train_loss": 1.0, "validation_loss": 1.0, "history": []}
+    known["step_losses"] = []
+    Trained(**known, validation_accuracy=0.5, weights_sha256="a").write(run.training)
+    Champion(champion=run.id, chosen_by="validation_accuracy", validation_accuracy=0.5, test_accuracy=0.5).write(
+        tmp_path / "reports" / "champion.json"
+    )
+    assert prediction.champion(tmp_path) == (run.weights, "a")
+    Trained(**known, validation_accuracy=0.4, weights_sha256="b").write(run.training)
+    with pytest.raises(RecordError, match=r"champion.json: adam-0 was trained again since it was chosen: run `dvc"):
+        prediction.champion(tmp_path)

@@ -19,16 +19,21 @@ from optlab.system.errors import ImageError, RecordError
 from optlab.training import weights
 
 
-def champion(pipeline: Path) -> RunFiles:
-    """The files of the best run of the comparison in a folder.
+def champion(pipeline: Path) -> tuple[Path, str]:
+    """The weights of the best run of the comparison in a folder, and their SHA-256.
 
     Raises:
-        RecordError: there is no comparison yet, or no run of it completed.
+        RecordError: there is no comparison yet, no run of it completed, or the best one was trained again since.
     """
-    best = Champion.read(pipeline / REPORTS / "champion.json").champion
-    if best is None:
+    place = pipeline / REPORTS / "champion.json"
+    best = Champion.read(place)
+    if best.champion is None:
         raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
-    return RunFiles.of(pipeline, best)
+    run = RunFiles.of(pipeline, best.champion)
+    trained = Trained.read(run.training)
+    if trained.validation_accuracy != best.validation_accuracy:
+        raise RecordError(f"{place}: {run.id} was trained again since it was chosen: run `dvc repro`")
+    return run.weights, trained.weights_sha256
 
 
 def load(path: Path | None) -> nn.Module:
@@ -44,8 +49,7 @@ def load(path: Path | None) -> nn.Module:
     pipeline = here if (here / parameters.PARAMS).exists() else top
     model, digest = reading.load(pipeline / parameters.PARAMS).model, None
     if path is None:
-        files = champion(pipeline)
-        path, digest = files.weights, Trained.read(files.training).weights_sha256
+        path, digest = champion(pipeline)
     with contextlib.chdir(top):  # where the modules of custom/ are looked for
         return weights.read(here / path, model, digest)[0]
 
