@@ -1,10 +1,13 @@
 """Which charts MLflow's page of a comparison opens with."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from mlflow.store.entities import PagedList
 
 from optlab.tracking import view
+from optlab.tracking.shown import Shown, _mark_current
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,24 @@ def test_the_summaries_are_shown_with_the_ends_of_their_intervals(validated, fig
     assert (state["orderByKey"], state["orderByAsc"]) == (
         ("metrics.`test_accuracy/mean`", False) if validated else ("metrics.`train_loss/mean`", True)
     )
+
+
+def test_a_run_takes_its_colour_in_the_present_comparison():
+    """Another one may have given it the colour that a run beside it has now."""
+    runs = {name: SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={})) for name in "ab"}
+    runs["a"].data.tags["mlflow.runColor"] = "#111111"
+    runs["b"].data.tags["mlflow.runColor"] = "#111111"
+    tagged = {}
+    client = SimpleNamespace(
+        search_runs=lambda experiments, wanted, **more: PagedList(
+            [runs[name] for name in "ab" if f"'{name}-0'" in wanted], token=None
+        ),
+        set_tag=lambda run, key, value: tagged.setdefault((run, key), value),
+    )
+    own = {"a-0": "#111111", "b-0": "#222222", "c-0": "#333333"}  # the last is not in MLflow
+    present = Shown(
+        experiment="optlab", runs=tuple((run, "") for run in own), champion=None, conditions="", chosen_by="",
+        summaries=(), colours=own,
+    )  # fmt: skip
+    assert set(_mark_current(client, "1", present)) == {"a-0", "b-0"}
+    assert {run: value for (run, key), value in tagged.items() if key == "mlflow.runColor"} == {"b": "#222222"}
