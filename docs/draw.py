@@ -16,13 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optlab.results.colours import colour
+from optlab.results.colours import colours
 from optlab.results.figures import grid, plain
 
 PAGE = Path(__file__).parent / "optimizers.md"
 FIGURES = Path(__file__).parent / "figures"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 RULES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadam", "lion", "muon")
+COLOURS = colours(RULES)
 STEPS = 100
 
 Slope = Callable[[np.ndarray], Any]
@@ -82,8 +83,8 @@ def paths(slope: Slope, start: tuple[float, float], lowest: tuple[float, float],
 
         def draw(axis: Axes) -> None:
             axis.contour(x, y, height, levels=8, cmap="Greys_r", linewidths=0.7, alpha=0.6)
-            axis.plot(*points.T, "-", color=colour(name), linewidth=1.4)
-            axis.plot(*points.T, ".", color=colour(name), markersize=3)
+            axis.plot(*points.T, "-", color=COLOURS[name], linewidth=1.4)
+            axis.plot(*points.T, ".", color=COLOURS[name], markersize=3)
             axis.plot(*start, "o", color="black", markersize=5)
             axis.plot(*lowest, "x", color="black", markersize=7)
             axis.set(xlim=view[:2], ylim=view[2:], xticks=[], yticks=[])
@@ -104,7 +105,7 @@ def bias() -> Figure:
         steps.append(before - w)
 
     def draw(axis: Axes) -> None:
-        axis.plot(count, steps, color=colour("adam"), label="with bias correction")
+        axis.plot(count, steps, color=COLOURS["adam"], label="with bias correction")
         axis.plot(count, uncorrected(count), color="black", linestyle="--", label="without")
         axis.set(xscale="log", ylim=(0, None), xlabel="step", ylabel="length of the step, in η")
         axis.legend(frameon=False)

@@ -10,9 +10,12 @@ def main() -> None:
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     sender = Link()  # it loads MLflow meanwhile
+    from optlab.record import kept, runs
     from optlab.results import comparison, report, tables
     from optlab.tracking import publish
 
+    for name, seed in settings.runs():
+        kept.restore(runs.RunFiles(folder, name, seed))
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
     print(tables.describe(compared, folder))

@@ -11,7 +11,7 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.follow_caller()
-    name, number = processes.arguments(__doc__)
+    name, number = processes.arguments("OPTIMIZER", "SEED")
     seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
@@ -30,7 +30,7 @@ def main() -> None:
     trained = Trained.read(files.training)
     model, digest = weights.read(files.weights, settings.model, trained.weights_sha256)
     logits = loop.predict(model, test)
-    measured = evaluation.metrics(trained.status, logits, test.labels)
+    measured = evaluation.metrics(trained.status, logits, test.labels, digest)
     evaluation.write_predictions(files.predictions, logits, test.labels)
     measured.write(files.test)
     if measured.test_accuracy is not None:

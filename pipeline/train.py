@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     processes.follow_caller()
-    name, number = processes.arguments(__doc__)
+    name, number = processes.arguments("OPTIMIZER", "SEED")
     seed = int(number)
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
@@ -67,6 +67,7 @@ def main() -> None:
 
 def write(outcome: "Outcome", model: str, files: "RunFiles", conditions: "Conditions", journal: "Journal") -> None:
     """Put the result on the disk, and name it in the journal."""
+    from optlab.record import kept
     from optlab.record.contents import Trained
     from optlab.training import weights
 
@@ -74,6 +75,7 @@ def write(outcome: "Outcome", model: str, files: "RunFiles", conditions: "Condit
     Trained.of(
         outcome.status, outcome.epochs, outcome.validations, outcome.step_losses, outcome.hyperparameters, digest
     ).write(files.training)
+    kept.keep(files)
     conditions.model_copy(update={"weights_sha256": digest}).write(files.conditions)
     journal.weights(files.weights, digest)
     journal.end(outcome.status)

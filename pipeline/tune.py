@@ -10,7 +10,7 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.follow_caller()
-    (name,) = processes.arguments(__doc__)
+    (name,) = processes.arguments("OPTIMIZER")
     folder = repository.enter()
     settings = reading.load(folder / parameters.PARAMS)
     numerics.prepare(settings.training)  # before anything imports torch

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from optlab.config import reading
+from optlab.execution import versus
 from optlab.record.contents import Conditions, Evaluated, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import across
@@ -133,6 +134,10 @@ ON_TEST = "{train_split: test, train_size: 100, validation_size: 0}"
 REFUSED = {
     "no record": (lambda top: (top / "runs/adam-1/test.json").unlink(), "v2: the record of adam-1 is incomplete"),
     "damaged": (lambda top: (top / "runs/sgd-0/train.json").write_text("{"), "v2: the record of sgd-0 is incomplete"),
+    "an evaluation of other weights": (
+        lambda top: Evaluated(status="completed", weights_sha256="x", test_accuracy=0.5).write(
+            RunFiles(top, "adam", 1).test),
+        "v2: runs/adam-1/test.json evaluates other weights than runs/adam-1/train.json has: "),
     "no params.yaml": (lambda top: (top / "params.yaml").unlink(), "v2: has no params.yaml"),
     "other params.yaml": (
         lambda top: (top / "params.yaml").write_text(PARAMS.replace("lr: 0.001", "lr: x")), "v2:params.yaml:7: "),
@@ -159,3 +164,53 @@ def test_what_cannot_be_compared_is_refused_in_one_line(top, change, message):
     with pytest.raises((RevisionError, ConfigError, RecordError)) as caught:
         report(config, top, "v1", "v2")
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+LOCK = """\
+schema: '2.0'
+stages:
+  tune@adam:
+    cmd: python pipeline/tune.py adam
+    params:
+      params.yaml:
+        model: zilliax
+        optimizers.adam:
+          class: Adam
+          lr: 0.001
+        seeds:
+        - 0
+        tuning:
+          trials: 4
+  train@adam-1:
+    cmd: python pipeline/train.py adam 1
+    deps:
+    - path: tuning/adam/choice.json
+      hash: md5
+      md5: DIGEST
+      size: 2
+    params:
+      params.yaml:
+        model: zilliax
+        training: {epochs: 1, batch_size: 64, threads: 2}
+"""
+EDITED = {
+    "an entry": ("lr: 0.001", "lr: 0.002", r"params.yaml: optimizers.adam was changed since adam was trained"),
+    "how all are trained": ("epochs: 1", "epochs: 2", r"params.yaml: training was changed since adam was trained"),
+    "tuned anew": ("choice", "{ }", r"tuning/adam/choice.json: was changed since adam was trained"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), EDITED.values(), ids=EDITED)
+def test_a_record_of_what_was_edited_since_is_refused(top, old, new, message):
+    """Its weights are those of the revision, and would be called the same."""
+    choice = top / "tuning" / "adam" / "choice.json"
+    choice.parent.mkdir(parents=True)
+    choice.write_text("{}")
+    (top / "dvc.lock").write_text(LOCK.replace("DIGEST", versus.md5(choice)))
+    folder = top.relative_to(top)
+    versus.check_trained(write(top, THEN, PARAMS.replace("seeds: [0, 1, 2]", "seeds: [1, 0, 2]")), folder)
+    if old == "choice":
+        choice.write_text(new)
+    config = write(top, THEN, PARAMS.replace(old, new))
+    with pytest.raises(RecordError, match=f"^{message}: run `dvc repro`$"):
+        versus.check_trained(config, folder)

@@ -108,6 +108,13 @@ def test_what_is_installed_for_bash_completes(tmp_path):
     assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
 
 
+def test_a_help_page_is_printed_in_ascii():
+    """Frames and dots have characters of their own elsewhere."""
+    result = optlab("predict", "--help", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "IMAGE..." in result.stdout
+
+
 def test_help_lists_each_command_in_a_line_of_its_group():
     text = optlab("--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
     lines = [line.strip("│ ") for line in text.splitlines()]

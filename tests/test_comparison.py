@@ -83,6 +83,16 @@ def test_outputs_that_are_not_finite_on_the_test_split_are_divergence(small_conf
     report.write(compared, tmp_path)
 
 
+def test_an_evaluation_of_other_weights_is_refused(small_config, tmp_path):
+    """As after `dvc repro --single-item train@sgd-0`. Records of older versions do not name the weights."""
+    write(tmp_path, small_config(), [0.9, 0.6])
+    Evaluated(status="completed", weights_sha256="0", test_accuracy=0.5).write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    comparison.collect(small_config(), tmp_path)
+    Evaluated(status="completed", weights_sha256="1", test_accuracy=0.5).write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    with pytest.raises(RecordError, match=r"sgd-0/test.json: evaluates other weights than .*train.json has: run `dvc"):
+        comparison.collect(small_config(), tmp_path)
+
+
 def test_a_record_of_other_parameters_is_refused(small_config, tmp_path):
     """The runs had no validation split, which params.yaml asks for now."""
     write(tmp_path, small_config(), [None, 0.6])

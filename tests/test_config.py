@@ -300,6 +300,7 @@ OPTIMIZERS = {
     # Names that become DVC's stage names and parameter paths.
     "whole number as a name": ("optimizers:\n  1: {class: SGD}\n", "13: optimizers.1", RENAME),
     "fraction as a name": ("optimizers:\n  1.5: {class: SGD}\n", "13: optimizers.1.5", RENAME),
+    "name for no file": (f"optimizers:\n  {'a' * 101}: {{class: SGD}}\n", f"13: optimizers.{'a' * 101}", RENAME),
     "dot in a name": ("optimizers:\n  sgd.fast: {class: SGD}\n", "13: optimizers.sgd.fast", RENAME),
     "dash in a name": ("optimizers:\n  sgd-fast: {class: SGD}\n", "13: optimizers.sgd-fast", RENAME),
     "upper case in a name": ("optimizers:\n  SGD: {class: SGD}\n", "13: optimizers.SGD", RENAME),

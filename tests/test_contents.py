@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from optlab.record import kept
 from optlab.record.contents import Conditions, Contents, Epoch, Evaluated, Trained, Validation
 from optlab.record.runs import RunFiles
 from optlab.system.errors import RecordError
@@ -64,3 +65,24 @@ def test_nobody_changes_a_record():
     with pytest.raises(ValueError, match="frozen"):
         TRAINED.status = "completed"
     assert all(kind.model_config["frozen"] for kind in (Contents, Trained, Evaluated, Conditions, Epoch))
+
+
+def test_conditions_come_back_with_the_weights_that_were_made_under_them(tmp_path, monkeypatch):
+    """As where a learning rate is changed and changed back: DVC's run cache has the first training's outputs."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFiles(Path(), "adam", 0)
+    kept.keep(run)  # nothing there yet
+    for digest in "ab":
+        if digest == "b":
+            kept.keep(run)  # as a training does before it writes its own
+        TRAINED.model_copy(update={"weights_sha256": digest}).write(run.training)
+        Conditions(cpu=f"of {digest}", weights_sha256=digest).write(run.conditions)
+        kept.restore(run)
+        assert Conditions.read(run.conditions).cpu == f"of {digest}"
+    for digest in "aba":
+        TRAINED.model_copy(update={"weights_sha256": digest}).write(run.training)
+        kept.restore(run)
+        assert Conditions.of_weights(run.conditions, digest).cpu == f"of {digest}"
+    TRAINED.model_copy(update={"weights_sha256": "c"}).write(run.training)
+    kept.restore(run)
+    assert Conditions.of_weights(run.conditions, "c") is None  # it is not known, and nothing is made up

@@ -1,11 +1,17 @@
 """The curves: one line per optimizer, in the interval that its seeds give."""
 
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from optlab.config.parameters import run_id
 from optlab.record.contents import Evaluated, Trained, Validation
 from optlab.record.runs import RunFiles
-from optlab.results import comparison, curves, figures, report, statistics
+from optlab.results import colours, comparison, curves, figures, report, statistics
 
 
 def compared(config, folder, losses, accuracies=None):
@@ -64,7 +70,9 @@ def test_where_every_run_has_diverged_at_once_there_is_nothing_to_draw_and_all_i
     report.write(found, tmp_path)
     for name in curves.FIGURES:
         assert (tmp_path / "reports/curves" / f"{name}.csv").read_text() == "optimizer,step,epoch,mean,low,high\n"
-    assert figures.png(figures.seeds({"sgd": [], "adam": []}, {}, "test_accuracy")).startswith(b"\x89PNG")
+    assert figures.png(figures.seeds({"sgd": [], "adam": []}, {}, "test_accuracy", found.colours)).startswith(
+        b"\x89PNG"
+    )
 
 
 def test_where_one_seed_has_diverged_at_once_the_others_are_still_seen_to_reach_the_target(small_config, tmp_path):
@@ -100,9 +108,68 @@ def test_the_share_of_seeds_that_have_reached_the_target(small_config, tmp_path)
 def test_every_seed_is_a_dot_beside_its_mean():
     values = {"adam": [0.5, 0.7], "sgd": [0.4]}
     means = {name: statistics.figure(own) for name, own in values.items()}
-    (axis,) = figures.seeds(values, means, "test_accuracy").axes
+    (axis,) = figures.seeds(values, means, "test_accuracy", colours.colours(values)).axes
     dots = [sorted(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "o"]
     assert dots == [[0.5, 0.7], [0.4]]
     means = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "D"]
     assert means == pytest.approx([0.6, 0.4])
     assert [label.get_text() for label in axis.get_yticklabels()] == ["adam", "sgd"]
+
+
+ALL = ("radam", "adan", "mars", "shampoo", "soap", "lookahead", "adagrad")  # seven that a digest modulo 20 gave three
+
+
+def test_no_two_optimizers_of_a_comparison_have_one_colour(small_config, tmp_path):
+    """Also where there are more than colours in the palette; what is added last takes nobody's."""
+    for names in (ALL, (*colours.COMMON, *ALL), [f"own_{number}" for number in range(300)]):
+        found = colours.colours(names)
+        assert len(set(found.values())) == len(names)
+        assert found.items() <= colours.colours([*names, "another", "sgd"]).items()
+        assert all(colour == colours.COMMON.get(name, colour) for name, colour in found.items())
+    config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
+    axis = drawn(compared(config, tmp_path, {f"{name}-0": [2.0, 1.0] for name in ALL}))["training loss"]
+    assert {line.get_label(): line.get_color() for line in axis.lines} == colours.colours(ALL)
+
+
+def test_a_challenger_leaves_the_study_s_colours_as_they_are(small_config, tmp_path):
+    config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
+    found = compared(config, tmp_path, {f"{name}-0": [1.0] for name in ALL})
+    beside = dataclasses.replace(found, challenger=ALL[0])
+    assert {name: beside.colours[name] for name in ALL[1:]} == colours.colours(ALL[1:])
+    assert len(set(beside.colours.values())) == len(ALL)
+
+
+# How colours look without red and without green cones: Machado, Oliveira and Fernandes (2009), of linear RGB.
+EYES = {
+    "all cones": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+OKLAB = (
+    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+     [0.0883024619, 0.2817188376, 0.6299787005]],
+    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+     [0.0259040371, 0.7827717662, -0.8086757660]],
+)  # fmt: skip
+
+
+def seen(colour, eyes):
+    """In Oklab (Ottosson 2020), where equal distances look equally large."""
+    rgb = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return np.array(OKLAB[1]) @ np.cbrt(np.array(OKLAB[0]) @ np.clip(np.array(eyes) @ linear, 0, 1))
+
+
+@pytest.mark.parametrize("eyes", EYES.values(), ids=EYES)
+@pytest.mark.parametrize(("count", "least"), [(len(colours.COMMON), 0.09), (len(colours.PALETTE), 0.03)])
+def test_colours_can_be_told_apart(eyes, count, least):
+    """Of matplotlib's own ten, two are 0.007 apart for those without red cones."""
+    places = [seen(colour, eyes) for colour in colours.PALETTE[:count]]
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(places, 2)) > least
+
+
+@pytest.mark.parametrize("template", ["bands", "optimizers"])
+def test_dvc_s_plots_have_the_same_palette(template):
+    """Vega's own has ten colours, and begins again with the eleventh optimizer."""
+    path = Path(__file__).parents[1] / ".dvc" / "plots" / f"{template}.json"
+    assert json.loads(path.read_text())["encoding"]["color"]["scale"]["range"] == list(colours.PALETTE)

@@ -146,12 +146,18 @@ def test_an_ancestor_that_ends_while_it_is_looked_at_is_gone(monkeypatch, by_han
 
 @pytest.mark.parametrize("words", [[], ["adam"], ["adam", "0", "1"], ["adam", "one"], ["adam", "-1"]])
 def test_a_stage_without_its_arguments_says_which(monkeypatch, words):
-    usage = "Stage train.\n\nUsage: python pipeline/train.py OPTIMIZER SEED\n"
     monkeypatch.setattr(sys, "argv", ["pipeline/train.py", *words])
     with pytest.raises(OptlabError, match=r"^Usage: python pipeline/train.py OPTIMIZER SEED$"):
-        processes.arguments(usage)
+        processes.arguments("OPTIMIZER", "SEED")
     monkeypatch.setattr(sys, "argv", ["pipeline/train.py", "adam", "01"])
-    assert processes.arguments(usage) == ["adam", "01"]
+    assert processes.arguments("OPTIMIZER", "SEED") == ["adam", "01"]
+
+
+def test_a_stage_knows_its_arguments_where_python_leaves_docstrings_out():
+    """As with PYTHONOPTIMIZE=2."""
+    program = Path(__file__).parents[1] / "pipeline" / "evaluate.py"
+    result = subprocess.run([sys.executable, "-OO", program], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, f"error: Usage: python {program} OPTIMIZER SEED\n")
 
 
 def test_what_optlab_reproduce_starts_is_told_whose_end_to_follow():

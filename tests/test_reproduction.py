@@ -90,6 +90,23 @@ def test_runs_of_different_packages_go_together_where_none_is_installed_for_them
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
 
 
+def test_what_was_removed_from_params_yaml_is_no_run_of_the_revision(tmp_path, monkeypatch):
+    """DVC keeps its entries in dvc.lock: an optimizer that is gone could not be trained, a seed would be."""
+    runs = ["sgd-0", "sgd-1", "gone-0", "gone-1"]
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {f"train@{run}": {"outs": []} for run in runs}}))
+    (tmp_path / "params.yaml").write_text("seeds: [0]\noptimizers: {sgd: {class: SGD, lr: of an older version}}\n")
+    monkeypatch.chdir(tmp_path)
+    commit()
+    assert rerun.runs_of(Revision.parse("HEAD"), []) == ["sgd-0"]
+    for name in runs[1:]:
+        with pytest.raises(RevisionError, match=f"^HEAD: has no run {name}: it has sgd-0$"):
+            rerun.runs_of(Revision.parse("HEAD"), [name])
+    for text in ("seeds: 0", "{", "\xff"):  # nothing that this version understands: all that there is
+        (tmp_path / "params.yaml").write_text(text, encoding="latin-1")
+        commit()
+        assert rerun.runs_of(Revision.parse("HEAD"), []) == runs
+
+
 def worktrees():
     told = subprocess.run(["git", "worktree", "list", "--porcelain"], capture_output=True, text=True, check=True).stdout
     return {Path(line.removeprefix("worktree ")) for line in told.splitlines() if line.startswith("worktree ")}

@@ -9,11 +9,14 @@ from pydantic import ValidationError
 from test_comparison import write
 
 from optlab.config.entries import OptimizerSpec
+from optlab.execution import trials
 from optlab.record.contents import Choice, Chosen, Trial, Trials, Validation
 from optlab.record.runs import TuningFiles
 from optlab.results import comparison, curves, report, statistics, tables, trial_figures, tuned, tuning, verdict
 from optlab.system.errors import RecordError
 from optlab.tracking import publish
+from optlab.tuning import search
+from optlab.tuning.defaults import defaults_of
 
 RATES = [0.002, 0.02, 0.2, 0.9]
 ENTRIES = {"sgd": {"class": "SGD", "lr": {"log": [0.001, 1.0]}}, "adam": {"class": "Adam", "lr": 0.001}}
@@ -92,6 +95,35 @@ def test_nor_does_a_default_outside_of_its_range(collected, default, at_edge):
     assert dataclasses.replace(collected().tunings["sgd"], spec=spec, choice=choice).at_edge == at_edge
 
 
+def test_a_default_counts_as_it_was_recorded(collected):
+    """Whatever the installed class's own is: a report must not change with the packages."""
+    spec = OptimizerSpec.model_validate({**ENTRIES["sgd"], "default": {"lr": 0.5}})
+    chosen = Chosen(entry={"class": "SGD"}, validation_accuracy=0.4)
+    recorded = trial(None, 0.4).model_copy(update={"values": {"lr": 2.0}})
+    own = dataclasses.replace(
+        collected([recorded, *SEARCHED[1:]]).tunings["sgd"], spec=spec,
+        choice=Choice(is_tuned=True, studies=[chosen], modules={}),
+    )  # fmt: skip
+    assert (own.at_edge, own.default_value(0, "lr")) == (["lr"], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"class": "Adam", "lr": {"log": [1e-4, 1]}}, {"lr": 0.001}),
+        ({"class": "Adam", "lr": {"log": [1e-4, 1]}, "default": {"lr": 0.1}}, {"lr": 0.1}),
+        ({"class": "Adam", "amsgrad": {"choice": [True, False]}, "eps": {"log": [1e-9, 1]}}, {"eps": 1e-8}),
+    ],
+)
+def test_what_a_default_has_in_place_of_the_ranges_is_recorded(entry, expected):
+    spec = OptimizerSpec.model_validate(entry)
+    assert defaults_of(spec) == expected
+    work = trials.Work(None, "adam", spec, {}, {}, None)
+    work._key, work._status = lambda trial: "key", lambda trial: "completed"
+    assert work.record(search.Trial(0, search.DEFAULT, 1, {})).values == expected
+    assert work.record(search.Trial(0, 2, 1, {"lr": 0.5})).values == {"lr": 0.5}
+
+
 def test_the_page_has_what_can_be_known(collected):
     text = tuning.markdown(collected())
     assert "| sgd | 4 | 1 | lr 0.02 | 40.00 % | 15.00 % |\n| adam | 0 | – | not tuned | – | – |" in text
@@ -153,7 +185,7 @@ def test_the_grid_of_the_learning_rate(collected):
 
 def test_the_figure_rings_the_chosen_and_the_default(collected):
     compared = collected()
-    (axis,) = trial_figures.rates(compared.tunings).axes
+    (axis,) = trial_figures.rates(compared).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
     assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])

@@ -1,10 +1,13 @@
 """How MLflow's pages of a comparison open."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from mlflow.store.entities import PagedList
 
 from optlab.tracking import view
+from optlab.tracking.shown import Shown, _mark_current
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,24 @@ def test_the_view_is_one_of_those_that_mlflow_lists():
     saved = json.loads(view.saved(state))
     assert saved["name"] == "Comparison" and saved["createdAt"] > 0
     assert view.state(view.saved(state)) == view.state(state) == state
+
+
+def test_a_run_takes_its_colour_in_the_present_comparison():
+    """Another one may have given it the colour that a run beside it has now."""
+    runs = {name: SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(tags={})) for name in "ab"}
+    runs["a"].data.tags["mlflow.runColor"] = "#111111"
+    runs["b"].data.tags["mlflow.runColor"] = "#111111"
+    tagged = {}
+    client = SimpleNamespace(
+        search_runs=lambda experiments, wanted, **more: PagedList(
+            [runs[name] for name in "ab" if f"'{name}-0'" in wanted], token=None
+        ),
+        set_tag=lambda run, key, value: tagged.setdefault((run, key), value),
+    )
+    own = {"a-0": "#111111", "b-0": "#222222", "c-0": "#333333"}  # the last is not in MLflow
+    present = Shown(
+        experiment="optlab", runs=tuple((run, "") for run in own), champion=None, conditions="", chosen_by="",
+        summaries=(), colours=own,
+    )  # fmt: skip
+    assert set(_mark_current(client, "1", present)) == {"a-0", "b-0"}
+    assert {run: value for (run, key), value in tagged.items() if key == "mlflow.runColor"} == {"b": "#222222"}

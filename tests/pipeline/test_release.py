@@ -10,7 +10,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from projects import commit
+from projects import commit, stages_in
 
 from optlab.training.conditions import onednn_isa
 
@@ -71,6 +71,34 @@ def test_the_release_beside_the_present_comparison(released):
     unknown = released.warm("optlab", "compare", "v1", "v0")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
+
+
+def test_a_value_that_is_changed_and_changed_back_can_be_released(project):
+    """The weights come from DVC's run cache, and their conditions from where they were kept."""
+    conditions = project.top / "runs" / "adam-0" / "conditions.json"
+    found = [conditions.read_bytes()]
+    for number, command in enumerate(["dvc", "optlab", "dvc"]):
+        old, new = ("lr: 0.002", "lr: 0.004") if number % 2 == 0 else ("lr: 0.004", "lr: 0.002")
+        project.edit("params.yaml", old, new)
+        result = project.run(command, "repro", **project.shimmed())
+        assert result.returncode == 0, result.stderr
+        assert ("train@adam-0" in stages_in(result)) is (number == 0)
+        found.append(conditions.read_bytes())
+    assert found[0] != found[1] and found[2:] == found[:2]
+    result = project.warm("optlab", "release", "v2")
+    assert result.returncode == 0, result.stderr
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_without_the_table_s_characters_releases_it_whole(project):
+    """Git has the table as it is, and the terminal reads it in ASCII."""
+    result = project.run("optlab", "release", "v2", **ASCII)
+    assert result.returncode == 0, result.stderr
+    assert "─" in project.run("git", "tag", "-l", "--format=%(contents)", "v2").stdout
+    result = project.run("optlab", "show", **ASCII)
+    assert (result.returncode, result.stdout.isascii()) == (0, True), result.stderr
 
 
 RUNS = """

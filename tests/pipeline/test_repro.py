@@ -38,6 +38,7 @@ def test_the_record_is_consistent(reproduced):
     right = sum(row["actual"] == row["predicted"] for row in rows)
     assert tested["test_accuracy"] == right / len(rows)
     assert sum(map(sum, tested["confusion"])) == len(rows) == 100
+    assert tested["weights_sha256"] == trained["weights_sha256"]
 
 
 def test_nothing_in_the_record_depends_on_the_moment(reproduced, tmp_path_factory):

@@ -161,7 +161,9 @@ def show() -> None:
     from optlab.results import tables
     from optlab.tracking import publish
 
-    compared = versus.compared(settings_of(folder), folder)
+    settings = settings_of(folder)
+    versus.check_trained(settings, folder)
+    compared = versus.compared(settings, folder)
     print(tables.describe(compared, folder))
     if not compared.challenger:
         print(publish.publish(compared, folder))

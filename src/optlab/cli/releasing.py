@@ -27,10 +27,13 @@ def compare(
     """Compare the present results with those of earlier git revisions."""
     folder = enter(pipeline)
     settings = settings_of(folder)
+    from optlab.execution import versus
     from optlab.results import across
     from optlab.system.revision import Revision
 
-    print(across.report(settings, folder, [Revision.parse(name) for name in revisions]))
+    parsed = [Revision.parse(name) for name in revisions]
+    versus.check_trained(settings, folder)
+    print(across.report(settings, folder, parsed))
 
 
 @command(REPRODUCE, "optlab release v1.0")

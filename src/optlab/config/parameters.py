@@ -18,7 +18,7 @@ PARAMS = Path("params.yaml")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 CLASS_COUNT = len(CLASSES)
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
-NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,99}$"  # a part of the names of files, which have 255 bytes at most
 
 
 class Data(Strict):

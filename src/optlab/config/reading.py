@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from optlab.config.parameters import PARAMS, Config
+from optlab.config.parameters import PARAMS, Config, run_id
 from optlab.config.wording import describe
 from optlab.system.errors import ConfigError, RevisionError, one_line
 from optlab.system.revision import Revision
@@ -53,6 +53,20 @@ def at(revision: Revision, folder: Path = Path()) -> Config:
     if text is None:
         raise RevisionError(f"{revision.name}: has no {path}")
     return parse(text.decode(errors="replace"), Path(f"{revision.name}:{path}"))
+
+
+def runs_at(revision: Revision, folder: Path, locked: list[str]) -> list[str]:
+    """The ids of the runs that a revision's params.yaml names, also one that this version cannot use.
+
+    Args:
+        locked: those of its dvc.lock, which DVC never removes an entry from; the answer where the file names none.
+    """
+    text = revision.read(folder / PARAMS) or b""
+    try:
+        values = YAML(typ="safe", pure=True).load(text.decode())
+        return [run_id(name, seed) for name in values["optimizers"] for seed in values["seeds"]]
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return locked
 
 
 def parse(text: str, path: Path) -> Config:

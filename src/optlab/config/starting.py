@@ -125,7 +125,7 @@ def begin(name: str, params: Path) -> list[Path]:
 
 def _check(name: str, params: Path) -> None:
     if not re.fullmatch(NAME_PATTERN, name) or keyword.iskeyword(name):
-        raise ConfigError(f"{name!r} is no name for it: a lower-case letter, then lower-case letters, digits or _")
+        raise ConfigError(f"{name!r} is no name for it: a lower-case letter, then up to 99 of them, digits or _")
     if name in reading.load(params).optimizers:
         raise ConfigError(f"{params}: optimizers.{name} is there already: choose another name")
     if not (repository.CUSTOM / f"{name}.py").exists() and importlib.util.find_spec(name) is not None:

@@ -39,7 +39,7 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
     if kind == "missing":
         return "missing: add this key"
     if kind == "string_pattern_mismatch" or error["loc"][-1:] == ("[key]",):
-        return "a name here is a lower-case letter, then lower-case letters, digits or underscores: rename it"
+        return "a name here is a lower-case letter, then up to 99 lower-case letters, digits or underscores: rename it"
     if location == ["optimizers"] and value is None:
         return "empty: give it at least one optimizer, such as `adam: {class: Adam, lr: 0.001}`"
     if location[:1] == ["optimizers"] and len(location) == 2 and value is None:

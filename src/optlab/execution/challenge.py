@@ -80,7 +80,7 @@ def _study(study: Path, again: bool) -> Config:
 def _entry(what: str, params: Path) -> tuple[str, dict[str, Any]]:
     """Its name and its values."""
     known = reading.load(params).optimizers
-    values = versus.parsed(params.read_text())[OPTIMIZERS]
+    values = versus.parsed(params.read_text("utf-8"))[OPTIMIZERS]
     if not what.endswith(".py"):
         return (what, values[what]) if what in known else (what, zoo.find(what).values)
     module = Path(what).stem
@@ -112,7 +112,7 @@ def _kept(folder: Path, head: str) -> list[str]:
     if not folder.exists():
         return []
     try:
-        text = (folder / PARAMS).read_text()
+        text = (folder / PARAMS).read_text("utf-8")
     except OSError:
         text = ""
     if not text.startswith(head):
@@ -123,11 +123,12 @@ def _kept(folder: Path, head: str) -> list[str]:
 def _write(folder: Path, study: Path, head: str, challenger: dict[str, Any], again: list[str]) -> Config:
     """Write both files of the pipeline; returns its configuration."""
     entries = challenger | {each: Choice.read(TuningFiles(study, each).choice).studies[0].entry for each in again}
-    text = f"{head}\n{_dumped(versus.parsed((study / PARAMS).read_text()) | {OPTIMIZERS: entries})}"
+    values = versus.parsed((study / PARAMS).read_text("utf-8")) | {OPTIMIZERS: entries}
+    text = f"{head}\n{_dumped(values)}"
     config, pipeline = reading.parse(text, folder / PARAMS), head + _pipeline(study)
     with locks.holding("repro"):  # nobody is at work with the present ones
         for path, content in ((folder / PARAMS, text), (folder / "dvc.yaml", pipeline)):
-            if not path.exists() or path.read_text() != content:
+            if not path.exists() or path.read_text("utf-8") != content:
                 files.write(path, content.encode())
     return config
 
@@ -136,7 +137,7 @@ def _pipeline(study: Path) -> str:
     """The study's dvc.yaml, whose last stage compares with the study's record."""
     yaml = YAML()
     yaml.width = _WIDTH
-    lines = (study / "dvc.yaml").read_text().splitlines(keepends=True)
+    lines = (study / "dvc.yaml").read_text("utf-8").splitlines(keepends=True)
     while lines and lines[0].startswith("#"):
         del lines[0]  # what the study is
     with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):

@@ -129,7 +129,7 @@ def _code(config: Config) -> Iterator[Path]:
 def _cpu() -> str:
     """The first processor's name and abilities, where the system says them."""
     try:
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
     except OSError:
         return platform.processor()
     return "\n".join(line for line in first.splitlines() if line.startswith(("model name", "flags", "Features")))

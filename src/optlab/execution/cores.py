@@ -70,7 +70,7 @@ class Cores:
         self._free.append(cores)
         reason = self._reason(name)
         if job.status and reason.exists():
-            job.told = reason.read_text()
+            job.told = reason.read_text("utf-8")
         reason.unlink(missing_ok=True)
         return job
 

@@ -99,7 +99,7 @@ class Child(Job):
             self._reader.start()
 
     def _read(self, output: int) -> None:
-        with open(output, errors="replace") as lines:
+        with open(output, encoding="locale", errors="replace") as lines:
             for line in lines:
                 self.hear(line)
 

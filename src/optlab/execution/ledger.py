@@ -25,6 +25,8 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_single_stage_lockfile
 
 from optlab.execution.lockfile import LockFile
+from optlab.record import kept
+from optlab.record.runs import RunFiles
 from optlab.system import repository
 from optlab.system.errors import BusyError, RunsFailedError, one_line
 
@@ -144,6 +146,8 @@ class Ledger:
             if name not in self._anew:
                 with contextlib.suppress(RunCacheNotFoundError):
                     self._repo.stage_cache.restore(stage)
+                    if name.startswith("train@"):  # before a stage that depends on what is there
+                        kept.restore(RunFiles.of(self.command(name)[1], name.removeprefix("train@")))
                     self._record(name)
                     return False
             stage.save_deps()

@@ -54,7 +54,7 @@ class LockFile:
             RecordError: the file is damaged.
         """
         try:
-            text = self._path.read_text()
+            text = self._path.read_text("utf-8")
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError) as error:

@@ -152,7 +152,7 @@ def work(task: Task, expected: Mapping[str, str | None], site: Site,
             raise
         status = job.wait()
         if status:
-            told = reason.read_text() if reason.exists() else job.reason
+            told = reason.read_text("utf-8") if reason.exists() else job.reason
             yield [*news.gathered(), {"end": status, "told": told}]
             return
         ended.touch()

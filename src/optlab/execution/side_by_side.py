@@ -137,7 +137,7 @@ def _check(warm: Warm, words: list[str], folder: Path = Path()) -> None:
         reason = Path(temporary) / "reason"
         job = warm.start(words[0], words, folder, [], {REASON_VARIABLE: str(reason)}, lambda line: False)
         if job.wait():
-            job.told = reason.read_text() if reason.exists() else ""
+            job.told = reason.read_text("utf-8") if reason.exists() else ""
             raise ConfigError(job.why())
     for line in job.lines:
         if line.startswith(("warning:", "note:")):

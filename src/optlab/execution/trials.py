@@ -22,6 +22,7 @@ from optlab.system import files, locks, processes
 from optlab.system.errors import RecordError, RunsFailedError, say
 from optlab.system.wording import fold, terminal_width
 from optlab.tuning import choice, search
+from optlab.tuning.defaults import defaults_of
 from optlab.tuning.search import Tasks, Told, Trial
 from optlab.tuning.task import CONDITIONS, TRIALS, Result, Task, lock_name
 
@@ -240,9 +241,10 @@ class Work:
 
     def record(self, trial: Trial) -> contents.Trial:
         """As it is written."""
-        index = None if trial.index == search.DEFAULT else trial.index
+        is_default = trial.index == search.DEFAULT
         return contents.Trial(
-            study=trial.study, index=index, seed=trial.seed, values=trial.values, beyond=trial.beyond,
+            study=trial.study, index=None if is_default else trial.index, seed=trial.seed,
+            values=defaults_of(self.spec) if is_default else trial.values, beyond=trial.beyond,
             status=self._status(trial), looks=trial.looks, sought=trial.sought, key=self._key(trial),
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from optlab.config.parameters import PARAMS, Config, run_id
 from optlab.execution.lockfile import LockFile
 from optlab.record.contents import Choice, Conditions, Trained
 from optlab.record.runs import RunFiles, TuningFiles
+from optlab.reproduce.judgement import md5
 from optlab.results import origin
 from optlab.system.errors import ConfigError, RecordError
 from optlab.system.wording import counted
@@ -37,7 +38,7 @@ def parsed(text: str) -> Any:
 def study_of(folder: Path) -> Path | None:
     """The study that the pipeline in a folder compares with; None where it is one of another kind."""
     try:
-        stages = parsed((folder / "dvc.yaml").read_text())["stages"]
+        stages = parsed((folder / "dvc.yaml").read_text("utf-8"))["stages"]
         _, script, study = shlex.split(stages["compare"]["cmd"])
     except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # not one that was written here
         return None
@@ -52,19 +53,18 @@ def check_study(study: Path) -> Config:
         RecordError: its record is incomplete, or of other parameters.
     """
     config = reading.load(study / PARAMS)
-    now = parsed((study / PARAMS).read_text())
+    now = parsed((study / PARAMS).read_text(encoding="utf-8"))
     locked = LockFile(study / "dvc.lock", []).entries()
     for name in config.optimizers:
         entry = locked.get(f"tune@{name}")
-        found = parsed(entry)[f"tune@{name}"] if entry else {}
-        recorded = found.get("params", {}).get(PARAMS.name)
-        if recorded is None:
+        if entry is None:
             raise RecordError(f"{study}: has no record of {name} yet: `optlab repro` there completes it")
-        for key, value in recorded.items():
-            if value != (now["optimizers"].get(name) if key == f"optimizers.{name}" else now.get(key)):
-                raise RecordError(
-                    f"{study / PARAMS}: {key} is another than in its record: `optlab repro` there brings it up to date"
-                )
+        changed = _changed_parameters(parsed(entry)[f"tune@{name}"], now)
+        if changed:
+            raise RecordError(
+                f"{study / PARAMS}: {changed[0]} is another than in its record: `optlab repro` there brings it up to "
+                f"date"
+            )
         files = [TuningFiles(study, name).choice, TuningFiles(study, name).trials]
         own = [RunFiles(study, name, seed) for seed in config.seeds]
         files += [path for each in own for path in (each.training, each.test)]
@@ -72,6 +72,40 @@ def check_study(study: Path) -> Config:
         if missing:
             raise RecordError(f"{missing}: is missing: `optlab repro` in {study} completes its record")
     return config
+
+
+def _changed_parameters(entry: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys of params.yaml that a stage depends on, and that have changed since it ran.
+
+    Args:
+        entry: of the stage in dvc.lock.
+        now: the values of params.yaml.
+    """
+    recorded = entry.get("params", {}).get(PARAMS.name, {})
+    present = now | {f"optimizers.{name}": each for name, each in now["optimizers"].items()}
+    return [key for key, value in recorded.items() if present.get(key) != value]
+
+
+def check_trained(config: Config, folder: Path) -> None:
+    """Refuse a record whose runs were trained with other parameters or tuned values than there are now, by dvc.lock.
+
+    Raises:
+        RecordError: it is such a record.
+    """
+    place = folder / PARAMS
+    now = parsed(place.read_text(encoding="utf-8"))
+    locked = LockFile(folder / "dvc.lock", []).entries()
+    for name, spec in config.optimizers.items():
+        ignored = {"seeds"} if spec.ranges else {"seeds", "tuning"}  # which decide no run that is not tuned
+        for stage in (f"tune@{name}", *(f"train@{run_id(name, seed)}" for seed in config.seeds)):
+            entry = parsed(locked[stage])[stage] if stage in locked else {}
+            changed = [key for key in _changed_parameters(entry, now) if key not in ignored]
+            if changed:
+                raise RecordError(f"{place}: {changed[0]} was changed since {name} was trained: run `dvc repro`")
+            for each in entry.get("deps", ()):
+                path = folder / each["path"]
+                if path == TuningFiles(folder, name).choice and md5(path) != each["md5"]:
+                    raise RecordError(f"{path}: was changed since {name} was trained: run `dvc repro`")
 
 
 def compared(config: Config, folder: Path) -> "Comparison":

@@ -119,8 +119,9 @@ def _be(job: dict[str, Any], output: list[int]) -> NoReturn:
         for stream, its in zip((1, 2), output, strict=True):
             os.dup2(its, stream)
         os.closerange(3, 256)
-        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+        encoding = sys.stdout.encoding
+        sys.stdout = open(1, "w", 1, encoding=encoding, errors="replace", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
         if job["cores"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, job["cores"])
         os.environ |= job["environment"]

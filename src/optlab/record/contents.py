@@ -167,6 +167,7 @@ class Evaluated(Contents):
 
     Attributes:
         status: of the training, or `diverged` where the outputs are not finite.
+        weights_sha256: of the weights that were evaluated; None, and not written, in records of older versions.
         test_loss: mean cross entropy in nats.
         test_accuracy: a fraction.
         expected_calibration_error: over 15 bins of equal width.
@@ -175,6 +176,7 @@ class Evaluated(Contents):
     """
 
     status: Status
+    weights_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     test_loss: float | None = None
     test_accuracy: float | None = None
     expected_calibration_error: float | None = None
@@ -189,7 +191,8 @@ class Trial(Contents):
         study: which of the independent tunings, from 0.
         index: of its point, from 0; None for the entry's default.
         seed: of its training.
-        values: what it had in place of the ranges.
+        values: what it had in place of the ranges; of the default those that are known, none in records of older
+            versions.
         beyond: the ranges whose value was drawn in the decade beyond their edge.
         status: `stopped` where others were better after a part of the steps; `failed` where a step raised an error.
         looks: at the validation split, where it was decided who goes on; the last is at its end.

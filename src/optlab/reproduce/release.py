@@ -1,6 +1,7 @@
 """A finished comparison under a git tag that holds all that is needed to compute it again."""
 
 import json
+import re
 from pathlib import Path
 
 from optlab.record import runs
@@ -26,10 +27,10 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
 
     Raises:
         RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, git has not
-            got a module that the runs use, or they were made under different conditions.
+            got a module that the runs use or does not know who commits, or they were made under different conditions.
     """
-    if git.ask("check-ref-format", f"refs/tags/{tag}") is None:
-        raise RevisionError(f"{tag}: not a valid name for a git tag")
+    git.check()
+    _check_name(tag)
     if git.ask("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
         raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
     own_files = [(folder / each).as_posix() for each in _FILES]
@@ -51,11 +52,37 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     if other and not mixed:
         raise RevisionError(f"{' '.join(other)} Or release them as they are, with `--mixed`")
     own = [path for path in (*own_files, *own_folders) if Path(path).exists()]
-    git.do("add", "--", *own)
-    if git.ask("diff", "--cached", "--name-only"):
-        git.do("commit", "--quiet", "-m", f"Record of {tag}", "--", *own)
-    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "-m", f"{tag}\n{tables.text(compared)}")
+    _commit(own, f"Record of {tag}")
+    message = f"{tag}\n{tables.text(compared)}\n"
+    git.do("tag", "--annotate", tag, "--cleanup=verbatim", "--file", "-", text=message)
     return git.ask("rev-parse", "HEAD") or ""
+
+
+def _check_name(tag: str) -> None:
+    """Refuse what is no name of a tag of git's, or of MLflow's, where it is a part of one."""
+    is_git_s = git.ask("check-ref-format", f"refs/tags/{tag}") is not None
+    if not is_git_s or tag == "HEAD" or tag.startswith("-"):
+        raise RevisionError(f"{tag}: not a valid name for a git tag: give one such as v1.0")
+    if not re.fullmatch(r"[\w./-]{1,200}", tag):
+        raise RevisionError(f"{tag}: MLflow takes no such name: at most 200 letters, digits, dots, slashes, - and _")
+
+
+def _commit(paths: list[str], message: str) -> None:
+    """Commit what has changed of these paths; if git refuses, none of it stays staged.
+
+    Raises:
+        RevisionError: git does not know who commits, or refuses for another reason, such as a hook.
+    """
+    for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+        if git.ask("var", who) is None:
+            raise RevisionError("git does not know who commits: `git config user.name NAME`, and user.email, tell it")
+    git.do("add", "--", *paths)
+    if git.ask("diff", "--cached", "--name-only"):
+        try:
+            git.do("commit", "--quiet", "-m", message, "--", *paths)
+        except RevisionError:
+            git.ask("reset", "--quiet", "--", *paths)
+            raise
 
 
 def _own(compared: Comparison, folder: Path) -> list[Run]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from optlab.config import reading
 from optlab.record.contents import Choice, Conditions, Trained, Trials
 from optlab.record.runs import RunFiles, TuningFiles
 from optlab.reproduce.judgement import Output, Result, judge, md5
@@ -29,12 +30,14 @@ _ONEDNN_OF = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not nam
 
 
 def runs_of(revision: Revision, names: list[str]) -> list[str]:
-    """The ids of the runs to reproduce: those named, or all that the revision's dvc.lock has.
+    """The ids of the runs to reproduce: those named, or all of the revision's params.yaml that its dvc.lock has.
 
     Raises:
         RevisionError: the revision has no such run.
     """
-    recorded = [name.removeprefix("train@") for name in revision.lock() if name.startswith("train@")]
+    locked = [name.removeprefix("train@") for name in revision.lock() if name.startswith("train@")]
+    wanted = reading.runs_at(revision, revision.folder, locked)
+    recorded = [run for run in locked if run in wanted]
     if not recorded:
         raise RevisionError(f"{revision.name}: its dvc.lock has no run")
     for name in names:
@@ -238,7 +241,7 @@ def _fresh_environment(revision: Revision, tree: Path, others: list[str], quiet:
         print(f"installing the packages of {revision.name}: this takes minutes", file=sys.stderr, flush=True)
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", ".", *others]):
-        with (tree.parent / "install.log").open("w+") as log:
+        with (tree.parent / "install.log").open("w+", encoding="utf-8", errors="replace") as log:
             status = processes.run(command, cwd=tree, stdout=log, stderr=log)
             log.seek(0)
             if status:

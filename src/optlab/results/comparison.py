@@ -12,6 +12,7 @@ from optlab.config.parameters import SPLIT_SIZES, Config
 from optlab.record.contents import Conditions, Evaluated, Status, Trained
 from optlab.record.runs import RunFiles
 from optlab.results import origin, statistics, tuned
+from optlab.results.colours import colours
 from optlab.results.statistics import Figure
 from optlab.results.tuned import Tuned
 from optlab.system.errors import RecordError, RevisionError
@@ -31,6 +32,11 @@ class Run:
     def status(self) -> Status:
         """`diverged` if the training or the evaluation did."""
         return "diverged" if "diverged" in (self.trained.status, self.tested.status) else "completed"
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether the evaluation is of the trained weights, as far as is recorded."""
+        return self.tested.weights_sha256 in (None, self.trained.weights_sha256)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,11 @@ class Comparison:
         return "seeds" if self.n == seeds else f"studies of {seeds // studies} seeds each"
 
     @cached_property
+    def colours(self) -> dict[str, str]:
+        """Optimizer → its colour. A challenger changes none of the study's."""
+        return colours(sorted(self.config.optimizers, key=lambda name: name == self.challenger))
+
+    @cached_property
     def pairs(self) -> dict[tuple[str, str], statistics.Pair]:
         """The differences in the figure of the verdict, between optimizers all of whose runs completed.
 
@@ -220,8 +231,9 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
         elsewhere: where the record of some optimizers is, if not there.
 
     Raises:
-        RecordError: a file of the record is missing, damaged, or of a run under other parameters.
-        RevisionError: the revision's record is incomplete.
+        RecordError: a file of the record is missing, damaged, of a run under other parameters, or an evaluation of
+            other weights.
+        RevisionError: the revision's record is incomplete, or such an evaluation is in it.
     """
     validated = config.data.validation_size > 0
     chosen_by = "validation_accuracy" if validated else "train_loss"
@@ -262,6 +274,8 @@ def _read(files: RunFiles, chosen_by: str, revision: Revision | None) -> Run:
         trained = Trained.read(files.training)
         conditions = Conditions.of_weights(files.conditions, trained.weights_sha256)
         run = Run(files, trained, Evaluated.read(files.test), conditions)
+        if not run.is_consistent:
+            raise RecordError(f"{files.test}: evaluates other weights than {files.training} has: run `dvc repro`")
     else:
         run = recorded(revision, files)
     if run.status == "completed" and getattr(run.trained, chosen_by) is None:
@@ -281,7 +295,13 @@ def recorded(revision: Revision, files: RunFiles) -> Run:
         raise RevisionError(f"{revision.name}: the record of {files.id} is incomplete: `dvc repro` was not committed")
     conditions = Conditions.at(revision, files.conditions)
     known = conditions is not None and conditions.weights_sha256 == trained.weights_sha256
-    return Run(files, trained, tested, conditions if known else None)
+    run = Run(files, trained, tested, conditions if known else None)
+    if not run.is_consistent:
+        raise RevisionError(
+            f"{revision.name}: {files.test} evaluates other weights than {files.training} has: "
+            f"`dvc repro` was not committed"
+        )
+    return run
 
 
 def _row(config: Config, name: str, runs: list[Run]) -> Row:

@@ -13,7 +13,7 @@ from optlab.training.loop import loss_and_accuracy
 CALIBRATION_BINS = 15
 
 
-def metrics(status: Status, logits: Tensor, labels: Tensor) -> Evaluated:
+def metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None) -> Evaluated:
     """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
 
     If a logit is not finite, there are none, and the run has diverged, whatever its training ended as.
@@ -22,14 +22,16 @@ def metrics(status: Status, logits: Tensor, labels: Tensor) -> Evaluated:
         status: of the training.
         logits: float32, shape (n, 10).
         labels: int64, shape (n,).
+        digest: the SHA-256 of the weights.
     """
     if not torch.isfinite(logits).all():
-        return Evaluated(status="diverged")
+        return Evaluated(status="diverged", weights_sha256=digest)
     loss, accuracy = loss_and_accuracy(logits, labels)
     confusion = confusion_matrix(logits.argmax(1), labels)
     per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
     return Evaluated(
         status=status,
+        weights_sha256=digest,
         test_loss=loss,
         test_accuracy=accuracy,
         expected_calibration_error=calibration_error(logits.softmax(1), labels),

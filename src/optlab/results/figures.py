@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from optlab.results import statistics
-from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Target
 from optlab.results.curves import Curve
 from optlab.results.verdict import words
@@ -64,13 +63,13 @@ def panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> list[t
 
 
 def _panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Iterator[tuple[str, Draw]]:
-    config, target = compared.config, compared.target
+    target = compared.target
     for name, own in by_step.items():
         if any(own.values()):
             line = target.accuracy if target and name == "validation_accuracy" else None
-            yield words(name), functools.partial(_curves, name=name, own=own, steps=config.steps_per_epoch, line=line)
+            yield words(name), functools.partial(_curves, name=name, own=own, compared=compared, line=line)
     if target:
-        yield _reaching(target), functools.partial(_reached, target=target, last=config.steps)
+        yield _reaching(target), functools.partial(_reached, target=target, compared=compared)
 
 
 def grid(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> Figure:
@@ -93,16 +92,16 @@ def grid(draws: Sequence[Draw], columns: int, size: tuple[float, float]) -> Figu
     return figure
 
 
-def _curves(axis: Axes, name: str, own: dict[str, Curve], steps: int, line: float | None) -> None:
-    """Of one figure, by epochs of so many steps; a dotted line where there is a target."""
-    marker = None if name == "train_loss" else "o"
+def _curves(axis: Axes, name: str, own: dict[str, Curve], compared: Comparison, line: float | None) -> None:
+    """Of one figure, by epochs; a dotted line where there is a target."""
+    marker, steps = None if name == "train_loss" else "o", compared.config.steps_per_epoch
     for optimizer, curve in own.items():
-        epochs = [step / steps for step in curve]
-        axis.plot(epochs, [each.mean for each in curve.values()], color=colour(optimizer), label=optimizer,
+        epochs, colour = [step / steps for step in curve], compared.colours[optimizer]
+        axis.plot(epochs, [each.mean for each in curve.values()], color=colour, label=optimizer,
                   linewidth=1.5, marker=marker, markersize=3)  # fmt: skip
         if any(each.n > 1 for each in curve.values()):
             ends: Any = ([each.low for each in curve.values()], [each.high for each in curve.values()])
-            axis.fill_between(epochs, *ends, color=colour(optimizer), alpha=0.2, linewidth=0)
+            axis.fill_between(epochs, *ends, color=colour, alpha=0.2, linewidth=0)
     values = [each.mean for curve in own.values() for each in curve.values()]
     if name != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
@@ -118,34 +117,38 @@ def _reaching(target: Target) -> str:
     return f"seeds that reached {100 * target.accuracy:.2f} % validation accuracy"
 
 
-def _reached(axis: Axes, target: Target, last: int) -> None:
+def _reached(axis: Axes, target: Target, compared: Comparison) -> None:
     """The share of the seeds that have reached the target, by step; the first lines are the widest: they are below."""
     for number, (optimizer, steps) in enumerate(target.steps.items()):
         found = sorted(step for step in steps if step is not None)
         shares = [rank / len(steps) for rank in range(len(found) + 1)]
-        axis.step([0, *found, last], [*shares, shares[-1]], where="post", color=colour(optimizer), label=optimizer,
-                  linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
+        axis.step([0, *found, compared.config.steps], [*shares, shares[-1]], where="post", label=optimizer,
+                  color=compared.colours[optimizer], linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set(title=_reaching(target), xlabel="steps", ylim=(-0.03, 1.03))
 
 
 @plain
-def seeds(values: dict[str, list[float]], means: dict[str, statistics.Figure], what: str) -> Figure:
+def seeds(
+    values: dict[str, list[float]], means: dict[str, statistics.Figure], what: str, colours: dict[str, str]
+) -> Figure:
     """Each seed's figure as a dot, and the mean in its 95 % interval beside them.
 
     Args:
         values: optimizer → one of each run that completed; the first is drawn on top.
         means: of those that have a value.
         what: the figure's name in the record.
+        colours: optimizer → its colour.
     """
     figure = Figure(figsize=(6.8, 1.0 + 0.42 * len(values)))
     axis = figure.subplots()
     for place, (optimizer, own) in enumerate(values.items()):
-        axis.plot(own, [place - 0.15] * len(own), "o", color=colour(optimizer), alpha=0.6, markersize=5, linewidth=0)
+        colour = colours[optimizer]
+        axis.plot(own, [place - 0.15] * len(own), "o", color=colour, alpha=0.6, markersize=5, linewidth=0)
         mean = means.get(optimizer)
         if mean:
             half = None if mean.half is None else [mean.half]
-            axis.errorbar([mean.mean], [place + 0.15], xerr=half, fmt="D", color=colour(optimizer), capsize=4)
+            axis.errorbar([mean.mean], [place + 0.15], xerr=half, fmt="D", color=colour, capsize=4)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5)
     if "accuracy" in what:

@@ -1,5 +1,6 @@
 """The class of any picture, by a trained network."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +19,21 @@ from optlab.system.errors import ImageError, RecordError, WeightsError
 from optlab.training import weights
 
 
-def champion(pipeline: Path) -> RunFiles:
-    """The files of the best run of the comparison in a folder.
+def champion(pipeline: Path) -> tuple[Path, str]:
+    """The weights of the best run of the comparison in a folder, and their SHA-256.
 
     Raises:
-        RecordError: there is no comparison yet, or no run of it completed.
+        RecordError: there is no comparison yet, no run of it completed, or the best one was trained again since.
     """
-    best = Champion.read(pipeline / REPORTS / "champion.json").champion
-    if best is None:
+    place = pipeline / REPORTS / "champion.json"
+    best = Champion.read(place)
+    if best.champion is None:
         raise RecordError(f"{REPORTS / 'champion.json'}: no run completed, so there is no champion: give --weights")
-    return RunFiles.of(pipeline, best)
+    run = RunFiles.of(pipeline, best.champion)
+    trained = Trained.read(run.training)
+    if trained.validation_accuracy != best.validation_accuracy:
+        raise RecordError(f"{place}: {run.id} was trained again since it was chosen: run `dvc repro`")
+    return run.weights, trained.weights_sha256
 
 
 def load(path: Path | None) -> nn.Module:
@@ -41,15 +47,15 @@ def load(path: Path | None) -> nn.Module:
     """
     top, here = repository.root(), Path.cwd()
     pipeline = here if (here / parameters.PARAMS).exists() else top
-    model = reading.load(pipeline / parameters.PARAMS).model
-    if path is not None:
-        return weights.read(path, model)[0]
-    files = champion(pipeline)
-    if not files.weights.exists():
-        remedy = f"run `dvc repro train@{files.id}`"
-        remedy += ", or `dvc pull`" if dvc.has_remote(top) else ", which trains this run again"
-        raise WeightsError(f"{files.weights}: git does not keep weights, and DVC's cache has none here: {remedy}")
-    return weights.read(files.weights, model, Trained.read(files.training).weights_sha256)[0]
+    model, digest = reading.load(pipeline / parameters.PARAMS).model, None
+    if path is None:
+        path, digest = champion(pipeline)
+        if not (here / path).exists():
+            remedy = f"run `dvc repro train@{path.stem}`"
+            remedy += ", or `dvc pull`" if dvc.has_remote(top) else ", which trains this run again"
+            raise WeightsError(f"{path}: git does not keep weights, and DVC's cache has none here: {remedy}")
+    with contextlib.chdir(top):  # where the modules of custom/ are looked for
+        return weights.read(here / path, model, digest)[0]
 
 
 def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:

@@ -10,7 +10,6 @@ from optlab.config.parameters import CLASSES
 from optlab.record.contents import Champion, Contents
 from optlab.record.runs import REPORTS
 from optlab.results import curves, figures, origin, pages, statistics, tables, trial_figures, tuning
-from optlab.results.colours import colour
 from optlab.results.comparison import Comparison, Row
 from optlab.results.statistics import Figure
 from optlab.results.verdict import verdict, words
@@ -145,7 +144,7 @@ def _html(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]]) -> 
         remarks=tables.remarks(compared),
         cells=tables.optimizers(compared),
         judged_by=words(compared.judged_by),
-        colours=[(row.optimizer, colour(row.optimizer)) for row in compared.rows],
+        colours=[(row.optimizer, compared.colours[row.optimizer]) for row in compared.rows],
         seeds=figures.svg(_seeds(compared)),
         panels=figures.panels(compared, by_step),
         matrix_cells=tables.matrix(compared) if compared.pairs else [],
@@ -153,8 +152,8 @@ def _html(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]]) -> 
         looks=tables.looks(compared),
         protocol=tuning.protocol(compared.config),
         chosen_cells=tuning.chosen(compared) if tunings else [],
-        rates=trial_figures.rate_panels(tunings),
-        best_after=trial_figures.best_after(whole) if whole else "",
+        rates=trial_figures.rate_panels(compared),
+        best_after=trial_figures.best_after(whole, compared.colours) if whole else "",
         class_cells=_class_cells(compared),
         matrices=_matrices(compared),
         definitions=tables.definitions(compared),
@@ -166,7 +165,7 @@ def _html(compared: Comparison, by_step: dict[str, dict[str, curves.Curve]]) -> 
 def _seeds(compared: Comparison) -> drawing.Figure:
     values = {row.optimizer: compared.of_seeds(row.optimizer) for row in compared.rows}
     means = {name: statistics.figure(compared.values(name)) for name, own in values.items() if own}
-    return figures.seeds(values, means, compared.judged_by)
+    return figures.seeds(values, means, compared.judged_by, compared.colours)
 
 
 def _class_cells(compared: Comparison) -> list[list[str]]:

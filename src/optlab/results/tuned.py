@@ -10,11 +10,10 @@ from optlab.config.parameters import Config
 from optlab.config.ranges import Interval, Range
 from optlab.record.contents import Choice, Trial, Trials
 from optlab.record.runs import TuningFiles
-from optlab.system.errors import ConfigError, RecordError, RevisionError
+from optlab.system.errors import RecordError, RevisionError
 from optlab.system.revision import Revision
-from optlab.training.classes import entry_of
-from optlab.training.construction import arguments
 from optlab.tuning import search
+from optlab.tuning.defaults import default_of
 
 GUESSING = 0.1  # the accuracy of ten equally likely classes: what a trial that diverged counts as
 NEAR = 0.01  # of accuracy: learning rates that come so near to the best are as good
@@ -56,12 +55,20 @@ class Tuned:
         """The trial of the entry's default."""
         return next((each for each in self.trials if each.study == study and each.index is None), None)
 
+    def default_value(self, study: int, key: str) -> float | None:
+        """What the entry's default had in place of a range: as recorded, else as the installed class has it."""
+        trial = self.default(study)
+        found = trial.values.get(key) if trial else None
+        return default_of(self.spec, key) if found is None else float(found)
+
     @property
     def at_edge(self) -> list[str]:
         """The ranges at whose edge a chosen value lies, or outside of it, so that a better one may lie beyond."""
         at_edge = {key for study in self.choice.studies for key in study.at_edge}
-        if any(study.trial is None and study.validation_accuracy is not None for study in self.choice.studies):
-            at_edge |= {key for key, each in self.spec.ranges.items() if _is_outside(each, default_of(self.spec, key))}
+        for number, study in enumerate(self.choice.studies):
+            if study.trial is None and study.validation_accuracy is not None:
+                ranges = self.spec.ranges.items()
+                at_edge |= {key for key, own in ranges if _is_outside(own, self.default_value(number, key))}
         return sorted(at_edge)
 
     @property
@@ -156,24 +163,3 @@ def saved(tuned: Tuned, steps: int) -> float:
 
 def _is_outside(own: Range, value: float | None) -> bool:
     return isinstance(own, Interval) and value is not None and not own.low <= value <= own.high
-
-
-def default_of(spec: OptimizerSpec, key: str) -> float | None:
-    """The value that the entry's default has in place of a range, or the class's own; None if that is not known.
-
-    Args:
-        key: of the range: `lr`, `base.lr`, `fallback.lr`; of a group's, nothing is known.
-    """
-    where, _, name = key.rpartition(".")
-    part = {"": spec, "base": spec.base, "fallback": spec.fallback}.get(where)
-    if part is None:
-        return None
-    if name in part.default:
-        given = part.default[name]
-        return float(given) if isinstance(given, int | float) else None
-    try:
-        cls = entry_of("", part.settled({})).cls
-    except ConfigError:  # its package is not installed here
-        return None
-    found = arguments(cls)[name].default if name in arguments(cls) else None
-    return float(found) if isinstance(found, int | float) else None

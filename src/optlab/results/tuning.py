@@ -26,7 +26,7 @@ def write(compared: Comparison, folder: Path) -> None:
     _write_trials(compared.tunings, reports / "tuning" / "trials.csv")
     place = reports / "tuning" / FIGURE
     if compared.tunings:
-        figures.save(trial_figures.rates(compared.tunings), place)
+        figures.save(trial_figures.rates(compared), place)
     else:
         place.unlink(missing_ok=True)
     files.write(reports / "tuning.md", markdown(compared).encode())

@@ -13,18 +13,19 @@ from typing import Any
 
 from optlab.system import repository
 from optlab.system.errors import OptlabError
+from optlab.system.wording import reason_of
 
 COMMAND = (sys.executable, "-m", "dvc")
 
 
 def ask(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run a DVC command to its end, here, and keep what it prints."""
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, errors="surrogateescape", check=False)
 
 
 def complaint(result: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of what a failed command said."""
-    return (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+    """Why a command failed, in one line."""
+    return reason_of(result.stderr)
 
 
 def cache(top: Path) -> Path:

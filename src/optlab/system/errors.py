@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from optlab.system import startup
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # Names a file in which a program that fails leaves its reason in one line, for who started it among others.
@@ -77,6 +79,7 @@ class ImageError(OptlabError):
 
 def run(main: Callable[[], None]) -> None:
     """Run a program's main function; an `OptlabError` ends it with one line on stderr and exit status 1."""
+    startup.prepare()
     try:
         main()
     except OptlabError as error:
@@ -105,7 +108,7 @@ def _leave(reason: str) -> None:
     """Write the reason where the caller looks for it, if it asked for that."""
     if REASON_VARIABLE in os.environ:
         with contextlib.suppress(OSError):
-            Path(os.environ[REASON_VARIABLE]).write_text(reason, errors="backslashreplace")
+            Path(os.environ[REASON_VARIABLE]).write_text(reason, "utf-8", "backslashreplace")
 
 
 def say(text: str) -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from optlab.system.errors import StorageError, one_line
 
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may write there"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is in its place: move that away"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 SUFFIX = ".new"  # of a file that is still being written; git and DVC ignore it
 
 
@@ -43,5 +48,5 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What to tell the user of a file that could not be written."""
     reason = error.strerror or one_line(error)
-    remedy = "see who may write there" if error.errno in (errno.EACCES, errno.EPERM) else "make room for it"
+    remedy = _REMEDIES.get(error.errno or 0, "make room for it")
     return StorageError(f"{path}: cannot be written ({reason}): {remedy}, then run the same command again")

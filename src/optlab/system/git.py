@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 from optlab.system import repository
 from optlab.system.errors import RevisionError
+from optlab.system.wording import reason_of
 
 _TOLD_VARIABLE = "OPTLAB_REVISION"  # holds what `state` is to answer where the code came without its repository
 
@@ -30,6 +32,26 @@ def state() -> dict[str, str]:
     if changed is None:
         return {"git.commit": commit, "git.dirty": "unknown"}
     return {"git.commit": commit, "git.dirty": "yes" if changed or untracked(_imported()) else "no"}
+
+
+def check() -> None:
+    """Say why git knows nothing of this folder, if so.
+
+    Raises:
+        RevisionError: it is no repository, or another user's, or there is no git.
+    """
+    here = Path.cwd()
+    try:
+        said = _run("rev-parse", "--git-dir").stderr.decode(errors="replace")
+    except OSError as error:
+        raise RevisionError(f"git cannot be run ({error.strerror}): install it") from None
+    if "dubious ownership" in said:
+        remedy = f"git config --global --add safe.directory {shlex.quote(str(here))}"
+        raise RevisionError(f"{here}: belongs to another user, so git does not read it: `{remedy}` permits it")
+    if "not a git repository" in said:
+        raise RevisionError(f"{here}: no git repository: clone it: a download without .git has no revisions")
+    if said:
+        raise RevisionError(f"{here}: {reason_of(said)}")
 
 
 def telling(state: dict[str, str]) -> dict[str, str]:
@@ -59,16 +81,19 @@ def ask(*arguments: str) -> str | None:
     return result.stdout.decode(errors="replace").rstrip("\n") if result.returncode == 0 else None
 
 
-def do(*arguments: str) -> None:
+def do(*arguments: str, text: str | None = None) -> None:
     """Run a git command.
 
+    Args:
+        text: what it reads: an argument of a command cannot be any text where the locale is not UTF-8.
+
     Raises:
-        RevisionError: git refuses; the first line of what it says.
+        RevisionError: git refuses; with the line that says why.
     """
-    result = _run(*arguments)
+    result = _run(*arguments, text=text)
     if result.returncode:
-        text = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
-        raise RevisionError(f"git {arguments[0]}: {text[0] if text else 'failed'}")
+        output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")
+        raise RevisionError(f"git {arguments[0]}: {reason_of(output)}")
 
 
 def show(commit: str, path: Path) -> bytes | None:
@@ -77,5 +102,8 @@ def show(commit: str, path: Path) -> bytes | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _run(*arguments: str, timeout_s: float | None = None) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["git", *arguments], capture_output=True, timeout=timeout_s, check=False)
+def _run(
+    *arguments: str, timeout_s: float | None = None, text: str | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    own = None if text is None else text.encode(errors="surrogateescape")
+    return subprocess.run(["git", *arguments], capture_output=True, timeout=timeout_s, check=False, input=own)

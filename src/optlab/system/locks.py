@@ -39,7 +39,7 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
         raise files.storage_error(path, error) from None
     try:
         with contextlib.suppress(OSError):  # on a full disk, nobody is told who
-            owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}")
+            owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}", "utf-8", "backslashreplace")
         yield
     finally:
         lock.release()
@@ -55,7 +55,7 @@ def forget(name: str) -> None:
 
 def _who(owner: Path) -> str:
     try:
-        number, _, command = owner.read_text().partition(" ")
+        number, _, command = owner.read_text("utf-8").partition(" ")
         if psutil.pid_exists(int(number)):
             return f"process {number} (`{command[:100]}`)"
     except (OSError, ValueError):

@@ -20,7 +20,7 @@ def total() -> int:
     found = [psutil.virtual_memory().total]
     for path in _CONTAINER:
         with contextlib.suppress(OSError, ValueError):  # "max"
-            found.append(int(path.read_text()))
+            found.append(int(path.read_text("utf-8")))
     return min(found)
 
 
@@ -52,7 +52,7 @@ def measured() -> Iterator[Taken]:
     """How much the work within takes; known after it, and on Linux only."""
     taken = Taken()
     try:
-        (_PROCESS / "clear_refs").write_text("5")  # the highest value so far becomes the present one: man 5 proc
+        (_PROCESS / "clear_refs").write_bytes(b"5")  # the highest value so far becomes the present one: man 5 proc
         before = _highest()
     except (OSError, ValueError):
         yield taken
@@ -62,7 +62,7 @@ def measured() -> Iterator[Taken]:
 
 
 def _highest() -> int:
-    status = (_PROCESS / "status").read_text()
+    status = (_PROCESS / "status").read_text("utf-8", "replace")
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
         raise ValueError("no VmHWM")

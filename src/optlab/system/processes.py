@@ -25,19 +25,18 @@ _SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tc
 _PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?", re.IGNORECASE)
 
 
-def arguments(usage: str | None) -> list[str]:
-    """Those of this program, by the line `Usage: python FILE NAME…` of its docstring; a SEED is a whole number.
+def arguments(*names: str) -> list[str]:
+    """Return those of this program, one for each name; a SEED is a whole number.
 
     Raises:
         OptlabError: they are not as many, or no number stands where one must.
     """
-    line = next(each for each in (usage or "").splitlines() if each.startswith("Usage: "))
-    names, given = line.split()[3:], sys.argv[1:]
+    program, *given = sys.argv
     is_right = len(given) == len(names) and all(
         value.isdecimal() or name != "SEED" for name, value in zip(names, given, strict=True)
     )
     if not is_right:
-        raise OptlabError(line)
+        raise OptlabError(f"Usage: python {program} {' '.join(names)}")
     return given
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from optlab.system.errors import OptlabError
 
+_OWN = Path(".optlab")
 _pipeline = Path()  # in whose folder this process works
 
 
@@ -33,6 +34,8 @@ def enter() -> Path:
     top, here = root(), Path.cwd()
     _run_own_code(top / "src")
     os.chdir(top)
+    if os.path.lexists(_OWN) and not _OWN.is_dir():
+        raise OptlabError(f"{top / _OWN}: is the place of journals, locks and checkpoints, and no folder: move it away")
     return choose(here.relative_to(top))
 
 

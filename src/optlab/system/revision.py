@@ -40,10 +40,11 @@ class Revision:
         """Find the commit.
 
         Raises:
-            RevisionError: there is no such revision.
+            RevisionError: there is no such revision, or git knows none here.
         """
         found = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         if not found:
+            git.check()
             raise RevisionError(f"{name}: no such tag, branch or commit: `git tag` lists the tags")
         return cls(name, found, folder)
 

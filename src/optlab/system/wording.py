@@ -1,12 +1,15 @@
 """Phrases that many messages share: what was probably meant, what is to blame, a value in brief, and how many."""
 
 import difflib
+import re
 import reprlib
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
+
+_ERROR = re.compile(r"(?:remote: )?(?:(?:ERROR|error|fatal): |(?=! \[|ssh: ))")  # of DVC, git and what git starts
 
 
 def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
@@ -32,6 +35,16 @@ def to_blame(complaint: str, values: dict[str, Any], said_of: Callable[[dict[str
     if said_of({}) == complaint:
         return None
     return next((key for key in values if said_of({key: values[key]}) == complaint), None)
+
+
+def reason_of(output: str) -> str:
+    """Return the line of a failed command's output that says why, or the first two where none is marked as an error.
+
+    Advice follows it, of git's and of DVC's.
+    """
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    found = next((line for line in lines if _ERROR.match(line)), " ".join(lines[:2]))
+    return _ERROR.sub("", found) or "no reason given"
 
 
 def counted(count: int, what: str) -> str:

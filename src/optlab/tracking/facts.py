@@ -11,7 +11,7 @@ from optlab.config.parameters import Config, run_id
 from optlab.data import dataset
 from optlab.record.contents import Conditions, Evaluated, Trained
 from optlab.record.runs import RunFiles
-from optlab.results.colours import colour
+from optlab.results.colours import colours
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
 from optlab.tracking.journal import Journal, now_ms
@@ -42,7 +42,7 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "optlab.run": run,
         "optimizer": name,
         "status": "running",
-        "mlflow.runColor": colour(name),
+        "mlflow.runColor": colours(config.optimizers)[name],
         "mlflow.source.name": "pipeline/train.py",
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),

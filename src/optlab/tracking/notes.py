@@ -130,7 +130,7 @@ class Note(BaseModel):
         path = folder / _NAME
         temporary = path.with_suffix(".new")
         try:
-            temporary.write_text(self.model_dump_json())
+            temporary.write_text(self.model_dump_json(), "utf-8")
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)

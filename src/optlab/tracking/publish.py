@@ -7,7 +7,6 @@ from pathlib import Path
 
 from optlab.record.runs import REPORTS
 from optlab.results import curves, origin
-from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
 from optlab.system import git, locks, repository
 from optlab.system.errors import BusyError, one_line
@@ -58,6 +57,7 @@ def shown(compared: Comparison, folder: Path) -> Shown:
         summaries=tuple(_summaries(compared)),
         trials=tuple(_trials(compared)),
         report=str(folder / REPORTS / "report.html"),
+        colours={run.files.id: compared.colours[run.files.optimizer] for run in compared.runs},
     )
 
 
@@ -79,7 +79,7 @@ def _trials(compared: Comparison) -> Iterator[Summary]:
             study = str(each.study)
             is_chosen = each == own.chosen(each.study)
             yield Summary(
-                optimizer=name, colour=colour(name), points=tuple(points), source="pipeline/tune.py",
+                optimizer=name, colour=compared.colours[name], points=tuple(points), source="pipeline/tune.py",
                 run=f"{name} {index}" if len(own.choice.studies) == 1 else f"{name} {study}/{index}",
                 params={"optimizer": name, "class": spec.class_} | {k: str(v) for k, v in (values | merged).items()},
                 tags={
@@ -104,7 +104,7 @@ def _summaries(compared: Comparison) -> Iterator[Summary]:
         seeds = ", ".join(str(seed) for seed in compared.config.seeds)
         params = {"optimizer": name, "seeds": seeds, "status": row.status}
         params["class"] = compared.config.optimizer(name).class_
-        yield Summary(optimizer=name, colour=colour(name), params=params, points=tuple(points))
+        yield Summary(optimizer=name, colour=compared.colours[name], params=params, points=tuple(points))
 
 
 def _complete(compared: Comparison) -> None:

@@ -5,7 +5,7 @@ It imports torch, and the code that lies beside the weights, only there: logging
 
 import sys
 import warnings
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from optlab.system import repository
 _SHAPES = ModelSignature(
     Schema([TensorSpec(np.dtype(np.float32), (-1, 3, 32, 32))]), Schema([TensorSpec(np.dtype(np.float32), (-1, 10))])
 )
-_NEEDED = ("mlflow", "numpy", "pydantic", "ruamel.yaml", "safetensors", "torch", "torchvision", "tqdm")
+_NEEDED = ("mlflow", "numpy", "psutil", "pydantic", "ruamel.yaml", "safetensors", "torch", "torchvision", "tqdm")
 
 
 def log(name: str, model_id: str, weights: Path, model: str, digest: str) -> None:
@@ -41,9 +41,29 @@ def log(name: str, model_id: str, weights: Path, model: str, digest: str) -> Non
         mlflow.pyfunc.log_model(
             name=name, model_id=model_id, python_model=__file__, artifacts={"weights": str(weights)},
             model_config={"model": model, "sha256": digest}, signature=_SHAPES,
-            code_paths=[str(each) for each in (package, repository.CUSTOM.absolute()) if each.is_dir()],
-            pip_requirements=[f"{each}=={version(each).partition('+')[0]}" for each in _NEEDED],
+            code_paths=[str(each) for each in (package, *_own_code(model)) if each.exists()],
+            pip_requirements=[f"{each}=={version(each).partition('+')[0]}" for each in needed(model)],
         )  # fmt: skip
+
+
+def _own_code(model: str) -> list[Path]:
+    """The folder custom/, and the module or package at the top that a model is from, if it is."""
+    tops = {Path(each.parts[0]) for each in repository.at_the_top([model])}
+    return [each.absolute() for each in (repository.CUSTOM, *sorted(tops))]
+
+
+def needed(model: str) -> list[str]:
+    """The packages that loading a model takes: this package's, and those that a dotted model leads to or imports."""
+    from optlab.tuning import choice  # where the model is loaded, it needs none of what this imports
+
+    found = set(_NEEDED)
+    if "." in model:
+        modules = {model}
+        for file in (*map(Path, choice.modules([model])), *repository.at_the_top([model])):
+            modules |= set(choice.imported(file.read_bytes(), file))
+        known = packages_distributions()
+        found |= {package for each in modules for package in known.get(each.partition(".")[0], ())}
+    return sorted(found - {"optlab"})
 
 
 class Network(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]

@@ -6,7 +6,7 @@ Nothing here imports torch: the process that fills MLflow does it.
 import json
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from optlab.tracking import descriptions, sending, server, summaries, view
 from optlab.tracking.summaries import Summary
@@ -31,6 +31,7 @@ class Shown(BaseModel):
         summaries: one for each optimizer.
         trials: one for each trial of the tunings.
         report: the path of the page with the verdicts.
+        colours: of each run, by its id: another comparison may have given it another one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +44,7 @@ class Shown(BaseModel):
     summaries: tuple[Summary, ...]
     trials: tuple[Summary, ...] = ()
     report: str = "reports/report.html"
+    colours: dict[str, str] = Field(default_factory=dict)
 
 
 def show(shown: Shown) -> str:
@@ -78,6 +80,9 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     for run_id in keep:
         client.set_tag(run_id, "comparison", "current")
         client.set_tag(run_id, "comparison.conditions", shown.conditions)
+    for run, colour in shown.colours.items():
+        if run in found and found[run].data.tags.get("mlflow.runColor") != colour:
+            client.set_tag(found[run].info.run_id, "mlflow.runColor", colour)
     return found
 
 

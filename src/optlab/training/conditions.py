@@ -112,7 +112,7 @@ def _cpu_name() -> str:
 def _cpu_info(key: str) -> str:
     """A field of the first processor in /proc/cpuinfo, or nothing where there is no such file."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

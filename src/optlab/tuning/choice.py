@@ -75,7 +75,7 @@ def modules(paths: list[str]) -> dict[str, str]:
         if file.as_posix() not in found:
             content = file.read_bytes()
             found[file.as_posix()] = hashlib.sha256(content).hexdigest()
-            todo += [each for module in _imported(content, file) for each in _files(module)]
+            todo += [each for module in imported(content, file) for each in _files(module)]
     return dict(sorted(found.items()))
 
 
@@ -87,13 +87,13 @@ def _files(module: str) -> Iterator[Path]:
         yield from (each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file())
 
 
-def _imported(content: bytes, file: Path) -> Iterator[str]:
+def imported(content: bytes, file: Path) -> Iterator[str]:
     """The modules that a module's text imports; what it imports from one may be a module, too."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # it is said where it is imported
         return
-    package = file.relative_to(repository.CUSTOM).parent.parts
+    package = (file.relative_to(repository.CUSTOM) if file.is_relative_to(repository.CUSTOM) else file).parent.parts
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -1,0 +1,34 @@
+"""The values that an entry's default has in place of its ranges."""
+
+from optlab.config.entries import OptimizerSpec
+from optlab.config.ranges import Interval
+from optlab.system.errors import ConfigError
+from optlab.training.classes import entry_of
+from optlab.training.construction import arguments
+
+
+def defaults_of(spec: OptimizerSpec) -> dict[str, float]:
+    """Range → value, of the ranges between two numbers whose value is known."""
+    found = {key: default_of(spec, key) for key, own in spec.ranges.items() if isinstance(own, Interval)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def default_of(spec: OptimizerSpec, key: str) -> float | None:
+    """The value that the entry's default has in place of a range, or the class's own; None if that is not known.
+
+    Args:
+        key: of the range: `lr`, `base.lr`, `fallback.lr`; of a group's, nothing is known.
+    """
+    where, _, name = key.rpartition(".")
+    part = {"": spec, "base": spec.base, "fallback": spec.fallback}.get(where)
+    if part is None:
+        return None
+    if name in part.default:
+        given = part.default[name]
+        return float(given) if isinstance(given, int | float) else None
+    try:
+        cls = entry_of("", part.settled({})).cls
+    except ConfigError:  # its package is not installed here
+        return None
+    found = arguments(cls)[name].default if name in arguments(cls) else None
+    return float(found) if isinstance(found, int | float) else None
