@@ -24,7 +24,10 @@ from typing import Any
 
 import bad_files
 import bad_params
+import bad_signatures
 import psutil
+import pytorch_optimizer
+import torch
 from ruamel.yaml import YAML
 
 from optlab.config import parameters, reading
@@ -160,6 +163,17 @@ def params(draw: random.Random, count: int, commands: int) -> Iterator[tuple[str
             yield "of these, by `optlab check`", kind, again if again == result else differs
 
 
+def signatures(classes: list[type[torch.optim.Optimizer]]) -> Iterator[tuple[str, str, str]]:
+    """(row, kind, outcome) of values of every type for every hyperparameter whose signature is plain."""
+    for cls in classes:
+        for _, name, value, right in bad_signatures.cases(cls):
+            said = bad_signatures.refusal(cls, name, value)
+            start = f"params.yaml: optimizers.mine.{name}: {cls.__name__} takes "
+            good = said is None if right else (said or "").startswith(start) and len((said or "").splitlines()) == 1
+            result = (ACCEPTED if right else REFUSED) if good else f"{value!r}: {said or 'accepted'}"
+            yield "a hyperparameter's type", f"{cls.__name__}.{name}", result
+
+
 # ---- archives and weights ----
 
 
@@ -248,6 +262,7 @@ def main() -> None:
     most = psutil.Process().memory_info().vms + LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     found = measure(arguments.seed, arguments.mutations, arguments.commands, arguments.archives, arguments.weights)
+    found += signatures(bad_signatures.classes(torch.optim, pytorch_optimizer))
     print(table(found))
     print(
         "\nother SHA-256: damage inside the numbers is sound safetensors, but its SHA-256 is not the recorded one "

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from optlab.config.entries import OptimizerSpec
 from optlab.system.errors import ConfigError
 from optlab.system.wording import did_you_mean
-from optlab.training import construction
+from optlab.training import argument_types, construction
 from optlab.training.construction import Base, arguments
 from optlab.training.models import resolve
 
@@ -72,6 +72,7 @@ def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
             f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: use Adam"
         )
     _check_names(where, cls, spec)
+    argument_types.check(where, cls, spec.hyperparameters)
     return cls
 
 
@@ -95,6 +96,8 @@ def check_groups(entry: Entry) -> None:
             flagged = key != "params" and re.search(rf"""["']{re.escape(key)}["']""", source)
             if key not in known and not flagged:
                 raise _unknown(f"{entry.where}.groups.{number}.{key}", entry.cls.__name__, known, key)
+            owner = next((cls for cls in entry.classes if key in arguments(cls)), entry.cls)
+            argument_types.check(f"{entry.where}.groups.{number}", owner, {key: group.hyperparameters[key]})
 
 
 def _hyperparameters(cls: type[Optimizer]) -> list[str]:
