@@ -284,6 +284,16 @@ def test_a_damaged_one_is_refused_and_the_run_starts_over(config, sample, device
     assert_same(run(config, sample, device), continued, tmp_path)
 
 
+def test_where_a_later_one_is_refused_an_earlier_one_is_tried(config, sample, device, cut, tmp_path, capsys):
+    (cut / f"999999999-{64 * '0'}.safetensors").write_bytes(b"damaged")
+    (cut / "a_folder.safetensors").mkdir()
+    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    error = capsys.readouterr().err
+    assert "its SHA-256 is not the one in its name): an earlier one is tried" in error
+    assert "starts over" not in error
+    assert_same(run(config, sample, device), continued, tmp_path)
+
+
 def plant(folder, content):
     """Put content there under a name that its digest agrees with."""
     for path in folder.glob("*.safetensors"):

@@ -18,7 +18,8 @@ WATCHING = {
 }  # fmt: skip
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
-    "blame", "classes", "construction", "faults", "generators", "models", "optimizers", "probing", "stepping",
+    "argument_types", "blame", "classes", "construction", "faults", "generators", "models", "optimizers", "probing",
+    "rates", "stepping",
     "uncompiled", "weights",
 )  # fmt: skip
 NOT_USED = {

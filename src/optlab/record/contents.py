@@ -89,7 +89,7 @@ class Epoch(Contents):
         validation_loss: after the epoch; None without a validation split, or if it, a logit or a figure above is not
             finite.
         validation_accuracy: a fraction; None as the loss.
-        lr: the learning rate of the epoch's last step.
+        lr: the learning rate in force at its end; None where the class has none.
         gradients: how many were computed: one a step, or more; None in records of older versions.
     """
 
@@ -98,7 +98,7 @@ class Epoch(Contents):
     running_loss: float | None
     validation_loss: float | None
     validation_accuracy: float | None
-    lr: float
+    lr: float | None
     gradients: int | None = None
 
 

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -121,6 +122,15 @@ def asks_for_graph(cls: type[Optimizer]) -> bool:
     return not is_of_torch(cls) and "create_graph" in _source_of(cls)
 
 
+def sets_rate(cls: type[Optimizer]) -> bool:
+    """Whether its own source sets a learning rate elsewhere than where it is built."""
+    own = [each for each in cls.__mro__ if not is_of_torch(each) and each is not object]
+    methods = [
+        value for each in own for name, value in vars(each).items() if inspect.isfunction(value) and name != "__init__"
+    ]
+    return any(re.search(r"""\[["']lr["']\]\s*[-+*/]?=(?!=)""", _source_of(each)) for each in methods)
+
+
 def flag_of(cls: type[Optimizer], complaint: str) -> str | None:
     """The key that it demands of every group, such as `use_muon`, by what it says of groups without it."""
     found = re.search(r"""[`"'](\w+)[`"'] (?:must be set|is required|is missing)""", complaint)
@@ -132,7 +142,7 @@ def _source(cls: type[Optimizer]) -> str:
     return "\n".join(_source_of(each) for each in cls.__mro__ if not is_of_torch(each) and each is not object)
 
 
-def _source_of(cls: type) -> str:
+def _source_of(cls: Any) -> str:
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):  # it was not read from a file

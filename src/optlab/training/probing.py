@@ -74,6 +74,20 @@ def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol
     return "nothing"
 
 
+def moves_rate(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol, create_graph: bool) -> bool:
+    """Whether its steps set its own learning rate."""
+    if all(is_of_torch(cls) for cls in entry.classes):
+        return False
+    with _apart(), contextlib.suppress(Exception):  # as for `kept`
+        optimizer, parameters = _made(entry, values, context)
+        stepper = Stepper([optimizer], [[]], create_graph, asked, lambda: [])
+        before = stepper.rates_in_force()
+        _steps(stepper, parameters)
+        after = stepper.rates_in_force()
+        return any(after.get(place) != rate for place, rate in before.items())
+    return False
+
+
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
     """What is tried here draws no random number of the training's, and prints nothing."""
