@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from optlab.system import files
 from optlab.system.errors import RecordError
@@ -256,6 +256,7 @@ class Conditions(Contents):
         cpu_capability: ATen's.
         onednn_isa: oneDNN's instruction set, as ONEDNN_MAX_CPU_ISA names it; None where it is not known.
         variables: those that the libraries read while they load; None where one was not set.
+        modules: path → SHA-256 of files of named modules that are neither in custom/ nor of an installed package.
         weights_sha256: of the weights that came out under these conditions.
     """
 
@@ -268,7 +269,12 @@ class Conditions(Contents):
     threads: int = 0
     device: str = "unknown"
     variables: dict[str, str | None] = Field(default_factory=dict)
+    modules: dict[str, str] = Field(default_factory=dict)
     weights_sha256: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if value or key != "modules"}
 
     @classmethod
     def of_weights(cls, path: Path, digest: str) -> Self | None:

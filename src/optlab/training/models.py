@@ -14,7 +14,7 @@ from optlab.config.parameters import CLASS_COUNT
 from optlab.system.errors import ConfigError, LackError, say
 from optlab.system.repository import CUSTOM
 from optlab.system.wording import did_you_mean
-from optlab.training import faults, generators
+from optlab.training import faults, generators, modules
 
 
 def zilliax() -> nn.Module:
@@ -101,6 +101,7 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     top, _, below = path.partition(".")
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
+    modules.check_name(top, where)
     sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
     try:
         module = importlib.import_module(module_name)
