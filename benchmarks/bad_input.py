@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import bad_files
+import bad_models
 import bad_params
 import bad_signatures
 import psutil
@@ -174,6 +175,40 @@ def signatures(classes: list[type[torch.optim.Optimizer]]) -> Iterator[tuple[str
             yield "a hyperparameter's type", f"{cls.__name__}.{name}", result
 
 
+def check_model(kind: str) -> str:
+    """What the check makes of a model of that kind, in a project whose folder custom/ holds it."""
+    source, said = bad_models.MODELS[kind]
+    name = "bad_model_" + kind.replace(" ", "_").replace(",", "")
+    (repository.CUSTOM / f"{name}.py").write_text(f"import torch\nfrom torch import nn\n{source}")
+    config = parameters.Config.model_validate({
+        "model": f"{name}.net", "seeds": [0], "optimizers": {"sgd": {"class": "SGD", "lr": 0.01}},
+        "data": {"dataset": DATASET, "train_size": 400, "validation_size": 100},
+        "training": {"epochs": 1, "batch_size": bad_models.BATCH_SIZES.get(kind, 64), "threads": 2},
+    })  # fmt: skip
+    refusals: list[str] = []
+
+    def work() -> str:
+        try:
+            optimizers.check(config)
+        except OptlabError as error:
+            refusals.append(str(error))
+            raise
+        return ACCEPTED
+
+    result = outcome(work, OptlabError, "params.yaml: model: ")
+    if (result == REFUSED and said and said in refusals[0]) or (result == ACCEPTED and said is None):
+        return result
+    return f"{result}: {refusals}"
+
+
+def bad_model_outcomes() -> Iterator[tuple[str, str, str]]:
+    """(row, kind, outcome) of every model."""
+    torch.set_num_threads(2)
+    with workplace():
+        for kind in bad_models.MODELS:
+            yield "a model", kind, check_model(kind)
+
+
 # ---- archives and weights ----
 
 
@@ -263,6 +298,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     found = measure(arguments.seed, arguments.mutations, arguments.commands, arguments.archives, arguments.weights)
     found += signatures(bad_signatures.classes(torch.optim, pytorch_optimizer))
+    found += bad_model_outcomes()
     print(table(found))
     print(
         "\nother SHA-256: damage inside the numbers is sound safetensors, but its SHA-256 is not the recorded one "

@@ -234,7 +234,7 @@ def test_a_state_that_no_file_can_hold_is_one_warning(
     entry = {"class": f"{__name__}.Keeping", "lr": 0.01}
     config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
     assert run(config, sample, device, saver=checkpoint.Checkpoint(tmp_path, nothing)).status == "completed"
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "DVC does not see" not in line]  # once a process
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "DVC does not see" not in line]
     assert len(warnings) == 1 and f"no checkpoint ({said}" in warnings[0]
 
 

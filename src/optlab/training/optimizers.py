@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.config.entries import OptimizerSpec
-from optlab.config.parameters import CLASS_COUNT, Config
+from optlab.config.parameters import Config
 from optlab.system import memory
 from optlab.system.errors import ConfigError, LackError, WeightsError, one_line
-from optlab.training import blame, probing, uncompiled, weights
+from optlab.training import blame, model_check, probing, process_settings, uncompiled, weights
 from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of, sets_rate
 from optlab.training.construction import Context, arguments, construct, takes_parameters, values_of
 from optlab.training.models import build as build_model
@@ -145,7 +145,7 @@ def check(config: Config) -> list[str]:
         ConfigError: one line with the place in params.yaml and the remedy.
     """
     model = build_model(config.model, seed=0)
-    _check_outputs(config.model, model)
+    model_check.check(config.model, model, config.data, config.training)
     try:
         weights.encoded(model, config.model)
     except WeightsError as error:
@@ -154,7 +154,7 @@ def check(config: Config) -> list[str]:
     for name, spec in config.optimizers.items():
         context = Context.of(config, copy.deepcopy(model))
         try:
-            with memory.measured() as taken:
+            with memory.measured() as taken, process_settings.guarded(f"optimizers.{name}: {spec.class_}"):
                 stepper = _check_step(name, spec, context)
         except ConfigError as error:
             raise ConfigError(f"{error}{_remedy(name, spec, context)}") from None
@@ -231,26 +231,13 @@ def _remedy(name: str, spec: OptimizerSpec, context: Context) -> str:
     for ndim, value in by_dimensions.items():
         alone = nn.ParameterDict({"alone": nn.Parameter(value.detach().clone())})
         with contextlib.suppress(ConfigError, LackError):
-            _check_step(name, spec, Context(alone, context.lengths))
+            with process_settings.guarded(f"optimizers.{name}"):
+                _check_step(name, spec, Context(alone, context.lengths))
             taken.append(ndim)
     if not 0 < len(taken) < len(by_dimensions):
         return ""
     groups = ", ".join(f"{{ndim: {ndim}}}" for ndim in taken)
     return f": it takes some parameters: add `groups: [{groups}]` and `fallback: {{class: AdamW, lr: 0.001}}`"
-
-
-def _check_outputs(name: str, model: nn.Module) -> None:
-    try:
-        with torch.inference_mode():
-            shape: Any = tuple(model.eval()(torch.zeros(2, 3, 32, 32)).shape)
-    except Exception as error:  # whatever a foreign module raises
-        shape = f"{type(error).__name__}: {one_line(error)}"
-    if shape != (2, CLASS_COUNT):
-        raise ConfigError(
-            f"params.yaml: model: {name}: for two images of shape (3, 32, 32) it must return logits of shape "
-            f"(2, {CLASS_COUNT}), not {shape}"
-        )
-    model.train()
 
 
 def _refusal(entry: Entry, parameter: nn.Parameter, values: dict[str, Any], context: Context) -> str | None:
