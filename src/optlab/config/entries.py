@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from optlab.config import ranges
 from optlab.config.ranges import Choice, Interval, Range, Scalar
-from optlab.system.wording import rewritten, shown
+from optlab.system.spelling import rewritten
+from optlab.system.wording import shown
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
 MAXIMUM_LR = 1e300

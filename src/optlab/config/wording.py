@@ -16,7 +16,8 @@ from optlab.config.entries import (
     StepSchedule,
 )
 from optlab.config.parameters import Config, Data, Sensitivity, Training, Tuning, Verdict
-from optlab.system.wording import did_you_mean, rewritten, shown
+from optlab.system.spelling import rewritten
+from optlab.system.wording import did_you_mean, shown
 
 _KINDS: dict[str, set[type]] = {"bool_type": {bool}, "int_type": {int}, "float_type": {int, float}}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optlab.system import files
 from optlab.system.errors import RecordError
@@ -269,12 +269,8 @@ class Conditions(Contents):
     threads: int = 0
     device: str = "unknown"
     variables: dict[str, str | None] = Field(default_factory=dict)
-    modules: dict[str, str] = Field(default_factory=dict)
+    modules: dict[str, str] = Field(default_factory=dict, exclude_if=lambda found: not found)
     weights_sha256: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in write(self).items() if value or key != "modules"}
 
     @classmethod
     def of_weights(cls, path: Path, digest: str) -> Self | None:

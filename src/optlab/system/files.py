@@ -43,8 +43,5 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 def storage_error(path: Path, error: OSError) -> StorageError:
     """What to tell the user of a file that could not be written."""
     reason = error.strerror or one_line(error)
-    remedies = {errno.EROFS: "make that place writable", errno.EACCES: "see who may write there"}
-    remedies |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room for it")
-    remedies[errno.EPERM] = remedies[errno.EACCES]
-    remedy = remedies.get(error.errno or 0, "mend that")
+    remedy = "see who may write there" if error.errno in (errno.EACCES, errno.EPERM) else "make room for it"
     return StorageError(f"{path}: cannot be written ({reason}): {remedy}, then run the same command again")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.system.errors import ConfigError
-from optlab.system.wording import did_you_mean, rewritten, shown
+from optlab.system.spelling import rewritten
+from optlab.system.wording import did_you_mean, shown
 
 _LISTS = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 # A YAML file has none of these: beside another type they add nothing.
