@@ -63,11 +63,14 @@ def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tu
 
     Raises:
         ImageError: a file is missing or no image.
+        WeightsError: the network's outputs are not finite.
     """
     pictures = [read_image(path) for path in paths]
     for path, pixels in zip(paths, pictures, strict=True):
         with torch.inference_mode():
             probabilities = model(to_input(pixels)).softmax(1)[0]
+        if not probabilities.isfinite().all():
+            raise WeightsError("the network's outputs are not finite, for its training has diverged: use another run's")
         order = probabilities.argsort(descending=True).tolist()
         yield path, [(CLASSES[index], float(probabilities[index])) for index in order]
 

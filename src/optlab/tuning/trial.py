@@ -35,8 +35,9 @@ class Saver(checkpoint.Checkpoint):
 
     def restore(self, outcome: Outcome, stepper: Stepper) -> bool:
         """As `Checkpoint.restore`; what is further than this trial is to go now does not count."""
-        for path in self._folder.glob("*.safetensors"):
-            if int(path.name.partition("-")[0]) > self._until:
+        for path in self.saved():
+            steps = path.name.partition("-")[0]
+            if steps.isdecimal() and int(steps) > self._until:
                 path.unlink()
         found = super().restore(outcome, stepper)
         if sum(map(len, outcome.step_losses)) == self._until:  # a kill came between the checkpoint and the look
