@@ -399,18 +399,6 @@ def test_an_experiment_that_another_machine_creates_at_the_same_time_is_the_same
     assert server.experiment(client, "optlab") == expected
 
 
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("http://ann:pa@host:5000", "http://host:5000"),
-        ("https://mlflow.example.org/a@b", "https://mlflow.example.org/a@b"),
-    ],
-)
-def test_a_password_is_not_shown(monkeypatch, address, shown):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    assert server.shown() == server.ui_url() == shown
-
-
 def test_an_equal_run_of_another_pipeline_has_a_journal_of_its_own(top):
     """It may be at work at the same time, or have been interrupted."""
     study = Path("studies") / "small"

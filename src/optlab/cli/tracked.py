@@ -45,7 +45,7 @@ def _send() -> int:
             sent += 1
     except Exception as error:  # whatever MLflow raises
         raise errors.TrackingError(
-            f"MLflow at {server.shown()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"MLflow at {server.shown()} does not take the rest now ({server.describe(error)}): "
             f"all is in .optlab/journal: repeat the command later"
         ) from None
     return sent

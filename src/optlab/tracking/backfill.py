@@ -11,7 +11,7 @@ from optlab.record.contents import Choice
 from optlab.record.runs import RunFiles, TuningFiles
 from optlab.results.comparison import Run, recorded
 from optlab.system import git
-from optlab.system.errors import TrackingError, one_line
+from optlab.system.errors import TrackingError
 from optlab.system.revision import Revision
 from optlab.tracking import facts, notes, server
 from optlab.tracking.journal import with_key
@@ -49,7 +49,7 @@ def _in_mlflow(run: Run) -> str | None:
         return server.find_run(notes.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): try later"
+            f"MLflow at {server.shown()} was not reached ({server.describe(error)}): try later"
         ) from None
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from optlab.record.contents import Trained
 from optlab.record.runs import RUNS
 from optlab.system import locks
-from optlab.system.errors import BusyError, TrackingError, one_line
+from optlab.system.errors import BusyError, TrackingError
 from optlab.tracking import server
 from optlab.tracking.journal import Journal, all_journals
 from optlab.tracking.notes import Note, Summary
@@ -68,7 +68,7 @@ def _look() -> list[tuple[Journal, Summary | None]]:
         return [(journal, _whole(sent(journal, identity), journal)) for journal in all_journals()]
     except Exception as error:  # whatever MLflow raises
         raise TrackingError(
-            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): nothing was removed"
+            f"MLflow at {server.shown()} was not reached ({server.describe(error)}): nothing was removed"
         ) from None
 
 

@@ -9,7 +9,7 @@ from optlab.results import curves, origin
 from optlab.results.colours import colour
 from optlab.results.comparison import Comparison
 from optlab.system import git, locks, repository
-from optlab.system.errors import BusyError, one_line
+from optlab.system.errors import BusyError
 from optlab.tracking import facts, journal, notes, replay, server
 from optlab.tracking.link import Link
 from optlab.tracking.shown import Shown, show
@@ -40,7 +40,7 @@ def publish(compared: Comparison, folder: Path, sender: Link | None = None) -> s
     try:
         return show(present)
     except Exception as error:
-        print(f"warning: MLflow at {server.shown()}: {one_line(error)[:200]}", file=sys.stderr)
+        print(f"warning: MLflow at {server.shown()}: {server.describe(error)}", file=sys.stderr)
         return _AWAY
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from optlab.system.errors import WeightsError, one_line, say
+from optlab.system.errors import WeightsError, say
 from optlab.tracking import server
 from optlab.tracking.journal import Journal, all_journals
 from optlab.tracking.link import LATER, PATIENCE_S
@@ -80,7 +80,7 @@ class Replay:
             server.forget()
             if not _is_final(error):
                 raise
-            _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
+            _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({server.describe(error)})")
             note.refused = (note.refused or 0) + 1
         note.events += 1
 
@@ -128,7 +128,7 @@ def _push_quietly() -> bool:
         for _ in push_all():
             pass
     except Exception as error:
-        _warn(f"does not take the runs now ({one_line(error)[:200]}): {LATER}")
+        _warn(f"does not take the runs now ({server.describe(error)}): {LATER}")
         return False
     return True
 

@@ -22,7 +22,6 @@ import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import processes
-from optlab.system.errors import one_line
 from optlab.tracking import link, replay, server
 from optlab.tracking.journal import JOURNALS, Journal
 
@@ -111,7 +110,7 @@ class Sender:
         try:
             return {"reached": True, "told": show(Shown.model_validate(question["publish"]))}
         except Exception as error:
-            _warn(one_line(error)[:200])
+            _warn(server.describe(error))
             return {"reached": False}
 
     def _push_grown(self) -> None:
@@ -140,7 +139,7 @@ class Sender:
         except Exception as error:
             self._not_before = time.monotonic() + _RETRY_S
             if not self._warned:
-                _warn(f"does not take the runs now ({one_line(error)[:200]}): {link.LATER}")
+                _warn(f"does not take the runs now ({server.describe(error)}): {link.LATER}")
                 self._warned = True
             return False
         return True
