@@ -15,7 +15,7 @@ from events import begun, complete, start
 from optlab.record.contents import Epoch, Evaluated, Trained
 from optlab.system import locks, repository
 from optlab.system.errors import StorageError
-from optlab.tracking import facts, journal, replay, server
+from optlab.tracking import facts, journal, refusals, replay, server
 
 
 def logged():
@@ -360,8 +360,8 @@ def test_a_server_that_fails_is_not_taken_for_one_that_refuses():
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
-    assert not replay._is_final(MlflowException("QueuePool limit", error_code=BAD_REQUEST))
-    assert replay._is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
+    assert not refusals.is_final(MlflowException("QueuePool limit", error_code=BAD_REQUEST))
+    assert refusals.is_final(MlflowException("no such parameter", error_code=INVALID_PARAMETER_VALUE))
 
 
 @pytest.mark.parametrize(("code", "expected"), [("INTERNAL_ERROR", set()), ("PERMISSION_DENIED", {"sgd-0"})])
@@ -374,7 +374,7 @@ def test_journals_that_the_server_does_not_permit_are_no_end_for_the_others(top,
         begun(run)
     sent = []
 
-    def fail(client, log, run_id, event):
+    def fail(client, log, run_id, event, refused):
         if log.run != "sgd-0":
             raise MlflowException("no", error_code=getattr(databricks_pb2, code))
         sent.append(log.run)

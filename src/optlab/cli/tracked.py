@@ -23,16 +23,17 @@ def sync(
     folder = enter(pipeline) if revision else repository.enter()
     os.chdir(repository.home())  # an experiment's journals are there
     from optlab.system.revision import Revision
-    from optlab.tracking import backfill, server
+    from optlab.tracking import backfill, replay, server
 
     sent = _send()
     if revision:
         for sentence in backfill.write(Revision.parse(revision, folder)):
             print(sentence, flush=True)
         sent += _send()
-    print(
-        f"MLflow at {server.shown()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
-    )
+    refused = replay.refused()
+    but = f" but what it refuses, which is in .optlab/journal, of {', '.join(refused)}" if refused else ""
+    had = f"{sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+    print(f"MLflow at {server.shown()} has everything{but}: {had}")
 
 
 def _send() -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from optlab.tracking import server, view
+from optlab.tracking import refusals, server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ TAG = "summary"  # unfinished, current, or earlier; no training has it
 _DIGEST = "summary.digest"
 _UNFINISHED = "unfinished"
 _LONGEST_MS = 3_600_000  # that one is being made
-_BATCH = 1000  # points, that MLflow takes at once
 
 
 class Summary(BaseModel):
@@ -153,9 +152,9 @@ def _make(client: "MlflowClient", place: str, summary: Summary) -> None:
     when = now_ms()
     tags = {TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": summary.source} | summary.tags
     run_id = client.create_run(place, when, tags, run_name=summary.run or summary.optimizer).info.run_id
-    client.log_batch(run_id, params=[Param(key, value) for key, value in summary.params.items()])
+    refused: refusals.Refused = []  # whole among the artifacts
+    refusals.log(client, run_id, "params", [Param(key, value) for key, value in summary.params.items()], refused)
     metrics = [Metric(key, value, when, step) for key, value, step in summary.points]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    refusals.log(client, run_id, "metrics", metrics, refused)
     client.set_terminated(run_id, "FINISHED", now_ms())
     client.log_batch(run_id, tags=[RunTag(_DIGEST, summary.digest), RunTag(TAG, "current")])
