@@ -37,13 +37,15 @@ def sync(
 
 
 def _send() -> int:
-    from optlab.tracking import replay, server
+    from optlab.tracking import pending, replay, server
 
     sent = 0
     try:
         for name in replay.push_all():
             print(f"sent {name}", flush=True)
             sent += 1
+        for experiment in pending.show_all():
+            print(f"sent the comparison of {experiment}", flush=True)
     except Exception as error:  # whatever MLflow raises
         raise errors.TrackingError(
             f"MLflow at {server.shown()} does not take the rest now ({server.describe(error)}): "

@@ -238,6 +238,17 @@ def find_run(name: str, run: str, weights: str) -> str | None:
     return str(found.info.run_id) if found else None
 
 
+def missing_runs(name: str, runs: list[tuple[str, str]]) -> list[str]:
+    """The ids of those runs, each with the SHA-256 of its weights, that the experiment of that name does not have.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    client = connect()
+    found = find_runs(client, experiment(client, name), runs)
+    return [run for (run, _), each in zip(runs, found, strict=True) if each is None]
+
+
 def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:
     """For each (id of a run, digest of its weights), the newest MLflow run with both, or None."""
     for run, digest in runs:

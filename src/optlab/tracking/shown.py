@@ -50,8 +50,9 @@ def show(shown: Shown) -> str:
     client = server.connect()
     experiment = server.experiment(client, shown.experiment)
     current = _mark_current(client, experiment, shown)
-    if shown.champion in current:
-        _register(client, current[shown.champion], shown.champion)
+    champion = shown.champion if shown.champion in current else None
+    if champion is None or not _register(client, current[champion], champion):
+        _retire(client, experiment)
     client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
     means = summaries.show(client, shown.experiment, shown.summaries, shown.chosen_by == "validation_accuracy")
     summaries.show_trials(client, shown.experiment, shown.trials)
@@ -72,11 +73,15 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     return found
 
 
-def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
-    """Give the champion's logged model the alias; a model that is registered already gets no second version."""
+def _register(client: "MlflowClient", run: Any, run_id: str) -> bool:
+    """Give the champion's logged model the alias; a model that is registered already gets no second version.
+
+    Returns:
+        Whether it has a logged model.
+    """
     model_id = sending.logged_model(client, run.info.run_id)
     if model_id is None:
-        return
+        return False
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     known = next((version for version in versions if version.model_id == model_id), None)
     if known is None:
@@ -86,6 +91,18 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
             REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, {"run": run_id}, model_id=model_id
         )
     client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
+    return True
+
+
+def _retire(client: "MlflowClient", experiment: str) -> None:
+    """Take the alias from an earlier champion of this experiment; another pipeline's keeps it."""
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return
+    version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION)
+    if version is not None:
+        former = client.get_model_version(REGISTERED_MODEL, version).run_id
+        if former and client.get_run(former).info.experiment_id == experiment:
+            client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
 
 
 def _addresses(trainings: str, means: str) -> str:
