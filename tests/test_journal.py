@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from events import begun, complete, start
 
-from optlab.record.contents import Epoch, Evaluated, Trained
+from optlab.record.contents import Conditions, Epoch, Evaluated, Trained
 from optlab.system import locks, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import facts, journal, refusals, replay, server
@@ -125,6 +125,21 @@ def test_in_pieces_or_again_from_the_start_is_the_same_run(top):
     replay.Replay(log).push()
     client, (run,) = logged()
     assert losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
+
+
+def test_two_clones_that_begin_a_run_in_one_second_have_two_runs(top, monkeypatch, small_config):
+    """Their journals have the same name: the time, the run, and a digest of what decides it."""
+    monkeypatch.setattr(journal.time, "strftime", lambda *_: "20260101-000000")
+    for _ in range(2):
+        log = journal.Journal.create("adam-0", "a key")
+        log.append("start", **facts.facts(small_config(), Path(), "adam", 0, Conditions()))
+        log.metrics([("step/loss", 2.5, 1001, 0)])
+        for _ in range(2):  # the second as after a kill: it is the same run
+            assert replay.push_pending()
+            (log.folder / "synced.json").unlink()
+        shutil.rmtree(log.folder)
+    client, runs = logged()
+    assert [losses(client, run) for run in runs] == [[(0, 2.5, 1001)]] * 2
 
 
 def test_a_deleted_database_is_filled_again(top):

@@ -47,6 +47,18 @@ def test_a_comparison_that_a_store_has_not_shown_is_shown_later(top, monkeypatch
     assert (marks(client), summaries(client)) == (["current"], 1)
 
 
+def test_the_runs_beyond_the_first_page_lose_their_mark_too(top, monkeypatch):
+    """MLflow answers a search with the first 1,000 runs."""
+    client = server.connect()
+    place = server.experiment(client, "optlab")
+    for _ in range(5):
+        client.create_run(place, tags={"comparison": "current"})
+    search = type(client).search_runs
+    monkeypatch.setattr(type(client), "search_runs", lambda *own, **named: search(*own, **{"max_results": 2} | named))
+    shown.show(PRESENT)
+    assert [run.data.tags["comparison"] for run in search(client, [place])] == ["earlier"] * 5
+
+
 def test_a_damaged_one_is_no_trouble(top):
     pending.COMPARISONS.mkdir(parents=True)
     (pending.COMPARISONS / "optlab.json").write_text("{")
@@ -55,10 +67,11 @@ def test_a_damaged_one_is_no_trouble(top):
 
 def test_where_nothing_completed_the_alias_stays_on_no_earlier_run(top):
     """Neither where the champion's weights are not at hand; another pipeline's champion stays."""
+    complete(digest="earlier")
     complete()
     assert replay.push_pending()
     client = server.connect()
-    (run,) = client.search_runs([server.experiment(client, "optlab")])
+    (run,) = client.search_runs([server.experiment(client, "optlab")], "tags.`weights.sha256` = 'earlier'")
     client.create_registered_model(shown.REGISTERED_MODEL)
     version = client.create_model_version(shown.REGISTERED_MODEL, "mlruns/x", run.info.run_id).version
 

@@ -60,7 +60,8 @@ def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any], refu
     from mlflow.entities import Param
 
     experiment = server.experiment(client, event["experiment"])
-    key = journal.folder.name
+    # Two clones can begin the same run in the same second: the folder's name is not enough.
+    key = "-".join([journal.folder.name, *([event["id"]] if "id" in event else [])])
     found = client.search_runs([experiment], f"tags.`optlab.journal` = '{key}'", max_results=1)
     if found:
         run = found[0]

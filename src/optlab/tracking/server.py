@@ -8,7 +8,7 @@ import ssl
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -102,8 +102,11 @@ def identity(experiment: str) -> str:
 def _ask_births(client: "MlflowClient") -> dict[str, int | None]:
     from mlflow.entities import ViewType
 
-    found = client.search_experiments(ViewType.ALL, filter_string=f"name LIKE '{PROJECT}%'")
-    return {each.name: each.creation_time for each in found}
+    def page(token: str | None) -> Any:
+        wanted = f"name LIKE '{PROJECT}%'"
+        return client.search_experiments(ViewType.ALL, filter_string=wanted, page_token=token)
+
+    return {each.name: each.creation_time for each in _all_pages(page)}
 
 
 def forget() -> None:
@@ -247,6 +250,22 @@ def missing_runs(name: str, runs: list[tuple[str, str]]) -> list[str]:
     client = connect()
     found = find_runs(client, experiment(client, name), runs)
     return [run for (run, _), each in zip(runs, found, strict=True) if each is None]
+
+
+def search_runs(client: "MlflowClient", experiment: str, wanted: str, order_by: list[str] | None = None) -> list[Any]:
+    """All runs of an experiment that a filter finds, also beyond the first page."""
+    return _all_pages(lambda token: client.search_runs([experiment], wanted, order_by=order_by, page_token=token))
+
+
+def _all_pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """What a search finds, as one list: what is done with a page may change what the next one would hold."""
+    found, token = [], None
+    while True:
+        page = search(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:

@@ -50,9 +50,9 @@ def show(shown: Shown) -> str:
     client = server.connect()
     experiment = server.experiment(client, shown.experiment)
     current = _mark_current(client, experiment, shown)
-    champion = shown.champion if shown.champion in current else None
-    if champion is None or not _register(client, current[champion], champion):
-        _retire(client, experiment)
+    if shown.champion in current:
+        _register(client, current[shown.champion], shown.champion)
+    _retire(client, experiment, current.get(shown.champion or ""))
     client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
     means = summaries.show(client, shown.experiment, shown.summaries, shown.chosen_by == "validation_accuracy")
     summaries.show_trials(client, shown.experiment, shown.trials)
@@ -64,7 +64,7 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     logged = server.find_runs(client, experiment, list(shown.runs))
     found = {run: each for (run, _), each in zip(shown.runs, logged, strict=True) if each is not None}
     keep = {each.info.run_id for each in found.values()}
-    for old in client.search_runs([experiment], "tags.comparison = 'current'"):
+    for old in server.search_runs(client, experiment, "tags.comparison = 'current'"):
         if old.info.run_id not in keep:
             client.set_tag(old.info.run_id, "comparison", "earlier")
     for run_id in keep:
@@ -73,15 +73,11 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     return found
 
 
-def _register(client: "MlflowClient", run: Any, run_id: str) -> bool:
-    """Give the champion's logged model the alias; a model that is registered already gets no second version.
-
-    Returns:
-        Whether it has a logged model.
-    """
+def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
+    """Give the champion's logged model the alias; a model that is registered already gets no second version."""
     model_id = sending.logged_model(client, run.info.run_id)
     if model_id is None:
-        return False
+        return
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     known = next((version for version in versions if version.model_id == model_id), None)
     if known is None:
@@ -91,18 +87,18 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> bool:
             REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, {"run": run_id}, model_id=model_id
         )
     client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
-    return True
 
 
-def _retire(client: "MlflowClient", experiment: str) -> None:
-    """Take the alias from an earlier champion of this experiment; another pipeline's keeps it."""
+def _retire(client: "MlflowClient", experiment: str, champion: Any) -> None:
+    """Take the alias from any other run of this experiment than the champion; another pipeline's keeps it."""
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
         return
     version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION)
-    if version is not None:
-        former = client.get_model_version(REGISTERED_MODEL, version).run_id
-        if former and client.get_run(former).info.experiment_id == experiment:
-            client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
+    run_id = client.get_model_version(REGISTERED_MODEL, version).run_id if version else None
+    if not run_id or (champion and champion.info.run_id == run_id):
+        return
+    if client.get_run(run_id).info.experiment_id == experiment:
+        client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
 
 
 def _addresses(trainings: str, means: str) -> str:

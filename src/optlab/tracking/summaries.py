@@ -15,10 +15,7 @@ from optlab.tracking import refusals, server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 TAG = "summary"  # unfinished, current, or earlier; no training has it
 _DIGEST = "summary.digest"
@@ -111,27 +108,16 @@ def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> N
 def _missing(client: "MlflowClient", place: str, summaries: tuple[Summary, ...]) -> list[Summary]:
     """Those that are not there; whatever else passes for a present one is removed, of equal ones all but the first."""
     wanted = {each.digest: each for each in summaries}
-    for run in list(_present(client, place)):
+    for run in server.search_runs(client, place, f"tags.{TAG} = 'current'", ["start_time ASC"]):
         if wanted.pop(run.data.tags.get(_DIGEST, ""), None) is None:
             _remove(client, run.info.run_id)
     return list(wanted.values())
 
 
-def _present(client: "MlflowClient", place: str) -> "Iterator[Run]":
-    """Those that pass for present ones, the oldest first; there can be more than a page of them."""
-    token = None
-    while True:
-        page = client.search_runs([place], f"tags.{TAG} = 'current'", order_by=["start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _sweep(client: "MlflowClient", place: str) -> None:
     """Remove what a kill has left half-made."""
     old = now_ms() - _LONGEST_MS
-    for run in client.search_runs([place], f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
+    for run in server.search_runs(client, place, f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
         _remove(client, run.info.run_id)
 
 
