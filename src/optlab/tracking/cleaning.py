@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from optlab.tracking.replay import sent
 from optlab.training.checkpoint import CHECKPOINTS
 
 REMOVED = Path(".optlab") / "removed"  # where they lie while they are deleted: a journal is there whole or not at all
+
+_NO_PIPELINES = (".git", ".optlab", "mlruns", "__pycache__")
 
 _NOT_SENT = "not ended, or not all in MLflow"
 _RECORDED = "of the present record"
@@ -79,9 +82,20 @@ def _whole(said: Summary | None, journal: Journal) -> Summary | None:
 
 def _recorded() -> set[str]:
     """The SHA-256 of the weights of every run of the record, of all pipelines and of experiments under way."""
-    depths = ("", "*/", "*/*/", ".dvc/tmp/exps/**/")
-    paths = (path for depth in depths for path in Path().glob(f"{depth}{RUNS}/*/train.json"))
+    linked = (path for depth in ("*/", "*/*/") for path in Path().glob(depth) if path.is_symlink())
+    folders = (folder for top in (Path(), *linked) for folder in _folders(top))
+    paths = (path for folder in folders for path in folder.glob(f"{RUNS}/*/train.json"))
     return {Trained.read(path).weights_sha256 for path in paths}
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and all below it, but for what holds no pipeline and many files."""
+    for folder, below, names in os.walk(top):
+        if "pyvenv.cfg" in names:
+            below.clear()
+        own = Path(folder).name == ".dvc"  # its cache; what lies in tmp are experiments' copies
+        below[:] = [name for name in below if (name == "tmp" if own else name not in _NO_PIPELINES)]
+        yield Path(folder)
 
 
 def _judge(journal: Journal, said: Summary | None, recorded: set[str], finished: set[str]) -> Verdict:
