@@ -81,6 +81,14 @@ def test_what_has_changed_is_made_anew_and_what_is_gone_goes(client):
     assert list(second) == ["adam"] and second["adam"] != first["adam"]
 
 
+def test_a_parameter_that_mlflow_refuses_costs_nothing_else(client):
+    odd = ADAM.model_copy(update={"params": {"seeds": "0", "k+(1)": "2"}})
+    (run,) = show(client, odd)["adam"]
+    assert client.get_run(run).data.params == {"seeds": "0"}
+    assert len(client.get_metric_history(run, "train_loss/mean")) == 2
+    assert [each.path for each in client.list_artifacts(run)] == ["whole"]
+
+
 def test_one_that_was_cut_short_passes_for_none_and_is_swept_away_later(client, monkeypatch):
     def cut(*arguments):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,8 +69,9 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "source": DATASET_SOURCE,
     }
     return {
-        "time": now_ms(), "name": f"{run} [{exp}]" if exp else run, "experiment": experiment(folder),
-        "params": params, "tags": tags, "dataset": described, "lock": lock_name(folder, run),
+        "id": uuid.uuid4().hex[:16], "time": now_ms(), "name": f"{run} [{exp}]" if exp else run,
+        "experiment": experiment(folder), "params": params, "tags": tags, "dataset": described,
+        "lock": lock_name(folder, run),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 `events.jsonl` has one JSON object a line. Its kinds:
 
-    start     name, experiment, params, tags, dataset, time
+    start     id, name, experiment, params, tags, dataset, time; versions before had no id, which no two runs share
     resume    step, after, number, time: a later process goes on with a run whose first one was stopped
     metrics   points: [[name, value, time, step], …]
     artifact  path, sha256, folder

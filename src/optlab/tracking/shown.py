@@ -59,6 +59,7 @@ def show(shown: Shown) -> str:
     sending.describe_models(client, experiment)
     if shown.champion in current:
         _register(client, current[shown.champion], shown.champion)
+    _retire(client, experiment, current.get(shown.champion or ""))
     client.set_experiment_tag(experiment, view.TAG, view.saved(view.runs(shown.chosen_by)))
     if not client.get_experiment(experiment).tags.get(descriptions.TAG):  # a person may have written one
         client.set_experiment_tag(experiment, descriptions.TAG, descriptions.TRAININGS.format(report=shown.report))
@@ -74,7 +75,7 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     logged = server.find_runs(client, experiment, list(shown.runs))
     found = {run: each for (run, _), each in zip(shown.runs, logged, strict=True) if each is not None}
     keep = {each.info.run_id for each in found.values()}
-    for old in client.search_runs([experiment], "tags.comparison = 'current'"):
+    for old in server.search_runs(client, experiment, "tags.comparison = 'current'"):
         if old.info.run_id not in keep:
             client.set_tag(old.info.run_id, "comparison", "earlier")
     for run_id in keep:
@@ -124,3 +125,15 @@ def listed(addresses: dict[str, str]) -> str:
     """One line for each."""
     width = max(map(len, addresses))
     return "\n".join(f"  {title:{width}}  {address}" for title, address in addresses.items())
+
+
+def _retire(client: "MlflowClient", experiment: str, champion: Any) -> None:
+    """Take the alias from any other run of this experiment than the champion; another pipeline's keeps it."""
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return
+    version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION)
+    run_id = client.get_model_version(REGISTERED_MODEL, version).run_id if version else None
+    if not run_id or (champion and champion.info.run_id == run_id):
+        return
+    if client.get_run(run_id).info.experiment_id == experiment:
+        client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)

@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from optlab.tracking import descriptions, server, view
+from optlab.tracking import descriptions, refusals, server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 TAG = "summary"  # unfinished, current, or earlier; no training has it
 _DIGEST = "summary.digest"
 _UNFINISHED = "unfinished"
 _LONGEST_MS = 3_600_000  # that one is being made
-_BATCH = 1000  # points, that MLflow takes at once
 
 
 class Summary(BaseModel):
@@ -111,27 +107,16 @@ def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> N
 def _missing(client: "MlflowClient", place: str, summaries: tuple[Summary, ...]) -> list[Summary]:
     """Those that are not there; whatever else passes for a present one is removed, of equal ones all but the first."""
     wanted = {each.digest: each for each in summaries}
-    for run in list(_present(client, place)):
+    for run in server.search_runs(client, place, f"tags.{TAG} = 'current'", ["start_time ASC"]):
         if wanted.pop(run.data.tags.get(_DIGEST, ""), None) is None:
             _remove(client, run.info.run_id)
     return list(wanted.values())
 
 
-def _present(client: "MlflowClient", place: str) -> "Iterator[Run]":
-    """Those that pass for present ones, the oldest first; there can be more than a page of them."""
-    token = None
-    while True:
-        page = client.search_runs([place], f"tags.{TAG} = 'current'", order_by=["start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _sweep(client: "MlflowClient", place: str) -> None:
     """Remove what a kill has left half-made."""
     old = now_ms() - _LONGEST_MS
-    for run in client.search_runs([place], f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
+    for run in server.search_runs(client, place, f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
         _remove(client, run.info.run_id)
 
 
@@ -152,9 +137,9 @@ def _make(client: "MlflowClient", place: str, summary: Summary) -> None:
     when = now_ms()
     tags = {TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": summary.source} | summary.tags
     run_id = client.create_run(place, when, tags, run_name=summary.run or summary.optimizer).info.run_id
-    client.log_batch(run_id, params=[Param(key, value) for key, value in summary.params.items()])
+    refused: refusals.Refused = []  # whole among the artifacts
+    refusals.log(client, run_id, "params", [Param(key, value) for key, value in summary.params.items()], refused)
     metrics = [Metric(key, value, when, step) for key, value, step in summary.points]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    refusals.log(client, run_id, "metrics", metrics, refused)
     client.set_terminated(run_id, "FINISHED", now_ms())
     client.log_batch(run_id, tags=[RunTag(_DIGEST, summary.digest), RunTag(TAG, "current")])
