@@ -4,36 +4,55 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# Installs $(1) and prints the name and size of each larger package that is downloaded; pip's errors are shown.
+define install
+	set -o pipefail; $(VENV)/bin/pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '$(1)' | \
+	awk '/Downloading .*MB\)/ {print "  " $$2, $$3, $$4; fflush()} /^Installing/ {print "  unpacking"; fflush()}'
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help install repro tutorial ui test lint bench clean
+.PHONY: help install demo sample repro tutorial ui test lint bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "Installing PyTorch, MLflow, DVC and what they need into $(VENV): 1.8 GB on disk with PyTorch for CPUs"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call install,.)
+	@touch $@
 
-$(VENV)/installed-bench: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	touch $@
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing what the tests and linters need besides: Ray, clients of databases and S3, optimizer collections"
+	@$(call install,.[dev])
+	@touch $@
 
-install: $(VENV)/installed ## Create .venv and install the pinned packages
+$(VENV)/installed-bench: $(VENV)/installed-dev
+	@echo "Installing Lightning, which the benchmarks compare with"
+	@$(call install,.[bench])
+	@touch $@
+
+install: $(VENV)/installed ## Create .venv with the pinned packages that a comparison needs
+
+demo: $(VENV)/installed ## Show the recorded comparison, without any training
+	@optlab show
+
+sample: $(VENV)/installed ## Train and compare three optimizers on 600 images, in a minute
+	@optlab sample
 
 repro: $(VENV)/installed ## Download, train every optimizer, evaluate, compare
-	optlab repro
+	@optlab repro
 
 tutorial: $(VENV)/installed ## Replay the tutorial's experiment
-	cd tutorial && optlab repro
+	@cd tutorial && optlab repro
 
 ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
-	MLFLOW_WORKERS=1 MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui
+	@optlab ui
 
-test: $(VENV)/installed ## Run the tests
+test: $(VENV)/installed-dev ## Run the tests
 	pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/installed ## Check style, types and imports
+lint: $(VENV)/installed-dev ## Check style, types and imports
 	ruff check .
 	ruff format --check .
 	mypy

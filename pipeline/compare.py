@@ -18,7 +18,7 @@ def main() -> None:
         kept.restore(runs.RunFiles(folder, name, seed))
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
-    print(tables.text(compared))
+    print(tables.describe(compared, folder))
     print(publish.publish(compared, folder, sender))
     sender.close()
 

@@ -23,7 +23,7 @@ def main() -> None:
         kept.restore(runs.RunFiles(folder, name, seed))
     compared = versus.collect(settings, folder, Path(os.path.normpath(folder / study)))
     report.write(compared, folder)
-    print(tables.text(compared))
+    print(tables.describe(compared, folder))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from optlab.cli import app
+from optlab.cli.shared import ADD, COMPARE, REPRODUCE, RUN, TRACK
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'optlab'; from optlab.cli import main; main()"]
 WAYS = {
@@ -110,17 +112,30 @@ def test_a_help_page_is_printed_in_ascii():
     """Frames and dots have characters of their own elsewhere."""
     result = optlab("predict", "--help", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")
-    assert "IMAGE..." in result.stdout
+    assert "+- Arguments -" in result.stdout
 
 
-def test_every_command_has_its_line_in_the_help():
-    lines = [
-        line.strip("│ ")
-        for line in optlab("--help", COLUMNS="120", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout.splitlines()
+def test_help_lists_each_command_in_a_line_of_its_group():
+    text = optlab("--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
+    lines = [line.strip("│ ") for line in text.splitlines()]
+    assert len(lines) < 45 and "<" not in text
+    groups = [
+        name for name in (RUN, ADD, COMPARE, REPRODUCE, TRACK) if any(line[3:].startswith(name) for line in lines)
     ]
-    assert len(lines) < 30
-    commands = [each.name or each.callback.__name__ for each in app.registered_commands]
-    assert len(commands) > 10
-    for command in commands:
-        (line,) = (line for line in lines if line.startswith(f"{command} "))
-        assert line.endswith("?" if command == "compare" else "."), line
+    assert len(groups) == 5
+    assert len(app.registered_commands) > 10
+    for command in app.registered_commands:
+        (line,) = (line for line in lines if line.startswith(f"{command.callback.__name__} "))
+        assert line.endswith("."), line
+        assert command.epilog.startswith(f"Example: optlab {command.callback.__name__}"), line
+
+
+def test_help_of_a_command_names_no_types_and_has_an_example():
+    text = optlab("add", "--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
+    assert "Example: optlab add lion --range" in text
+    assert "<" not in text and "[[" not in text
+
+
+def test_version_is_printed_by_the_module_as_well():
+    result = subprocess.run([sys.executable, "-m", "optlab", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"optlab {version('optlab')}\n" == optlab("--version").stdout

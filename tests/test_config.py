@@ -382,6 +382,18 @@ def test_what_is_good_is_accepted(tmp_path, text):
     load(tmp_path, text)
 
 
+def test_a_section_that_the_stages_read_must_be_there(tmp_path):
+    """DVC refuses to run a stage without it, even where all of its keys have defaults."""
+    pipeline = "stages: {tune: {cmd: x, params: [data, tuning, 'optimizers.${item}', {other.yaml: [seeds]}]}}\n"
+    (tmp_path / "params.yaml").write_text(GOOD)
+    assert reading.load_for_stages(tmp_path).tuning.trials == 16  # without a dvc.yaml
+    (tmp_path / "dvc.yaml").write_text(pipeline)
+    with pytest.raises(ConfigError, match=r"params\.yaml: no section `tuning`, .*: add `tuning: \{\}`$"):
+        reading.load_for_stages(tmp_path)
+    (tmp_path / "params.yaml").write_text(f"{GOOD}tuning: {{}}\n")
+    assert reading.load_for_stages(tmp_path).tuning.trials == 16
+
+
 def test_several_problems_are_counted(tmp_path):
     text = edited("epochs: 2", "epochs: 0").replace("threads: 2", "threads: 0")
     assert refusal(tmp_path, text).endswith("(and 1 more)")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from optlab.data import dataset
+from optlab.data import dataset, verification
 from optlab.system.errors import DataError
 
 RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
@@ -279,3 +279,10 @@ def test_one_digest_names_the_whole_data_set():
     names = {dataset.digest(name) for name in dataset.DIGESTS}
     assert len(names) == 2
     assert all(len(name) == 32 and int(name, 16) for name in names)
+
+
+def test_the_files_of_another_data_set_are_named_before_anything_is_trained(sample):
+    verification.verify(sample, "cifar10_sample")
+    with pytest.raises(DataError, match=r"data_batch_1.bin: holds cifar10_sample, but .* names cifar10: name it in"):
+        verification.verify(sample, "cifar10")
+    verification.verify(sample / "nothing", "cifar10")  # it may be where no stage needs it

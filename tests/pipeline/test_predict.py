@@ -1,5 +1,9 @@
 """`optlab predict` and `optlab check` as a user types them."""
 
+import re
+import shutil
+
+import projects
 import pytest
 from PIL import Image
 
@@ -41,6 +45,21 @@ def test_predict_before_any_comparison_says_what_to_do(fresh, pictures):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "run `dvc repro`" in line
+
+
+def test_predict_without_the_weights_says_how_to_get_them(reproduced, pictures, tmp_path):
+    """As in a clone: git has the record, and no cache or remote has the weights."""
+    project = projects.Project(tmp_path / "clone")
+    shutil.copytree(reproduced[0].top, project.top, ignore=shutil.ignore_patterns("*.safetensors", "cache", "*.sock"))
+    result = project.warm("optlab", "predict", str(pictures / "grey.png"))
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert re.search(
+        r"models/\w+-0\.safetensors: git does not keep weights, .*: run `dvc repro train@\w+-0`, which", line
+    )
+    (project.top / ".dvc" / "config.local").write_text("['remote \"there\"']\n    url = /nowhere\n")
+    line = project.warm("optlab", "predict", str(pictures / "grey.png")).stderr
+    assert line.endswith("-0`, or `dvc pull`\n")
 
 
 def test_check_names_the_runs(fresh):

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from optlab.cli.shared import app, settings_of
+from optlab.cli.shared import ADD, COMPARE, RUN, command, settings_of
 from optlab.system import errors, repository
 
 
-@app.command()
+@command(RUN, "optlab check")
 def check() -> None:
-    """Check the params.yaml of this folder, whole, before anything is run."""
+    """Check params.yaml: every key, class and value, without training."""
     folder = repository.enter()
-    settings = settings_of(folder)
+    from optlab.config import reading
     from optlab.config.parameters import PARAMS
+
+    settings = reading.load_for_stages(folder)
     from optlab.execution import checked
     from optlab.results import origin
     from optlab.system.wording import counted
@@ -37,14 +39,16 @@ def _known(incomplete: str) -> list[str]:
     return [each.name for each in zoo.KNOWN if each.name.startswith(incomplete)]
 
 
-@app.command()
+@command(ADD, "optlab add lion --range")
 def add(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Such as lion; default: list them.", autocompletion=_known)
+        str | None, typer.Argument(metavar="NAME", help="Such as lion; default: list them.", autocompletion=_known)
     ] = None,
-    searched: Annotated[bool, typer.Option("--range", help="With a range to tune the learning rate in.")] = False,
+    searched: Annotated[
+        bool, typer.Option("--range", help="Tune the learning rate in a range about its usual value.")
+    ] = False,
 ) -> None:
-    """Add a ready entry for a well-known optimizer to the params.yaml of this folder, or list those there are."""
+    """Add a well-known optimizer to params.yaml, or list all of them."""
     from optlab.config import editing, parameters, zoo
 
     if name is None:
@@ -57,9 +61,9 @@ def add(
     print(f"{path}: added {name}: {entry}: `optlab check` tries it, `dvc repro` trains it")
 
 
-@app.command()
+@command(ADD, "optlab new my_optimizer")
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_optimizer.")]) -> None:
-    """Begin an optimizer of your own: a module in custom/ that runs as it is, a test of it, and its entry."""
+    """Start an optimizer of your own: a module, its test and its entry."""
     folder = repository.enter()
     from optlab.config import parameters, starting
 
@@ -69,35 +73,38 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_opt
     print(f"{test}: `pytest {test}` says whether a killed training would go on to the same weights")
 
 
-@app.command()
+@command(RUN, "optlab repro --jobs 2")
 def repro(
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs, or trials, at a time; default: as many as there is room for.")
+        int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
     ] = None,
     allow_missing: Annotated[
         bool,
-        typer.Option(
-            "--allow-missing", help="Train no run again of which only the weights or predictions are missing."
-        ),
+        typer.Option("--allow-missing", help="Do not repeat a run of which only weights or predictions are missing."),
     ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", envvar="RAY_ADDRESS", help="Train on a Ray cluster, such as 10.0.0.1:6379."),
     ] = None,
     num_gpus: Annotated[
-        float, typer.Option(min=0, help="Of a node of the cluster, for each run; a share is enough.")
+        float, typer.Option(min=0, metavar="N", help="GPUs of a node for each run, such as 0.5; with --cluster.")
     ] = 0,
     shared: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="One that all nodes see: what a dead node has begun goes on from there."),
+        typer.Option(metavar="FOLDER", help="A folder that all nodes see: runs of a dead node resume from it."),
     ] = None,
 ) -> None:
-    """Do what `dvc repro` does, with the runs side by side, here or on a cluster."""
+    """Run the comparison: download, train, evaluate and compare.
+
+    Only what has changed since the last time is run, as by `dvc repro`, but several runs at a time.
+    """
     if cluster is None and (num_gpus or shared):
         raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
     shared = shared and shared.absolute()  # while we are where it was named
     folder = repository.enter()
-    settings = settings_of(folder)
+    from optlab.config import reading
+
+    settings = reading.load_for_stages(folder)
     from optlab.execution import side_by_side
     from optlab.execution.orders import Access
 
@@ -105,7 +112,20 @@ def repro(
     side_by_side.repro(settings, folder, jobs, access, allow_missing=allow_missing)
 
 
-@app.command()
+@command(RUN, "optlab sample")
+def sample() -> None:
+    """Try the whole pipeline on 600 images, in about a minute.
+
+    It runs in a checkout of the last commit, in .optlab/sample: nothing else changes.
+    """
+    repository.enter()
+    from optlab.execution import sample as sampling
+
+    folder = sampling.run()
+    print(f"These results are in {folder}: `cd {folder}`, then `optlab ui` shows them in MLflow.")
+
+
+@command(COMPARE, "optlab versus adan")
 def versus(
     what: Annotated[
         str,
@@ -114,16 +134,16 @@ def versus(
         ),
     ],
     study: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Whose record is compared with; default: studies/optimizers.")
+        Path | None, typer.Option(metavar="FOLDER", help="The study to compare with; default: studies/optimizers.")
     ] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Train again what was recorded under other conditions.")
+        bool, typer.Option("--again", help="Train the study's runs again where their environment differs.")
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: as many as there is room for.")
+        int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
     ] = None,
 ) -> None:
-    """Tune and confirm one optimizer, and compare it with those that a study has on record."""
+    """Tune one optimizer, and compare it with those of a study."""
     here = repository.enter()
     from optlab.config.parameters import PARAMS
     from optlab.execution import challenge
@@ -133,9 +153,9 @@ def versus(
     print(f"{folder}: its params.yaml, record and reports; commit it to keep it")
 
 
-@app.command()
+@command(COMPARE, "optlab show")
 def show() -> None:
-    """Print the comparison again, and the addresses to open in MLflow."""
+    """Print the verdict and the tables of the last comparison."""
     folder = repository.enter()
     from optlab.execution import versus
     from optlab.results import tables
@@ -144,17 +164,19 @@ def show() -> None:
     settings = settings_of(folder)
     versus.check_trained(settings, folder)
     compared = versus.compared(settings, folder)
-    print(tables.text(compared))
+    print(tables.describe(compared, folder))
     if not compared.challenger:
         print(publish.publish(compared, folder))
 
 
-@app.command()
+@command(COMPARE, "optlab predict cat.png")
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files of any size and format.")],
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file; default: the champion's.")] = None,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files of any size and format.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .safetensors file; default: the best run's.")
+    ] = None,
 ) -> None:
-    """Name the class of each image, with the probabilities of the three likeliest classes."""
+    """Classify images with the weights of the best run."""
     from optlab.results import prediction
 
     model = prediction.load(weights)

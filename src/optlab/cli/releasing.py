@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optlab.cli.shared import Pipeline, app, enter, settings_of, tags
+from optlab.cli.shared import COMPARE, REPRODUCE, Pipeline, command, enter, settings_of, tags
 from optlab.system import errors, git
 
 
@@ -17,14 +17,14 @@ def _recorded(context: typer.Context, incomplete: str) -> list[str]:
     return [run for run in (listed or "").splitlines() if run.startswith(incomplete)]
 
 
-@app.command()
+@command(COMPARE, "optlab compare v1.0")
 def compare(
     revisions: Annotated[
-        list[str], typer.Argument(metavar="REV…", help="Tags, branches or commits.", autocompletion=tags)
+        list[str], typer.Argument(metavar="REV", help="Tags, branches or commits.", autocompletion=tags)
     ],
     pipeline: Pipeline = Path(),
 ) -> None:
-    """Put the optimizers of other revisions beside the present ones: what has changed, and can it be told?"""
+    """Compare the present results with those of earlier git revisions."""
     folder = enter(pipeline)
     settings = settings_of(folder)
     from optlab.execution import versus
@@ -36,14 +36,14 @@ def compare(
     print(across.report(settings, folder, parsed))
 
 
-@app.command()
+@command(REPRODUCE, "optlab release v1.0")
 def release(
     tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
     push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs made under different conditions.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs from different environments.")] = False,
     pipeline: Pipeline = Path(),
 ) -> None:
-    """Commit the finished comparison and tag it, with its table as the tag's message."""
+    """Commit the finished comparison, and tag it."""
     folder = enter(pipeline)
     from optlab.execution import versus
     from optlab.reproduce import release as releasing
@@ -56,20 +56,20 @@ def release(
         print(sentence)
 
 
-@app.command()
+@command(REPRODUCE, "optlab reproduce v1.0 adam-0")
 def reproduce(
     revision: Annotated[str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.", autocompletion=tags)],
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]…", help="Such as adam-0; default: all.", autocompletion=_recorded),
+        typer.Argument(metavar="RUN", help="Such as adam-0; default: all.", autocompletion=_recorded),
     ] = None,
-    here: Annotated[bool, typer.Option("--here", help="Under this machine's own conditions.")] = False,
-    fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins, first.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="Use this machine's settings, not the recorded ones.")] = False,
+    fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
-    tuning: Annotated[bool, typer.Option("--tuning", help="Compute their tunings again, too.")] = False,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Repeat the hyperparameter search, too.")] = False,
     pipeline: Pipeline = Path(),
 ) -> None:
-    """Train a past run again from its git revision, and say whether it is the same.
+    """Train recorded runs again, and check that they are identical.
 
     Exit status: 0 identical, 3 within tolerance, 1 different, 2 could not be run.
     """

@@ -4,22 +4,71 @@ A shell imports all of this room for every completion: what takes long to import
 models) is imported by the commands that need it.
 """
 
+import importlib.metadata
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from optlab.system import errors, git, repository
 
 if TYPE_CHECKING:
     from optlab.config.parameters import Config
 
+RUN, ADD, COMPARE, REPRODUCE, TRACK = "Run", "Add an optimizer", "Compare", "Reproduce", "Track with MLflow"
+
+
+class _Group(TyperGroup):
+    """The command line; its help shows no `<bool>` beside a flag."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _hide_types(super().get_params(ctx))
+
+
+class _Command(TyperCommand):
+    """A command; its help shows no `<bool>` beside a flag, and no `<str>` beside an argument."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _hide_types(super().get_params(ctx))
+
+
+def _hide_types(params: list[Any]) -> list[Any]:
+    for each in params:
+        if isinstance(each, TyperArgument) or each.is_flag:
+            each.display_type_rich = lambda ctx: ""
+    return params
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Which optimizer should I use on CIFAR-10, by how much is it better, and can I prove it?",
+    epilog="Start with `optlab show`. `optlab COMMAND --help` has options and an example.",
 )
+
+
+def command(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command under a heading of the help, with an example."""
+    return app.command(cls=_Command, rich_help_panel=panel, epilog=f"Example: {example}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"optlab {importlib.metadata.version('optlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """The options of `optlab` itself."""
 
 
 def settings_of(folder: Path) -> "Config":

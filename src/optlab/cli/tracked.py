@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from optlab.cli.shared import Pipeline, app, enter, tags
+from optlab.cli.shared import TRACK, Pipeline, command, enter, tags
 from optlab.system import errors, repository
 
 
-@app.command()
+@command(TRACK, "optlab sync --from v1.0")
 def sync(
     revision: Annotated[
         str | None,
@@ -19,7 +19,7 @@ def sync(
     ] = None,
     pipeline: Pipeline = Path(),
 ) -> None:
-    """Send MLflow what it has not got yet: a server was away, or the runs were made elsewhere."""
+    """Send MLflow the runs it lacks, or those of a git revision."""
     folder = enter(pipeline) if revision else repository.enter()
     os.chdir(repository.home())  # an experiment's journals are there
     from optlab.system.revision import Revision
@@ -51,9 +51,9 @@ def _send() -> int:
     return sent
 
 
-@app.command()
+@command(TRACK, "optlab clean")
 def clean() -> None:
-    """Remove the journals that MLflow has whole, but for those of the present record."""
+    """Delete the event logs of older runs that MLflow has completely."""
     repository.enter()
     from optlab.tracking import cleaning
 

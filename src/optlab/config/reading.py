@@ -21,6 +21,26 @@ def load(path: Path = PARAMS) -> Config:
     return parse(_read(path), path)
 
 
+def load_for_stages(folder: Path) -> Config:
+    """Read and check the params.yaml of a pipeline whose stages are to be run.
+
+    Raises:
+        ConfigError: as in `load`; or a section is missing that dvc.yaml names, which DVC asks for even if all of its
+            keys have defaults.
+    """
+    config = load(folder / PARAMS)
+    if not (folder / "dvc.yaml").is_file():
+        return config
+    yaml = YAML(typ="safe", pure=True)
+    present = yaml.load((folder / PARAMS).read_text(encoding="utf-8"))
+    stages = yaml.load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    named = [each for stage in stages for each in stage.get("params", ()) if isinstance(each, str)]
+    missing = next((each for each in named if each.partition(".")[0] not in present), None)
+    if missing:
+        raise ConfigError(f"{folder / PARAMS}: no section `{missing}`, which dvc.yaml names: add `{missing}: {{}}`")
+    return config
+
+
 def at(revision: Revision, folder: Path = Path()) -> Config:
     """The params.yaml that a revision has in that folder.
 

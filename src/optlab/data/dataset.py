@@ -120,6 +120,12 @@ def read_verified(folder: Path, dataset: str, name: str) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: run `dvc repro download`") from None
     digest = hashlib.sha1(content).hexdigest()
+    for other, digests in DIGESTS.items():
+        if other != dataset and digest == digests[name]:
+            raise DataError(
+                f"{path}: holds {other}, but this pipeline's params.yaml names {dataset}: name it in the params.yaml "
+                f"at the top as well, which decides what is downloaded, then run `dvc repro download` there"
+            )
     if digest != DIGESTS[dataset][name]:
         raise DataError(
             f"{path}: altered after the download (SHA-1 {digest}, not {DIGESTS[dataset][name]}): "

@@ -1,25 +1,39 @@
-"""One progress display for several runs at a time."""
+"""The terminal of `optlab repro`: a line for what is being done, the means so far, and a bar for each run."""
 
 import contextlib
 import json
+import statistics
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from optlab.record.contents import Evaluated
+from optlab.record.runs import RunFiles
 from optlab.system import progress
+from optlab.system.errors import RecordError
 
 
 class Display:
-    """One progress display for all runs: a line for each that is at work, and one for all."""
+    """Progress of several runs: a bar for each one in progress, one for all, and each optimizer's mean so far.
 
-    def __init__(self, runs: int) -> None:
-        self._progress = Progress(
+    Bars and means are removed at the end; printed lines stay. Redirected output gets the lines only.
+
+    Args:
+        runs: the files of every run, in the order of params.yaml.
+    """
+
+    def __init__(self, runs: list[RunFiles]) -> None:
+        self._files = {files.id: files for files in runs}
+        self._accuracies: dict[str, list[float]] = {files.optimizer: [] for files in runs}
+        self._progress = _Bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"), console=Console(highlight=False, soft_wrap=True),
+            TextColumn("{task.fields[text]}"), console=make_console(), transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
-        self._all = self._progress.add_task("runs", total=runs, text="")
+        self._all = self._progress.add_task("runs", total=len(runs), text="")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -29,7 +43,7 @@ class Display:
         self._progress.stop()
 
     def show(self, run: str, line: str) -> bool:
-        """Take a child's line, if it says how far it is or what an epoch brought."""
+        """Show a line of a run's output, if it reports progress or an epoch; returns whether it does."""
         if line.startswith(progress.MARK):
             with contextlib.suppress(ValueError):  # another line can run into it
                 self._advance(run, json.loads(line.removeprefix(progress.MARK)))
@@ -50,9 +64,49 @@ class Display:
         self._progress.console.print(text, markup=False)
 
     def end(self, run: str, reason: str | None) -> None:
-        """The run has ended."""
+        """Remove the bar of a run that has ended, and count it in; `reason` says why it failed, if it did."""
         if run in self._tasks:
             self._progress.remove_task(self._tasks.pop(run))
         if reason:
             self.say(f"{run}  failed: {reason}")
+        else:
+            self._add_accuracy(self._files[run])
         self._progress.advance(self._all)
+
+    def _add_accuracy(self, files: RunFiles) -> None:
+        with contextlib.suppress(RecordError):
+            accuracy = Evaluated.read(files.test).test_accuracy
+            if accuracy is not None:
+                self._accuracies[files.optimizer].append(accuracy)
+        self._progress.means = make_means_table(self._accuracies)
+
+
+class _Bars(Progress):
+    """rich's progress bars, with a table above them."""
+
+    means: Table | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.means:
+            yield self.means
+        yield from super().get_renderables()
+
+
+def make_means_table(accuracies: dict[str, list[float]]) -> Table:
+    """Return the mean test accuracy of each optimizer's runs so far, in the order of `accuracies`."""
+    table = Table("optimizer", "runs", "mean test accuracy so far, no verdict yet", box=None, pad_edge=False)
+    for optimizer, own in accuracies.items():
+        table.add_row(optimizer, str(len(own)), f"{statistics.fmean(own):.2%}" if own else "–")
+    return table
+
+
+def make_console() -> Console:
+    """Return a console that colours nothing and does not break lines: the terminal does."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_status(text: str) -> Iterator[None]:
+    """Show what is being done, in a line that is removed afterwards; only in a terminal."""
+    with make_console().status(text):
+        yield

@@ -32,6 +32,9 @@ from optlab.system.errors import BusyError, RunsFailedError, one_line
 
 # A killed process has left an entry for each output in DVC's list of who is at work: DVC says so of each.
 logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
+# DVC draws its progress bars where these loggers let errors through; they would scroll through a display that is open.
+for _name in ("dvc.progress", "dvc_data.callbacks"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _load_path = param.load_path
 _PATIENCE_S = 60.0  # for another DVC that looks at something

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optlab.config.parameters import Config, run_id
+from optlab.config.parameters import PARAMS, Config
 from optlab.execution import checked, cores, pools
-from optlab.execution.display import Display
+from optlab.execution.display import Display, show_status
 from optlab.execution.jobs import Job, Warm
 from optlab.execution.orders import Access, Order, Pool
 from optlab.record.runs import RunFiles
 from optlab.system import dvc, locks, processes, progress, repository
 from optlab.system.errors import REASON_VARIABLE, ClusterError, ConfigError, OptlabError, RunsFailedError, one_line
+from optlab.system.wording import counted
 from optlab.tracking import link
 from optlab.training import numerics
 
@@ -53,34 +54,35 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
     """
     repository.choose(folder)
     numerics.prepare(config.training)  # the stages' process reads these variables as it starts
-    runs = [run_id(name, seed) for name, seed in config.runs()]
-    targets = [f"{stage}@{run}" for run in runs for stage in _STAGES]
+    runs = [RunFiles(folder, name, seed) for name, seed in config.runs()]
+    jobs = min(jobs or cores.at_once(config), len(runs))
+    print(_describe(config, folder, None if access else jobs), flush=True)
+    targets = [f"{stage}@{files.id}" for files in runs for stage in _STAGES]
     tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
     if jobs:
         os.environ[pools.JOBS_VARIABLE] = str(jobs)
-    jobs = min(jobs or cores.at_once(config), len(runs))
     with locks.holding("repro"), processes.terminable(), Warm(spinning=cores.spins(config, jobs)) as warm:
         link.start(own)
-        from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
+        with show_status("reading what DVC has recorded, and checking params.yaml"):
+            from optlab.execution.ledger import Ledger  # DVC, while the others load what they need
 
-        not_kept = [
-            f"{stage}@{run_id(name, seed)}" for name, seed in config.runs() if name in anew for stage in _STAGES
-        ]
-        ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept, allow_missing)
-        if checked.known(config) is None:
-            _check(warm, folder)
+            not_kept = [f"{stage}@{each.id}" for each in runs if each.optimizer in anew for stage in _STAGES]
+            ledger = Ledger(folder / "dvc.yaml", [*tunings, *targets], not_kept, allow_missing)
+            if checked.known(config) is None:
+                _check(warm, ["optlab", "check"], folder)
         above = ledger if folder == Path() else Ledger(Path("dvc.yaml"), [], (), allow_missing, ledger)
         _stage(above, warm, "download", "the data could not be had")
+        _check(warm, ["optlab.data.verification", config.data.dataset])
         with pools.pool(config, folder, jobs, warm, access) as pool:
             searched = [name for name, spec in config.optimizers.items() if access and spec.ranges]
             for name in config.optimizers:
                 if name not in searched:
                     _stage(ledger, warm, f"tune@{name}", "a tuning failed")
             _search(ledger, config, folder, searched, pool)
-            with ledger.holding(targets), Display(len(runs)) as display:
-                failures = Crew(ledger, folder, pool, display).work(runs)
+            with ledger.holding(targets), Display(runs) as display:
+                failures = Crew(ledger, folder, pool, display).work([each.id for each in runs])
             if failures:
                 for run, reason in failures.items():
                     print(f"{run}: {reason}", file=sys.stderr)
@@ -88,31 +90,52 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
                     f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the "
                     f"command: it runs these again, and nothing else"
                 )
-        problem = "the runs are complete, but a stage after them failed"
-        _stage(ledger, warm, "compare", problem)
-        others = [name for name in ledger.names if name not in (*tunings, *targets)]
-        if any(ledger.is_stale(name) for name in others) and processes.run(
-            [
-                *dvc.COMMAND,
-                "--wait-for-lock",
-                "repro",
-                "--quiet",
-                *(["--allow-missing"] if allow_missing else []),
-                ledger.pipeline.as_posix(),
-            ]
-        ):
-            raise RunsFailedError(f"{problem}: see above")
+        _finish(ledger, warm, folder, {*tunings, *targets}, allow_missing)
 
 
-def _check(warm: Warm, folder: Path) -> None:
-    """Check all of params.yaml before anything is run.
+def _describe(config: Config, folder: Path, jobs: int | None) -> str:
+    """Return what is about to be done, in a line."""
+    parts = counted(len(config.optimizers), "optimizer"), counted(len(config.seeds), "seed")
+    where = "on a cluster" if jobs is None else f"{jobs} at a time"
+    return f"{folder / PARAMS}: {' × '.join(parts)} = {counted(len(config.runs()), 'run')}, {where}"
+
+
+def _finish(ledger: "Ledger", warm: Warm, folder: Path, done: Collection[str], allow_missing: bool) -> None:
+    """Compare the runs, run the stages that a user has added, and show the comparison if it was up to date.
+
+    Args:
+        done: the names of the stages that are complete.
 
     Raises:
-        ConfigError: it cannot be used.
+        RunsFailedError: a stage failed.
+    """
+    problem = "the runs are complete, but a stage after them failed"
+    compared = _stage(ledger, warm, "compare", problem)
+    others = [name for name in ledger.names if name not in done]
+    if any(ledger.is_stale(name) for name in others):
+        options = ["--allow-missing"] if allow_missing else []
+        command = [*dvc.COMMAND, "--wait-for-lock", "repro", "--quiet", *options, ledger.pipeline.as_posix()]
+        if processes.run(command):
+            raise RunsFailedError(f"{problem}: see above")
+    if not compared:
+        print("Nothing has changed since the last comparison.", flush=True)
+        if warm.start("show", ["optlab", "show"], folder, cores.available_cores(), {}).wait():
+            raise RunsFailedError("the record is complete, but cannot be shown: see above")
+
+
+def _check(warm: Warm, words: list[str], folder: Path = Path()) -> None:
+    """Run a check in a process of its own, and pass its warnings on.
+
+    Args:
+        words: its command line.
+        folder: where it is run.
+
+    Raises:
+        ConfigError: it found an error.
     """
     with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
         reason = Path(temporary) / "reason"
-        job = warm.start("check", ["optlab", "check"], folder, [], {REASON_VARIABLE: str(reason)}, lambda line: False)
+        job = warm.start(words[0], words, folder, [], {REASON_VARIABLE: str(reason)}, lambda line: False)
         if job.wait():
             job.told = reason.read_text("utf-8") if reason.exists() else ""
             raise ConfigError(job.why())
@@ -121,25 +144,30 @@ def _check(warm: Warm, folder: Path) -> None:
             print(line, end="", file=sys.stderr)
 
 
-def _stage(ledger: "Ledger", warm: Warm, name: str, problem: str) -> None:
+def _stage(ledger: "Ledger", warm: Warm, name: str, problem: str) -> bool:
     """Run a stage by itself, if the pipeline has it and it is stale; its output is this process's.
+
+    Returns:
+        Whether its command was run.
 
     Raises:
         RunsFailedError: it failed; what it printed says why.
     """
     if name not in ledger.names or not ledger.is_stale(name):
-        return
+        return False
     with ledger.holding([name]):
-        if ledger.begin(name):
-            words, folder = ledger.command(name)
-            job = warm.start(name, words, folder, cores.available_cores(), {})
-            try:
-                if job.wait():
-                    raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
-            except KeyboardInterrupt:
-                processes.stop([job])
-                raise
-            ledger.end(name)
+        if not ledger.begin(name):
+            return False
+        words, folder = ledger.command(name)
+        job = warm.start(name, words, folder, cores.available_cores(), {})
+        try:
+            if job.wait():
+                raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
+        except KeyboardInterrupt:
+            processes.stop([job])
+            raise
+        ledger.end(name)
+        return True
 
 
 def _search(ledger: "Ledger", config: Config, folder: Path, names: list[str], pool: Pool) -> None:

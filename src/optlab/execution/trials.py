@@ -20,6 +20,7 @@ from optlab.record.runs import TuningFiles
 from optlab.results import statistics
 from optlab.system import files, locks, processes
 from optlab.system.errors import RecordError, RunsFailedError, say
+from optlab.system.wording import fold, terminal_width
 from optlab.tuning import choice, search
 from optlab.tuning.defaults import defaults_of
 from optlab.tuning.search import Tasks, Told, Trial
@@ -45,7 +46,7 @@ def tune(config: Config, folder: Path, name: str, pool: Pool | None = None) -> N
     trials, studies = [], []
     with contextlib.nullcontext(pool) if pool else pools.pool(config, folder) as pool:
         work = Work(config, name, spec, modules, _recorded(place.trials), pool)
-        print(_budget(config, name), flush=True)
+        print(fold(_budget(config, name), terminal_width()), flush=True)
         for number in range(config.tuning.studies):
             own: list[Trial] = []
             work.follow(search.study(number, spec.ranges, config.tuning, config.steps, config.seeds, own))

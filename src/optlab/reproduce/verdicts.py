@@ -112,7 +112,7 @@ def _original(revision: Revision, run: str, weights: str | None) -> str | None:
     if weights is None:
         return None
     try:
-        return server.find_run(notes.experiment(revision.folder), run, weights)
+        return server.find_run_ids(notes.experiment(revision.folder), [(run, weights)])[0]
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

@@ -14,8 +14,8 @@ from optlab.config.parameters import CLASSES
 from optlab.data.dataset import IMAGE_SIZE, to_input
 from optlab.record.contents import Champion, Trained
 from optlab.record.runs import REPORTS, RunFiles
-from optlab.system import repository
-from optlab.system.errors import ImageError, RecordError
+from optlab.system import dvc, repository
+from optlab.system.errors import ImageError, RecordError, WeightsError
 from optlab.training import weights
 
 
@@ -24,6 +24,7 @@ def champion(pipeline: Path) -> tuple[Path, str]:
 
     Raises:
         RecordError: there is no comparison yet, no run of it completed, or the best one was trained again since.
+        WeightsError: the weights are not here.
     """
     place = pipeline / REPORTS / "champion.json"
     best = Champion.read(place)
@@ -33,6 +34,10 @@ def champion(pipeline: Path) -> tuple[Path, str]:
     trained = Trained.read(run.training)
     if trained.validation_accuracy != best.validation_accuracy:
         raise RecordError(f"{place}: {run.id} was trained again since it was chosen: run `dvc repro`")
+    if not run.weights.exists():
+        remedy = f"run `dvc repro train@{run.id}`"
+        remedy += ", or `dvc pull`" if dvc.has_remote(repository.root()) else ", which trains this run again"
+        raise WeightsError(f"{run.weights}: git does not keep weights, and DVC's cache has none here: {remedy}")
     return run.weights, trained.weights_sha256
 
 

@@ -2,16 +2,18 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from optlab.record.runs import REPORTS
 from optlab.results import origin
 from optlab.results.comparison import Comparison, Row, Target
 from optlab.results.statistics import Outperforming, Pair
 from optlab.results.verdict import MOST_PAIRS, gap, value, verdict, words
-from optlab.system.wording import counted
+from optlab.system.wording import counted, fold, terminal_width
 
 COLUMNS = (
     "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
@@ -29,13 +31,31 @@ _ANY_WIDTH = 1000  # columns; the table takes what it needs
 Cells = list[list[str]]
 
 
-def text(compared: Comparison) -> str:
-    """The verdict and the tables for a terminal."""
-    parts = [verdict(compared), drawn(optimizers(compared, _FIRST))]
-    if 0 < len(compared.pairs) <= MOST_PAIRS:
+def describe(compared: Comparison, folder: Path) -> str:
+    """Return the verdict and the tables as they fit this terminal, and the path of the report of that pipeline."""
+    return f"{text(compared, terminal_width())}\nReport: {folder / REPORTS / 'report.html'}"
+
+
+def text(compared: Comparison, width: int | None = None) -> str:
+    """The verdict and the tables for a terminal.
+
+    Args:
+        width: of the terminal, in characters: sentences are broken there, and what does not fit is left out, which the
+            report has; default: as wide as it takes.
+    """
+    cells = optimizers(compared, _FIRST)
+    while width and len(cells[0]) > 4 and _width(cells) > width:
+        cells = [row[:-1] for row in cells]
+    parts = [fold(verdict(compared), width), drawn(cells)]
+    pairs_of = matrix(compared, mark="*")
+    if 0 < len(compared.pairs) <= MOST_PAIRS and not (width and _width(pairs_of) > width):
         by = words(compared.judged_by)
-        parts += [f"The row's {by} less the column's, * where one is better:", drawn(matrix(compared, mark="*"))]
-    return "\n".join(["", "\n\n".join(parts), "", *remarks(compared)])
+        parts += [fold(f"The row's {by} less the column's, * where one is better:", width), drawn(pairs_of)]
+    return "\n".join(["", "\n\n".join(parts), "", *(fold(each, width) for each in remarks(compared))])
+
+
+def _width(cells: Cells) -> int:
+    return max(map(len, drawn(cells).splitlines()))
 
 
 def drawn(cells: Cells) -> str:

@@ -1,12 +1,15 @@
-"""DVC as a command, and its own copies of a damaged file.
+"""DVC as a command, its cache and remotes, and its own copies of a damaged file.
 
 DVC trusts its cache unread, and would put the damage back in place.
 """
 
+import functools
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from optlab.system import repository
 from optlab.system.errors import OptlabError
@@ -28,6 +31,48 @@ def complaint(result: "subprocess.CompletedProcess[str]") -> str:
 def cache(top: Path) -> Path:
     """The folder of the cache of the repository at `top`, which is the working directory's."""
     return top / (ask("cache", "dir").stdout.strip() or ".dvc/cache")
+
+
+def fetch(commit: str, path: Path, md5: str) -> bytes | None:
+    """Return an output of a commit from DVC's cache or a remote, or None if neither has it with this digest.
+
+    Args:
+        path: relative to the top of the repository, which is the working directory.
+        md5: the digest in dvc.lock, 32 hexadecimal digits.
+    """
+    try:
+        folder = Path(_settings(Path())["cache"].get("dir") or ".dvc/cache")
+        content = _read(folder / "files" / "md5" / md5[:2] / md5[2:])
+        if content is None and has_remote(Path()):
+            content = _file_system(commit).read_bytes(path.as_posix())
+    except Exception:  # whatever a missing cache, remote or network makes DVC raise
+        return None
+    return content if content and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5 else None
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def has_remote(top: Path) -> bool:
+    """Return whether the repository at `top` has a remote that outputs can be pulled from."""
+    return bool(_settings(top)["remote"])
+
+
+@functools.cache
+def _settings(top: Path) -> Any:
+    """Return DVC's configuration of the repository at `top`."""
+    from dvc.config import Config
+
+    return Config(dvc_dir=str(top / ".dvc"))
+
+
+@functools.cache
+def _file_system(commit: str) -> Any:
+    """Return DVC's view of a commit; it reads the dvc.lock of every pipeline, which takes seconds."""
+    import dvc.api
+
+    return dvc.api.DVCFileSystem(os.curdir, rev=commit)
 
 
 def remedy(path: Path, content: bytes, command: str) -> str:

@@ -3,6 +3,9 @@
 import difflib
 import re
 import reprlib
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +50,16 @@ def reason_of(output: str) -> str:
 def counted(count: int, what: str) -> str:
     """Such as `1 run` or `2 runs`."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def terminal_width() -> int | None:
+    """Return how many characters a line of the terminal has; None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fold(text: str, width: int | None) -> str:
+    """Break a paragraph at spaces, so that no line is longer than `width`, if there is one."""
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if width else text
 
 
 def shown(value: Any) -> str:

@@ -29,9 +29,8 @@ def write(revision: Revision) -> Iterator[str]:
         TrackingError: MLflow cannot be reached.
     """
     settings = reading.at(revision, revision.folder)
-    for name, seed in settings.runs():
-        run = recorded(revision, RunFiles(revision.folder, name, seed))
-        there = _in_mlflow(run)
+    runs = [recorded(revision, RunFiles(revision.folder, name, seed)) for name, seed in settings.runs()]
+    for run, there in zip(runs, _find_in_mlflow(revision.folder, runs), strict=True):
         if there:
             yield f"{run.files.id}: MLflow has it already, as run {there}"
             continue
@@ -44,9 +43,11 @@ def _tags(revision: Revision, settings: Config, files: RunFiles) -> dict[str, st
     return settling.tags(settings, choice, files.seed) if choice else {}
 
 
-def _in_mlflow(run: Run) -> str | None:
+def _find_in_mlflow(folder: Path, runs: list[Run]) -> list[str | None]:
+    """Return the id that each run has in MLflow, or None."""
+    wanted = [(run.files.id, run.trained.weights_sha256) for run in runs]
     try:
-        return server.find_run(notes.experiment(run.files.folder), run.files.id, run.trained.weights_sha256)
+        return server.find_run_ids(notes.experiment(folder), wanted)
     except Exception as error:
         raise TrackingError(
             f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): try later"

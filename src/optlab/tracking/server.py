@@ -204,15 +204,15 @@ def _create_database() -> None:
             left.unlink()
 
 
-def find_run(name: str, run: str, weights: str) -> str | None:
-    """The id of the newest MLflow run of that id with weights of that SHA-256 in the experiment of that name, or None.
+def find_run_ids(name: str, runs: list[tuple[str, str]]) -> list[str | None]:
+    """Return the MLflow id of each (id of a run, digest of its weights) in the experiment of that name, or None.
 
     Raises:
         Exception: whatever MLflow raises when it cannot be reached.
     """
     client = connect()
-    found = next(find_runs(client, experiment(client, name), [(run, weights)]))
-    return str(found.info.run_id) if found else None
+    found = find_runs(client, experiment(client, name), runs)
+    return [str(each.info.run_id) if each else None for each in found]
 
 
 def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:

@@ -1,0 +1,5 @@
+"""`python -m optlab`: the `optlab` command."""
+
+from optlab.cli import main
+
+main()

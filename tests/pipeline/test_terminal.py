@@ -1,0 +1,123 @@
+"""What stays on the screen of a real terminal: no line of DVC's, few of progress, and the verdict at the end."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import projects
+import pytest
+import terminal
+from projects import TOP
+
+from optlab.execution import sample
+
+STUDY = """\
+model: zilliax
+seeds: [10, 11]
+data: {dataset: cifar10_sample, train_size: 100, validation_size: 20}
+training: {epochs: 1, batch_size: 20, threads: 1}
+tuning: {trials: 1, halving: 1}
+optimizers:
+  sgd: {class: SGD, lr: {log: [0.001, 1.0]}}
+  adam: {class: Adam, lr: 0.001}
+"""
+
+# What is meant to stay above the verdict, by the kind of line.
+START = r"\S*params\.yaml: \d+ optimizers? × \d+ seeds? = \d+ runs?, \d+ at a time"
+EPOCH = r"\w+-\d+  epoch \d+/\d+  training loss .*"
+TEST = r"\w+-\d+  test loss \d\.\d+, test accuracy \d+\.\d+%"
+TUNING = r"\w+: .*(trial|default).*"
+
+
+def optlab(project, *words, folder=".", columns=120):
+    command = [str(Path(sys.executable).parent / "optlab"), *words]
+    return terminal.run(command, project.top / folder, project.environment, columns)
+
+
+def above_verdict(project, screen, folder="."):
+    """The lines above the verdict, which is there whole, in the window that a user sees at the end."""
+    text = (project.top / folder / "reports" / "comparison.md").read_text()
+    verdict = text.split("\n\n")[0]
+    (start,) = (number for number, line in enumerate(screen.lines) if line.startswith(verdict[:20]))
+    assert " ".join(" ".join(screen.lines[start:]).split()).startswith(verdict)
+    assert screen.lines[start] in screen.window
+    return screen.lines[:start]
+
+
+def unexpected(lines):
+    """The lines that are of no kind that is meant to stay."""
+    return [line for line in lines if not any(re.fullmatch(kind, line) for kind in (START, EPOCH, TEST, TUNING))]
+
+
+@pytest.fixture(scope="module")
+def studied(reproduced, tmp_path_factory):
+    """A finished comparison, committed, and a study beside it that has not been run."""
+    project = reproduced[0].copy(tmp_path_factory.mktemp("terminal") / "project")
+    study = project.top / "studies" / "small"
+    study.mkdir(parents=True)
+    (study / "params.yaml").write_text(STUDY)
+    shutil.copy(TOP / "studies" / "optimizers" / "dvc.yaml", study)
+    projects.commit(project, "a study")
+    return project
+
+
+def test_a_check_is_one_line(studied):
+    screen = optlab(studied, "check")
+    assert (screen.status, screen.lines) == (0, ["params.yaml: 2 runs: sgd, adam"])
+
+
+def test_with_nothing_to_do_the_verdict_is_shown_again(studied):
+    screen = optlab(studied, "repro")
+    assert screen.status == 0, screen.lines
+    above = above_verdict(studied, screen)
+    assert above[1:] == ["Nothing has changed since the last comparison."]
+    assert re.fullmatch(START, above[0])
+    assert b"Collecting files" not in screen.raw and b"Waiting to acquire" not in screen.raw
+
+
+def test_a_comparison_and_one_against_it_leave_their_epochs_and_the_verdict(studied):
+    first = optlab(studied, "repro", folder="studies/small")
+    second = optlab(studied, "versus", "momentum", "--study", "studies/small", columns=100)
+    for screen, folder, runs in ((first, "studies/small", 4), (second, "studies/small-momentum", 2)):
+        assert screen.status == 0, screen.lines
+        above = above_verdict(studied, screen, folder)
+        assert len(unexpected(above)) <= 3, screen.lines
+        assert sum(bool(re.match(r"\w+-\d+  epoch ", line)) for line in above) == runs
+        assert b"Collecting files" not in screen.raw
+    assert b"no verdict yet" in first.raw and not any("no verdict yet" in line for line in first.lines)
+
+
+def test_a_reproduction_leaves_few_lines_and_the_verdict(studied):
+    screen = optlab(studied, "reproduce", "HEAD", "adam-0")
+    assert screen.status == 0, screen.lines
+    assert len(screen.lines) < 20, screen.lines
+    assert any("identical" in line for line in screen.window)
+    assert b"Collecting files" not in screen.raw
+
+
+def test_the_data_set_of_another_pipeline_is_named_once_before_anything_is_trained(studied):
+    other = studied.top / "studies" / "full"
+    shutil.copytree(studied.top / "studies" / "small", other)
+    studied.edit("studies/full/params.yaml", "dataset: cifar10_sample", "dataset: cifar10")
+    result = studied.warm("optlab", "repro", folder="studies/full")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        "error: data/cifar10/data_batch_1.bin: holds cifar10_sample, but this pipeline's params.yaml"
+    )
+    shutil.rmtree(other)
+
+
+def test_the_sample_is_trained_in_a_checkout_and_leaves_no_trace_here(studied):
+    archive = studied.top / sample.ARCHIVE
+    archive.parent.mkdir(parents=True)
+    shutil.copy(projects.SAMPLE, archive)
+    projects.commit(studied, "the sample")
+    screen = optlab(studied, "sample")
+    assert screen.status == 0, screen.lines
+    assert "are in .optlab/sample: `cd .optlab/sample`, then `optlab ui`" in screen.lines[-1]
+    above = above_verdict(studied, screen, ".optlab/sample")
+    assert len(unexpected(above)) <= 3, screen.lines
+    assert studied.run("git", "status", "--porcelain").stdout == ""
+    assert (studied.top / ".optlab" / "sample" / "mlflow.db").is_file()
