@@ -23,8 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import bad_files
+import bad_models
 import bad_params
+import bad_signatures
 import psutil
+import pytorch_optimizer
+import torch
 from ruamel.yaml import YAML
 
 from optlab.config import parameters, reading
@@ -160,6 +164,51 @@ def params(draw: random.Random, count: int, commands: int) -> Iterator[tuple[str
             yield "of these, by `optlab check`", kind, again if again == result else differs
 
 
+def signatures(classes: list[type[torch.optim.Optimizer]]) -> Iterator[tuple[str, str, str]]:
+    """(row, kind, outcome) of values of every type for every hyperparameter whose signature is plain."""
+    for cls in classes:
+        for _, name, value, right in bad_signatures.cases(cls):
+            said = bad_signatures.refusal(cls, name, value)
+            start = f"params.yaml: optimizers.mine.{name}: {cls.__name__} takes "
+            good = said is None if right else (said or "").startswith(start) and len((said or "").splitlines()) == 1
+            result = (ACCEPTED if right else REFUSED) if good else f"{value!r}: {said or 'accepted'}"
+            yield "a hyperparameter's type", f"{cls.__name__}.{name}", result
+
+
+def check_model(kind: str) -> str:
+    """What the check makes of a model of that kind, in a project whose folder custom/ holds it."""
+    source, said = bad_models.MODELS[kind]
+    name = "bad_model_" + kind.replace(" ", "_").replace(",", "")
+    (repository.CUSTOM / f"{name}.py").write_text(f"import torch\nfrom torch import nn\n{source}")
+    config = parameters.Config.model_validate({
+        "model": f"{name}.net", "seeds": [0], "optimizers": {"sgd": {"class": "SGD", "lr": 0.01}},
+        "data": {"dataset": DATASET, "train_size": 400, "validation_size": 100},
+        "training": {"epochs": 1, "batch_size": bad_models.BATCH_SIZES.get(kind, 64), "threads": 2},
+    })  # fmt: skip
+    refusals: list[str] = []
+
+    def work() -> str:
+        try:
+            optimizers.check(config)
+        except OptlabError as error:
+            refusals.append(str(error))
+            raise
+        return ACCEPTED
+
+    result = outcome(work, OptlabError, "params.yaml: model: ")
+    if (result == REFUSED and said and said in refusals[0]) or (result == ACCEPTED and said is None):
+        return result
+    return f"{result}: {refusals}"
+
+
+def bad_model_outcomes() -> Iterator[tuple[str, str, str]]:
+    """(row, kind, outcome) of every model."""
+    torch.set_num_threads(2)
+    with workplace():
+        for kind in bad_models.MODELS:
+            yield "a model", kind, check_model(kind)
+
+
 # ---- archives and weights ----
 
 
@@ -248,6 +297,8 @@ def main() -> None:
     most = psutil.Process().memory_info().vms + LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     found = measure(arguments.seed, arguments.mutations, arguments.commands, arguments.archives, arguments.weights)
+    found += signatures(bad_signatures.classes(torch.optim, pytorch_optimizer))
+    found += bad_model_outcomes()
     print(table(found))
     print(
         "\nother SHA-256: damage inside the numbers is sound safetensors, but its SHA-256 is not the recorded one "

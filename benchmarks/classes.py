@@ -37,14 +37,17 @@ _MOST_REMEDIES = 4  # one after the other
 
 
 def classes(package: str) -> list[str]:
-    """The dotted paths of its public optimizer classes; one that it has from elsewhere is that one's."""
+    """The dotted paths of the public optimizer classes of a package, or of a module of one such as `timm.optim`.
+
+    One that it has from another package is that one's.
+    """
     module = importlib.import_module(package)
     return [
         f"{package}.{name}"
         for name, cls in sorted(inspect.getmembers(module, inspect.isclass))
         if issubclass(cls, torch.optim.Optimizer)
         and cls is not torch.optim.Optimizer
-        and cls.__module__.partition(".")[0] == package
+        and cls.__module__.partition(".")[0] == package.partition(".")[0]
     ]
 
 
@@ -111,7 +114,7 @@ def report(package: str, rows: list[tuple[dict[str, Any], str]]) -> str:
     """The table in markdown: what was refused first."""
     trained, diverged = (sum(ending == each for _, ending in rows) for each in ("trains", "diverged"))
     lines = [
-        f"# The optimizer classes of {package} {version(package)}",
+        f"# The optimizer classes of {package} {version(package.partition('.')[0])}",
         "",
         f"`python benchmarks/classes.py {package}`: {trained} of {len(rows)} train, by their dotted paths with their "
         f"defaults, or with what the refusal asks for; diverged besides: {diverged}.",

@@ -39,7 +39,7 @@ OUTPUTS = (
     "runs/adam-0/test.json",
     "runs/adam-0/predictions.csv",
 )
-UNSTEADY = ("system/", "epoch/images_per_second")  # measured, not computed: another run has others
+UNSTEADY = ("system/", "training/images_per_second")  # measured, not computed: another run has others
 
 
 def base(folder: Path) -> Project:

@@ -69,7 +69,7 @@ def test_the_bytes_that_are_freed_are_those_of_files_that_nobody_else_has(top):
     assert others > 1000 and Path("linked").stat().st_size == 5000
 
 
-@pytest.mark.parametrize("folder", ["", "tutorial", "studies/lr"])
+@pytest.mark.parametrize("folder", ["", "tutorial", "studies/lr", "studies/2026/spring/lr"])
 def test_those_of_the_present_record_stay(top, folder):
     """Of the pipeline at the top, of the tutorial, of a study."""
     present, former = complete(digest="abc"), complete(digest="abd")

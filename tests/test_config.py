@@ -426,7 +426,7 @@ def test_the_commented_optimizers_can_be_uncommented(tmp_path):
 def test_a_value_that_only_the_class_can_refuse_is_named(tmp_path):
     loaded = load(tmp_path, edited("lr: 0.001", 'lr: 0.001\n    weight_decay: "much"'))
     with pytest.raises(
-        ConfigError, match=r"^params\.yaml: optimizers\.adam\.weight_decay: Adam refuses 'much' \('<=' not"
+        ConfigError, match=r"^params\.yaml: optimizers\.adam\.weight_decay: Adam takes a number, not 'much'$"
     ):
         optimizers.check(loaded)
 

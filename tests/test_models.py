@@ -85,6 +85,14 @@ def test_weights_are_contiguous_and_the_images_decide_the_layout(name):
     assert first(images).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("name", models.MODELS)
+def test_each_trains_with_a_batch_of_one(name):
+    """The check of a model leaves these out."""
+    model = models.build(name, seed=0).train()
+    model(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert all(value.grad is not None for value in model.parameters())
+
+
 def same(first, second):
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)

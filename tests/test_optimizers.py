@@ -201,13 +201,10 @@ REFUSED = {
     "negative momentum": (
         {"class": "SGD", "momentum": -1}, "optimizers.mine.momentum: SGD refuses -1 (", "Invalid momentum value: -1)"),
     "text as momentum": (
-        {"class": "SGD", "momentum": "much"}, "optimizers.mine.momentum: SGD refuses 'much' (", "not supported betw"),
-    "text as weight decay": (
-        {"class": "AdamW", "lr": 0.001, "weight_decay": "much", "betas": [0.9, 0.99]},
-        "optimizers.mine.weight_decay: AdamW refuses 'much' (", "'<=' not supported between"),
+        {"class": "SGD", "momentum": "much"}, "optimizers.mine.momentum: SGD takes a number, not 'much'", ""),
     "two texts": (
         {"class": "AdamW", "lr": 0.001, "eps": "little", "weight_decay": "much"},
-        "optimizers.mine.eps: AdamW refuses 'little' (", "'<=' not supported between"),
+        "optimizers.mine.eps: AdamW takes a number, not 'little'", ""),
     "two bad values": (
         {"class": "SGD", "weight_decay": -2, "momentum": -1},
         "optimizers.mine.momentum: SGD refuses -1 (", "Invalid momentum value: -1)"),
@@ -215,7 +212,7 @@ REFUSED = {
         {"class": "SGD", "nesterov": True, "momentum": 0.9, "dampening": 0.1},
         "optimizers.mine: SGD refuses its hyperparameters: ", "Nesterov momentum requires"),
     "nesterov alone": ({"class": "SGD", "nesterov": True}, "optimizers.mine.nesterov: SGD refuses True (", "momentum"),
-    "one beta": ({"class": "Adam", "betas": 0.9}, "optimizers.mine.betas: Adam refuses 0.9 (", "not subscriptable"),
+    "one beta": ({"class": "Adam", "betas": 0.9}, "optimizers.mine.betas: Adam takes a list of 2 numbers, not 0.9", ""),
     "beta of one": (
         {"class": "Adam", "betas": [0.9, 1.0]}, "optimizers.mine.betas: Adam refuses [0.9, 1.0] (", "Invalid beta"),
     "no optimizer": ({"class": "torch.nn.Linear"}, "optimizers.mine.class", "no subclass of torch.optim.Optimizer"),
@@ -249,14 +246,14 @@ def test_bad_entries(entry, place, phrase):
     assert phrase in message
 
 
-# Adam's constructor takes three betas; its step does not.
+# Adam's constructor takes `capturable` wherever it is built; its step only on a GPU.
 FIRST_STEP = {
-    "three betas": (
-        {"class": "Adam", "lr": 0.001, "betas": [0.9, 0.99, 0.999]},
-        "optimizers.mine.betas: Adam refuses [0.9, 0.99, 0.999] in its first step (ValueError: too many values"),
-    "three betas of a fallback": (
-        {**MUON, "fallback": {"class": "AdamW", "lr": 0.001, "betas": [0.9, 0.99, 0.999]}},
-        "optimizers.mine.fallback.betas: AdamW refuses [0.9, 0.99, 0.999] in its first step (ValueError: "),
+    "a flag for a GPU": (
+        {"class": "Adam", "lr": 0.001, "capturable": True},
+        "optimizers.mine.capturable: Adam refuses True in its first step (AssertionError: If capturable=True"),
+    "a flag of a fallback": (
+        {**MUON, "fallback": {"class": "AdamW", "lr": 0.001, "capturable": True}},
+        "optimizers.mine.fallback.capturable: AdamW refuses True in its first step (AssertionError: "),
     "an unknown line search": (
         {"class": "LBFGS", "lr": 1, "line_search_fn": "fast"},
         "optimizers.mine.line_search_fn: LBFGS refuses 'fast' in its first step (RuntimeError: only 'strong_wolfe'"),

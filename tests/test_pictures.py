@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from optlab.results.prediction import read_image
-from optlab.system.errors import ImageError
+from optlab.results.prediction import predict, read_image
+from optlab.system.errors import ImageError, WeightsError
 
 GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # from black to white
 
@@ -37,3 +37,11 @@ def test_damaged_exif_leaves_the_picture_as_it_is(tmp_path, kind):
     path.write_bytes(whole[:place] + bytes([kind]) + whole[place + 1 :])
     seen = read_image(path)[0, :, :, 0].int()
     assert (seen - torch.from_numpy(np.array(plain)).int()).abs().max() <= 8  # as far as JPEG keeps it
+
+
+def test_a_network_that_has_diverged_has_no_answer(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    torch.nn.init.constant_(model[1].bias, torch.nan)
+    with pytest.raises(WeightsError, match="the network's outputs are not finite, for its training has diverged"):
+        list(predict(model, [tmp_path / "black.png"]))

@@ -18,8 +18,8 @@ WATCHING = {
 }  # fmt: skip
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
-    "blame", "classes", "construction", "faults", "generators", "models", "optimizers", "probing", "stepping",
-    "uncompiled", "weights",
+    "argument_types", "blame", "classes", "construction", "faults", "generators", "model_check", "models",
+    "modules", "optimizers", "probing", "process_settings", "rates", "stepping", "uncompiled", "weights",
 )  # fmt: skip
 NOT_USED = {
     "download": {"config.entries", "config.parameters", "config.ranges", "training.numerics"},

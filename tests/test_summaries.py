@@ -1,12 +1,14 @@
 """The means over the seeds in MLflow: what they hold, and that each is there once."""
 
+import json
+
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from test_figures import compared
 
 from optlab.results import statistics
-from optlab.tracking import publish, server, summaries
+from optlab.tracking import descriptions, publish, server, summaries, view
 from optlab.tracking.summaries import Summary
 
 POINTS = (("train_loss/mean", 2.0, 1), ("train_loss/mean", 1.0, 2))
@@ -47,8 +49,21 @@ def test_a_summary_holds_the_mean_and_its_interval(small_config, tmp_path):
     ):  # fmt: skip
         figure = statistics.figure(values)
         ends = [points[f"{key}/{end}", step] for end in ("mean", "lower", "upper")]
-        assert ends == pytest.approx([figure.mean, figure.low, figure.high])
+        assert ends == pytest.approx([figure.mean, figure.low, figure.high], abs=5e-5)  # as MLflow shows them
     assert found["adam"].params == {"optimizer": "adam", "class": "Adam", "seeds": "0, 1", "status": "completed"}
+
+
+def test_the_coordinates_are_what_every_drawn_trial_has(client):
+    """MLflow leaves out a trial that lacks one, as the one with the class's own values does."""
+    trials = [
+        ADAM.model_copy(update={"run": name, "params": {"class": "Adam"} | params, "tags": {"trial": name}})
+        for name, params in (("default", {}), ("0", {"lr": "0.1", "beta": "0.9"}), ("1", {"lr": "0.2"}))
+    ]  # fmt: skip
+    summaries.show_trials(client, "optlab", tuple(trials))
+    tags = client.get_experiment_by_name("optlab-tuning").tags
+    state = json.loads(view.state(tags[view.TAG]))
+    assert state["compareRunCharts"][0]["selectedParams"] == ["lr"]
+    assert "`optlab`" in tags[descriptions.TAG]
 
 
 def test_a_repetition_changes_nothing(client):
@@ -64,6 +79,14 @@ def test_what_has_changed_is_made_anew_and_what_is_gone_goes(client):
     changed = ADAM.model_copy(update={"points": (*POINTS, ("train_loss/mean", 0.5, 3))})
     second = show(client, changed)
     assert list(second) == ["adam"] and second["adam"] != first["adam"]
+
+
+def test_a_parameter_that_mlflow_refuses_costs_nothing_else(client):
+    odd = ADAM.model_copy(update={"params": {"seeds": "0", "k+(1)": "2"}})
+    (run,) = show(client, odd)["adam"]
+    assert client.get_run(run).data.params == {"seeds": "0"}
+    assert len(client.get_metric_history(run, "train_loss/mean")) == 2
+    assert [each.path for each in client.list_artifacts(run)] == ["whole"]
 
 
 def test_one_that_was_cut_short_passes_for_none_and_is_swept_away_later(client, monkeypatch):

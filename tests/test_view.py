@@ -1,4 +1,4 @@
-"""Which charts MLflow's page of a comparison opens with."""
+"""How MLflow's pages of a comparison open."""
 
 import json
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from optlab.tracking.shown import Shown, _mark_current
     ],
 )
 def test_the_figures_that_decide_come_first_by_step(chosen_by, lines):
-    state = json.loads(view.state(chosen_by))
+    state = json.loads(view.runs(chosen_by))
     *curves, bar = state["compareRunCharts"]
     assert [(chart["type"], chart["metricKey"], chart["xAxisKey"]) for chart in curves] == [
         ("LINE", metric, "step") for metric in lines
@@ -28,24 +28,40 @@ def test_the_figures_that_decide_come_first_by_step(chosen_by, lines):
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {first["uuid"]}
     assert state["orderByKey"] == f"metrics.`epoch/{chosen_by}`"
     assert state["orderByAsc"] == (chosen_by == "train_loss")
-    assert state["runsHiddenMode"] == "SHOWALL"
+    assert state["runsHiddenMode"] == "SHOW_ALL"
+
+
+def test_the_table_begins_with_optimizer_learning_rate_and_test_accuracy():
+    state = json.loads(view.runs("validation_accuracy"))
+    wanted = ["params.`optimizer`", "params.`optimizer.lr`", "metrics.`test/accuracy`"]
+    assert state["selectedColumns"][:3] == wanted
+    assert state["columnOrder"][2:5] == wanted  # after the name and the time, which MLflow pins
+    assert set(state["columnWidths"]) == set(state["columnOrder"]) > set(state["selectedColumns"])
 
 
 @pytest.mark.parametrize(
     ("validated", "figures"),
     [(True, ["validation_accuracy", "validation_loss", "train_loss"]), (False, ["train_loss"])],
 )
-def test_the_summaries_are_shown_with_the_ends_of_their_intervals(validated, figures):
-    state = json.loads(view.summary("summary", validated))
+def test_the_summaries_are_drawn_by_their_means(validated, figures):
+    """The ends of their intervals, which MLflow draws as dashed lines, are columns of the table."""
+    state = json.loads(view.summaries("summary", validated))
     *curves, bar = state["compareRunCharts"]
-    assert [chart["selectedMetricKeys"] for chart in curves] == [
-        [f"{figure}/mean", f"{figure}/lower", f"{figure}/upper"] for figure in figures
-    ]
+    assert [chart["selectedMetricKeys"] for chart in curves] == [[f"{figure}/mean"] for figure in figures]
     assert (bar["type"], bar["metricKey"]) == ("BAR", "test_accuracy/mean")
+    assert {f"metrics.`test_accuracy/{part}`" for part in ("mean", "lower", "upper")} < set(state["selectedColumns"])
     assert state["searchFilter"] == "tags.summary = 'current'"
     assert (state["orderByKey"], state["orderByAsc"]) == (
         ("metrics.`test_accuracy/mean`", False) if validated else ("metrics.`train_loss/mean`", True)
     )
+
+
+def test_the_view_is_one_of_those_that_mlflow_lists():
+    """Its menu has what has a name and a time; earlier versions of this program wrote the state alone."""
+    state = view.runs("train_loss")
+    saved = json.loads(view.saved(state))
+    assert saved["name"] == "Comparison" and saved["createdAt"] > 0
+    assert view.state(view.saved(state)) == view.state(state) == state
 
 
 def test_a_run_takes_its_colour_in_the_present_comparison():

@@ -14,7 +14,7 @@ def test_the_table_and_the_addresses_are_printed(reproduced):
     assert re.search(r"adam +1 +completed +\d+\.\d\d %", printed)
     assert "viewStateShareKey=comparison&workflowType=machine_learning" in printed
     assert "compareRunsMode=CHART" in printed
-    assert "Run `mlflow ui` here" in printed
+    assert "Run `optlab ui` here" in printed
 
 
 def test_everything_is_written(reproduced):

@@ -23,7 +23,7 @@ from optlab.execution.cores import Cores
 from optlab.execution.jobs import Warm
 from optlab.record.contents import Choice, Conditions, Trials
 from optlab.system import files, locks, repository
-from optlab.system.errors import BusyError, RunsFailedError
+from optlab.system.errors import RunsFailedError
 from optlab.tuning import choice, settling, trial
 from optlab.tuning.search import Trial
 from optlab.tuning.task import Result, Task, lock_name
@@ -271,7 +271,7 @@ def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, confi
 
 
 def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch):
-    """As where two pipelines have it: the second says who is at work, and takes what the first has come to."""
+    """As where two pipelines have it: the second waits, says for whom, and takes what the first has come to."""
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
@@ -282,17 +282,28 @@ def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
     monkeypatch.setattr(locks, "PATIENCE_S", 0)
     monkeypatch.setattr(trial.processes, "follow_caller", lambda: None)
-    with (
-        FileLock(top / locks.LOCKS / f"{lock_name(key)}.lock"),
-        pytest.raises(BusyError, match=f"^trial-{key}: another"),
-    ):
-        trial.main()
-    assert not place.exists()
+    other = FileLock(top / locks.LOCKS / f"{lock_name(key)}.lock", thread_local=False)
+    other.acquire()
+    left = top / trials.TRIALS / "machine" / key / "checkpoint"
+    left.mkdir(parents=True)
+    trials.clean(key)  # the other pipeline's tuning has ended
+    assert left.exists() and Path(other.lock_file).exists()
+
+    def end(said):
+        assert said.startswith(f"waiting: trial-{key}: another process is at work on it") and not place.exists()
+        other.release()
+
+    monkeypatch.setattr(locks, "say", end)
     trial.main()
     first = place.read_bytes()
     monkeypatch.setattr(trial, "train", lambda *words: pytest.fail("it was trained again"))
     trial.main()
     assert place.read_bytes() == first and Result.of(place).look.step == 4
+    assert not other.is_locked
+    trials.clean(key)
+    assert not left.exists() and not Path(other.lock_file).exists()
+    monkeypatch.setattr(repository, "is_copy", lambda: True)  # of an experiment, which has trials of its own
+    assert lock_name(key) == f"trial-{key}-{top.name}"
 
 
 def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):
@@ -369,7 +380,7 @@ def told(project):
         figures = database.execute(
             "SELECT runs.name, runs.status, tags.value, metrics.key, metrics.step, round(metrics.value, 6) FROM runs"
             " LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'summary'"
-            " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'epoch/images_per_second'"
+            " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'training/images_per_second'"
         ).fetchall()
         champions = database.execute(
             "SELECT runs.name FROM registered_model_aliases JOIN model_versions USING (name, version)"

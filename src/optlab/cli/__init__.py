@@ -1,6 +1,6 @@
-"""The command line: `optlab check`, `add`, `new`, `repro`, `versus`, `show`, `compare`, `sync`, `clean`, and so on."""
+"""The command line: `optlab check`, `add`, `new`, `repro`, `versus`, `show`, `compare`, `ui`, `sync`, and so on."""
 
-from optlab.cli import comparing, releasing, tracked  # noqa: F401  # each adds its commands
+from optlab.cli import comparing, pages, releasing, tracked  # noqa: F401  # each adds its commands
 from optlab.cli.shared import app
 from optlab.system import errors
 

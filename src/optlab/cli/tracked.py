@@ -23,29 +23,32 @@ def sync(
     folder = enter(pipeline) if revision else repository.enter()
     os.chdir(repository.home())  # an experiment's journals are there
     from optlab.system.revision import Revision
-    from optlab.tracking import backfill, server
+    from optlab.tracking import backfill, replay, server
 
     sent = _send()
     if revision:
         for sentence in backfill.write(Revision.parse(revision, folder)):
             print(sentence, flush=True)
         sent += _send()
-    print(
-        f"MLflow at {server.shown()} has everything: {sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
-    )
+    refused = replay.refused()
+    but = f" but what it refuses, which is in .optlab/journal, of {', '.join(refused)}" if refused else ""
+    had = f"{sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+    print(f"MLflow at {server.shown()} has everything{but}: {had}")
 
 
 def _send() -> int:
-    from optlab.tracking import replay, server
+    from optlab.tracking import pending, replay, server
 
     sent = 0
     try:
         for name in replay.push_all():
             print(f"sent {name}", flush=True)
             sent += 1
+        for experiment in pending.show_all():
+            print(f"sent the comparison of {experiment}", flush=True)
     except Exception as error:  # whatever MLflow raises
         raise errors.TrackingError(
-            f"MLflow at {server.shown()} does not take the rest now ({errors.one_line(error)[:200]}): "
+            f"MLflow at {server.shown()} does not take the rest now ({server.describe(error)}): "
             f"all is in .optlab/journal: repeat the command later"
         ) from None
     return sent

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from optlab.config import ranges
 from optlab.config.ranges import Choice, Interval, Range, Scalar
+from optlab.system.spelling import rewritten
 from optlab.system.wording import shown
 
 SCHEDULES = ("constant", "cosine", "one_cycle", "step")
@@ -108,8 +109,11 @@ class _WithHyperparameters(BaseModel):
             raise ValueError("lr has a range of whole numbers: write its ends as decimals, such as 1.0")
         within = [lr.low, lr.high] if isinstance(lr, Interval) else lr.choice if isinstance(lr, Choice) else [lr]
         for each in within:
+            if each is None:  # some classes find it themselves then; others refuse it by their signature
+                continue
             if isinstance(each, bool) or not isinstance(each, int | float):
-                raise ValueError(f"lr must be a number, not {shown(each)}")
+                better = rewritten(each, {float})
+                raise ValueError(f"lr must be a number, not {shown(each)}{f': write {better}' if better else ''}")
             if not 0 <= each < MAXIMUM_LR:
                 raise ValueError(f"lr must be a number from 0 up, and finite, not {shown(each)}")
         return self

@@ -16,7 +16,10 @@ from optlab.config.entries import (
     StepSchedule,
 )
 from optlab.config.parameters import Config, Data, Sensitivity, Training, Tuning, Verdict
+from optlab.system.spelling import rewritten
 from optlab.system.wording import did_you_mean, shown
+
+_KINDS: dict[str, set[type]] = {"bool_type": {bool}, "int_type": {int}, "float_type": {int, float}}
 
 
 def describe(path: Path, text: str, values: Any, error: ValidationError) -> str:
@@ -54,7 +57,9 @@ def _problem(error: Any, location: Sequence[Any]) -> str:
         return f"must be a number, true, false, text, a list of numbers or a range, not {shown(value)}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return message if kind == "value_error" else f"{message}, not {shown(value)}"
+    better = rewritten(value, _KINDS.get(kind, set()))
+    remedy = f": write {better}" if better else ""
+    return message if kind == "value_error" else f"{message}, not {shown(value)}{remedy}"
 
 
 def _own_location(location: Sequence[Any], values: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optlab.config.parameters import Config
 from optlab.record.contents import Conditions
-from optlab.system import files, memory, repository
+from optlab.system import files, forked, memory, repository
 from optlab.system.errors import StorageError
 
 _FOLDER = Path(".optlab") / "checked"
@@ -49,16 +49,18 @@ def known(config: Config) -> Checked | None:
 
 
 def ensure(config: Config) -> Checked:
-    """What is known, or is found now. `numerics.prepare` was called before.
+    """What is known, or is found now, in a process of its own: what a check builds and steps is not for a training.
+
+    `numerics.prepare` was called before.
 
     Raises:
         ConfigError: params.yaml cannot be used.
     """
-    return known(config) or look(config)
+    return known(config) or Checked.model_validate(forked.call(lambda: look(config).model_dump(mode="json")))
 
 
 def look(config: Config) -> Checked:
-    """Look, whole, and keep what was found.
+    """Look, whole, in this process, and keep what was found.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -71,7 +73,7 @@ def look(config: Config) -> Checked:
     if own == [config]:
         warnings = [*optimizers.check(config), *numerics.limits(config)]
     else:
-        warnings = [sentence for each in own for sentence in ensure(each).warnings]
+        warnings = [sentence for each in own for sentence in (known(each) or look(each)).warnings]
     here = conditions.current(device, config.paths())
     found = Checked(warnings=list(dict.fromkeys(warnings)), conditions=here)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again

@@ -19,7 +19,7 @@ from optlab.record.contents import Chosen, Trials, TrialStatus
 from optlab.record.runs import TuningFiles
 from optlab.results import statistics
 from optlab.system import files, locks, processes
-from optlab.system.errors import RecordError, RunsFailedError, say
+from optlab.system.errors import BusyError, RecordError, RunsFailedError, StorageError, say
 from optlab.system.wording import fold, terminal_width
 from optlab.tuning import choice, search
 from optlab.tuning.defaults import defaults_of
@@ -58,10 +58,17 @@ def tune(config: Config, folder: Path, name: str, pool: Pool | None = None) -> N
     choice.write(place, studies, modules, recorded, besides)
     if work.conditions:
         files.write(choice.conditions_of(folder, name), work.conditions)
-    for each in (*recorded, *besides):  # their results stay
-        for left in TRIALS.glob(f"*/{each.key}/*/"):
+    for each in (*recorded, *besides):
+        clean(each.key)
+
+
+def clean(key: str) -> None:
+    """Remove the checkpoints and the lock of a trial, but not its results; nothing while another pipeline trains it."""
+    name = lock_name(key)
+    with contextlib.suppress(BusyError, StorageError), locks.holding(name):
+        for left in TRIALS.glob(f"*/{key}/*/"):
             shutil.rmtree(left, ignore_errors=True)
-        locks.forget(lock_name(each.key))
+        locks.forget(name)
 
 
 def _sensitivity(work: "Work", chosen: Trial | None) -> list[Trial]:

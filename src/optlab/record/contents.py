@@ -89,7 +89,7 @@ class Epoch(Contents):
         validation_loss: after the epoch; None without a validation split, or if it, a logit or a figure above is not
             finite.
         validation_accuracy: a fraction; None as the loss.
-        lr: the learning rate of the epoch's last step.
+        lr: the learning rate in force at its end; None where the class has none.
         gradients: how many were computed: one a step, or more; None in records of older versions.
     """
 
@@ -98,7 +98,7 @@ class Epoch(Contents):
     running_loss: float | None
     validation_loss: float | None
     validation_accuracy: float | None
-    lr: float
+    lr: float | None
     gradients: int | None = None
 
 
@@ -259,6 +259,7 @@ class Conditions(Contents):
         cpu_capability: ATen's.
         onednn_isa: oneDNN's instruction set, as ONEDNN_MAX_CPU_ISA names it; None where it is not known.
         variables: those that the libraries read while they load; None where one was not set.
+        modules: path → SHA-256 of files of named modules that are neither in custom/ nor of an installed package.
         weights_sha256: of the weights that came out under these conditions.
     """
 
@@ -271,6 +272,7 @@ class Conditions(Contents):
     threads: int = 0
     device: str = "unknown"
     variables: dict[str, str | None] = Field(default_factory=dict)
+    modules: dict[str, str] = Field(default_factory=dict, exclude_if=lambda found: not found)
     weights_sha256: str | None = None
 
     @classmethod

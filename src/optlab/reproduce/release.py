@@ -8,7 +8,7 @@ from optlab.record import runs
 from optlab.results import origin, tables
 from optlab.results.comparison import Comparison, Run
 from optlab.system import dvc, git, repository
-from optlab.system.errors import RevisionError, one_line
+from optlab.system.errors import RevisionError
 from optlab.tracking import server
 from optlab.tracking.notes import experiment
 from optlab.tuning import choice
@@ -141,7 +141,7 @@ def mark(compared: Comparison, folder: Path, tag: str) -> str:
             # One tag per release: a run can belong to several.
             client.set_tag(run.info.run_id, f"release.{tag}", "yes")
     except Exception as error:
-        return f"MLflow was not reached, so its runs are not marked: {one_line(error)[:200]}"
+        return f"MLflow was not reached, so its runs are not marked: {server.describe(error)}"
     return f"{len(found)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
 
 

@@ -42,7 +42,7 @@ def mixture(runs: Mapping[str, Conditions | None], portable: bool) -> dict[str, 
     for name in names:
         groups: dict[str, list[str]] = {}
         for run, each in known.items():
-            if name not in each and name.startswith("packages."):
+            if name not in each and name.startswith(("packages.", "modules.")):
                 continue  # it has no use for it: one optimizer's own package is no condition of the others
             groups.setdefault(str(each.get(name, UNKNOWN)), []).append(run)
         if len(groups) > 1:
@@ -94,7 +94,8 @@ def made_elsewhere(config: Config, folder: Path, here: Conditions) -> list[str]:
 def changed(recorded: Conditions, here: Conditions, portable: bool) -> dict[str, tuple[Any, Any]]:
     """As `differences`, of the conditions that can change a number."""
     packages = {name: here.packages.get(name) for name in recorded.packages}  # other runs may need more
-    found = differences(recorded, here.model_copy(update={"packages": packages}))
+    modules = {name: here.modules.get(name) for name in recorded.modules}
+    found = differences(recorded, here.model_copy(update={"packages": packages, "modules": modules}))
     return {name: pair for name, pair in found.items() if name not in _ignored(portable)}
 
 

@@ -55,6 +55,10 @@ def load(path: Path | None) -> nn.Module:
     model, digest = reading.load(pipeline / parameters.PARAMS).model, None
     if path is None:
         path, digest = champion(pipeline)
+        if not (here / path).exists():
+            remedy = f"run `dvc repro train@{path.stem}`"
+            remedy += ", or `dvc pull`" if dvc.has_remote(top) else ", which trains this run again"
+            raise WeightsError(f"{path}: git does not keep weights, and DVC's cache has none here: {remedy}")
     with contextlib.chdir(top):  # where the modules of custom/ are looked for
         return weights.read(here / path, model, digest)[0]
 
@@ -64,11 +68,14 @@ def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tu
 
     Raises:
         ImageError: a file is missing or no image.
+        WeightsError: the network's outputs are not finite.
     """
     pictures = [read_image(path) for path in paths]
     for path, pixels in zip(paths, pictures, strict=True):
         with torch.inference_mode():
             probabilities = model(to_input(pixels)).softmax(1)[0]
+        if not probabilities.isfinite().all():
+            raise WeightsError("the network's outputs are not finite, for its training has diverged: use another run's")
         order = probabilities.argsort(descending=True).tolist()
         yield path, [(CLASSES[index], float(probabilities[index])) for index in order]
 

@@ -93,7 +93,8 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             where = f"{error.filename}: " if error.filename else ""
-            _fail(f"{where}{error.strerror}: make room or mend it, then run the same command again")
+            remedy = "make it writable" if error.errno == errno.EROFS else "make room or mend it"
+            _fail(f"{where}{error.strerror}: {remedy}, then run the same command again")
         _leave(f"{type(error).__name__}: {one_line(error)}")
         raise
 

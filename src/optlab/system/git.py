@@ -27,7 +27,8 @@ def state() -> dict[str, str]:
     if commit is None:
         return {}
     # DVC removes a stage's outputs before it runs: the record is not what decides whether the tree is as committed.
-    outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "reports/**", "dvc.lock")]
+    # src/optlab/tuning is code, and holds no JSON.
+    outputs = [f":(exclude,glob)**/{name}" for name in ("runs/**", "tuning/*/*.json", "reports/**", "dvc.lock")]
     changed = ask("status", "--porcelain", "-uno", "--", ".", *outputs)
     if changed is None:
         return {"git.commit": commit, "git.dirty": "unknown"}

@@ -11,9 +11,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import files, repository
-from optlab.system.errors import BusyError
+from optlab.system.errors import BusyError, say
 
 PATIENCE_S = 30.0  # for a process that is stopping
+_LONG_S = 3600.0
 LOCKS = Path(".optlab") / "locks"
 
 
@@ -45,6 +46,26 @@ def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
         lock.release()
         if repository.is_copy():
             forget(name)  # nobody else has locks of that name
+
+
+@contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Hold the lock of that name as soon as nobody else does; after a while, say who does.
+
+    Raises:
+        StorageError: the lock cannot be written.
+    """
+    patience_s = PATIENCE_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(holding(name, patience_s))
+                break
+            except BusyError as error:
+                if patience_s == PATIENCE_S:
+                    say(f"waiting: {error}")
+                patience_s = _LONG_S
+        yield
 
 
 def forget(name: str) -> None:

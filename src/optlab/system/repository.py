@@ -83,6 +83,11 @@ def is_copy() -> bool:
     return home() != Path()
 
 
+def of_this_tree(name: str) -> str:
+    """The name of something in `home` that a copy has for itself."""
+    return f"{name}-{Path.cwd().name}" if is_copy() else name
+
+
 def modules() -> dict[str, Path]:
     """Relative path → file of each module that is imported by now, of the working directory or of this package."""
     bases = [f"{base}{os.sep}" for base in (Path.cwd(), Path(__file__).parents[2])]

@@ -11,7 +11,7 @@ from optlab.record.contents import Choice
 from optlab.record.runs import RunFiles, TuningFiles
 from optlab.results.comparison import Run, recorded
 from optlab.system import git
-from optlab.system.errors import TrackingError, one_line
+from optlab.system.errors import TrackingError
 from optlab.system.revision import Revision
 from optlab.tracking import facts, notes, server
 from optlab.tracking.journal import with_key
@@ -50,7 +50,7 @@ def _find_in_mlflow(folder: Path, runs: list[Run]) -> list[str | None]:
         return server.find_run_ids(notes.experiment(folder), wanted)
     except Exception as error:
         raise TrackingError(
-            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): try later"
+            f"MLflow at {server.shown()} was not reached ({server.describe(error)}): try later"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from filelock import FileLock, Timeout
 from optlab.record.contents import Trained
 from optlab.record.runs import RUNS
 from optlab.system import locks
-from optlab.system.errors import BusyError, TrackingError, one_line
+from optlab.system.errors import BusyError, TrackingError
 from optlab.tracking import server
 from optlab.tracking.journal import Journal, all_journals
 from optlab.tracking.notes import Note, Summary
@@ -20,6 +21,8 @@ from optlab.tracking.replay import sent
 from optlab.training.checkpoint import CHECKPOINTS
 
 REMOVED = Path(".optlab") / "removed"  # where they lie while they are deleted: a journal is there whole or not at all
+
+_NO_PIPELINES = (".git", ".optlab", "mlruns", "__pycache__")
 
 _NOT_SENT = "not ended, or not all in MLflow"
 _RECORDED = "of the present record"
@@ -68,7 +71,7 @@ def _look() -> list[tuple[Journal, Summary | None]]:
         return [(journal, _whole(sent(journal, identity), journal)) for journal in all_journals()]
     except Exception as error:  # whatever MLflow raises
         raise TrackingError(
-            f"MLflow at {server.shown()} was not reached ({one_line(error)[:200]}): nothing was removed"
+            f"MLflow at {server.shown()} was not reached ({server.describe(error)}): nothing was removed"
         ) from None
 
 
@@ -79,9 +82,20 @@ def _whole(said: Summary | None, journal: Journal) -> Summary | None:
 
 def _recorded() -> set[str]:
     """The SHA-256 of the weights of every run of the record, of all pipelines and of experiments under way."""
-    depths = ("", "*/", "*/*/", ".dvc/tmp/exps/**/")
-    paths = (path for depth in depths for path in Path().glob(f"{depth}{RUNS}/*/train.json"))
+    linked = (path for depth in ("*/", "*/*/") for path in Path().glob(depth) if path.is_symlink())
+    folders = (folder for top in (Path(), *linked) for folder in _folders(top))
+    paths = (path for folder in folders for path in folder.glob(f"{RUNS}/*/train.json"))
     return {Trained.read(path).weights_sha256 for path in paths}
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    """A folder and all below it, but for what holds no pipeline and many files."""
+    for folder, below, names in os.walk(top):
+        if "pyvenv.cfg" in names:
+            below.clear()
+        own = Path(folder).name == ".dvc"  # its cache; what lies in tmp are experiments' copies
+        below[:] = [name for name in below if (name == "tmp" if own else name not in _NO_PIPELINES)]
+        yield Path(folder)
 
 
 def _judge(journal: Journal, said: Summary | None, recorded: set[str], finished: set[str]) -> Verdict:

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +15,9 @@ from optlab.record.runs import RunFiles
 from optlab.results.colours import colours
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
-from optlab.tracking.journal import Journal, epoch_points, now_ms, validation_points
+from optlab.tracking.journal import Journal, now_ms
 from optlab.tracking.notes import experiment, lock_name
+from optlab.tracking.points import epoch_points, rounded, validation_points
 from optlab.training import models, optimizers
 from optlab.training.construction import Context
 
@@ -67,8 +69,9 @@ def facts(config: Config, folder: Path, name: str, seed: int, conditions: Condit
         "source": DATASET_SOURCE,
     }
     return {
-        "time": now_ms(), "name": f"{run} [{exp}]" if exp else run, "experiment": experiment(folder),
-        "params": params, "tags": tags, "dataset": described, "lock": lock_name(folder, run),
+        "id": uuid.uuid4().hex[:16], "time": now_ms(), "name": f"{run} [{exp}]" if exp else run,
+        "experiment": experiment(folder), "params": params, "tags": tags, "dataset": described,
+        "lock": lock_name(folder, run),
     }  # fmt: skip
 
 
@@ -117,7 +120,7 @@ def restored(config: Config, files: RunFiles, weights: Path | None, trained: Tra
     steps = [loss for losses in trained.step_losses for loss in losses]
     points = [("step/loss", loss, when, step) for step, loss in enumerate(steps) if loss is not None]
     for epoch in trained.history:
-        points += epoch_points(epoch.model_dump(), when)
+        points += epoch_points(epoch.model_dump(), when, opening["params"])
     for validation in trained.validations:
         points += validation_points(validation.model_dump(), when)
     journal.metrics(points)
@@ -159,6 +162,12 @@ def _test_metrics(journal: Journal, measured: Evaluated, when: int) -> None:
         "test/accuracy": measured.test_accuracy,
         "test/expected_calibration_error": measured.expected_calibration_error,
     } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
-    points = [(key, value, when, 0) for key, value in values.items() if value not in (None, known.get((key, 0)))]
+    shown = {key: rounded(value) for key, value in values.items() if value is not None}
+    # Journals of earlier versions have all digits.
+    points = [
+        (key, value, when, 0)
+        for key, value in shown.items()
+        if (key, 0) not in known or rounded(known[key, 0]) != value
+    ]
     if points:
         journal.metrics(points)

@@ -2,7 +2,7 @@
 
 `events.jsonl` has one JSON object a line. Its kinds:
 
-    start     name, experiment, params, tags, dataset, time
+    start     id, name, experiment, params, tags, dataset, time; versions before had no id, which no two runs share
     resume    step, after, number, time: a later process goes on with a run whose first one was stopped
     metrics   points: [[name, value, time, step], …]
     artifact  path, sha256, folder
@@ -30,14 +30,13 @@ from optlab.system import files, locks, repository
 from optlab.system.errors import BusyError
 from optlab.tracking import notes
 from optlab.tracking.notes import WEIGHTS_TAG, Note, Summary
+from optlab.tracking.points import Point
 
 JOURNALS = Path(".optlab") / "journal"
 FIGURES = "figures"  # the folder of an evaluated run's pictures
 
 _EVENTS = "events.jsonl"
 _KEY_DIGITS = 16
-
-Point = tuple[str, float, int, int]
 
 
 def now_ms() -> int:
@@ -261,18 +260,6 @@ def end_abandoned(lock: str, own: Journal) -> None:
         said = journal.summary()
         if said.lock == lock and said.status is None:
             journal._end_of_dead()
-
-
-def epoch_points(epoch: dict[str, Any], when: int) -> list[Point]:
-    """An epoch's figures under MLflow's names; what is None is left out."""
-    figures = {key: value for key, value in epoch.items() if key != "epoch" and value is not None}
-    return [(f"epoch/{key}", value, when, epoch["epoch"]) for key, value in figures.items()]
-
-
-def validation_points(validation: dict[str, Any], when: int) -> list[Point]:
-    """A validation's figures under MLflow's names, at the step that they were seen after."""
-    figures = {key: validation[key] for key in ("loss", "accuracy") if validation[key] is not None}
-    return [(f"step/validation_{key}", value, when, validation["step"]) for key, value in figures.items()]
 
 
 def all_journals() -> list[Journal]:

@@ -42,7 +42,7 @@ def lock_name(folder: Path, run: str) -> str:
 
 def run_lock(experiment: str, run: str) -> str:
     """The lock that a process holds while it is at work on a run of an experiment; a copy's runs are others."""
-    return _home_lock(experiment, run) + (f"-{Path.cwd().name}" if repository.is_copy() else "")
+    return repository.of_this_tree(_home_lock(experiment, run))
 
 
 def _home_lock(experiment: str, run: str) -> str:

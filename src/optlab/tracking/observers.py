@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from optlab.record.contents import Status
 from optlab.system import progress as progress_lines
-from optlab.tracking.journal import Journal, Point, epoch_points, now_ms, validation_points
+from optlab.tracking.journal import Journal, now_ms
+from optlab.tracking.points import Point, epoch_points, validation_points
 from optlab.training.loop import Epoch, Observer, Start, Validation
 
 DIVERGED = "diverged: its loss, its weights or its outputs are not finite: it ends here, and keeps what it has"
@@ -113,8 +114,8 @@ class JournalWriter(Observer):
     def on_start(self, start: Start) -> None:
         own = {f"optimizer.{key}": value for key, value in start.hyperparameters.items()}
         own |= {"model.parameters": start.parameters, "steps_per_epoch": start.steps_per_epoch}
-        params = {key: str(value) for key, value in (self._facts["params"] | own).items()}
-        self._journal.begin(self._facts | {"params": params}, start.steps_done)
+        self._params = {key: str(value) for key, value in (self._facts["params"] | own).items()}
+        self._journal.begin(self._facts | {"params": self._params}, start.steps_done)
         self._epoch_began = time.monotonic()
         self._written()
 
@@ -131,7 +132,7 @@ class JournalWriter(Observer):
     def on_epoch(self, epoch: Epoch) -> None:
         when, elapsed = now_ms(), time.monotonic() - self._epoch_began
         speed = self._images / elapsed or None  # none if all its steps were done by an earlier process
-        self._add(epoch_points(epoch.model_dump() | {"images_per_second": speed}, when))
+        self._add(epoch_points(epoch.model_dump() | {"images_per_second": speed}, when, self._params))
         self._send()
         self._images, self._epoch_began = 0, time.monotonic()
 

@@ -5,14 +5,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from optlab.record.runs import REPORTS
 from optlab.results import curves, origin
 from optlab.results.comparison import Comparison
 from optlab.system import git, locks, repository
-from optlab.system.errors import BusyError, one_line
-from optlab.tracking import facts, journal, notes, replay, server
+from optlab.system.errors import BusyError
+from optlab.tracking import facts, journal, notes, pending, replay, server
 from optlab.tracking.link import Link
-from optlab.tracking.shown import Shown, show
+from optlab.tracking.points import rounded
+from optlab.tracking.shown import Shown
 from optlab.tracking.summaries import Summary
+from optlab.tuning import settling
 
 _AWAY = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
 
@@ -31,15 +34,17 @@ def publish(compared: Comparison, folder: Path, sender: Link | None = None) -> s
         told = f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.experiment()}'"
         return told if answer and answer["reached"] else _AWAY
     present = shown(compared, folder)
+    pending.Pending(shown=present).write()
+    _restore(compared, folder, sender)
     answer = sender.ask(publish=present.model_dump()) if sender else None
     if answer is not None:
         return str(answer.get("told", _AWAY))
     if not replay.push_pending():
         return _AWAY
     try:
-        return show(present)
+        return pending.show(present)
     except Exception as error:
-        print(f"warning: MLflow at {server.shown()}: {one_line(error)[:200]}", file=sys.stderr)
+        print(f"warning: MLflow at {server.shown()}: {server.describe(error)}", file=sys.stderr)
         return _AWAY
 
 
@@ -54,6 +59,7 @@ def shown(compared: Comparison, folder: Path) -> Shown:
         chosen_by=compared.chosen_by,
         summaries=tuple(_summaries(compared)),
         trials=tuple(_trials(compared)),
+        report=str(folder / REPORTS / "report.html"),
         colours={run.files.id: compared.colours[run.files.optimizer] for run in compared.runs},
     )
 
@@ -68,7 +74,7 @@ def _trials(compared: Comparison) -> Iterator[Summary]:
                 key: value for part in each.values.values() if isinstance(part, dict) for key, value in part.items()
             }
             points = [
-                (f"validation/{figure}", value, look.step)
+                (f"validation/{figure}", rounded(value), look.step)
                 for look in each.looks
                 for figure, value in (("accuracy", look.accuracy), ("loss", look.loss))
                 if value is not None
@@ -92,7 +98,7 @@ def _summaries(compared: Comparison) -> Iterator[Summary]:
         name, tested = row.optimizer, {0: row.test_accuracy} if row.test_accuracy else {}  # a bar
         found = {figure: own[name] for figure, own in by_step.items()} | {"test_accuracy": tested}
         points = [
-            (f"{figure}/{part}", value, step)
+            (f"{figure}/{part}", rounded(value), step)
             for figure, curve in found.items()
             for step, each in curve.items()
             for part, value in (("mean", each.mean), ("lower", each.low), ("upper", each.high))
@@ -113,3 +119,32 @@ def _complete(compared: Comparison) -> None:
         with contextlib.suppress(BusyError), locks.holding(log.summary().lock):  # it may be at work once more
             weights = run.files.weights if run.files.weights.exists() else None
             facts.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
+
+
+def _restore(compared: Comparison, folder: Path, sender: Link | None) -> None:
+    """Write a journal for each run that DVC has restored, and that MLflow has not got from elsewhere."""
+    own = [run for run in compared.runs if journal.find(run.files.id, run.trained.weights_sha256) is None]
+    wanted = [(run.files.id, run.trained.weights_sha256) for run in own]
+    if not wanted:
+        return
+    missing = _missing(notes.experiment(folder), wanted, sender)
+    for run in own:
+        if run.files.id in missing:
+            with contextlib.suppress(BusyError), locks.holding(notes.lock_name(folder, run.files.id)):
+                weights = run.files.weights if run.files.weights.exists() else None
+                tuned = compared.tunings.get(run.files.optimizer)
+                more = settling.tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
+                log = facts.restored(compared.config, run.files, weights, run.trained, run.conditions, more=more)
+                facts.evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
+                log.publish()
+
+
+def _missing(experiment: str, wanted: list[tuple[str, str]], sender: Link | None) -> list[str]:
+    """The ids of the runs that MLflow has not got; none where it cannot be asked."""
+    answer = sender.ask(experiment=experiment, missing=wanted) if sender else None
+    if answer is not None:
+        return list(answer.get("missing", ()))
+    try:
+        return server.missing_runs(experiment, wanted)
+    except Exception:  # the push that follows says so
+        return []

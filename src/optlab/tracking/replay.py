@@ -1,15 +1,14 @@
 """MLflow, filled from journals: as a training goes, or afterwards, with the same result."""
 
 import functools
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from optlab.system.errors import WeightsError, one_line, say
-from optlab.tracking import server
+from optlab.system.errors import say
+from optlab.tracking import refusals, server
 from optlab.tracking.journal import Journal, all_journals
 from optlab.tracking.link import LATER, PATIENCE_S
 from optlab.tracking.notes import Note, Summary, events
@@ -18,13 +17,7 @@ from optlab.tracking.sending import send
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_ROOM = 50_000_000  # bytes of free disk below which no error is an event's own fault
-_REFUSALS = (
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-)
+_NAMED = 3  # refusals that one warning names
 
 
 class Replay:
@@ -36,7 +29,7 @@ class Replay:
         the note's store is today's, and its summary has the file's size   nothing; the journal is not opened
         the note's store is today's     send the lines after those noted, one by one, each noted when it is there
         it is another, or there is none send everything; what the store has already is not changed by that
-        an event is refused for what it says (`_is_final`)  warn, count it, go on: it would be refused for ever
+        an event, or a part of one, is refused for what it says  warn, count it, go on: it would be refused for ever
         any other error                 raise it; the next push connects anew, and goes on from the note
 
     One push at a time: it holds the lock in the journal's folder. Stages leave it to the process of `sender`, which
@@ -73,15 +66,20 @@ class Replay:
             return bool(waiting)
 
     def _send(self, client: "MlflowClient", note: Note, event: dict[str, Any]) -> None:
+        parts: refusals.Refused = []
         try:
-            note.run_id = send(client, self._journal, note.run_id, event)
+            note.run_id = send(client, self._journal, note.run_id, event, parts)
         except Exception as error:
             self._client = None  # connect anew next time: the server may be another by then
             server.forget()
-            if not _is_final(error):
+            if not refusals.is_final(error):
                 raise
-            _warn(f"refuses the {event['event']} of {self._journal.folder.name} ({one_line(error)[:200]})")
-            note.refused = (note.refused or 0) + 1
+            parts.append((f"the {event['event']}", server.describe(error)))
+        if parts:
+            more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+            named = ", ".join(what for what, _ in parts[:_NAMED])
+            _warn(f"refuses {named}{more} of {self._journal.folder.name} ({parts[0][1]})")
+            note.refused = (note.refused or 0) + len(parts)
         note.events += 1
 
     def _note(self, experiment: str, lines: int) -> Note:
@@ -112,6 +110,11 @@ def sent(journal: Journal, identity: Callable[[str], str] = server.identity) -> 
     return said if note.store == identity(said.experiment) else None
 
 
+def refused() -> list[str]:
+    """The names of the journals of which the store has refused a part."""
+    return [each.folder.name for each in all_journals() if Note.read(each.folder).refused]
+
+
 def push_pending() -> bool:
     """Push every journal; True if MLflow now has everything it takes. Gives up when that takes too long."""
     answer: list[bool] = []
@@ -128,7 +131,7 @@ def _push_quietly() -> bool:
         for _ in push_all():
             pass
     except Exception as error:
-        _warn(f"does not take the runs now ({one_line(error)[:200]}): {LATER}")
+        _warn(f"does not take the runs now ({server.describe(error)}): {LATER}")
         return False
     return True
 
@@ -171,19 +174,6 @@ def _is_alone(error: Exception) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", 0)
     own = isinstance(error, PermissionError) or getattr(error, "error_code", "") == "PERMISSION_DENIED"
     return own or (400 <= status < 500 and status not in (401, 408, 429))
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether the same event would be refused again: not if the store was away, overloaded, or failed inside."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code in _REFUSALS
-    if shutil.disk_usage(".").free < _ROOM:  # libraries raise whatever they like then
-        return False
-    # What the store's clients raise on a bad connection is an OSError, or a database's own error.
-    own = FileNotFoundError | LookupError | TypeError | ValueError | RuntimeError | WeightsError
-    return isinstance(error, own)
 
 
 def _warn(text: str) -> None:

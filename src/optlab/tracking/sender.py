@@ -22,9 +22,9 @@ import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import processes
-from optlab.system.errors import one_line
-from optlab.tracking import link, replay, server
+from optlab.tracking import link, pending, replay, server
 from optlab.tracking.journal import JOURNALS, Journal
+from optlab.tracking.shown import Shown
 
 _LOOK_S = 0.5  # how often to see whether anybody is left
 _RETRY_S = 30.0  # after trouble with a store
@@ -102,17 +102,17 @@ class Sender:
 
     def _answer(self, question: dict[str, Any]) -> dict[str, Any]:
         self._all_due = True
-        if not self._push():
+        if not self._push(comparisons="publish" not in question):
             return {"reached": False}
-        if "publish" not in question:
-            return {"reached": True}
-        from optlab.tracking.shown import Shown, show
-
         try:
-            return {"reached": True, "told": show(Shown.model_validate(question["publish"]))}
+            if "missing" in question:
+                return {"reached": True, "missing": server.missing_runs(question["experiment"], question["missing"])}
+            if "publish" in question:
+                return {"reached": True, "told": pending.show(Shown.model_validate(question["publish"]))}
         except Exception as error:
-            _warn(one_line(error)[:200])
+            _warn(server.describe(error))
             return {"reached": False}
+        return {"reached": True}
 
     def _push_grown(self) -> None:
         grown, self._grown = self._grown, set()
@@ -121,8 +121,8 @@ class Sender:
             if not self._tried(own.push):
                 self._grown.add(name)
 
-    def _push(self) -> bool:
-        """Every journal, if that is due; whether MLflow has everything that it takes."""
+    def _push(self, comparisons: bool = True) -> bool:
+        """Every journal, if that is due, then the comparisons; whether MLflow has all of the journals that it takes."""
         if not self._all_due and not self._grown:
             return True
 
@@ -130,8 +130,14 @@ class Sender:
             for _ in replay.push_all(self._settled):
                 pass
 
+        def show() -> None:
+            for _ in pending.show_all():
+                pass
+
         self._replays = {}  # a run goes on with a client of its own
         self._all_due, self._grown = not self._tried(push), set()
+        if comparisons and not self._all_due:
+            self._tried(show)
         return not self._all_due
 
     def _tried(self, push: Any) -> bool:
@@ -140,7 +146,7 @@ class Sender:
         except Exception as error:
             self._not_before = time.monotonic() + _RETRY_S
             if not self._warned:
-                _warn(f"does not take the runs now ({one_line(error)[:200]}): {link.LATER}")
+                _warn(f"does not take the runs now ({server.describe(error)}): {link.LATER}")
                 self._warned = True
             return False
         return True

@@ -3,14 +3,14 @@
 import http.client
 import logging
 import os
-import re
 import sqlite3
 import ssl
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from filelock import FileLock
 
 from optlab.system import repository
 from optlab.system.errors import one_line
+from optlab.tracking import databases, redaction
 from optlab.tracking.notes import PROJECT, WEIGHTS_TAG
+from optlab.tracking.redaction import redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 DATABASE = Path("mlflow.db")
 _LOCK = Path(".optlab") / "store.lock"
-_KNOCK_S = 5.0
-_LOGIN = re.compile(r"^(\w+://)[^/@]*@")  # as far as a server's address
+KNOCK_S = 5.0  # to wait for an answer
+_MISREAD = set("%?#")  # MLflow, alembic and SQLAlchemy take each for something else than a part of a path
 _LOCAL_UI = "http://127.0.0.1:5000"
 _births: dict[str, dict[str, int | None]] = {}  # tracking URI → experiment → when it was created, ms since 1970
 
@@ -44,12 +46,23 @@ _DEFAULTS = {
 
 def uri() -> str:
     """The tracking URI: the environment's, or the database at the top of the repository."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri()
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return _own_uri() if named in (None, "", _path_uri()) else named
 
 
 def shown() -> str:
     """The tracking URI as it may be shown and noted: without a user's name and password."""
-    return _LOGIN.sub(r"\1", uri())
+    return _path_uri() if is_local() else redact_uri(uri())
+
+
+def describe(error: BaseException) -> str:
+    """Return what to show of an error of MLflow's: one line, without passwords, with the remedy where it is known."""
+    if "out-of-date database schema" in str(error):  # said of a newer one as well
+        return (
+            f"its database is of another version than the installed MLflow {version('mlflow')}: install that version; "
+            f"or, if the database is older, copy it, then run `mlflow db upgrade {shown()}`"
+        )
+    return redaction.describe(error, uri())
 
 
 def is_local() -> bool:
@@ -89,8 +102,11 @@ def identity(experiment: str) -> str:
 def _ask_births(client: "MlflowClient") -> dict[str, int | None]:
     from mlflow.entities import ViewType
 
-    found = client.search_experiments(ViewType.ALL, filter_string=f"name LIKE '{PROJECT}%'")
-    return {each.name: each.creation_time for each in found}
+    def page(token: str | None) -> Any:
+        wanted = f"name LIKE '{PROJECT}%'"
+        return client.search_experiments(ViewType.ALL, filter_string=wanted, page_token=token)
+
+    return {each.name: each.creation_time for each in _all_pages(page)}
 
 
 def forget() -> None:
@@ -98,8 +114,13 @@ def forget() -> None:
     _births.pop(uri(), None)
 
 
-def _own_uri() -> str:
+def _path_uri() -> str:
     return f"sqlite:///{repository.root() / DATABASE}"
+
+
+def _own_uri() -> str:
+    """The database's absolute path; relative to the top, the working directory, where that would be misread."""
+    return f"sqlite:///{DATABASE}" if _MISREAD & set(_path_uri()) else _path_uri()
 
 
 def ui_url() -> str:
@@ -131,10 +152,15 @@ def connect() -> "MlflowClient":
 
 def _knock() -> None:
     """See whether a server answers at all: MLflow's client takes minutes to find out that one hangs."""
-    if not uri().startswith("http"):
-        return
+    if uri().startswith("http"):
+        _knock_web()
+    elif uri().partition("://")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        databases.knock(uri(), KNOCK_S)
+
+
+def _knock_web() -> None:
     try:
-        with urllib.request.urlopen(f"{shown().rstrip('/')}/health", timeout=_KNOCK_S):  # noqa: S310 - http only, see above
+        with urllib.request.urlopen(f"{shown().rstrip('/')}/health", timeout=KNOCK_S):  # noqa: S310 - http only, see above
             pass
     except urllib.error.HTTPError:
         return  # an answer, though perhaps not a good one: MLflow's client has the words for it
@@ -197,7 +223,7 @@ def _create_database() -> None:
     fresh = Path(f".mlflow.db.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     try:
-        mlflow.MlflowClient(f"sqlite:///{fresh.absolute()}").search_experiments()
+        mlflow.MlflowClient(f"{_own_uri().removesuffix(DATABASE.name)}{fresh.name}").search_experiments()
         fresh.replace(DATABASE)
     finally:
         for left in Path().glob(f"{fresh}*"):  # a full disk is not to be filled further
@@ -213,6 +239,33 @@ def find_run_ids(name: str, runs: list[tuple[str, str]]) -> list[str | None]:
     client = connect()
     found = find_runs(client, experiment(client, name), runs)
     return [str(each.info.run_id) if each else None for each in found]
+
+
+def missing_runs(name: str, runs: list[tuple[str, str]]) -> list[str]:
+    """The ids of those runs, each with the SHA-256 of its weights, that the experiment of that name does not have.
+
+    Raises:
+        Exception: whatever MLflow raises when it cannot be reached.
+    """
+    client = connect()
+    found = find_runs(client, experiment(client, name), runs)
+    return [run for (run, _), each in zip(runs, found, strict=True) if each is None]
+
+
+def search_runs(client: "MlflowClient", experiment: str, wanted: str, order_by: list[str] | None = None) -> list[Any]:
+    """All runs of an experiment that a filter finds, also beyond the first page."""
+    return _all_pages(lambda token: client.search_runs([experiment], wanted, order_by=order_by, page_token=token))
+
+
+def _all_pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """What a search finds, as one list: what is done with a page may change what the next one would hold."""
+    found, token = [], None
+    while True:
+        page = search(token)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def find_runs(client: "MlflowClient", experiment: str, runs: list[tuple[str, str]]) -> Iterator[Any]:

@@ -3,11 +3,12 @@
 Nothing here imports torch: the process that fills MLflow does it.
 """
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from optlab.tracking import sending, server, summaries, view
+from optlab.tracking import descriptions, sending, server, summaries, view
 from optlab.tracking.summaries import Summary
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 REGISTERED_MODEL = "optlab-cifar10"
 CHAMPION = "champion"
+LOCAL = '`optlab ui` here (or `mlflow ui`, and click "Model training", top left)'
 
 
 class Shown(BaseModel):
@@ -28,6 +30,7 @@ class Shown(BaseModel):
         chosen_by: the figure that the table is sorted by.
         summaries: one for each optimizer.
         trials: one for each trial of the tunings.
+        report: the path of the page with the verdicts.
         colours: of each run, by its id: another comparison may have given it another one.
     """
 
@@ -40,6 +43,7 @@ class Shown(BaseModel):
     chosen_by: str
     summaries: tuple[Summary, ...]
     trials: tuple[Summary, ...] = ()
+    report: str = "reports/report.html"
     colours: dict[str, str] = Field(default_factory=dict)
 
 
@@ -52,12 +56,18 @@ def show(shown: Shown) -> str:
     client = server.connect()
     experiment = server.experiment(client, shown.experiment)
     current = _mark_current(client, experiment, shown)
+    sending.describe_models(client, experiment)
     if shown.champion in current:
         _register(client, current[shown.champion], shown.champion)
-    client.set_experiment_tag(experiment, view.TAG, view.state(shown.chosen_by))
-    means = summaries.show(client, shown.experiment, shown.summaries, shown.chosen_by == "validation_accuracy")
+    _retire(client, experiment, current.get(shown.champion or ""))
+    client.set_experiment_tag(experiment, view.TAG, view.saved(view.runs(shown.chosen_by)))
+    if not client.get_experiment(experiment).tags.get(descriptions.TAG):  # a person may have written one
+        client.set_experiment_tag(experiment, descriptions.TAG, descriptions.TRAININGS.format(report=shown.report))
+    validated = shown.chosen_by == "validation_accuracy"
+    means = summaries.show(client, shown.experiment, shown.summaries, validated, shown.report)
     summaries.show_trials(client, shown.experiment, shown.trials)
-    return _addresses(experiment, means)
+    start = f"Run {LOCAL}, then open" if server.is_local() else "Open"
+    return f"{start}\n{listed(view.addresses(server.ui_url(), experiment, means))}"
 
 
 def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     logged = server.find_runs(client, experiment, list(shown.runs))
     found = {run: each for (run, _), each in zip(shown.runs, logged, strict=True) if each is not None}
     keep = {each.info.run_id for each in found.values()}
-    for old in client.search_runs([experiment], "tags.comparison = 'current'"):
+    for old in server.search_runs(client, experiment, "tags.comparison = 'current'"):
         if old.info.run_id not in keep:
             client.set_tag(old.info.run_id, "comparison", "earlier")
     for run_id in keep:
@@ -82,24 +92,48 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     model_id = sending.logged_model(client, run.info.run_id)
     if model_id is None:
         return
-    versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
-    known = next((version for version in versions if version.model_id == model_id), None)
-    if known is None:
+    source = f"models:/{model_id}"  # MLflow returns versions without their `model_id`
+    known = [each for each in client.search_model_versions(f"name = '{REGISTERED_MODEL}'") if each.source == source]
+    if not known:
         if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
             client.create_registered_model(REGISTERED_MODEL, description="The best run of the current comparison.")
-        known = client.create_model_version(
-            REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, {"run": run_id}, model_id=model_id
-        )
-    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known.version)
+        tags = {"run": run_id}
+        known = [client.create_model_version(REGISTERED_MODEL, source, run.info.run_id, tags, model_id=model_id)]
+    version = max(int(each.version) for each in known)  # earlier versions of this program made one at every call
+    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(version))
+    # The page of models shows what is registered by this tag, which MLflow's own `register_model` sets.
+    listed = json.dumps([{"name": REGISTERED_MODEL, "version": str(version)}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": listed})
 
 
-def _addresses(trainings: str, means: str) -> str:
-    shown = f"viewStateShareKey={view.NAME}&workflowType=machine_learning"
-    table, bands = (f"{server.ui_url()}/#/experiments/{experiment}/runs?" for experiment in (trainings, means))
-    start = "Run `mlflow ui` here, then open" if server.is_local() else "Open"
-    return (
-        f"{start}\n"
-        f"  the means in their bands  {bands}compareRunsMode=CHART&{shown}\n"
-        f"  the curve of every run    {table}compareRunsMode=CHART&{shown}\n"
-        f"  the table of all runs     {table}{shown}"
-    )
+def addresses(client: "MlflowClient", name: str, url: str, prepared: bool) -> dict[str, str]:
+    """Title → address of the pages that show the experiment of that name; none where no comparison has been shown.
+
+    Args:
+        prepared: as for `view.addresses`.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    trainings, means = (client.get_experiment_by_name(each) for each in (name, summaries.experiment(name)))
+    if trainings is None or view.TAG not in trainings.tags:
+        return {}
+    return view.addresses(url, trainings.experiment_id, means.experiment_id if means else None, prepared)
+
+
+def listed(addresses: dict[str, str]) -> str:
+    """One line for each."""
+    width = max(map(len, addresses))
+    return "\n".join(f"  {title:{width}}  {address}" for title, address in addresses.items())
+
+
+def _retire(client: "MlflowClient", experiment: str, champion: Any) -> None:
+    """Take the alias from any other run of this experiment than the champion; another pipeline's keeps it."""
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return
+    version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION)
+    run_id = client.get_model_version(REGISTERED_MODEL, version).run_id if version else None
+    if not run_id or (champion and champion.info.run_id == run_id):
+        return
+    if client.get_run(run_id).info.experiment_id == experiment:
+        client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)

@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
-from optlab.tracking import server, view
+from optlab.tracking import descriptions, refusals, server, view
 from optlab.tracking.journal import now_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 TAG = "summary"  # unfinished, current, or earlier; no training has it
 _DIGEST = "summary.digest"
 _UNFINISHED = "unfinished"
 _LONGEST_MS = 3_600_000  # that one is being made
-_BATCH = 1000  # points, that MLflow takes at once
 
 
 class Summary(BaseModel):
@@ -61,7 +57,8 @@ def experiment(trainings: str) -> str:
     return f"{trainings}.summary"  # a folder's experiment is named with a hyphen
 
 
-def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...], validated: bool) -> str:
+def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...], validated: bool,
+         report: str = "reports/report.html") -> str:  # fmt: skip
     """Bring the experiment to these summaries, each there once, and return its id.
 
     Metrics of a run can only be added to: a summary that has changed is deleted, and made anew.
@@ -69,17 +66,16 @@ def show(client: "MlflowClient", trainings: str, summaries: tuple[Summary, ...],
     Args:
         trainings: the name of the experiment with their trainings.
         validated: whether there is a validation split.
+        report: the path of the page that has the bands.
 
     Raises:
         Exception: whatever MLflow raises.
     """
     place = server.experiment(client, experiment(trainings))
     _bring(client, place, summaries)
-    client.set_experiment_tag(place, view.TAG, view.summary(TAG, validated))
-    client.set_experiment_tag(
-        place, "mlflow.note.content",
-        f"Means over the seeds of the experiment `{trainings}`, with the ends of their 95 % intervals.",
-    )  # fmt: skip
+    client.set_experiment_tag(place, view.TAG, view.saved(view.summaries(TAG, validated)))
+    text = descriptions.SUMMARIES.format(trainings=trainings, report=report)
+    client.set_experiment_tag(place, descriptions.TAG, text)
     return place
 
 
@@ -92,11 +88,10 @@ def show_trials(client: "MlflowClient", trainings: str, trials: tuple[Summary, .
     if trials:
         place = server.experiment(client, f"{trainings}-tuning")
         _bring(client, place, trials)
-        client.set_experiment_tag(
-            place, "mlflow.note.content",
-            f"Every trial of the tunings of the experiment `{trainings}`: the parallel coordinates of the charts show "
-            f"which values go with which accuracy.",
-        )  # fmt: skip
+        drawn = [set(each.params) for each in trials if each.tags.get("trial") != "default"]  # has the class's values
+        common = set.intersection(*drawn) - {"class"} if drawn else set()
+        client.set_experiment_tag(place, view.TAG, view.saved(view.trials(TAG, sorted(common))))
+        client.set_experiment_tag(place, descriptions.TAG, descriptions.TRIALS.format(trainings=trainings))
 
 
 def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> None:
@@ -112,27 +107,16 @@ def _bring(client: "MlflowClient", place: str, wanted: tuple[Summary, ...]) -> N
 def _missing(client: "MlflowClient", place: str, summaries: tuple[Summary, ...]) -> list[Summary]:
     """Those that are not there; whatever else passes for a present one is removed, of equal ones all but the first."""
     wanted = {each.digest: each for each in summaries}
-    for run in list(_present(client, place)):
+    for run in server.search_runs(client, place, f"tags.{TAG} = 'current'", ["start_time ASC"]):
         if wanted.pop(run.data.tags.get(_DIGEST, ""), None) is None:
             _remove(client, run.info.run_id)
     return list(wanted.values())
 
 
-def _present(client: "MlflowClient", place: str) -> "Iterator[Run]":
-    """Those that pass for present ones, the oldest first; there can be more than a page of them."""
-    token = None
-    while True:
-        page = client.search_runs([place], f"tags.{TAG} = 'current'", order_by=["start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _sweep(client: "MlflowClient", place: str) -> None:
     """Remove what a kill has left half-made."""
     old = now_ms() - _LONGEST_MS
-    for run in client.search_runs([place], f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
+    for run in server.search_runs(client, place, f"tags.{TAG} = '{_UNFINISHED}' AND attributes.start_time < {old}"):
         _remove(client, run.info.run_id)
 
 
@@ -153,9 +137,9 @@ def _make(client: "MlflowClient", place: str, summary: Summary) -> None:
     when = now_ms()
     tags = {TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": summary.source} | summary.tags
     run_id = client.create_run(place, when, tags, run_name=summary.run or summary.optimizer).info.run_id
-    client.log_batch(run_id, params=[Param(key, value) for key, value in summary.params.items()])
+    refused: refusals.Refused = []  # whole among the artifacts
+    refusals.log(client, run_id, "params", [Param(key, value) for key, value in summary.params.items()], refused)
     metrics = [Metric(key, value, when, step) for key, value, step in summary.points]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    refusals.log(client, run_id, "metrics", metrics, refused)
     client.set_terminated(run_id, "FINISHED", now_ms())
     client.log_batch(run_id, tags=[RunTag(_DIGEST, summary.digest), RunTag(TAG, "current")])

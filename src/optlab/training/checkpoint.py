@@ -101,7 +101,9 @@ class Checkpoint(Saver):
         Raises:
             StorageError: it cannot be read at all.
         """
-        for path in sorted(self._folder.glob("*.safetensors"), reverse=True):
+        left = self.saved()
+        while left:
+            path = left.pop()
             untouched = _encode(_state(outcome, stepper))
             try:
                 _apply(_decode(_verified(path)), outcome, stepper)
@@ -111,11 +113,16 @@ class Checkpoint(Saver):
                 raise  # the checkpoint is not to blame
             except Exception as error:  # whatever damage makes the readers raise
                 _apply(_decode(untouched), outcome, stepper)
-                _warn(f"{path}: refused ({one_line(error)[:200]}): the training starts over")
+                then = "an earlier one is tried" if left else "the training starts over"
+                _warn(f"{path}: refused ({one_line(error)[:200]}): {then}")
                 path.unlink(missing_ok=True)
                 continue
             return True
         return False
+
+    def saved(self) -> list[Path]:
+        """Its files, the last one at the end; what else has such a name is nobody's."""
+        return sorted(path for path in self._folder.glob("*.safetensors") if path.is_file())
 
     def after_step(self, outcome: Outcome, stepper: Stepper) -> None:
         """Save if it is time: as often as keeps the cost within its share."""
@@ -144,7 +151,7 @@ class Checkpoint(Saver):
         path = self._folder / f"{steps:09d}-{hashlib.sha256(content).hexdigest()}.safetensors"
         files.write(path, content)
         for other in self._folder.iterdir():
-            if other != path:
+            if other != path and other.is_file():
                 other.unlink()
 
 
@@ -170,6 +177,7 @@ def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
         "model": _tensors_of(outcome.model),
         "optimizers": [_own_state(optimizer) for optimizer in _stateful(stepper)],
         "mode": stepper.mode,
+        "rates": stepper.rate_state(),
         "generators": generators.state(),
         "epochs": [epoch.model_dump() for epoch in outcome.epochs],
         "validations": [each.model_dump() for each in outcome.validations],
@@ -194,6 +202,7 @@ def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
         if _encode(optimizer.state_dict()) != _encode(saved):
             raise ValueError(f"{type(optimizer).__name__} does not take back the state that it gave")
     stepper.mode = state["mode"]
+    stepper.restore_rates(state["rates"])
     generators.restore(state["generators"])
     outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
     outcome.validations[:] = [Validation(**each) for each in state["validations"]]

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 from optlab.config.entries import OptimizerSpec
 from optlab.system.errors import ConfigError
 from optlab.system.wording import did_you_mean
-from optlab.training import construction
+from optlab.training import argument_types, construction
 from optlab.training.construction import Base, arguments
 from optlab.training.models import resolve
 
@@ -72,6 +73,7 @@ def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
             f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: use Adam"
         )
     _check_names(where, cls, spec)
+    argument_types.check(where, cls, spec.hyperparameters)
     return cls
 
 
@@ -95,6 +97,8 @@ def check_groups(entry: Entry) -> None:
             flagged = key != "params" and re.search(rf"""["']{re.escape(key)}["']""", source)
             if key not in known and not flagged:
                 raise _unknown(f"{entry.where}.groups.{number}.{key}", entry.cls.__name__, known, key)
+            owner = next((cls for cls in entry.classes if key in arguments(cls)), entry.cls)
+            argument_types.check(f"{entry.where}.groups.{number}", owner, {key: group.hyperparameters[key]})
 
 
 def _hyperparameters(cls: type[Optimizer]) -> list[str]:
@@ -118,6 +122,15 @@ def asks_for_graph(cls: type[Optimizer]) -> bool:
     return not is_of_torch(cls) and "create_graph" in _source_of(cls)
 
 
+def sets_rate(cls: type[Optimizer]) -> bool:
+    """Whether its own source sets a learning rate elsewhere than where it is built."""
+    own = [each for each in cls.__mro__ if not is_of_torch(each) and each is not object]
+    methods = [
+        value for each in own for name, value in vars(each).items() if inspect.isfunction(value) and name != "__init__"
+    ]
+    return any(re.search(r"""\[["']lr["']\]\s*[-+*/]?=(?!=)""", _source_of(each)) for each in methods)
+
+
 def flag_of(cls: type[Optimizer], complaint: str) -> str | None:
     """The key that it demands of every group, such as `use_muon`, by what it says of groups without it."""
     found = re.search(r"""[`"'](\w+)[`"'] (?:must be set|is required|is missing)""", complaint)
@@ -129,7 +142,7 @@ def _source(cls: type[Optimizer]) -> str:
     return "\n".join(_source_of(each) for each in cls.__mro__ if not is_of_torch(each) and each is not object)
 
 
-def _source_of(cls: type) -> str:
+def _source_of(cls: Any) -> str:
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):  # it was not read from a file

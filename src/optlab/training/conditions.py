@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from optlab.config.parameters import Training
 from optlab.record.contents import Conditions
 from optlab.system import memory
-from optlab.training import portable
+from optlab.training import modules, portable
 from optlab.training.numerics import PORTABLE
 
 # Read by the libraries while they load. CUBLAS_WORKSPACE_CONFIG makes cuBLAS repeatable.
@@ -50,7 +50,7 @@ def apply(training: Training) -> torch.device:
     return torch.device("cpu")
 
 
-def current(device: torch.device, paths: Iterable[str] = ()) -> Conditions:
+def current(device: torch.device, paths: Sequence[str] = ()) -> Conditions:
     """The conditions in force, without times, host names or paths: the same on machines of the same kind.
 
     Args:
@@ -66,6 +66,7 @@ def current(device: torch.device, paths: Iterable[str] = ()) -> Conditions:
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         variables={name: os.environ.get(name) for name in VARIABLES},
+        modules=modules.imported(paths),
     )
 
 

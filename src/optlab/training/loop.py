@@ -16,11 +16,10 @@ from optlab.config.parameters import Config, Training, run_id
 from optlab.data.dataset import Split, Splits, epoch_batches, to_input
 from optlab.record.contents import Epoch, Status, Validation
 from optlab.system.errors import LackError, StepError, one_line
-from optlab.training import faults, models, optimizers, schedules
+from optlab.training import faults, models, optimizers, process_settings, schedules
 from optlab.training.construction import Context
+from optlab.training.models import EVALUATION_BATCH
 from optlab.training.stepping import Stepper
-
-EVALUATION_BATCH = 125  # what a layer of it gives stays in a core's cache
 
 
 @dataclass
@@ -108,11 +107,14 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
         StepError: the model or the optimizer fails in a step.
         LackError: the machine does: there is no memory, no room on the disk, a GPU does not answer.
     """
+    before = process_settings.current()
     model = models.build(config.model, seed).to(device)
     stepper = optimizers.build(name, config.optimizer(name), Context.of(config, model))
     outcome = Outcome("completed", model, hyperparameters=stepper.hyperparameters())
     own = Splits(splits.train.to(device), splits.validation.to(device))
-    training = _Training(config, config.schedule(name), seed, own, stepper, outcome, observers, saver or Saver())
+    training = _Training(
+        config, config.schedule(name), seed, own, stepper, outcome, observers, saver or Saver(), before
+    )
     finite = _finite_tensors(model)
     training.saver.restore(outcome, stepper)
     start = _start(run_id(name, seed), outcome, config, stepper.described())
@@ -145,6 +147,7 @@ class _Training:
     outcome: Outcome
     observers: Sequence[Observer]
     saver: Saver
+    process: dict[str, Any]
 
     def steps_of(self, epoch: int) -> None:
         """Those of the epoch that are not done yet, up to the first whose loss is not finite."""
@@ -173,7 +176,12 @@ class _Training:
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
         try:
-            return train_step(self.outcome.model, self.stepper, images, labels, self.config.training)
+            loss = train_step(self.outcome.model, self.stepper, images, labels, self.config.training)
+            if said := process_settings.restore(self.process):
+                raise StepError(f"step {step} {said}")
+            return loss
+        except StepError:
+            raise
         except Exception as error:  # whatever a foreign class raises
             if lack := faults.lack(error):
                 raise LackError(f"step {step} {lack}") from error

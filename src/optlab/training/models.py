@@ -14,7 +14,9 @@ from optlab.config.parameters import CLASS_COUNT
 from optlab.system.errors import ConfigError, LackError, say
 from optlab.system.repository import CUSTOM
 from optlab.system.wording import did_you_mean
-from optlab.training import faults, generators
+from optlab.training import faults, generators, modules, process_settings
+
+EVALUATION_BATCH = 125  # images: what a layer of it gives stays in a core's cache
 
 
 def zilliax() -> nn.Module:
@@ -71,7 +73,10 @@ def build(name: str, seed: int) -> nn.Module:
     factory = MODELS[name] if name in MODELS else resolve(name, f"model: {name}", MODELS)
     generators.seed(seed)
     try:
-        model = factory()
+        with process_settings.guarded(f"model: {name}"):
+            model = factory()
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:  # whatever a foreign callable raises
         if lack := faults.lack(error):
             raise LackError(f"params.yaml: model: {name} {lack}") from None
@@ -101,9 +106,13 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     top, _, below = path.partition(".")
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
+    modules.check_name(top, where)
     sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
     try:
-        module = importlib.import_module(module_name)
+        with process_settings.guarded(f"{where}: importing {module_name}"):
+            module = importlib.import_module(module_name)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:  # whatever a foreign module raises while it is imported
         text = " ".join(str(error).split())
         raise ConfigError(

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.config.entries import OptimizerSpec
-from optlab.config.parameters import CLASS_COUNT, Config
+from optlab.config.parameters import Config
 from optlab.system import memory
 from optlab.system.errors import ConfigError, LackError, WeightsError, one_line
-from optlab.training import blame, probing, uncompiled, weights
-from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of
+from optlab.training import blame, model_check, probing, process_settings, uncompiled, weights
+from optlab.training.classes import Entry, asks_for_graph, check_groups, entry_of, sets_rate
 from optlab.training.construction import Context, arguments, construct, takes_parameters, values_of
 from optlab.training.models import build as build_model
-from optlab.training.stepping import Share, Stepper
+from optlab.training.stepping import Share, Stepper, with_wrapped
 
 ENOUGH = 50  # evaluations of the loss in a checked step; LBFGS with `max_iter: 1000000000` would not come back
 
@@ -56,7 +56,9 @@ def build(name: str, spec: OptimizerSpec, context: Context) -> Stepper:
         return [probing.kept(part, own[0].values, context, each, create_graph) for (part, own), each in tried]
 
     optimizers = [_construct(part, own, context) for part, own in parts]
-    return Stepper(optimizers, [own for _, own in parts], create_graph, asked[0], kept)
+    stepper = Stepper(optimizers, [own for _, own in parts], create_graph, asked[0], kept)
+    stepper.known += context.model.parameters()
+    return stepper
 
 
 def _shares(entry: Entry, parameters: dict[str, nn.Parameter],
@@ -143,7 +145,7 @@ def check(config: Config) -> list[str]:
         ConfigError: one line with the place in params.yaml and the remedy.
     """
     model = build_model(config.model, seed=0)
-    _check_outputs(config.model, model)
+    model_check.check(config.model, model, config.data, config.training)
     try:
         weights.encoded(model, config.model)
     except WeightsError as error:
@@ -152,10 +154,11 @@ def check(config: Config) -> list[str]:
     for name, spec in config.optimizers.items():
         context = Context.of(config, copy.deepcopy(model))
         try:
-            with memory.measured() as taken:
-                _check_step(name, spec, context)
+            with memory.measured() as taken, process_settings.guarded(f"optimizers.{name}: {spec.class_}"):
+                stepper = _check_step(name, spec, context)
         except ConfigError as error:
             raise ConfigError(f"{error}{_remedy(name, spec, context)}") from None
+        warnings += _check_schedule(name, config, stepper, context)
         if taken.bytes > memory.total() / 2:
             warnings.append(
                 f"warning: optimizers.{name}: its first step took {taken.bytes / memory.GIB:.1f} GiB of memory, more "
@@ -164,12 +167,12 @@ def check(config: Config) -> list[str]:
     return warnings
 
 
-def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:
-    """Take one step without data, down the mean of the weights."""
+def _check_step(name: str, spec: OptimizerSpec, context: Context) -> Stepper:
+    """Take one step without data, down the mean of the weights; returns what has taken it."""
 
     trained = [value for value in context.model.parameters() if value.requires_grad]
 
-    def step(spec: OptimizerSpec) -> None:
+    def step(spec: OptimizerSpec) -> Stepper:
         stepper, left = build(name, spec, context), iter(range(ENOUGH))
 
         @torch.enable_grad()
@@ -184,8 +187,37 @@ def _check_step(name: str, spec: OptimizerSpec, context: Context) -> None:
         stepper.train()
         with contextlib.suppress(_EnoughError):
             stepper.step(closure)
+        return stepper
 
-    blame.attempt(f"optimizers.{name}", spec, step, first_step=True)
+    stepper: Stepper = blame.attempt(f"optimizers.{name}", spec, step, first_step=True)
+    return stepper
+
+
+def _check_schedule(name: str, config: Config, stepper: Stepper, context: Context) -> list[str]:
+    """Refuse a schedule for what has no learning rate, or sets its own; returns warnings."""
+    schedule, spec, warnings = config.schedule(name), config.optimizer(name), []
+    if schedule.name == "constant" and not schedule.warmup_epochs:
+        return []
+    entries = [entry_of(f"optimizers.{name}", spec)]
+    if len(stepper.optimizers) > 1 and spec.fallback:
+        entries.append(entry_of(f"optimizers.{name}.fallback", spec.fallback))
+    for entry, optimizer, shares in zip(entries, stepper.optimizers, stepper.shares, strict=True):
+        own = shares[0].values, context, stepper.protocol, stepper.create_graph
+        groups = [group for each in with_wrapped(optimizer) for group in each.param_groups]
+        reason = "has no learning rate" if all(group.get("lr") is None for group in groups) else (
+            "sets its learning rate itself" if probing.moves_rate(entry, *own) else ""
+        )  # fmt: skip
+        if reason:
+            raise ConfigError(
+                f"params.yaml: {entry.where}: {entry.spec.class_} {reason}, so the schedule {schedule.name} is not for "
+                f"it: add `schedule: {{name: constant}}` to optimizers.{name}"
+            )
+        if any(sets_rate(cls) for cls in entry.classes):
+            warnings.append(
+                f"warning: {entry.where}: {entry.spec.class_} can set its learning rate itself: the schedule "
+                f"{schedule.name} then multiplies that by the change of its factor"
+            )
+    return warnings
 
 
 def _remedy(name: str, spec: OptimizerSpec, context: Context) -> str:
@@ -199,26 +231,13 @@ def _remedy(name: str, spec: OptimizerSpec, context: Context) -> str:
     for ndim, value in by_dimensions.items():
         alone = nn.ParameterDict({"alone": nn.Parameter(value.detach().clone())})
         with contextlib.suppress(ConfigError, LackError):
-            _check_step(name, spec, Context(alone, context.lengths))
+            with process_settings.guarded(f"optimizers.{name}"):
+                _check_step(name, spec, Context(alone, context.lengths))
             taken.append(ndim)
     if not 0 < len(taken) < len(by_dimensions):
         return ""
     groups = ", ".join(f"{{ndim: {ndim}}}" for ndim in taken)
     return f": it takes some parameters: add `groups: [{groups}]` and `fallback: {{class: AdamW, lr: 0.001}}`"
-
-
-def _check_outputs(name: str, model: nn.Module) -> None:
-    try:
-        with torch.inference_mode():
-            shape: Any = tuple(model.eval()(torch.zeros(2, 3, 32, 32)).shape)
-    except Exception as error:  # whatever a foreign module raises
-        shape = f"{type(error).__name__}: {one_line(error)}"
-    if shape != (2, CLASS_COUNT):
-        raise ConfigError(
-            f"params.yaml: model: {name}: for two images of shape (3, 32, 32) it must return logits of shape "
-            f"(2, {CLASS_COUNT}), not {shape}"
-        )
-    model.train()
 
 
 def _refusal(entry: Entry, parameter: nn.Parameter, values: dict[str, Any], context: Context) -> str | None:

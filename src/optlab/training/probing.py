@@ -4,13 +4,14 @@ import contextlib
 import copy
 import inspect
 import io
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optlab.system import forked
 from optlab.system.errors import ConfigError, one_line
 from optlab.training import generators
 from optlab.training.classes import Entry, asks_for_graph, flag_of, is_of_torch
@@ -20,6 +21,7 @@ from optlab.training.stepping import Protocol, Share, Stepper, protocol_of
 _STEPS = 12  # before and after a restoration: some do something else in every tenth step
 
 Kept = Literal["own", "all", "nothing"]
+T = TypeVar("T")
 
 
 def check_flag(entry: Entry, context: Context) -> None:
@@ -31,7 +33,7 @@ def check_flag(entry: Entry, context: Context) -> None:
     flag = None
     for count in (1, 2):
         try:
-            with _apart():
+            with generators.apart(), contextlib.redirect_stdout(io.StringIO()):
                 _made(entry, {}, context, groups=count)
         except Exception as error:  # whatever it is, it is said in full where each parameter is tried
             flag = flag_of(entry.cls, one_line(error))
@@ -50,11 +52,15 @@ def protocol(entry: Entry, values: dict[str, Any], context: Context) -> Protocol
     Args:
         values: of a group that it takes.
     """
-    if not is_of_torch(entry.cls):
-        with _apart(), contextlib.suppress(Exception):  # some take no such parameters
+
+    def tried() -> Protocol | None:
+        with contextlib.suppress(Exception):  # some take no such parameters
             optimizer, parameters = _made(entry, values, context)
             return protocol_of(optimizer, parameters[0], _closure(parameters, asks_for_graph(entry.cls)))
-    return "closure" if "closure" in inspect.signature(entry.cls.step).parameters else "gradient"
+        return None
+
+    found = None if is_of_torch(entry.cls) else _apart(tried)
+    return found or ("closure" if "closure" in inspect.signature(entry.cls.step).parameters else "gradient")
 
 
 def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol, create_graph: bool) -> Kept:
@@ -62,23 +68,50 @@ def kept(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol
 
     It is restored from them after some steps, and takes the same ones as if nothing had happened, or not.
     """
-    if is_of_torch(entry.cls):
-        return "own"
-    with _apart():
+
+    def tried() -> Kept:
         try:
             for which in ("own", "all"):
                 if _goes_on(entry, values, context, asked, create_graph, which):
                     return which
         except Exception:  # it takes no such parameters, or fails in a later step: that is said where it happens
             return "own"
-    return "nothing"
+        return "nothing"
+
+    return "own" if is_of_torch(entry.cls) else _apart(tried)
 
 
-@contextlib.contextmanager
-def _apart() -> Iterator[None]:
-    """What is tried here draws no random number of the training's, and prints nothing."""
-    with generators.apart(), contextlib.redirect_stdout(io.StringIO()):
-        yield
+def moves_rate(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol, create_graph: bool) -> bool:
+    """Whether its steps set its own learning rate."""
+
+    def tried() -> bool:
+        with contextlib.suppress(Exception):  # as for `kept`
+            optimizer, parameters = _made(entry, values, context)
+            stepper = Stepper([optimizer], [[]], create_graph, asked, lambda: [])
+            before = stepper.rates_in_force()
+            _steps(stepper, parameters)
+            after = stepper.rates_in_force()
+            return any(after.get(place) != rate for place, rate in before.items())
+        return False
+
+    return not all(is_of_torch(cls) for cls in entry.classes) and _apart(tried)
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """What `work` finds, without a trace: a class can keep state in its module, and draw random numbers.
+
+    A process that uses a GPU cannot be forked: there it is tried in this one.
+    """
+
+    def quietly() -> T:
+        with generators.apart(), contextlib.redirect_stdout(io.StringIO()):
+            return work()
+
+    def alone() -> T:
+        torch.set_num_threads(1)  # a child has none of the threads that share out the work
+        return quietly()
+
+    return quietly() if torch.cuda.is_initialized() else cast(T, forked.call(alone))
 
 
 def _goes_on(entry: Entry, values: dict[str, Any], context: Context, asked: Protocol, create_graph: bool,

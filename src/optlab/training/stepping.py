@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optlab.training.rates import Place, Rates, copy
+
 Closure = Callable[[], Tensor]
 Protocol = Literal["gradient", "closure", "gradient, then closure", "two steps"]  # what a step is given
 FALLBACK, BASE = "fallback.", "base."  # begin the names of their hyperparameters
@@ -50,6 +52,9 @@ class Stepper:
         shares: of each of `optimizers`, its groups in the order that it has them.
         create_graph: whether the closure is to compute gradients that can be differentiated once more.
         gradients: how many were computed in the last step.
+        protocol: how the first of `optimizers` wants the gradient.
+        rates: the learning rates, as a schedule has them.
+        known: parameters that may stand in the groups.
         mode: where the weights are: `train` or `eval`, or nothing where they have not been put anywhere.
     """
 
@@ -57,8 +62,9 @@ class Stepper:
                  kept: Callable[[], Sequence[str]]) -> None:  # fmt: skip
         """`kept` finds out `probing.kept` of each optimizer, where it is asked for."""
         self.optimizers, self.shares, self.create_graph, self.gradients = optimizers, shares, create_graph, 0
-        self._base_lr = [group.get("lr") for group in self._groups()]
-        self._protocol, self._kept = protocol, kept
+        self.rates = Rates({place: group["lr"] for place, group in self._groups() if group.get("lr") is not None})
+        self.protocol, self._kept = protocol, kept
+        self.known = self.parameters
         self.mode = ""
 
     @functools.cached_property
@@ -83,12 +89,12 @@ class Stepper:
             return losses[-1]
 
         first: Any = self.optimizers[0]
-        if self._protocol == "closure":
+        if self.protocol == "closure":
             first.step(counted)
-        elif self._protocol == "gradient, then closure":
+        elif self.protocol == "gradient, then closure":
             counted()
             first.step(counted)
-        elif self._protocol == "two steps":
+        elif self.protocol == "two steps":
             counted()
             first.first_step()
             counted()
@@ -101,6 +107,9 @@ class Stepper:
         self.gradients = len(losses)
         if not losses:
             raise RuntimeError("its step has not called the closure that it was given")
+        own = {id(each) for each in self.known}
+        if any(id(each) not in own for each in self.parameters):
+            raise RuntimeError("its step has put other parameters than the model's into its groups")
         return losses[0].detach()
 
     def zero_grad(self) -> None:
@@ -108,20 +117,53 @@ class Stepper:
             optimizer.zero_grad()
 
     def scale_lr(self, factor: float) -> None:
-        """Set every learning rate to `factor` times its configured value."""
-        for group, base in zip(self._groups(), self._base_lr, strict=True):
-            if base is not None and group["lr"] != base * factor:
-                group["lr"] = base * factor
+        """Set every learning rate to `factor` times its configured value; what a class has set itself, in proportion.
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """All of them, some perhaps twice: a wrapper can share its base's, until both have loaded their states."""
+        Where the factor is what it was, as under a constant schedule, no rate is touched.
+        """
+        if factor == self.rates.factor:
+            return
+        groups = [(place, group) for place, group in self._groups() if group.get("lr") is not None]
+        changed = [self.rates.scaled(place, group["lr"], factor) for place, group in groups]
+        for (_, group), rate in zip(groups, changed, strict=True):  # afterwards, for one group can have two places
+            group["lr"] = rate
+        self.rates.factor = factor
+
+    def _groups(self) -> list[tuple[Place, dict[str, Any]]]:
+        """All of them by their places; some at two: a wrapper can share its base's, until both have loaded theirs."""
         everything = [each for optimizer in self.optimizers for each in with_wrapped(optimizer)]
-        return [group for optimizer in everything for group in optimizer.param_groups]
+        return [
+            ((number, each), group)
+            for number, optimizer in enumerate(everything)
+            for each, group in enumerate(optimizer.param_groups)
+        ]
+
+    def rate_state(self) -> list[Any]:
+        """What the learning rates go on from: not every class restores those of what it wraps."""
+        return [self.rates.factor, self.rates.configured, self.rates.given, self.rates_in_force()]
+
+    def rates_in_force(self) -> dict[Place, Any]:
+        """Of every group that has one, or None."""
+        return {place: copy(group["lr"]) for place, group in self._groups() if "lr" in group}
+
+    def restore_rates(self, state: list[Any]) -> None:
+        """Bring the learning rates to where they were."""
+        factor, configured, given, in_force = state
+        self.rates = Rates(configured, factor, given)
+        for place, group in self._groups():
+            if place in in_force:
+                group["lr"] = copy(in_force[place])
 
     @property
-    def lr(self) -> float:
-        """The learning rate in force, of the first group."""
-        return float(self.optimizers[0].param_groups[0].get("lr", 0.0))
+    def lr(self) -> float | None:
+        """The learning rate in force, of the first group; None where it has none."""
+        rate = self.optimizers[0].param_groups[0].get("lr")
+        return None if rate is None else float(rate)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What the groups hold now."""
+        return [value for _, group in self._groups() for value in group["params"]]
 
     def train(self) -> None:
         """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""

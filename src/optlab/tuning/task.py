@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from optlab.config.parameters import Config
 from optlab.record.contents import Validation
+from optlab.system import repository
 from optlab.tuning.search import Ending
 
 TRIALS = Path(".optlab") / "trials"  # machine / key / step.json, and a checkpoint while it may go on
@@ -78,8 +79,8 @@ class Result(BaseModel):
 
 
 def lock_name(key: str) -> str:
-    """Of the lock that a trial's process holds."""
-    return f"trial-{key}"
+    """Of the lock that a trial's process holds; a copy of the repository trains its trials for itself."""
+    return repository.of_this_tree(f"trial-{key}")
 
 
 @functools.cache

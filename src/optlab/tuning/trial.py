@@ -35,8 +35,9 @@ class Saver(checkpoint.Checkpoint):
 
     def restore(self, outcome: Outcome, stepper: Stepper) -> bool:
         """As `Checkpoint.restore`; what is further than this trial is to go now does not count."""
-        for path in self._folder.glob("*.safetensors"):
-            if int(path.name.partition("-")[0]) > self._until:
+        for path in self.saved():
+            steps = path.name.partition("-")[0]
+            if steps.isdecimal() and int(steps) > self._until:
                 path.unlink()
         found = super().restore(outcome, stepper)
         if sum(map(len, outcome.step_losses)) == self._until:  # a kill came between the checkpoint and the look
@@ -60,15 +61,16 @@ class Saver(checkpoint.Checkpoint):
 def main() -> None:
     """Train what the file named by the first argument says, and write the result to the second.
 
+    Where another process trains the same trial, this one waits for it, and takes what it comes to.
+
     Raises:
-        BusyError: another process trains the same trial.
         RunsFailedError: the code is not what the tuning began with.
     """
     processes.follow_caller()
     task = Task.model_validate_json(Path(sys.argv[1]).read_bytes())
     place = Path(sys.argv[2])
     key = place.parent.name
-    with processes.terminable(), locks.holding(lock_name(key), locks.PATIENCE_S):
+    with processes.terminable(), locks.waiting(lock_name(key)):
         if Result.of(place):  # of another pipeline that has the same trial
             return
         _check_code(task, key)

@@ -1,0 +1,58 @@
+"""A model is checked for what will be done with it: training steps of the sizes that occur, and evaluations."""
+
+import sys
+
+import bad_input
+import bad_models
+import pytest
+import torch
+
+from optlab.data import dataset
+from optlab.system.errors import ConfigError, StepError
+from optlab.training import loop, optimizers, process_settings
+
+STRANGE = """
+import torch
+
+class Threads(torch.optim.SGD):
+    def step(self, closure=None):
+        torch.set_num_threads(3)
+        return super().step()
+
+class ThreadsLater(torch.optim.SGD):
+    def step(self, closure=None):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 3:
+            torch.set_num_threads(3)
+        return super().step()
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "custom").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", bad_models.MODELS)
+def test_what_a_training_would_stumble_over_is_refused(here, kind):
+    before = process_settings.current()
+    assert bad_input.check_model(kind) in (bad_input.REFUSED, bad_input.ACCEPTED)
+    assert process_settings.current() == before
+
+
+def test_a_class_that_changes_what_decides_bits_is_refused(here, small_config, sample):
+    (here / "custom" / "strange_1.py").write_text(STRANGE)
+    said = r"changes torch's number of threads from 2 to 3, for the whole process: remove that$"
+    with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine: strange_1.Threads {said}"):
+        optimizers.check(small_config(optimizers={"mine": {"class": "strange_1.Threads", "lr": 0.1}}))
+    later = small_config(optimizers={"mine": {"class": "strange_1.ThreadsLater", "lr": 0.1}})
+    optimizers.check(later)
+    with pytest.raises(StepError, match=rf"^step 2 {said}"):
+        loop.train(later, "mine", 0, dataset.load(sample, later.data, 0), torch.device("cpu"))
+    assert torch.get_num_threads() == 2

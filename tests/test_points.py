@@ -1,0 +1,45 @@
+"""The figures of a training as MLflow is given them."""
+
+import math
+
+import pytest
+
+from optlab.record.contents import Epoch
+from optlab.tracking.points import epoch_points, rounded
+
+CONSTANT = {"schedule.name": "constant", "schedule.warmup_epochs": "0", "optimizer.lr": "0.001"}
+EPOCH = Epoch(
+    epoch=2, train_loss=1.11175612, running_loss=782.312345, validation_loss=None, validation_accuracy=0.6194200001,
+    lr=0.001, gradients=704,
+).model_dump()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.6194200000000001, 0.6194), (1.1117561, 1.1118), (0.0177539, 0.01775), (1.23456e-5, 1.235e-5), (704, 704),
+     (-0.25, -0.25), (0.0, 0.0), (math.inf, math.inf)],
+)  # fmt: skip
+def test_a_metric_has_four_digits(value, shown):
+    assert rounded(value) == shown
+
+
+def test_what_is_no_number_stays_none():
+    assert math.isnan(rounded(math.nan))
+
+
+def test_losses_and_accuracies_have_a_section_before_all_else():
+    points = {name: value for name, value, *_ in epoch_points(EPOCH | {"images_per_second": 1234.56789}, 1, CONSTANT)}
+    assert points == {
+        "epoch/train_loss": 1.1118, "epoch/running_loss": 782.3123, "epoch/validation_accuracy": 0.6194,
+        "training/gradients": 704, "training/images_per_second": 1234.5679,
+    }  # fmt: skip
+    assert "epoch" < "step" < "test" < "training"  # MLflow sorts the sections of a run's charts
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"schedule.name": "cosine"}, {"schedule.warmup_epochs": "0.5"}, {"optimizer.lr": "0.1"}, {"optimizer.lr": None}],
+)
+def test_a_learning_rate_that_changes_is_a_metric(params):
+    names = [name for name, *_ in epoch_points(EPOCH, 1, CONSTANT | params)]
+    assert "training/lr" in names
