@@ -115,8 +115,6 @@ def test_a_champion_that_was_trained_again_is_no_champion(tmp_path):
     Champion(champion=run.id, chosen_by="validation_accuracy", validation_accuracy=0.5, test_accuracy=0.5).write(
         tmp_path / "reports" / "champion.json"
     )
-    run.weights.parent.mkdir()
-    run.weights.touch()
     assert prediction.champion(tmp_path) == (run.weights, "a")
     Trained(**known, validation_accuracy=0.4, weights_sha256="b").write(run.training)
     with pytest.raises(RecordError, match=r"champion.json: adam-0 was trained again since it was chosen: run `dvc"):
