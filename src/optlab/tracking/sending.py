@@ -174,13 +174,13 @@ def logged_model(client: "MlflowClient", run_id: str) -> str | None:
     return str(outputs.model_outputs[0].model_id) if outputs and outputs.model_outputs else None
 
 
-def describe_models(client: "MlflowClient", experiment: str) -> None:
-    """Give the models of an experiment that have no metrics those of their runs: earlier versions logged none."""
+def describe_models(client: "MlflowClient", experiment: str, runs: set[str]) -> None:
+    """Give the models of these runs that have no metrics those of their runs: earlier versions logged none."""
     token = None
     while True:
         page = client.search_logged_models([experiment], page_token=token)
         for model in page:
-            if not model.metrics and model.source_run_id:
+            if model.source_run_id in runs and not model.metrics:
                 _describe(client, model)
         token = page.token
         if not token:

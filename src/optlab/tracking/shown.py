@@ -56,7 +56,7 @@ def show(shown: Shown) -> str:
     client = server.connect()
     experiment = server.experiment(client, shown.experiment)
     current = _mark_current(client, experiment, shown)
-    sending.describe_models(client, experiment)
+    sending.describe_models(client, experiment, {each.info.run_id for each in current.values()})
     if shown.champion in current:
         _register(client, current[shown.champion], shown.champion)
     _retire(client, experiment, current.get(shown.champion or ""))

@@ -47,6 +47,7 @@ def open_pages(folder: Path, port: int, browse: bool) -> None:
     is_remote = server.uri().startswith("http")
     if not is_remote:
         _check(port)
+        print(f"starting MLflow on http://{HOST}:{port} …", flush=True)
     try:
         client = server.connect()
         if is_remote:
@@ -69,7 +70,6 @@ def _serve(port: int, found: dict[str, str], browse: bool) -> None:
     if found:
         environment[webapp.START_VARIABLE] = next(iter(found.values())).removeprefix(f"{url}/")
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", _APP, "--host", HOST, "--port", str(port)]
-    print(f"starting MLflow on {url} …", flush=True)
     options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with (
         processes.terminable(), _LOG.open("w") as log,
