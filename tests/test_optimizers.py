@@ -194,7 +194,7 @@ REFUSED = {
     "unlike any class": ({"class": "zzzz"}, "optimizers.mine.class: zzzz", "unknown name: it is one of ASGD, "),
     "of a ready entry": ({"class": "Adan"}, "optimizers.mine.class: Adan", "`optlab add adan` has an entry for it"),
     "a ready entry": (
-        {"class": "schedule_free_sgd"}, "class: schedule_free_sgd", "`optlab add schedule_free_sgd` has an entry"),
+        {"class": "schedule_free_sgd"}, "optimizers.mine.class", "`optlab add schedule_free_sgd` has an entry"),
     "misspelt in a path": ({"class": "torch.optim.Adm"}, "optimizers.mine.class", "did you mean Adam?"),
     "misspelt hyperparameter": (
         {"class": "SGD", "momentun": 0.9}, "optimizers.mine.momentun", "did you mean momentum?"),
