@@ -122,8 +122,8 @@ def _tell(found: dict[str, str], url: str, browse: bool) -> None:
         print(f"{url} shows\n{shown.listed(found)}", flush=True)
     else:
         print(
-            f"{url} has no comparison of this pipeline yet: `optlab repro` trains one, `optlab sync --from HEAD` and "
-            f"`optlab show` bring the committed one",
+            f"{url} has no comparison of this pipeline yet: `optlab show` fills in the recorded one, `optlab repro` "
+            f"trains one",
             flush=True,
         )
     if browse and _has_display():
