@@ -56,3 +56,14 @@ def test_a_class_that_changes_what_decides_bits_is_refused(here, small_config, s
     with pytest.raises(StepError, match=rf"^step 2 {said}"):
         loop.train(later, "mine", 0, dataset.load(sample, later.data, 0), torch.device("cpu"))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("model", "cls", "warned"), (
+    ("conv6", "schedulefree.SGDScheduleFree", True), ("zilliax", "schedulefree.SGDScheduleFree", False),
+    ("conv6", "SGD", False),
+))  # fmt: skip
+def test_averaged_weights_on_a_network_with_batch_normalisation_are_warned_of(small_config, model, cls, warned):
+    warnings = optimizers.check(small_config(model=model, optimizers={"mine": {"class": cls, "lr": 0.1}}))
+    assert [each.startswith("warning: optimizers.mine: schedulefree.SGDScheduleFree is ev") for each in warnings] == (
+        [True] if warned else []
+    )

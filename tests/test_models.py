@@ -135,7 +135,7 @@ def test_a_callable_of_a_module_beside_params_yaml(module):
 REFUSED = {
     "misspelt": ("zilliaks", "did you mean zilliax?"),
     "another case": ("ResNet18", "did you mean resnet18?"),
-    "unlike any": ("qqqq", "unknown name"),
+    "unlike any": ("vit", "unknown name: it is one of zilliax, conv6, resnet18, or a dotted path to another"),
     "no such package": ("no_such_package.net", "cannot import no_such_package"),
     "no such attribute": ("torchvision.models.resnet19", "did you mean resnet18?"),
     "needs arguments": ("torch.nn.Linear", "called without arguments, it raised"),

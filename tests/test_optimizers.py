@@ -191,7 +191,10 @@ def test_hyperparameters_in_force_include_the_defaults():
 REFUSED = {
     "misspelt class": ({"class": "Adm"}, "optimizers.mine.class: Adm", "did you mean Adam?"),
     "lower case": ({"class": "adamw"}, "optimizers.mine.class: adamw", "did you mean AdamW?"),
-    "unlike any class": ({"class": "zzzz"}, "optimizers.mine.class: zzzz", "unknown name"),
+    "unlike any class": ({"class": "zzzz"}, "optimizers.mine.class: zzzz", "unknown name: it is one of ASGD, "),
+    "of a ready entry": ({"class": "Adan"}, "optimizers.mine.class: Adan", "`optlab add adan` has an entry for it"),
+    "a ready entry": (
+        {"class": "schedule_free_sgd"}, "class: schedule_free_sgd", "`optlab add schedule_free_sgd` has an entry"),
     "misspelt in a path": ({"class": "torch.optim.Adm"}, "optimizers.mine.class", "did you mean Adam?"),
     "misspelt hyperparameter": (
         {"class": "SGD", "momentun": 0.9}, "optimizers.mine.momentun", "did you mean momentum?"),

@@ -13,7 +13,7 @@ PACKAGE = TOP / "src" / "optlab"
 # What a stage imports besides the files that it declares: what watches a training, shows its result or words a message,
 # what refuses a params.yaml, and what has several trainings at work.
 WATCHING = {
-    "tracking", "system", "config.reading", "config.wording", "execution.checked", "execution.cluster",
+    "tracking", "system", "config.reading", "config.wording", "config.zoo", "execution.checked", "execution.cluster",
     "execution.cores", "execution.jobs", "execution.orders", "execution.pools", "execution.side_by_side",
 }  # fmt: skip
 # Imported without a part in what the stage writes.

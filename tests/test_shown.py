@@ -16,7 +16,7 @@ def client(top):
     complete()
     assert replay.push_pending()
     client = server.connect()
-    run = server.find_run("optlab", RUN, WEIGHTS)
+    run = server.find_run_ids("optlab", [(RUN, WEIGHTS)])[0]
     _log_model(client, run)
     return client
 
@@ -42,7 +42,7 @@ def test_the_champion_is_registered_once_and_described(client):
         said = show()
     (version,) = client.search_model_versions(f"name = '{shown.REGISTERED_MODEL}'")
     assert client.get_model_version_by_alias(shown.REGISTERED_MODEL, shown.CHAMPION).version == version.version
-    run = server.find_run("optlab", RUN, WEIGHTS)
+    run = server.find_run_ids("optlab", [(RUN, WEIGHTS)])[0]
     model = client.get_logged_model(sending.logged_model(client, run))
     assert [(metric.key, metric.value) for metric in model.metrics] == [("test/accuracy", 0.62)]
     assert model.params["optimizer.lr"] == "0.001"

@@ -9,12 +9,11 @@ from dvc.repo import Repo
 from projects import stages_in
 
 
-def test_the_table_and_the_addresses_are_printed(reproduced):
+def test_the_table_and_where_to_look_are_printed(reproduced):
     _, printed = reproduced
     assert re.search(r"adam +1 +completed +\d+\.\d\d %", printed)
-    assert "viewStateShareKey=comparison&workflowType=machine_learning" in printed
-    assert "compareRunsMode=CHART" in printed
-    assert "Run `optlab ui` here" in printed
+    assert "Report: reports/report.html" in printed
+    assert '`optlab ui` (or `mlflow ui`, then "Model training", top left) opens its pages' in printed
 
 
 def test_everything_is_written(reproduced):

@@ -158,6 +158,7 @@ def show() -> None:
     """Print the verdict and the tables of the last comparison."""
     folder = repository.enter()
     from optlab.execution import versus
+    from optlab.execution.display import show_status
     from optlab.results import tables
     from optlab.tracking import publish
 
@@ -166,7 +167,9 @@ def show() -> None:
     compared = versus.compared(settings, folder)
     print(tables.describe(compared, folder))
     if not compared.challenger:
-        print(publish.publish(compared, folder))
+        with show_status("filling MLflow"):
+            told = publish.publish(compared, folder)
+        print(told)
 
 
 @command(COMPARE, "optlab predict cat.png")

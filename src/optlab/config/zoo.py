@@ -109,6 +109,13 @@ def find(name: str) -> Known:
     return known
 
 
+def name_of(word: str) -> str | None:
+    """Return the ready entry outside of torch that a bare word means, by its name or its class, regardless of case."""
+    own = {each.name: each.values["class"].rpartition(".")[2] for each in reversed(KNOWN) if each.package != "torch"}
+    by_class = {class_.lower(): name for name, class_ in own.items()}
+    return word.lower() if word.lower() in own else by_class.get(word.lower())
+
+
 def _torch() -> Iterator[Known]:
     """Every dense class of torch.optim."""
     kingma = "Kingma and Ba 2015, arXiv:1412.6980"

@@ -74,7 +74,8 @@ def _start(client: "MlflowClient", journal: Journal, event: dict[str, Any], refu
         run = client.create_run(experiment, event["time"], known, event["name"][:_LONGEST_NAME])
     run_id = str(run.info.run_id)
     # From here on the run is there: what is refused of the rest must not lose what follows.
-    _tags(client, run_id, event["tags"], refused)
+    absent = {name: value for name, value in event["tags"].items() if name not in run.data.tags}
+    _tags(client, run_id, absent, refused)
     params = [Param(name, str(value)) for name, value in event["params"].items()]
     refusals.log(client, run_id, "params", params, refused)
     if event["dataset"]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REGISTERED_MODEL = "optlab-cifar10"
 CHAMPION = "champion"
-LOCAL = '`optlab ui` here (or `mlflow ui`, and click "Model training", top left)'
+LOCAL = '`optlab ui` (or `mlflow ui`, then "Model training", top left)'
 
 
 class Shown(BaseModel):
@@ -66,8 +66,9 @@ def show(shown: Shown) -> str:
     validated = shown.chosen_by == "validation_accuracy"
     means = summaries.show(client, shown.experiment, shown.summaries, validated, shown.report)
     summaries.show_trials(client, shown.experiment, shown.trials)
-    start = f"Run {LOCAL}, then open" if server.is_local() else "Open"
-    return f"{start}\n{listed(view.addresses(server.ui_url(), experiment, means))}"
+    if server.is_local():  # with no server running, addresses would lead nowhere
+        return f"MLflow has all runs: {LOCAL} opens its pages"
+    return f"MLflow has all runs:\n{listed(view.addresses(server.ui_url(), experiment, means))}"
 
 
 def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict[str, Any]:

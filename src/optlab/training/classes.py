@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from optlab.config import zoo
 from optlab.config.entries import OptimizerSpec
 from optlab.system.errors import ConfigError
 from optlab.system.wording import did_you_mean
@@ -64,8 +65,10 @@ def entry_of(where: str, spec: OptimizerSpec) -> Entry:
 
 
 def _class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
-    known = torch_classes()
-    cls = known[spec.class_] if spec.class_ in known else resolve(spec.class_, f"{where}.class: {spec.class_}", known)
+    known, named = torch_classes(), f"{where}.class: {spec.class_}"
+    if spec.class_ not in known and (entry := zoo.name_of(spec.class_)):
+        raise ConfigError(f"params.yaml: {named}: no class of torch.optim: `optlab add {entry}` has an entry for it")
+    cls = known[spec.class_] if spec.class_ in known else resolve(spec.class_, named, known)
     if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):
         raise ConfigError(f"params.yaml: {where}.class: {spec.class_} is no subclass of torch.optim.Optimizer")
     if cls is torch.optim.SparseAdam:

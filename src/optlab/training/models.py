@@ -102,7 +102,8 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     """
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
-        raise ConfigError(f"params.yaml: {where}: unknown name{did_you_mean(path, known)}")
+        hint = did_you_mean(path, known) or f": it is one of {', '.join(known)}, or a dotted path to another"
+        raise ConfigError(f"params.yaml: {where}: unknown name{hint}")
     top, _, below = path.partition(".")
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")

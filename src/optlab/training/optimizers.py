@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from optlab.config.entries import OptimizerSpec
@@ -159,6 +160,11 @@ def check(config: Config) -> list[str]:
         except ConfigError as error:
             raise ConfigError(f"{error}{_remedy(name, spec, context)}") from None
         warnings += _check_schedule(name, config, stepper, context)
+        if stepper.swaps_weights and any(isinstance(each, _BatchNorm) for each in model.modules()):
+            warnings.append(
+                f"warning: optimizers.{name}: {spec.class_} is evaluated with other weights than it trains, and the "
+                f"model's batch normalisation with the statistics of the latter: docs/entries.md has what that costs"
+            )
         if taken.bytes > memory.total() / 2:
             warnings.append(
                 f"warning: optimizers.{name}: its first step took {taken.bytes / memory.GIB:.1f} GiB of memory, more "

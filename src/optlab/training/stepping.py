@@ -165,6 +165,12 @@ class Stepper:
         """What the groups hold now."""
         return [value for _, group in self._groups() for value in group["params"]]
 
+    @property
+    def swaps_weights(self) -> bool:
+        """Whether a class puts its weights elsewhere to be evaluated."""
+        everything = (each for optimizer in self.optimizers for each in with_wrapped(optimizer))
+        return any(callable(getattr(each, "eval", None)) for each in everything)
+
     def train(self) -> None:
         """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""
         self._call("train")
