@@ -52,7 +52,7 @@ def repository(tmp_path_factory):
 @pytest.mark.parametrize("shell", WAYS)
 def test_every_shell_is_told_the_commands(shell):
     told = completed("re", shell=shell).replace('"', " ").split()
-    named = [name for name in ("check", "repro", "show", "sync", "predict", "release", "reproduce") if name in told]
+    named = [name for name in ("clean", "repro", "show", "sync", "predict", "release", "reproduce") if name in told]
     assert named == ["repro", "release", "reproduce"]
 
 

@@ -79,7 +79,7 @@ def opens_text(call):
     """Whether a call opens, reads or writes a text file without naming its encoding."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     owner = getattr(getattr(call.func, "value", None), "id", "")
-    others = ("os", "Image", "tarfile", "safetensors")
+    others = ("os", "Image", "tarfile", "safetensors", "webbrowser")
     if name not in ("open", "read_text", "write_text") or owner in others:
         return False
     texts = [each.value for each in call.args if isinstance(each, ast.Constant)]

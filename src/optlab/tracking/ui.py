@@ -72,7 +72,7 @@ def _serve(port: int, found: dict[str, str], browse: bool) -> None:
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", _APP, "--host", HOST, "--port", str(port)]
     options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with (
-        processes.terminable(), _LOG.open("w") as log,
+        processes.terminable(), _LOG.open("w", encoding="utf-8") as log,
         subprocess.Popen(command, stdout=log, start_new_session=True, **options) as child,
     ):  # fmt: skip
         try:

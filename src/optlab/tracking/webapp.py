@@ -39,7 +39,7 @@ def create_app() -> Any:
     from mlflow.server import app as pages
     from mlflow.server.fastapi_app import app
 
-    start = Path(str(pages.static_folder), "index.html").read_text()
+    start = Path(str(pages.static_folder), "index.html").read_text("utf-8")
 
     @pages.before_request
     def show_start() -> Response | None:

@@ -50,7 +50,7 @@ def _own(top: str) -> Path | None:
 
 
 def _imported_within_custom() -> Iterator[str]:
-    texts = "\n".join(path.read_text(errors="replace") for path in CUSTOM.rglob("*.py"))
+    texts = "\n".join(path.read_text("utf-8", "replace") for path in CUSTOM.rglob("*.py"))
     for name in sorted({path.stem for path in CUSTOM.iterdir()}):
         if re.search(rf"^\s*(from|import)\s+{re.escape(name)}\b", texts, re.MULTILINE):
             yield name
