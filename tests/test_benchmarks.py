@@ -137,6 +137,8 @@ def test_the_good_files_that_are_made_bad_are_good(monkeypatch):
 def test_the_classes_of_a_package_are_tried_and_what_is_refused_comes_first(sample, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would outlive the test
     assert "schedulefree.AdamWScheduleFree" in classes.classes("schedulefree")
+    assert "torch.optim.Adam" in classes.classes("torch.optim")  # a module of a package
+    assert "torch.optim 2" in classes.report("torch.optim", [])
     trains = classes.tried({"class": "schedulefree.AdamWScheduleFree"}, sample)
     refused = classes.tried({"class": "torch.optim.Muon"}, sample)
     assert trains == "trains"

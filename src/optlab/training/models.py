@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
     modules.check_name(top, where)
-    sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
+    modules.look_in_the_repository()
     try:
         with process_settings.guarded(f"{where}: importing {module_name}"):
             module = importlib.import_module(module_name)

@@ -16,6 +16,11 @@ from optlab.system.repository import CUSTOM
 _SCRIPTS = Path("pipeline")  # a stage looks for modules there first
 
 
+def look_in_the_repository() -> None:
+    """Let modules of custom/ and of the repository's top be imported."""
+    sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
+
+
 def check_name(top: str, where: str) -> None:
     """Refuse a module of the repository whose name another one has, too: Python would take that one without a word.
 
@@ -76,14 +81,18 @@ def imported(paths: Iterable[str]) -> dict[str, str]:
     What these are is recorded otherwise: by a version, and as a dependency.
     """
     dotted = [path.rpartition(".") for path in paths if "." in path]
-    installed = packages_distributions() if dotted else {}
-    found = {}
+    if not dotted:
+        return {}
+    look_in_the_repository()
+    installed, found = packages_distributions(), {}
     for module, _, attribute in dotted:
-        if module.partition(".")[0] in installed or module.partition(".")[0] in sys.stdlib_module_names:
+        top = module.partition(".")[0]
+        own = _own(top)
+        if top in installed or top in sys.stdlib_module_names or (own and own.parent == CUSTOM):
             continue
         named = getattr(importlib.import_module(module), attribute, None)
         file = Path(inspect.getsourcefile(named) or "/") if callable(named) else Path("/")
-        if file.is_file() and not file.is_relative_to(Path.cwd() / CUSTOM):
+        if file.is_file():
             found[_relative(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
     return dict(sorted(found.items()))
 
