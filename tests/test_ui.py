@@ -70,7 +70,9 @@ def test_a_database_of_a_newer_mlflow_is_told_from_one_that_is_away(top, monkeyp
 
     monkeypatch.setattr(ui, "_check", lambda port: None)
     monkeypatch.setattr(server, "connect", refuse)
-    with pytest.raises(TrackingError, match=r"another version of MLflow has written mlflow\.db: .*`optlab sync`"):
+    with pytest.raises(
+        TrackingError, match=r"database is of another version than .*`optlab sync` and `optlab show` fill"
+    ):
         ui.open_pages(Path(), _free(), browse=False)
 
 

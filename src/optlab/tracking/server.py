@@ -58,9 +58,10 @@ def shown() -> str:
 def describe(error: BaseException) -> str:
     """Return what to show of an error of MLflow's: one line, without passwords, with the remedy where it is known."""
     if "out-of-date database schema" in str(error):  # said of a newer one as well
+        refill = "or move it away, and `optlab sync` and `optlab show` fill a new one; " if is_local() else ""
         return (
             f"its database is of another version than the installed MLflow {version('mlflow')}: install that version; "
-            f"or, if the database is older, copy it, then run `mlflow db upgrade {shown()}`"
+            f"{refill}or, if the database is older, copy it, then run `mlflow db upgrade {shown()}`"
         )
     return redaction.describe(error, uri())
 

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from optlab.system import processes
-from optlab.system.errors import TrackingError, one_line
+from optlab.system.errors import TrackingError
 from optlab.tracking import notes, server, shown, webapp
 
 HOST = "127.0.0.1"
 _START_S = 120.0  # a busy machine takes 30 s to load MLflow
 _LOOK_S = 0.1
 _APP = "optlab"
-_NEWER = (
-    f"another version of MLflow has written {server.DATABASE}: install that one, or move the file away, and "
-    f"`optlab sync` and `optlab show` fill a new one"
-)
 _LOG = Path(".optlab") / "ui.log"
 
 # Of MLflow's own defaults, four workers and the runners of jobs triple the time until it answers.
@@ -55,8 +51,7 @@ def open_pages(folder: Path, port: int, browse: bool) -> None:
         else:
             found = shown.addresses(client, notes.experiment(folder), f"http://{HOST}:{port}", prepared=True)
     except Exception as error:  # whatever MLflow raises
-        why = _NEWER if "database schema" in str(error) and server.is_local() else one_line(error)[:200]
-        raise TrackingError(f"MLflow at {server.shown()} was not reached ({why})") from None
+        raise TrackingError(f"MLflow at {server.shown()} was not reached ({server.describe(error)})") from None
     if is_remote:
         _tell(found, server.ui_url(), browse)
     else:
