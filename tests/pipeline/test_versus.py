@@ -129,7 +129,8 @@ def test_what_was_recorded_otherwise_is_named_and_trained_again_where_asked(stud
     assert result.returncode == 0 and "epoch 1/1" not in result.stdout
     assert {path.parent.name for path in record(folder)} == trained
     shown = project.warm("optlab", "show", folder="studies/small-momentum")
-    assert shown.returncode == 0 and shown.stdout.strip() == text_of(folder)
+    report = "Report: studies/small-momentum/reports/report.html"
+    assert shown.returncode == 0 and shown.stdout.strip() == f"{text_of(folder)}\n{report}"
 
 
 def text_of(folder):
