@@ -1,7 +1,6 @@
 """What MLflow holds after a run, and what happens where it cannot be reached."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -172,10 +171,6 @@ def test_another_learning_rate_reruns_what_is_of_it_and_the_present_comparison_a
     assert adam["metrics"]["test_accuracy/mean"] == pytest.approx(record["test_accuracy"]["mean"], abs=5e-5)
     assert [step for step, _ in adam["curve"]] == [7, 14]
     assert not {"optlab.run", "comparison", "optimizer"} & set(adam["tags"])
-    experiment = re.search(
-        r"the means over the seeds +\S+/experiments/(\d+)/runs\?compareRunsMode=CHART", reproduced[1]
-    )
-    assert experiment[1] == adam["experiment"]
 
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns

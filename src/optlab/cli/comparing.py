@@ -157,19 +157,23 @@ def versus(
 def show() -> None:
     """Print the verdict and the tables of the last comparison."""
     folder = repository.enter()
+    settings = settings_of(folder)
+    from optlab.tracking.link import Link
+
+    sender = Link()  # it loads MLflow meanwhile
     from optlab.execution import versus
     from optlab.execution.display import show_status
     from optlab.results import tables
     from optlab.tracking import publish
 
-    settings = settings_of(folder)
     versus.check_trained(settings, folder)
     compared = versus.compared(settings, folder)
     print(tables.describe(compared, folder))
     if not compared.challenger:
         with show_status("filling MLflow"):
-            told = publish.publish(compared, folder)
+            told = publish.publish(compared, folder, sender)
         print(told)
+    sender.close()
 
 
 @command(COMPARE, "optlab predict cat.png")

@@ -55,14 +55,14 @@ def repro(config: Config, folder: Path, jobs: int | None, access: Access | None 
     repository.choose(folder)
     numerics.prepare(config.training)  # the stages' process reads these variables as it starts
     runs = [RunFiles(folder, name, seed) for name, seed in config.runs()]
+    if jobs:
+        os.environ[pools.JOBS_VARIABLE] = str(jobs)
     jobs = min(jobs or cores.at_once(config), len(runs))
     print(_describe(config, folder, None if access else jobs), flush=True)
     targets = [f"{stage}@{files.id}" for files in runs for stage in _STAGES]
     tunings = [f"tune@{name}" for name in config.optimizers]
     own = str(os.getpid())
     os.environ |= {link.FOLLOWED_VARIABLE: own, processes.CALLER_VARIABLE: own}
-    if jobs:
-        os.environ[pools.JOBS_VARIABLE] = str(jobs)
     with locks.holding("repro"), processes.terminable(), Warm(spinning=cores.spins(config, jobs)) as warm:
         link.start(own)
         with show_status("reading what DVC has recorded, and checking params.yaml"):
