@@ -161,6 +161,12 @@ def test_the_rest_of_the_file_says_how_a_value_is_to_be_written(before, after, s
     assert said in str(refused.value)
 
 
+def test_a_digit_of_another_script_is_not_to_be_written_without_quotes():
+    """YAML reads it as text, with and without."""
+    with pytest.raises(ConfigError, match=r"lr must be a number, not '\uff11'$"):
+        reading.parse(BASE.replace("{class: SGD}", "{class: SGD, lr: \uff11}"), parameters.PARAMS)
+
+
 def test_a_share_of_the_benchmark_of_signatures():
     found = list(bad_input.signatures([torch.optim.Adam, torch.optim.LBFGS, pytorch_optimizer.Ranger21]))
     assert len(found) > 200

@@ -71,3 +71,25 @@ def test_the_addresses_are_those_of_what_has_been_shown(client):
     ]  # fmt: skip
     shared = shown.addresses(client, "optlab", "http://there", prepared=False)
     assert all(f"viewStateShareKey={view.NAME}&workflowType=machine_learning" in each for each in shared.values())
+
+
+def _erase(client, run):
+    """As `mlflow gc` does, after a person has deleted the run."""
+    client.delete_run(run)
+    client._tracking_client.store._hard_delete_run(run)
+
+
+def test_an_alias_of_a_run_that_mlflow_has_erased_is_taken_away(client):
+    show()
+    _erase(client, server.find_run_ids("optlab", [(RUN, WEIGHTS)])[0])
+    for _ in range(2):
+        assert "all runs but adam-0, deleted there: " in show()
+    assert client.get_registered_model(shown.REGISTERED_MODEL).aliases == {}
+
+
+def test_a_champion_whose_model_was_deleted_in_mlflow_has_no_alias(client):
+    show()
+    client.delete_logged_model(sending.logged_model(client, server.find_run_ids("optlab", [(RUN, WEIGHTS)])[0]))
+    for _ in range(2):
+        show()
+    assert client.get_registered_model(shown.REGISTERED_MODEL).aliases == {}

@@ -17,7 +17,7 @@ from optlab.execution.cores import cores_for
 from optlab.execution.ledger import Ledger
 from optlab.execution.lockfile import LockFile
 from optlab.system import errors
-from optlab.system.errors import RecordError
+from optlab.system.errors import RecordError, RunsFailedError
 
 
 def test_side_by_side_leaves_the_lock_of_plain_repro(reproduced, fresh):
@@ -221,6 +221,26 @@ def test_dvc_s_list_of_who_is_at_work_is_not_read_for_what_is_held(copied, monke
         assert not ledger.is_stale("train@adam-0") and asked == []
         assert not ledger.is_stale("train@sgd-0") and len(asked) > 1
     assert rwlock.rwlock is not usual and not ledger.is_stale("train@adam-0")
+
+
+def test_what_stops_dvc_is_said_before_anything_runs_with_the_remedy(copied, monkeypatch, tmp_path):
+    monkeypatch.chdir(copied.top)
+    ledger, damaged = Ledger(Path("dvc.yaml"), []), Path(".dvc/tmp/rwlock")
+    for content in ("", "[1]"):
+        damaged.write_text(content)
+        with pytest.raises(RunsFailedError, match=r"rwlock is damaged, .*: if no other DVC is at work here, delete it"):
+            ledger.is_stale("download")
+    damaged.unlink()
+    for name in ("models", "data"):
+        Path(name).rename(tmp_path / name)
+        Path(name).symlink_to(tmp_path / name)
+        with pytest.raises(RunsFailedError, match=rf"^{name}: a link out of the repository, .* `dvc cache dir"):
+            Ledger(Path("dvc.yaml"), [])
+        Path(name).unlink()
+    Path("reports").rename(tmp_path / "reports")  # DVC keeps none of it
+    Path("reports").symlink_to(tmp_path / "reports")
+    (tmp_path / "models").rename("models"), (tmp_path / "data").rename("data")
+    assert not Ledger(Path("dvc.yaml"), []).is_stale("compare")
 
 
 def test_what_git_has_the_record_of_is_not_trained_again_for_its_weights(copied, monkeypatch):

@@ -57,7 +57,7 @@ class Ledger:
         names: of its stages.
 
     Raises:
-        RunsFailedError: DVC cannot read it.
+        RunsFailedError: DVC cannot read it, or could not record what its stages write.
         RecordError: dvc.lock is damaged.
     """
 
@@ -67,6 +67,7 @@ class Ledger:
         with _told():
             self._repo = Repo()
             stages = [each for each in self._repo.index.stages if Path(each.path_in_repo) == pipeline]
+            _check_links(stages)
         self._stages: dict[str, Any] = {each.name: each for each in stages}
         self.pipeline = pipeline
         self.names = list(self._stages)
@@ -229,9 +230,30 @@ def _told() -> Iterator[None]:
     """DVC's errors as this project's."""
     try:
         yield
+    except (rwlock.RWLockFileCorruptedError, rwlock.RWLockFileFormatError):
+        raise RunsFailedError(
+            "DVC: .dvc/tmp/rwlock is damaged, as after a power failure: if no other DVC is at work here, delete it"
+        ) from None
     except DvcException as error:
         cause = f": {one_line(error.__cause__)}" if error.__cause__ else ""
         raise RunsFailedError(f"DVC: {one_line(error)}{cause}") from None
+
+
+def _check_links(stages: list[Any]) -> None:
+    """Find out before anything runs what DVC would say after it.
+
+    Raises:
+        RunsFailedError: what DVC is to keep of a stage would be written through a link out of the repository.
+    """
+    top = Path.cwd()
+    for path in (Path(out.fs_path) for stage in stages for out in stage.outs if out.use_cache):
+        folders = [each for each in path.parents if each.is_relative_to(top)]
+        link = next((each for each in folders if not each.resolve().is_relative_to(top)), None)
+        if link:
+            raise RunsFailedError(
+                f"{link.relative_to(top)}: a link out of the repository, where DVC keeps nothing: make it a folder; "
+                f"to keep large files on another disk, put DVC's cache there: `dvc cache dir --local FOLDER`"
+            )
 
 
 def _lacks_record(stage: Any) -> bool:

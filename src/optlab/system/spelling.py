@@ -7,7 +7,7 @@ from optlab.system.wording import shown
 
 _TRUTHS = {"true": "true", "yes": "true", "on": "true", "y": "true", "false": "false", "no": "false", "off": "false",
            "n": "false"}  # fmt: skip
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 def rewritten(value: Any, kinds: set[type]) -> str | None:
@@ -23,7 +23,7 @@ def rewritten(value: Any, kinds: set[type]) -> str | None:
             return (
                 f"{_TRUTHS[word]}{', without quotes' if same else f', for YAML 1.2 reads {shown(value)[1:-1]} as text'}"
             )
-        whole = re.fullmatch(r"[-+]?\d+", word)
+        whole = re.fullmatch(r"[-+]?[0-9]+", word)
         if (float in kinds and _NUMBER.fullmatch(word)) or (int in kinds and whole):
             return f"{word}, without quotes"
     if isinstance(value, float) and int in kinds and value.is_integer() and abs(value) < 1e15:

@@ -4,6 +4,7 @@ Nothing here imports torch: the process that fills MLflow does it.
 """
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,18 +58,21 @@ def show(shown: Shown) -> str:
     experiment = server.experiment(client, shown.experiment)
     current = _mark_current(client, experiment, shown)
     sending.describe_models(client, experiment, {each.info.run_id for each in current.values()})
-    if shown.champion in current:
-        _register(client, current[shown.champion], shown.champion)
-    _retire(client, experiment, current.get(shown.champion or ""))
+    champion = current.get(shown.champion or "")
+    registered = champion is not None and _register(client, champion, str(shown.champion))
+    _retire(client, experiment, champion if registered else None)
     client.set_experiment_tag(experiment, view.TAG, view.saved(view.runs(shown.chosen_by)))
     if not client.get_experiment(experiment).tags.get(descriptions.TAG):  # a person may have written one
         client.set_experiment_tag(experiment, descriptions.TAG, descriptions.TRAININGS.format(report=shown.report))
     validated = shown.chosen_by == "validation_accuracy"
     means = summaries.show(client, shown.experiment, shown.summaries, validated, shown.report)
     summaries.show_trials(client, shown.experiment, shown.trials)
+    deleted = ", ".join(run for run, _ in shown.runs if run not in current)
+    remedy = "restore them there, or run `optlab sync --from HEAD` once this record is committed"
+    has = f"MLflow has all runs but {deleted}, deleted there: {remedy}" if deleted else "MLflow has all runs"
     if server.is_local():  # with no server running, addresses would lead nowhere
-        return f"MLflow has all runs: {LOCAL} opens its pages"
-    return f"MLflow has all runs:\n{listed(view.addresses(server.ui_url(), experiment, means))}"
+        return f"{has}{'. ' if deleted else ': '}{LOCAL} opens its pages"
+    return f"{has}{'.' if deleted else ':'}\n{listed(view.addresses(server.ui_url(), experiment, means))}"
 
 
 def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict[str, Any]:
@@ -88,11 +92,11 @@ def _mark_current(client: "MlflowClient", experiment: str, shown: Shown) -> dict
     return found
 
 
-def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
-    """Give the champion's logged model the alias; a model that is registered already gets no second version."""
+def _register(client: "MlflowClient", run: Any, run_id: str) -> bool:
+    """Give the champion's logged model the alias, if it has one; a model that is registered gets no second version."""
     model_id = sending.logged_model(client, run.info.run_id)
-    if model_id is None:
-        return
+    if model_id is None or _find(client.get_logged_model, model_id) is None:
+        return False
     source = f"models:/{model_id}"  # MLflow returns versions without their `model_id`
     known = [each for each in client.search_model_versions(f"name = '{REGISTERED_MODEL}'") if each.source == source]
     if not known:
@@ -105,6 +109,19 @@ def _register(client: "MlflowClient", run: Any, run_id: str) -> None:
     # The page of models shows what is registered by this tag, which MLflow's own `register_model` sets.
     listed = json.dumps([{"name": REGISTERED_MODEL, "version": str(version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": listed})
+    return True
+
+
+def _find(get: Callable[[str], Any], key: str) -> Any:
+    """Return what MLflow has under a key, or None: a person may have deleted it there, and `mlflow gc` erased it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(key)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def addresses(client: "MlflowClient", name: str, url: str, prepared: bool) -> dict[str, str]:
@@ -129,12 +146,16 @@ def listed(addresses: dict[str, str]) -> str:
 
 
 def _retire(client: "MlflowClient", experiment: str, champion: Any) -> None:
-    """Take the alias from any other run of this experiment than the champion; another pipeline's keeps it."""
+    """Take the alias from any other run of this experiment than the champion, and from an erased run.
+
+    Another pipeline's keeps it.
+    """
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
         return
     version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION)
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id if version else None
     if not run_id or (champion and champion.info.run_id == run_id):
         return
-    if client.get_run(run_id).info.experiment_id == experiment:
+    run = _find(client.get_run, run_id)
+    if run is None or run.info.experiment_id == experiment:
         client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION)
