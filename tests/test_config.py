@@ -186,6 +186,10 @@ EDITS = {
         "11: training.validations_per_epoch", "valid integer, not 0.5"),
     "target in percent": ("model:", "verdict: {target: 60}\nmodel:", "1: verdict.target", "or equal to 1, not 60"),
     "margin of nothing": ("model:", "verdict: {margin: 0}\nmodel:", "1: verdict.margin", "greater than 0, not 0"),
+    "warm-up of all steps": (
+        "schedule: {name: constant}", "schedule: {name: cosine, warmup_epochs: 1.95}",
+        "11: training.schedule.warmup_epochs is 1.95", "takes all 14 steps of the training, and the schedule cosine none",
+    ),
     "misspelt margin": ("model:", "verdict: {margn: 0.1}\nmodel:", "1: verdict.margn", "did you mean margin?"),
     # groups and an entry's own schedule
     "group of nothing": ("lr: 0.01}", "lr: 0.01, groups: [{lr: 1}]}", "13: optimizers.sgd.groups.0", "either `match`"),

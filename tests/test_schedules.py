@@ -119,3 +119,10 @@ def test_cosine_by_hand():
 
 def test_one_cycle_ends_where_torchs_does():
     assert ours(name="one_cycle")[-1] == pytest.approx(1 / 25 / 1e4)
+
+
+def test_a_warmup_of_less_than_half_a_step_is_one_step():
+    """It is not that of `warmup_epochs: 0`, which `one_cycle` has for 30 % of the run."""
+    short = ours(name="one_cycle", warmup_epochs=0.04)
+    assert short[0] == 1.0 and short == sorted(short, reverse=True)
+    assert ours(name="cosine", warmup_epochs=0.04)[:2] == [1.0, 1.0]

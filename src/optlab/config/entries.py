@@ -72,6 +72,11 @@ Schedule = Annotated[
 ]
 
 
+def warmup_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """Return the length of a schedule's warm-up, in steps: at least one, unless `warmup_epochs` is 0."""
+    return max(1, round(schedule.warmup_epochs * steps_per_epoch)) if schedule.warmup_epochs else 0
+
+
 def check_warmup(where: str, schedule: Schedule, epochs: int) -> None:
     """Raises ValueError if the warm-up is as long as the training; the message begins with `where`."""
     if schedule.warmup_epochs >= epochs:

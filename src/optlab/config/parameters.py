@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from optlab.config.entries import ConstantSchedule, OptimizerSpec, Schedule, Strict, check_warmup
+from optlab.config.entries import ConstantSchedule, OptimizerSpec, Schedule, Strict, check_warmup, warmup_steps
 from optlab.system.errors import ConfigError
 from optlab.system.wording import did_you_mean
 
@@ -164,8 +164,14 @@ class Config(Strict):
     @model_validator(mode="after")
     def _warmups_fit(self) -> "Config":
         for name, spec in self.optimizers.items():
-            if spec.schedule:
-                check_warmup(f"optimizers.{name}.", spec.schedule, self.training.epochs)
+            where = f"optimizers.{name}." if spec.schedule else "training."
+            schedule = self.schedule(name)
+            check_warmup(where, schedule, self.training.epochs)
+            if schedule.name != "constant" and warmup_steps(schedule, self.steps_per_epoch) >= self.steps:
+                raise ValueError(
+                    f"{where}schedule.warmup_epochs is {schedule.warmup_epochs:g}: the warm-up takes all {self.steps} "
+                    f"steps of the training, and the schedule {schedule.name} none: make it smaller"
+                )
         return self
 
     @model_validator(mode="after")

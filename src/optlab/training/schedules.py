@@ -2,7 +2,7 @@
 
 import math
 
-from optlab.config.entries import OneCycleSchedule, Schedule, StepSchedule
+from optlab.config.entries import OneCycleSchedule, Schedule, StepSchedule, warmup_steps
 
 _ONE_CYCLE_RISE = 0.3  # the defaults of torch.optim.lr_scheduler.OneCycleLR: pct_start,
 _ONE_CYCLE_START = 1 / 25  # 1 / div_factor,
@@ -12,7 +12,7 @@ _ONE_CYCLE_END = _ONE_CYCLE_START / 1e4  # and 1 / (div_factor * final_div_facto
 def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
     """What the configured learning rate is multiplied by at a step, counted from 0 over the whole run."""
     total = steps_per_epoch * epochs
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(schedule, steps_per_epoch)
     if isinstance(schedule, OneCycleSchedule):
         top = (warmup or _ONE_CYCLE_RISE * total) - 1  # the step with the whole learning rate
         if step < top:
