@@ -188,7 +188,7 @@ EDITS = {
     "margin of nothing": ("model:", "verdict: {margin: 0}\nmodel:", "1: verdict.margin", "greater than 0, not 0"),
     "warm-up of all steps": (
         "schedule: {name: constant}", "schedule: {name: cosine, warmup_epochs: 1.95}",
-        "11: training.schedule.warmup_epochs is 1.95", "takes all 14 steps of the training, and the schedule cosine none",
+        "11: training.schedule.warmup_epochs is 1.95", "takes all 14 steps of the training, and the schedule cosine",
     ),
     "misspelt margin": ("model:", "verdict: {margn: 0.1}\nmodel:", "1: verdict.margn", "did you mean margin?"),
     # groups and an entry's own schedule
