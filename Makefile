@@ -36,6 +36,7 @@ install: $(VENV)/installed ## Create .venv with the pinned packages that a compa
 
 demo: $(VENV)/installed ## Show the recorded comparison, without any training
 	@optlab show
+	@echo "With make, that is make ui. For the commands: . $(VENV)/bin/activate"
 
 sample: $(VENV)/installed ## Train and compare three optimizers on 600 images, in a minute
 	@optlab sample
@@ -47,7 +48,7 @@ tutorial: $(VENV)/installed ## Replay the tutorial's experiment
 	@cd tutorial && optlab repro
 
 ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
-	@optlab ui
+	@optlab ui || [ $$? = 130 ] # Ctrl-C
 
 test: $(VENV)/installed-dev ## Run the tests
 	pytest -n 4 --dist loadfile --no-loadscope-reorder

@@ -132,7 +132,7 @@ def test_help_lists_each_command_in_a_line_of_its_group():
 
 def test_help_of_a_command_names_no_types_and_has_an_example():
     text = optlab("add", "--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
-    assert "Example: optlab add lion --range" in text
+    assert "Example: optlab add nadam --range" in text
     assert "<" not in text and "[[" not in text
 
 

@@ -39,10 +39,10 @@ def _known(incomplete: str) -> list[str]:
     return [each.name for each in zoo.KNOWN if each.name.startswith(incomplete)]
 
 
-@command(ADD, "optlab add lion --range")
+@command(ADD, "optlab add nadam --range")
 def add(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Such as lion; default: list them.", autocompletion=_known)
+        str | None, typer.Argument(metavar="NAME", help="Such as nadam; default: list them.", autocompletion=_known)
     ] = None,
     searched: Annotated[
         bool, typer.Option("--range", help="Tune the learning rate in a range about its usual value.")
@@ -122,7 +122,7 @@ def sample() -> None:
     from optlab.execution import sample as sampling
 
     folder = sampling.run()
-    print(f"These results are in {folder}: `cd {folder}`, then `optlab ui` shows them in MLflow.")
+    print(f"All of it is in {folder}: {folder / 'reports' / 'report.html'}, and `optlab ui` there for MLflow's pages")
 
 
 @command(COMPARE, "optlab versus adan")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from optlab.config.parameters import PARAMS
+from optlab.data import download
 from optlab.system import git, processes
 from optlab.system.errors import RunsFailedError
 
@@ -41,7 +42,7 @@ def run() -> Path:
     with (FOLDER / PARAMS).open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
     own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    own |= {"CIFAR10ARCHIVE": str(ARCHIVE.absolute()), "PYTHONPATH": str((FOLDER / "src").absolute())}
+    own |= {download.ARCHIVE_VARIABLE: str(ARCHIVE.absolute()), "PYTHONPATH": str((FOLDER / "src").absolute())}
     if processes.run([sys.executable, "-m", "optlab", "repro"], cwd=FOLDER, env=own):
         raise RunsFailedError("the sample's pipeline failed: see above")
     return FOLDER
