@@ -26,6 +26,7 @@ import bad_files
 import bad_models
 import bad_params
 import bad_signatures
+import bad_surroundings
 import psutil
 import pytorch_optimizer
 import torch
@@ -299,6 +300,7 @@ def main() -> None:
     found = measure(arguments.seed, arguments.mutations, arguments.commands, arguments.archives, arguments.weights)
     found += signatures(bad_signatures.classes(torch.optim, pytorch_optimizer))
     found += bad_model_outcomes()
+    found += bad_surroundings.measure(ACCEPTED)
     print(table(found))
     print(
         "\nother SHA-256: damage inside the numbers is sound safetensors, but its SHA-256 is not the recorded one "
