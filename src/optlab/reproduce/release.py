@@ -157,7 +157,7 @@ def push(folder: Path, tag: str) -> list[str]:
     remote = "origin" if "origin" in remotes else remotes[0]
     git.do("push", "--quiet", remote, f"refs/tags/{tag}")
     sentences = [f"pushed {tag} to {remote}"]
-    if not dvc.ask("remote", "list").stdout.strip():
+    if not dvc.has_remote(Path.cwd()):
         return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
     pipelines = list(dict.fromkeys(["dvc.yaml", (folder / "dvc.yaml").as_posix()]))  # the data is the first one's
     result = dvc.ask("push", *pipelines)

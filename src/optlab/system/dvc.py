@@ -29,8 +29,8 @@ def complaint(result: "subprocess.CompletedProcess[str]") -> str:
 
 
 def cache(top: Path) -> Path:
-    """The folder of the cache of the repository at `top`, which is the working directory's."""
-    return top / (ask("cache", "dir").stdout.strip() or ".dvc/cache")
+    """The folder of the cache of the repository at `top`."""
+    return top / (_settings(top)["cache"].get("dir") or ".dvc/cache")
 
 
 def fetch(commit: str, path: Path, md5: str) -> bytes | None:
@@ -41,9 +41,9 @@ def fetch(commit: str, path: Path, md5: str) -> bytes | None:
         md5: the digest in dvc.lock, 32 hexadecimal digits.
     """
     try:
-        folder = Path(_settings(Path())["cache"].get("dir") or ".dvc/cache")
-        content = _read(folder / "files" / "md5" / md5[:2] / md5[2:])
-        if content is None and has_remote(Path()):
+        top = Path.cwd()
+        content = _read(cache(top) / "files" / "md5" / md5[:2] / md5[2:])
+        if content is None and has_remote(top):
             content = _file_system(commit).read_bytes(path.as_posix())
     except Exception:  # whatever a missing cache, remote or network makes DVC raise
         return None
@@ -59,7 +59,6 @@ def has_remote(top: Path) -> bool:
     return bool(_settings(top)["remote"])
 
 
-@functools.cache
 def _settings(top: Path) -> Any:
     """Return DVC's configuration of the repository at `top`."""
     from dvc.config import Config

@@ -41,7 +41,7 @@ class Pending(BaseModel):
 
 
 def show(comparison: Shown) -> str:
-    """Show a comparison whose runs MLflow has, and note where; returns the addresses to open.
+    """Show a comparison whose runs MLflow has, and note where; returns where to look.
 
     Raises:
         Exception: whatever MLflow raises.

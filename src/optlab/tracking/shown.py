@@ -49,7 +49,7 @@ class Shown(BaseModel):
 
 
 def show(shown: Shown) -> str:
-    """Mark the comparison's runs in MLflow, which has them all, and return the addresses to open.
+    """Mark the comparison's runs in MLflow, which has them all, and return where to look.
 
     Raises:
         Exception: whatever MLflow raises.
