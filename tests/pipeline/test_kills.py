@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import projects
+import psutil
 import pytest
 from projects import LONG, checkpoints, logged_runs, processes_below, started, until
 
@@ -45,7 +46,10 @@ def events_of(project, run="adam-0"):
 
 
 def is_sender(process):
-    return "optlab.tracking.sender" in process.cmdline()
+    try:
+        return "optlab.tracking.sender" in process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return False
 
 
 def gone_within(project, seconds):
@@ -124,14 +128,18 @@ def one_error(result):
 @contextlib.contextmanager
 def held(project):
     """Stop what trains: it has its locks, and leaves the cores to others."""
-    processes = [each for each in processes_below(project.top) if not is_sender(each)]
-    for process in processes:
-        process.suspend()
+    processes = []
+    for process in processes_below(project.top):
+        with contextlib.suppress(psutil.NoSuchProcess):  # git, say: it has ended since it was listed
+            if not is_sender(process):
+                process.suspend()
+                processes.append(process)
     try:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def test_a_second_one_says_who_is_at_work(project):

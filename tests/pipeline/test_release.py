@@ -1,5 +1,6 @@
 """Release a comparison, go on, and reproduce it from its tag: the verdict, and what must not pass."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import projects
+import psutil
 import pytest
 from projects import commit, stages_in
 
@@ -247,7 +249,8 @@ def test_an_interruption_leaves_nothing_behind(project, tmp_path, number):
     finally:
         process.kill()
         for left in projects.processes_below(folder):
-            left.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
     if number == signal.SIGINT:
         assert process.returncode == 130, output
         assert list(folder.glob("optlab-*")) == []
