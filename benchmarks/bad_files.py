@@ -20,7 +20,7 @@ from bad_params import TOP
 from safetensors.torch import load, save
 
 from optlab.data import archives
-from optlab.data.dataset import RECORD_BYTES, TEST_FILE
+from optlab.data.cifar10 import RECORD_BYTES, TEST_FILE
 
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
 BOMB_BYTES = 100_000_000
@@ -75,7 +75,7 @@ DAMAGES = {"truncated": _truncate, "bits flipped": _flip, "a block": _block}
 
 @functools.cache
 def _members(version: str) -> tuple[tuple[str, bytes], ...]:
-    files = archives.read(SAMPLE)
+    files = archives.read_archive(SAMPLE)
     if version == "bin":
         return tuple((f"cifar-10-batches-bin/{name}", body) for name, body in files.items())
     tables = {name: np.frombuffer(body, np.uint8).reshape(-1, RECORD_BYTES) for name, body in files.items()}

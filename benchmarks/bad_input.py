@@ -32,10 +32,11 @@ import pytorch_optimizer
 import torch
 from ruamel.yaml import YAML
 
-from optlab.config import parameters, reading
+from optlab.config import loader
 from optlab.data import download
-from optlab.data.dataset import DIGESTS
-from optlab.execution import checked
+from optlab.data.cifar10 import DIGESTS
+from optlab.orchestration import preflight_cache
+from optlab.schema import parameters
 from optlab.system import repository
 from optlab.system.errors import DataError, OptlabError, WeightsError
 from optlab.training import models, optimizers, weights
@@ -112,11 +113,11 @@ def outcome(work: Callable[[], str], error: type[OptlabError], start: str) -> st
 
 def check_params(content: bytes) -> str:
     """What `optlab check` does, in this process."""
-    parameters.PARAMS.write_bytes(content)
+    parameters.PARAMS_FILE.write_bytes(content)
 
     def work() -> str:
-        settings = reading.load()
-        for each in checked.parts(settings):
+        settings = loader.load()
+        for each in preflight_cache.split_config(settings):
             optimizers.check(each)
         said = YAML(typ="safe", pure=True).load(content)
         return (
@@ -137,7 +138,7 @@ def same(one: Any, other: Any) -> bool:
 
 def run_command(content: bytes) -> str:
     """What the command `optlab check` does."""
-    parameters.PARAMS.write_bytes(content)
+    parameters.PARAMS_FILE.write_bytes(content)
     command = [Path(sys.executable).parent / "optlab", "check"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC"))}
     environment["PYTHONPATH"] = str(bad_params.TOP / "src")
@@ -223,7 +224,7 @@ def check_archive(content: bytes) -> str:
     before = contents()
 
     def work() -> str:
-        download.ensure(folder, DATASET)
+        download.ensure_dataset(folder, DATASET)
         digests = {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in folder.iterdir()}
         shutil.rmtree(folder)
         return ACCEPTED if digests == DIGESTS[DATASET] else "other bytes than the published ones"
@@ -245,7 +246,7 @@ def check_weights(content: bytes, good: bytes) -> str:
     path.write_bytes(content)
 
     def work() -> str:
-        _, digest = weights.read(path, "zilliax")
+        _, digest = weights.load_model(path, "zilliax")
         if digest != hashlib.sha256(content).hexdigest():
             return "the digest is not the file's"
         return ACCEPTED if content == good else NOTICED
@@ -255,11 +256,11 @@ def check_weights(content: bytes, good: bytes) -> str:
 
 def files(draw: random.Random, archives: int, weights_files: int) -> Iterator[tuple[str, str, str]]:
     """(row, kind, outcome) of every archive and weights file."""
-    os.environ[download.ARCHIVE_VARIABLE] = "archive"
+    os.environ[download.ARCHIVE_ENV_VAR] = "archive"
     for number in range(archives):
         kind = list(bad_files.ARCHIVES)[number % len(bad_files.ARCHIVES)]
         yield "archive", kind, check_archive(bad_files.ARCHIVES[kind](draw))
-    weights.write(Path("good.safetensors"), models.build("zilliax", seed=0), "zilliax")
+    weights.save_model(Path("good.safetensors"), models.build("zilliax", seed=0), "zilliax")
     good = Path("good.safetensors").read_bytes()
     for number in range(weights_files):
         kind = list(bad_files.WEIGHTS)[number % len(bad_files.WEIGHTS)]

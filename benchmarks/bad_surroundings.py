@@ -18,7 +18,11 @@ NAMES = (
 )  # fmt: skip
 
 _OPTLAB = ["-m", "optlab"]
-_STORE = ["-c", "from optlab.tracking import server; print(server.experiment(server.connect(), 'optlab'))"]
+_STORE = [
+    "-c",
+    "from optlab.tracking import mlflow_store; print("
+    "mlflow_store.get_or_create_experiment(mlflow_store.connect(), 'optlab'))",
+]
 
 
 def measure(

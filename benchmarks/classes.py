@@ -23,10 +23,10 @@ import torch
 from needs import TOP
 from ruamel.yaml import YAML
 
-from optlab.config.parameters import Config
-from optlab.data import dataset, download
-from optlab.system.errors import OptlabError, one_line
-from optlab.training import conditions, loop, optimizers
+from optlab.data import cifar10, download
+from optlab.schema.parameters import Config
+from optlab.system.errors import OptlabError, summarize_error
+from optlab.training import determinism, loop, optimizers
 
 MEMORY = 4 << 30  # bytes, of address space, beyond what the process has at its start
 PATIENCE_S = 120.0
@@ -63,14 +63,14 @@ def configured(entry: dict[str, Any]) -> Config:
 def tried(entry: dict[str, Any], folder: Path) -> str:
     """How the training ends, or the refusal."""
     config = configured(entry)
-    device = conditions.apply(config.training)
+    device = determinism.configure_torch(config.training)
     try:
         optimizers.check(config)
-        outcome = loop.train(config, "mine", 0, dataset.load(folder, config.data, 0), device)
+        outcome = loop.train(config, "mine", 0, cifar10.load(folder, config.data, 0), device)
     except OptlabError as error:
         return str(error)
     except Exception as error:  # a defect of ours: it ought to be a refusal
-        return f"CRASH {type(error).__name__}: {one_line(error)}"
+        return f"CRASH {type(error).__name__}: {summarize_error(error)}"
     return "trains" if outcome.status == "completed" else outcome.status
 
 
@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("package")
     package, rows = parser.parse_args().package, []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[download.ARCHIVE_VARIABLE] = str(TOP / "tests" / "data" / "cifar10-sample.tar.gz")
+        os.environ[download.ARCHIVE_ENV_VAR] = str(TOP / "tests" / "data" / "cifar10-sample.tar.gz")
         data = Path(folder) / SAMPLE
-        download.ensure(data, SAMPLE)
+        download.ensure_dataset(data, SAMPLE)
         for path in classes(package):
             rows.append(outcome_of(path, data))
             print(f"{path}: {rows[-1][1]}", flush=True)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from needs import TOP
 
-from optlab.config.parameters import Config
-from optlab.config.reading import load
-from optlab.training import conditions
-from optlab.training.construction import Context
+from optlab.config.loader import load
+from optlab.schema.parameters import Config
+from optlab.training import determinism
 from optlab.training.loop import train_step
 from optlab.training.models import build as network
+from optlab.training.optimizer_driver import OptimizerDriver, flatten_wrappers
+from optlab.training.optimizer_factory import TrainingContext
 from optlab.training.optimizers import build
-from optlab.training.stepping import Stepper, with_wrapped
 
 RESULTS = TOP / "benchmarks" / "COSTS.md"
 STUDY = TOP / "studies" / "optimizers" / "params.yaml"
@@ -39,9 +39,9 @@ def settings() -> Config:
     return Config.model_validate(values)
 
 
-def kept(stepper: Stepper) -> int:
+def kept(stepper: OptimizerDriver) -> int:
     """How many numbers its states have."""
-    states = [state for each in stepper.optimizers for own in with_wrapped(each) for state in own.state.values()]
+    states = [state for each in stepper.optimizers for own in flatten_wrappers(each) for state in own.state.values()]
     return sum(value.numel() for state in states for value in state.values() if isinstance(value, torch.Tensor))
 
 
@@ -58,7 +58,7 @@ class Contender:
 
     def __init__(self, name: str, config: Config) -> None:
         self.model, self.config = network(config.model, 0), config
-        self.stepper = build(name, config.optimizer(name), Context.of(config, self.model))
+        self.stepper = build(name, config.get_optimizer(name), TrainingContext.from_config(config, self.model))
         self.images = torch.randn(config.training.batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         self.labels = torch.arange(config.training.batch_size) % 10
         self.stepper.train()
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
     config = settings()
-    device = conditions.apply(config.training)
+    device = determinism.configure_torch(config.training)
     contenders = {name: Contender(name, config) for name in config.optimizers}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -93,7 +93,7 @@ def main() -> None:
         low, middle, high = (100 * value for value in statistics.quantiles(own, n=4))
         lines.append(f"| {name} | {contenders[name].numbers:.1f} | {middle:.1f} % ({low:.1f} – {high:.1f}) |\n")
     RESULTS.write_text(
-        f"# What each step costs\n\n{conditions.current(device).cpu}, {config.training.threads} thread, "
+        f"# What each step costs\n\n{determinism.capture_environment(device).cpu}, {config.training.threads} thread, "
         f"{config.model}, batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
         "steps, median and quartiles.\n\n"
         "| optimizer | numbers kept for each weight | its own time, as a share of the time for the gradient |\n"

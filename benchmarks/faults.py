@@ -188,12 +188,13 @@ def outage_trial(
 
 def checkpoint_cost() -> None:
     """The share of a training's time that goes into checkpoints, for a small network and a large one."""
-    from optlab.config import parameters, reading
-    from optlab.data import dataset
+    from optlab.config import loader
+    from optlab.data import cifar10
+    from optlab.schema import parameters
     from optlab.system import repository
-    from optlab.training import checkpoint, conditions, loop
+    from optlab.training import checkpoint, determinism, loop
 
-    class Timed(checkpoint.Checkpoint):
+    class Timed(checkpoint.FileCheckpointer):
         times: list[float]
 
         def save(self, outcome: Any, stepper: Any) -> None:
@@ -201,15 +202,15 @@ def checkpoint_cost() -> None:
             super().save(outcome, stepper)
             self.times.append(time.monotonic() - began)
 
-    repository.enter()
+    repository.enter_root()
     Path(".optlab").mkdir(exist_ok=True)
-    device = conditions.apply(reading.load().training)
+    device = determinism.configure_torch(loader.load().training)
     for model, images, epochs in (("zilliax", 45000, 5), ("resnet18", 2560, 1)):
-        settings = reading.load().model_dump(by_alias=True) | {"model": model}
+        settings = loader.load().model_dump(by_alias=True) | {"model": model}
         settings["data"] |= {"train_size": images, "validation_size": 100}
         settings["training"] |= {"epochs": epochs}
         parsed = parameters.Config.model_validate(settings)
-        splits = dataset.load(repository.DATA, parsed.data, 0)
+        splits = cifar10.load(repository.DATA, parsed.data, 0)
         with tempfile.TemporaryDirectory(dir=".optlab") as folder:
             saver = Timed(Path(folder) / "run" / "key", lambda: None)
             saver.times = []

@@ -30,23 +30,23 @@ PARTS = ("push_all", "end_abandoned", "find")
 
 def write_one(top: Path) -> Path:
     """A repository with one journal that MLflow has; returns the journal's folder. The working directory is `top`."""
-    from optlab.tracking import replay
-    from optlab.tracking.journal import Journal
+    from optlab.tracking import log_uploader
+    from optlab.tracking.event_log import EventLog
 
     (top / ".dvc").mkdir()
     (top / ".dvc" / "config").touch()
-    journal = Journal.create("adam-0", "0" * 16)
+    log = EventLog.create("adam-0", "0" * 16)
     tags = {"optlab.run": "adam-0", "optimizer": "adam"}
-    journal.append("start", time=1, name="adam", experiment="optlab", params={"lr": "0.001"}, tags=tags, dataset=None)
+    log.append("start", time=1, name="adam", experiment="optlab", params={"lr": "0.001"}, tags=tags, dataset=None)
     step = 0
-    while journal.path.stat().st_size < SIZE - 200:
-        journal.metrics([("step/loss", 2.302585 / (1 + number), 1_700_000_000_000 + number, number)
+    while log.path.stat().st_size < SIZE - 200:
+        log.log_metrics([("step/loss", 2.302585 / (1 + number), 1_700_000_000_000 + number, number)
                          for number in range(step, step + 500)])  # fmt: skip
         step += 500
-    journal.append("tags", tags={"weights.sha256": "0" * 64})
-    journal.append("end", status="completed", time=1_800_000_000_000)
-    assert list(replay.push_all()) == [journal.folder.name]
-    return top / journal.folder
+    log.append("tags", tags={"weights.sha256": "0" * 64})
+    log.append("end", status="completed", time=1_800_000_000_000)
+    assert list(log_uploader.push_all()) == [log.folder.name]
+    return top / log.folder
 
 
 def repositories(folder: Path) -> list[Path]:
@@ -68,18 +68,18 @@ def repositories(folder: Path) -> list[Path]:
 
 def measure(tops: list[Path], rounds: int) -> None:
     """Print, for every round and repository, the seconds of each part; the first round is not counted."""
-    from optlab.tracking import journal, replay
+    from optlab.tracking import event_log, log_uploader
 
     found = []
     for _ in range(rounds + 1):
         for top in tops:
             os.chdir(top)
             times = [time.perf_counter()]
-            assert list(replay.push_all()) == []
+            assert list(log_uploader.push_all()) == []
             times.append(time.perf_counter())
-            journal.end_abandoned("optlab-adam-0", journal.Journal(Path("none")))
+            event_log.end_abandoned("optlab-adam-0", event_log.EventLog(Path("none")))
             times.append(time.perf_counter())
-            assert journal.find("adam-0", "f" * 64) is None
+            assert event_log.find_by_weights("adam-0", "f" * 64) is None
             times.append(time.perf_counter())
             found.append([later - earlier for earlier, later in itertools.pairwise(times)])
     assert "mlflow" not in sys.modules

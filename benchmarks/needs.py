@@ -6,8 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from optlab.config import parameters, reading
-from optlab.data import dataset
+from optlab.config import loader
+from optlab.data import cifar10
+from optlab.schema import parameters
 from optlab.system import repository
 from optlab.system.errors import OptlabError
 
@@ -35,4 +36,4 @@ def check(packages: tuple[str, ...], commands: tuple[str, ...] = ()) -> None:
     for name in commands:
         if shutil.which(name, path=environment()["PATH"]) is None:
             raise OptlabError(f"there is no command {name}, neither beside {sys.executable} nor on the PATH")
-    dataset.load(TOP / repository.DATA, reading.load(TOP / parameters.PARAMS).data, 0)
+    cifar10.load(TOP / repository.DATA, loader.load(TOP / parameters.PARAMS_FILE).data, 0)

@@ -21,9 +21,9 @@ from needs import TOP
 from ruamel.yaml import YAML
 from throughput_report import spread
 
-from optlab.config import parameters
-from optlab.system import dvc, errors, repository
-from optlab.training import conditions
+from optlab.schema import parameters
+from optlab.system import errors, repository
+from optlab.training import determinism
 
 RESULTS = TOP / "benchmarks" / "SIDE_BY_SIDE.md"
 SEEDS = [0, 1]  # of three optimizers: six runs
@@ -36,13 +36,13 @@ def seconds(precision: str, images: int, jobs: int) -> float:
         subprocess.run(["git", "clone", "--quiet", TOP, top], check=True)
         shutil.copytree(TOP / repository.DATA, top / repository.DATA)
         yaml = YAML()
-        values = yaml.load(top / parameters.PARAMS)
+        values = yaml.load(top / parameters.PARAMS_FILE)
         values["seeds"] = SEEDS
         values["data"]["train_size"] = images
         values["training"] |= {"epochs": 1, "threads": 1, "precision": precision}
-        yaml.dump(values, top / parameters.PARAMS)
+        yaml.dump(values, top / parameters.PARAMS_FILE)
         environment = needs.environment() | {"PYTHONPATH": str(top / "src")}
-        subprocess.run([*dvc.COMMAND, "repro", "--quiet", "download"], cwd=top, env=environment, check=True)
+        subprocess.run([*repository.DVC_COMMAND, "repro", "--quiet", "download"], cwd=top, env=environment, check=True)
         started = time.perf_counter()
         command = ["optlab", "repro", "--jobs", str(jobs)]
         result = subprocess.run(command, cwd=top, env=environment, capture_output=True, text=True, check=False)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=45_000, help="images per run")
     arguments = parser.parse_args()
     needs.check(("dvc",), ("git", "optlab"))
-    precisions = ["fp32", "bf16"] if conditions.bf16_is_native(torch.device("cpu")) else ["fp32"]
+    precisions = ["fp32", "bf16"] if determinism.has_native_bf16(torch.device("cpu")) else ["fp32"]
     rounds: dict[str, list[tuple[float, float]]] = {precision: [] for precision in precisions}
     for precision in precisions:
         for _ in range(arguments.rounds):
@@ -74,7 +74,7 @@ def report(rounds: dict[str, list[tuple[float, float]]], images: int) -> str:
 
     The last precision may have fewer rounds than the first, or none.
     """
-    facts = conditions.current(torch.device("cpu"))
+    facts = determinism.capture_environment(torch.device("cpu"))
     counts = " and ".join(dict.fromkeys(str(len(pairs)) for pairs in rounds.values() if pairs))
     lines = [
         "# Side by side",
@@ -99,4 +99,4 @@ def report(rounds: dict[str, list[tuple[float, float]]], images: int) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from needs import TOP
 
-from optlab.results.statistics import ALPHA, Pair, pair
+from optlab.analysis.paired_tests import ALPHA, PairedComparison, compare_pair
 
 RESULTS = TOP / "benchmarks" / "SIMULATION.md"
 SEEDS, CORRELATIONS = (2, 3, 5, 10), (0.0, 0.7)
@@ -32,10 +32,10 @@ def drawn(n: int, correlation: float, means: Sequence[float], rounds: int) -> It
         yield (np.round((0.6 + np.array(means)[:, None] + 0.01 * values) * IMAGES) / IMAGES).tolist()
 
 
-def compared(values: list[list[float]]) -> list[Pair]:
+def compared(values: list[list[float]]) -> list[PairedComparison]:
     """Each optimizer with each."""
     both = list(itertools.combinations(values, 2))
-    return [pair(a, b, len(both), None, resolution=1 / IMAGES) for a, b in both]
+    return [compare_pair(a, b, len(both), None, resolution=1 / IMAGES) for a, b in both]
 
 
 def false_better(n: int, correlation: float, rounds: int, optimizers: int = 4) -> float:
@@ -57,7 +57,7 @@ def missed(n: int, correlation: float, rounds: int) -> float:
 
 def equivalent(n: int, correlation: float, difference: float, rounds: int) -> float:
     """The share in which two optimizers that differ so much are called equivalent within `MARGIN`."""
-    said = [pair(*values, 1, MARGIN).verdict for values in drawn(n, correlation, [difference, 0.0], rounds)]
+    said = [compare_pair(*values, 1, MARGIN).verdict for values in drawn(n, correlation, [difference, 0.0], rounds)]
     return said.count("equivalent") / rounds
 
 

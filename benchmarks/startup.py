@@ -22,7 +22,7 @@ import torch
 from needs import TOP
 
 from optlab.system import errors
-from optlab.training import conditions
+from optlab.training import determinism
 
 sys.path.insert(0, str(TOP / "tests"))
 
@@ -130,7 +130,7 @@ def git(*words: str) -> None:
 
 def report(results: dict[str, dict[str, list[float]]], imports: list[float], against: str | None) -> str:
     """The table in markdown; medians, and beside them how often an `import torch` would fit in, for each run."""
-    facts = conditions.current(torch.device("cpu"))
+    facts = determinism.capture_environment(torch.device("cpu"))
     unit = statistics.median(imports)
     lines = [
         "# Start-up",
@@ -156,4 +156,4 @@ def report(results: dict[str, dict[str, list[float]]], imports: list[float], aga
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

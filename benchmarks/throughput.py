@@ -28,18 +28,19 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
-from optlab.config import parameters, reading
-from optlab.data import dataset
-from optlab.system import dvc, errors, repository
-from optlab.tracking.facts import facts
-from optlab.tracking.journal import Journal
-from optlab.tracking.link import Link
-from optlab.tracking.observers import JournalWriter, Progress
-from optlab.training import conditions, loop, models
-from optlab.training.construction import Context
-from optlab.training.numerics import PORTABLE
+from optlab.config import loader
+from optlab.data import cifar10
+from optlab.schema import parameters
+from optlab.system import errors, repository
+from optlab.tracking.callbacks import EventLogWriter, ProgressBar
+from optlab.tracking.event_log import EventLog
+from optlab.tracking.run_metadata import build_run_metadata
+from optlab.tracking.uploader_client import UploaderClient
+from optlab.training import determinism, loop, models
+from optlab.training.numerics import PORTABLE_VARIABLES
+from optlab.training.optimizer_driver import OptimizerDriver
+from optlab.training.optimizer_factory import TrainingContext
 from optlab.training.optimizers import build
-from optlab.training.stepping import Stepper
 
 LR = 0.01
 WARMUP = 20  # steps that are not timed
@@ -48,7 +49,7 @@ RESULTS = TOP / "benchmarks" / "RESULTS.md"
 
 def settings(images: int, precision: str, epochs: int = 1, numerics: str = "fast") -> parameters.Config:
     """The comparison's own params.yaml, with SGD alone and less of the data."""
-    values = reading.load(TOP / parameters.PARAMS).model_dump(by_alias=True)
+    values = loader.load(TOP / parameters.PARAMS_FILE).model_dump(by_alias=True)
     values["optimizers"] = {"sgd": {"class": "SGD", "lr": LR}}
     values["data"]["train_size"] = images
     values["training"] |= {"epochs": epochs, "precision": precision, "batch_size": BATCH, "numerics": numerics}
@@ -61,7 +62,7 @@ def tutorial_loader(images: int) -> Iterable[Any]:
     """torchvision's CIFAR10, ToTensor and a DataLoader, over the images that optlab trains on."""
     import torchvision
 
-    split = dataset.load(TOP / repository.DATA, settings(images, "fp32").data, 0).train
+    split = cifar10.load(TOP / repository.DATA, settings(images, "fp32").data, 0).train
 
     class InMemory(torchvision.datasets.CIFAR10):  # type: ignore[misc]
         """Its own `__getitem__`, with the arrays filled from the verified files instead of its pickles."""
@@ -70,7 +71,7 @@ def tutorial_loader(images: int) -> Iterable[Any]:
             self.data, self.targets = split.images.numpy(), split.labels.tolist()
             self.transform, self.target_transform = torchvision.transforms.ToTensor(), None
 
-    order = dataset.epoch_order(0, 1, images, shuffle=True).tolist()
+    order = cifar10.compute_epoch_order(0, 1, images, shuffle=True).tolist()
     return DataLoader(Subset(InMemory(), order), batch_size=BATCH)
 
 
@@ -127,7 +128,7 @@ def run_lightning(images: int) -> dict[str, float]:
     return {"rate": clock.rate}
 
 
-class Clock(loop.Observer):
+class Clock(loop.Callback):
     """Times the steps after the warm-up, as whoever waits for the training sees them."""
 
     def __init__(self) -> None:
@@ -141,10 +142,10 @@ class Clock(loop.Observer):
             self.ended = time.perf_counter()
 
 
-class Timed(loop.Observer):
+class Timed(loop.Callback):
     """Adds up the wall time spent in another observer."""
 
-    def __init__(self, inner: loop.Observer) -> None:
+    def __init__(self, inner: loop.Callback) -> None:
         self._inner, self.spent = inner, 0.0
 
     def _call(self, method: Callable[..., None], *arguments: Any) -> None:
@@ -173,23 +174,26 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
     to its last write, over the wall time of the trainings.
     """
     chosen = settings(images, precision, epochs, numerics)
-    splits = dataset.load(TOP / repository.DATA, chosen.data, 0)
-    device = conditions.apply(chosen.training)
+    splits = cifar10.load(TOP / repository.DATA, chosen.data, 0)
+    device = determinism.configure_torch(chosen.training)
     spent = elapsed = 0.0
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
-        sender, opening = Link(), facts(chosen, Path(), "sgd", 0, conditions.current(device))
+        sender, opening = (
+            UploaderClient(),
+            build_run_metadata(chosen, Path(), "sgd", 0, determinism.capture_environment(device)),
+        )
         if trainings == 1:  # wait until it has started up, for that is counted in whole trainings alone
-            ahead = Journal.create("sgd-0")
-            ahead.begin(opening, 0)
+            ahead = EventLog.create("sgd-0")
+            ahead.log_start_or_resume(opening, 0)
             ahead.end("completed")
-            sender.ask(push=True)
+            sender.request(push=True)
         for _ in range(trainings):
-            journal = Journal.create("sgd-0")
-            writer = JournalWriter(journal, opening, functools.partial(sender.wake, journal.folder.name))
-            logs = [Timed(Progress(epochs, images)), Timed(writer)]
+            journal = EventLog.create("sgd-0")
+            writer = EventLogWriter(journal, opening, functools.partial(sender.notify, journal.folder.name))
+            logs = [Timed(ProgressBar(epochs, images)), Timed(writer)]
             clock = Clock()
             started = time.perf_counter()
             loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
@@ -212,7 +216,7 @@ def run_peak(precision: str) -> dict[str, float]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    emulated = precision == "bf16" and not conditions.bf16_is_native(torch.device("cpu"))
+    emulated = precision == "bf16" and not determinism.has_native_bf16(torch.device("cpu"))
     size, best = 512 if emulated else 2048, 0.0
     matrix = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     image, kernel = matrix.view(1, size, size // 32, 32), matrix.view(size, size, 1, 1)
@@ -225,7 +229,7 @@ def run_peak(precision: str) -> dict[str, float]:
                 best = max(best, 2 * size**3 / (time.perf_counter() - started))
     model = models.build("zilliax", 0)
     chosen = settings(BATCH * 10, "fp32")
-    stepper = build("sgd", chosen.optimizer("sgd"), Context.of(chosen, model))
+    stepper = build("sgd", chosen.get_optimizer("sgd"), TrainingContext.from_config(chosen, model))
     with FlopCounterMode(display=False) as counter:
         loop.train_step(
             model, stepper, torch.rand(BATCH, 3, 32, 32), torch.zeros(BATCH, dtype=torch.long), chosen.training
@@ -244,7 +248,7 @@ PARTS = {
 }
 
 
-class Marked(Stepper):
+class Marked(OptimizerDriver):
     """A stepper whose forward and backward the profiler sees as one operator."""
 
     def step(self, closure: Callable[[], Any]) -> Any:
@@ -261,8 +265,8 @@ def run_step(precision: str) -> dict[str, float]:
 
     chosen = settings(BATCH * 10, precision)
     model = models.build("zilliax", 0)
-    built = build("sgd", chosen.optimizer("sgd"), Context.of(chosen, model))
-    stepper = Marked(built.optimizers, built.shares, built.create_graph, "closure", ["own"])
+    built = build("sgd", chosen.get_optimizer("sgd"), TrainingContext.from_config(chosen, model))
+    stepper = Marked(built.optimizers, built.param_groups, built.create_graph, "closure", ["own"])
     images = torch.rand(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(BATCH, dtype=torch.long)
     for _ in range(WARMUP):
@@ -304,7 +308,9 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Run one contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", contender, "--images", str(arguments.images)]
     command += ["--bf16-images", str(arguments.bf16_images)]
-    environment = os.environ | (PORTABLE if contender == "optlab portable" else {})  # read while torch is imported
+    environment = os.environ | (
+        PORTABLE_VARIABLES if contender == "optlab portable" else {}
+    )  # read while torch is imported
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         sys.exit(f"{contender} failed:\n{result.stderr}")
@@ -327,7 +333,9 @@ def noop_seconds(times: int = 5) -> list[float] | None:
 
 
 def _dvc(*words: str) -> str:
-    result = subprocess.run([*dvc.COMMAND, *words], capture_output=True, text=True, cwd=TOP, env=needs.environment())
+    result = subprocess.run(
+        [*repository.DVC_COMMAND, *words], capture_output=True, text=True, cwd=TOP, env=needs.environment()
+    )
     if result.returncode:
         sys.exit(f"dvc {words[0]} failed:\n{result.stderr}")
     return result.stdout
@@ -340,9 +348,9 @@ def main() -> None:
     parser.add_argument("--bf16-images", type=int, default=0, help="the same for bf16; fewer where it is emulated")
     parser.add_argument("--contender", choices=CONTENDERS, help="measure this one only, and print JSON")
     arguments = parser.parse_args()
-    threads = reading.load(TOP / parameters.PARAMS).training.threads
+    threads = loader.load(TOP / parameters.PARAMS_FILE).training.threads
     torch.set_num_threads(threads)
-    native = conditions.bf16_is_native(torch.device("cpu"))
+    native = determinism.has_native_bf16(torch.device("cpu"))
     arguments.bf16_images = arguments.bf16_images or (arguments.images if native else 3_200)
     if arguments.contender:
         print(json.dumps(CONTENDERS[arguments.contender](arguments)))
@@ -365,4 +373,4 @@ def fill(found: Figures, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

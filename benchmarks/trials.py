@@ -20,9 +20,9 @@ from needs import TOP
 sys.path.insert(0, str(TOP / "tests"))
 import projects
 
-from optlab.config import reading
-from optlab.data import dataset
-from optlab.training import conditions, loop
+from optlab.config import loader
+from optlab.data import cifar10
+from optlab.training import determinism, loop
 
 RESULTS = TOP / "benchmarks" / "TRIALS.md"
 MEASURED = """
@@ -47,10 +47,10 @@ def tuned(project: projects.Project, trials: int) -> tuple[float, int]:
 
 def training(project: projects.Project, rounds: int) -> float:
     """Seconds of one such training, in a process that does nothing else; the mean of so many."""
-    config = reading.load(project.top / "params.yaml")
-    config = config.model_copy(update={"optimizers": {"sgd": config.optimizer("sgd").settled({})}})
-    device = conditions.apply(config.training)
-    splits = dataset.load(project.top / "data" / "cifar10", config.data, 0)
+    config = loader.load(project.top / "params.yaml")
+    config = config.model_copy(update={"optimizers": {"sgd": config.get_optimizer("sgd").replace_ranges({})}})
+    device = determinism.configure_torch(config.training)
+    splits = cifar10.load(project.top / "data" / "cifar10", config.data, 0)
     loop.train(config, "sgd", 0, splits, device)
     began = time.monotonic()
     for seed in range(rounds):
@@ -71,7 +71,8 @@ def main() -> None:
         own = training(project, 20)
     beyond = (many[0] - few[0]) / (count - count // 10) - own
     text = (
-        f"# Trials\n\n{conditions.current(conditions.torch.device('cpu')).cpu}, {count // 10} and {count} "
+        f"# Trials\n\n{determinism.capture_environment(determinism.torch.device('cpu')).cpu}, {count // 10} and "
+        f"{count} "
         f"trials; one tuning of each size, one trial at a time, trainings of 14 steps of 16 images.\n\n"
         f"| trials | the stage `tune`, s | its highest memory, MiB |\n| --- | --- | --- |\n"
         + "".join(f"| {n} | {s:.1f} | {kib / 1024:.0f} |\n" for n, (s, kib) in ((count // 10, few), (count, many)))

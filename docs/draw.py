@@ -16,14 +16,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optlab.results.colours import colours
-from optlab.results.figures import grid, plain
+from optlab.analysis.colours import assign_colours
+from optlab.analysis.figures import draw_grid, use_default_rc
 
 PAGE = Path(__file__).parent / "optimizers.md"
 FIGURES = Path(__file__).parent / "figures"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 RULES = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "nadam", "lion", "muon")
-COLOURS = colours(RULES)
+COLOURS = assign_colours(RULES)
 STEPS = 100
 
 Slope = Callable[[np.ndarray], Any]
@@ -93,7 +93,7 @@ def paths(slope: Slope, start: tuple[float, float], lowest: tuple[float, float],
 
         return draw
 
-    return grid([drawn(name) for name in RULES], 5, (2.1, 2.1))
+    return draw_grid([drawn(name) for name in RULES], 5, (2.1, 2.1))
 
 
 def bias() -> Figure:
@@ -110,7 +110,7 @@ def bias() -> Figure:
         axis.set(xscale="log", ylim=(0, None), xlabel="step", ylabel="length of the step, in η")
         axis.legend(frameon=False)
 
-    return grid([draw], 1, (6.8, 3.0))
+    return draw_grid([draw], 1, (6.8, 3.0))
 
 
 def uncorrected(t: np.ndarray, beta1: float = 0.9, beta2: float = 0.999) -> np.ndarray:
@@ -129,7 +129,7 @@ def decay(steps: int = 4000) -> Figure:
     def decoupled(w: np.ndarray, g: np.ndarray, s: dict[str, Any], lr: float) -> np.ndarray:
         return adamw(w, g, s, lr=lr, decay=strength)
 
-    return grid([_decaying("L2 in Adam", l2, noise), _decaying("AdamW", decoupled, noise)], 2, (4.2, 3.0))
+    return draw_grid([_decaying("L2 in Adam", l2, noise), _decaying("AdamW", decoupled, noise)], 2, (4.2, 3.0))
 
 
 def _decaying(title: str, rule: Any, noise: np.ndarray) -> Callable[[Axes], None]:
@@ -156,7 +156,7 @@ def figures() -> Iterator[tuple[str, Figure]]:
     yield "decay", decay()
 
 
-@plain
+@use_default_rc
 def main() -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "optlab", "svg.fonttype": "path", "path.simplify_threshold": 0.5})
     FIGURES.mkdir(exist_ok=True)

@@ -1,27 +1,28 @@
 """Stage compare: all runs → the table, the figures, the report, and the champion in MLflow's registry."""
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system import errors, processes, repository
-from optlab.tracking.link import Link
+from optlab.tracking.uploader_client import UploaderClient
 
 
 def main() -> None:
-    processes.follow_caller()
-    folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
-    sender = Link()  # it loads MLflow meanwhile
-    from optlab.record import kept, runs
-    from optlab.results import comparison, report, tables
-    from optlab.tracking import publish
+    processes.exit_with_caller()
+    folder = repository.enter_root()
+    settings = loader.load(folder / parameters.PARAMS_FILE)
+    uploader = UploaderClient()  # it loads MLflow meanwhile
+    from optlab import records
+    from optlab.analysis import comparison, report, tables
+    from optlab.tracking import comparison_sync
 
-    for name, seed in settings.runs():
-        kept.restore(runs.RunFiles(folder, name, seed))
+    for name, seed in settings.list_runs():
+        records.restore_environment(records.RunFiles(folder, name, seed))
     compared = comparison.collect(settings, folder)
     report.write(compared, folder)
     print(tables.describe(compared, folder))
-    print(publish.publish(compared, folder, sender))
-    sender.close()
+    print(comparison_sync.publish(compared, folder, uploader))
+    uploader.close()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

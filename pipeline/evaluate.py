@@ -3,47 +3,50 @@
 Usage: python pipeline/evaluate.py OPTIMIZER SEED
 """
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system import errors, locks, processes, repository
-from optlab.tracking.link import Link
+from optlab.tracking.uploader_client import UploaderClient
 from optlab.training import numerics
 
 
 def main() -> None:
-    processes.follow_caller()
-    name, number = processes.arguments("OPTIMIZER", "SEED")
+    processes.exit_with_caller()
+    name, number = processes.parse_arguments("OPTIMIZER", "SEED")
     seed = int(number)
-    folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
+    folder = repository.enter_root()
+    settings = loader.load(folder / parameters.PARAMS_FILE)
     numerics.prepare(settings.training)  # before anything imports torch
-    sender = Link()
-    from optlab.data import dataset
-    from optlab.record import runs
-    from optlab.record.contents import Trained
-    from optlab.results import evaluation
-    from optlab.tracking import facts, journal
-    from optlab.training import conditions, loop, weights
+    uploader = UploaderClient()
+    from optlab import records
+    from optlab.analysis import metrics
+    from optlab.data import cifar10
+    from optlab.records import TrainRecord
+    from optlab.tracking import event_log, run_metadata
+    from optlab.training import determinism, loop, weights
 
-    conditions.apply(settings.training)
-    test = dataset.load_test(repository.DATA, settings.data)
-    files = runs.RunFiles(folder, name, seed)
-    trained = Trained.read(files.training)
-    model, digest = weights.read(files.weights, settings.model, trained.weights_sha256)
+    determinism.configure_torch(settings.training)
+    test = cifar10.load_test_split(repository.DATA, settings.data)
+    files = records.RunFiles(folder, name, seed)
+    train_record = TrainRecord.read(files.training)
+    model, digest = weights.load_model(files.weights, settings.model, train_record.weights_sha256)
     logits = loop.predict(model, test)
-    measured = evaluation.metrics(trained.status, logits, test.labels, digest)
-    evaluation.write_predictions(files.predictions, logits, test.labels)
-    measured.write(files.test)
-    if measured.test_accuracy is not None:
-        print(f"{files.id}  test loss {measured.test_loss:.4f}, test accuracy {measured.test_accuracy:.2%}")
+    eval_record = metrics.compute_metrics(train_record.status, logits, test.labels, digest)
+    metrics.write_predictions(files.predictions, logits, test.labels)
+    eval_record.write(files.test)
+    if eval_record.test_accuracy is not None:
+        print(f"{files.id}  test loss {eval_record.test_loss:.4f}, test accuracy {eval_record.test_accuracy:.2%}")
     else:
-        print(f"{files.id}  {measured.status}: its outputs are not finite, so there are no test metrics")
+        print(f"{files.id}  {eval_record.status}: its outputs are not finite, so there are no test metrics")
 
-    with locks.holding(facts.lock_name(folder, files.id), locks.PATIENCE_S):
-        log = journal.find(files.id, digest) or facts.restored(settings, files, files.weights, trained)
-        facts.evaluation(log, files.id, files.weights, trained, measured, settings.model)
-        log.publish()
-    sender.close()
+    with locks.hold_lock(run_metadata.get_lock_name(folder, files.id), locks.LOCK_TIMEOUT_S):
+        log = event_log.find_by_weights(files.id, digest) or run_metadata.create_log_from_record(
+            settings, files, files.weights, train_record
+        )
+        run_metadata.log_evaluation(log, files.id, files.weights, train_record, eval_record, settings.model)
+        log.commit_draft()
+    uploader.close()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

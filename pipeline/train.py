@@ -5,82 +5,85 @@ Usage: python pipeline/train.py OPTIMIZER SEED
 
 from typing import TYPE_CHECKING
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system import errors, locks, processes, repository
-from optlab.tracking.link import Link
+from optlab.tracking.uploader_client import UploaderClient
 from optlab.training import numerics
 
 if TYPE_CHECKING:
-    from optlab.record.contents import Conditions
-    from optlab.record.runs import RunFiles
-    from optlab.tracking.journal import Journal
-    from optlab.training.loop import Outcome
+    from optlab.records import Environment, RunFiles
+    from optlab.tracking.event_log import EventLog
+    from optlab.training.loop import TrainResult
 
 
 def main() -> None:
-    processes.follow_caller()
-    name, number = processes.arguments("OPTIMIZER", "SEED")
+    processes.exit_with_caller()
+    name, number = processes.parse_arguments("OPTIMIZER", "SEED")
     seed = int(number)
-    folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
+    folder = repository.enter_root()
+    settings = loader.load(folder / parameters.PARAMS_FILE)
     numerics.prepare(settings.training)  # before anything imports torch
-    sender = Link()  # it loads MLflow meanwhile
-    from optlab.data import dataset
-    from optlab.execution import checked
-    from optlab.record import runs
-    from optlab.tracking import facts, observers
-    from optlab.tracking.journal import Journal, end_abandoned, resumable
-    from optlab.training import checkpoint, conditions, loop
-    from optlab.tuning import settling
+    uploader = UploaderClient()  # it loads MLflow meanwhile
+    from optlab import records
+    from optlab.data import cifar10
+    from optlab.orchestration import preflight_cache
+    from optlab.tracking import callbacks, run_metadata
+    from optlab.tracking.event_log import EventLog, end_abandoned, find_resumable
+    from optlab.training import checkpoint, determinism, loop, tuned_values
 
-    dataset.forbid_test("a training must not see it")
-    found = checked.ensure(settings)
-    device = conditions.apply(settings.training)
-    if settings.training.precision == "bf16" and not conditions.bf16_is_native(device):
+    cifar10.forbid_test_split("a training must not see it")
+    found = preflight_cache.load_or_run(settings)
+    device = determinism.configure_torch(settings.training)
+    if settings.training.precision == "bf16" and not determinism.has_native_bf16(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in found.warnings:
         print(sentence)
-    settings, tuned = settling.settled(settings, folder, name, seed)
-    splits = dataset.load(repository.DATA, settings.data, seed)
+    settings, tuned = tuned_values.load_chosen_config(settings, folder, name, seed)
+    splits = cifar10.load(repository.DATA, settings.data, seed)
 
-    files = runs.RunFiles(folder, name, seed)
-    in_force = conditions.current(device, settings.paths(name))
-    key = checkpoint.key(settings, name, seed, in_force)
-    own = facts.lock_name(folder, files.id)
-    with locks.holding(own, locks.PATIENCE_S):
-        journal = resumable(files.id, key) or Journal.create(files.id, key)
-        end_abandoned(own, journal)
-        saver = checkpoint.Checkpoint(checkpoint.CHECKPOINTS / own / key / journal.folder.name, journal.to_disk)
+    files = records.RunFiles(folder, name, seed)
+    environment = determinism.capture_environment(device, settings.list_class_paths(name))
+    key = checkpoint.compute_fingerprint(settings, name, seed, environment)
+    lock_name = run_metadata.get_lock_name(folder, files.id)
+    with locks.hold_lock(lock_name, locks.LOCK_TIMEOUT_S):
+        event_log = find_resumable(files.id, key) or EventLog.create(files.id, key)
+        end_abandoned(lock_name, event_log)
+        checkpointer = checkpoint.FileCheckpointer(
+            checkpoint.CHECKPOINTS_DIR / lock_name / key / event_log.folder.name, event_log.flush
+        )
         try:
-            with facts.ending(journal):
-                opening = facts.facts(settings, folder, name, seed, in_force, more=tuned)
-                watching = [
-                    observers.progress(settings.training.epochs, len(splits.train)),
-                    observers.JournalWriter(journal, opening, lambda: sender.wake(journal.folder.name)),
+            with run_metadata.close_on_error(event_log):
+                metadata = run_metadata.build_run_metadata(settings, folder, name, seed, environment, extra_tags=tuned)
+                training_callbacks = [
+                    callbacks.create_progress_callback(settings.training.epochs, len(splits.train)),
+                    callbacks.EventLogWriter(event_log, metadata, lambda: uploader.notify(event_log.folder.name)),
                 ]
-                outcome = loop.train(settings, name, seed, splits, device, watching, saver)
-                write(outcome, settings.model, files, in_force, journal)
+                result = loop.train(settings, name, seed, splits, device, training_callbacks, checkpointer)
+                save_result(result, settings.model, files, environment, event_log)
         finally:
-            sender.close()
-        checkpoint.remove(own)  # last: a kill before this line costs the steps since the last checkpoint only
+            uploader.close()
+        checkpoint.delete(lock_name)  # last: a kill before this line costs the steps since the last checkpoint only
 
 
-def write(outcome: "Outcome", model: str, files: "RunFiles", conditions: "Conditions", journal: "Journal") -> None:
+def save_result(
+    result: "TrainResult", model: str, files: "RunFiles", environment: "Environment", event_log: "EventLog"
+) -> None:
     """Put the result on the disk, and name it in the journal."""
-    from optlab.record import kept
-    from optlab.record.contents import Trained
+    from optlab import records
+    from optlab.records import TrainRecord
     from optlab.training import weights
 
-    digest = weights.write(files.weights, outcome.model, model)
-    Trained.of(
-        outcome.status, outcome.epochs, outcome.validations, outcome.step_losses, outcome.hyperparameters, digest
+    digest = weights.save_model(files.weights, result.model, model)
+    TrainRecord.from_training(
+        result.status, result.epochs, result.validations, result.step_losses, result.hyperparameters, digest
     ).write(files.training)
-    kept.keep(files)
-    conditions.model_copy(update={"weights_sha256": digest}).write(files.conditions)
-    journal.weights(files.weights, digest)
-    journal.end(outcome.status)
-    journal.to_disk()
+    records.keep_environment(files)
+    environment.model_copy(update={"weights_sha256": digest}).write(files.environment)
+    event_log.log_weights(files.weights, digest)
+    event_log.end(result.status)
+    event_log.flush()
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -3,28 +3,29 @@
 Usage: python pipeline/tune.py OPTIMIZER
 """
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system import errors, processes, repository
 from optlab.training import numerics
 
 
 def main() -> None:
-    processes.follow_caller()
-    (name,) = processes.arguments("OPTIMIZER")
-    folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
+    processes.exit_with_caller()
+    (name,) = processes.parse_arguments("OPTIMIZER")
+    folder = repository.enter_root()
+    settings = loader.load(folder / parameters.PARAMS_FILE)
     numerics.prepare(settings.training)  # before anything imports torch
-    from optlab.execution import checked
-    from optlab.tuning import choice
+    from optlab.orchestration import preflight_cache
+    from optlab.tuning import selection
 
-    checked.ensure(settings)
-    if settings.optimizer(name).ranges:
-        from optlab.execution import trials
+    preflight_cache.load_or_run(settings)
+    if settings.get_optimizer(name).ranges:
+        from optlab.orchestration import tuning_session
 
-        trials.tune(settings, folder, name)
+        tuning_session.tune(settings, folder, name)
     else:
-        choice.untuned(settings, folder, name)
+        selection.write_untuned(settings, folder, name)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

@@ -6,25 +6,26 @@ Usage: python pipeline/versus.py STUDY
 import os
 from pathlib import Path
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system import errors, processes, repository
 
 
 def main() -> None:
-    processes.follow_caller()
-    (study,) = processes.arguments("STUDY")
-    folder = repository.enter()
-    settings = reading.load(folder / parameters.PARAMS)
-    from optlab.execution import versus
-    from optlab.record import kept, runs
-    from optlab.results import report, tables
+    processes.exit_with_caller()
+    (study,) = processes.parse_arguments("STUDY")
+    folder = repository.enter_root()
+    settings = loader.load(folder / parameters.PARAMS_FILE)
+    from optlab import records
+    from optlab.analysis import report, tables
+    from optlab.orchestration import versus
 
-    for name, seed in settings.runs():
-        kept.restore(runs.RunFiles(folder, name, seed))
-    compared = versus.collect(settings, folder, Path(os.path.normpath(folder / study)))
+    for name, seed in settings.list_runs():
+        records.restore_environment(records.RunFiles(folder, name, seed))
+    compared = versus.collect_with_study(settings, folder, Path(os.path.normpath(folder / study)))
     report.write(compared, folder)
     print(tables.describe(compared, folder))
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

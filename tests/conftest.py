@@ -10,9 +10,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported; several t
 
 import pytest
 
-from optlab.config.parameters import Config
 from optlab.data import download
-from optlab.tracking import server
+from optlab.schema.parameters import Config
+from optlab.tracking import mlflow_store
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 
@@ -39,11 +39,11 @@ def _the_process_as_it_was():
     resource.setrlimit(resource.RLIMIT_DATA, limit)
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode(mode)
-    from optlab.data import dataset
+    from optlab.data import cifar10
     from optlab.system import repository
-    from optlab.training import portable
+    from optlab.training import portable_kernels
 
-    assert (dataset._forbidden, repository._pipeline, portable._library) == ("", Path(), None)
+    assert (cifar10._forbidden_reason, repository._current_pipeline, portable_kernels._library) == ("", Path(), None)
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,8 @@ def sample(tmp_path_factory):
     """A folder with the six files of cifar10_sample, put there by the library itself."""
     folder = tmp_path_factory.mktemp("project") / "data" / "cifar10_sample"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(download.ARCHIVE_VARIABLE, str(ARCHIVE))
-        download.ensure(folder, "cifar10_sample")
+        patch.setenv(download.ARCHIVE_ENV_VAR, str(ARCHIVE))
+        download.ensure_dataset(folder, "cifar10_sample")
     return folder
 
 
@@ -86,7 +86,7 @@ def database(tmp_path_factory):
         patch.chdir(top)
         patch.setenv("MLFLOW_TRACKING_URI", "")  # to be put back: MLflow sets it
         del os.environ["MLFLOW_TRACKING_URI"]
-        server.connect()
+        mlflow_store.connect()
     return top
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from optlab.config.parameters import Config
+from optlab.schema.parameters import Config
 from optlab.training import numerics
 
 # What is not of torch.optim. For Muon, a convolution's filters are the rows of a matrix.
@@ -55,12 +55,12 @@ def main() -> None:
     folder, threads, kind, cases = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     configs = {case: config(case, threads, kind) for case in cases}
     numerics.prepare(configs[cases[0]].training)
-    from optlab.data import dataset
-    from optlab.training import conditions, loop
+    from optlab.data import cifar10
+    from optlab.training import determinism, loop
 
-    device, found = conditions.apply(configs[cases[0]].training), {}
+    device, found = determinism.configure_torch(configs[cases[0]].training), {}
     for case, settings in configs.items():
-        outcome = loop.train(settings, "mine", 0, dataset.load(folder, settings.data, 0), device)
+        outcome = loop.train(settings, "mine", 0, cifar10.load(folder, settings.data, 0), device)
         said = re.sub(r", gradients=\d+", "", repr((outcome.step_losses, outcome.epochs)))  # as older digests have it
         digest = hashlib.sha256(said.encode())
         for value in outcome.model.state_dict().values():

@@ -1,13 +1,13 @@
 """Journals as trainings write them."""
 
-from optlab.tracking import journal
+from optlab.tracking import event_log
 
 DATASET = {"name": "cifar10", "digest": "0" * 32, "source": "https://example.org/cifar"}
 
 
 def begun(run="adam-0"):
     """A journal as a training begins it."""
-    log = journal.Journal.create(run)
+    log = event_log.EventLog.create(run)
     start(log, run)
     return log
 
@@ -21,7 +21,7 @@ def start(log, run="adam-0"):
 def complete(run="adam-0", digest="abc"):
     """A journal as an evaluated training leaves it."""
     log = begun(run)
-    log.metrics([("step/loss", 2.5, 1001, 0)])
+    log.log_metrics([("step/loss", 2.5, 1001, 0)])
     log.append("tags", tags={"weights.sha256": digest})
     log.append("end", status="completed", time=2000)
     return log

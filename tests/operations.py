@@ -12,15 +12,15 @@ import json
 import os
 import sys
 
-from optlab.training.numerics import PORTABLE
+from optlab.training.numerics import PORTABLE_VARIABLES
 
-os.environ |= PORTABLE
+os.environ |= PORTABLE_VARIABLES
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from optlab.training import portable
+from optlab.training import portable_kernels
 
 CONVOLUTIONS = {"conv1": (3, 32, 32), "conv2": (32, 32, 16), "conv3": (32, 64, 8)}  # channels in and out, size
 LINEAR = {"linear1": (1024, 64), "linear2": (64, 10)}  # numbers in and out
@@ -91,7 +91,7 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
     found = {"libraries": everything()}
-    portable.install()
+    portable_kernels.install()
     for threads in sys.argv[1:]:
         torch.set_num_threads(int(threads))
         found[threads] = everything()

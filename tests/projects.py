@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
-from optlab.execution.jobs import Child, Warm
-from optlab.system.processes import CALLER_VARIABLE
-from optlab.training.conditions import VARIABLES
+from optlab.orchestration.jobs import ForkServer, LocalJob
+from optlab.system.processes import PARENT_PID_VARIABLE
+from optlab.training.determinism import ENVIRONMENT_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
@@ -127,7 +127,9 @@ def _can_be_forked(folder: Path, environment: dict[str, str]) -> bool:
         {path.relative_to(top): path.read_bytes() for path in top.rglob("*.py")}
         for top in (TOP / "src" / "optlab", Path(environment["PYTHONPATH"]) / "optlab")
     )
-    early = [name for name in VARIABLES if name != "CUBLAS_WORKSPACE_CONFIG"]  # which are read when torch is imported
+    early = [
+        name for name in ENVIRONMENT_VARIABLES if name != "CUBLAS_WORKSPACE_CONFIG"
+    ]  # which are read when torch is imported
     same = all(environment.get(name) == os.environ.get(name) for name in early)
     return own == its and same and "numerics" not in (folder / "params.yaml").read_text()
 
@@ -152,7 +154,7 @@ sys.exit(int(answer))
 """
 
 
-class Stages(Warm):
+class Stages(ForkServer):
     """The process that `Project.warm` forks; one for each process of tests."""
 
     def __init__(self) -> None:
@@ -160,11 +162,11 @@ class Stages(Warm):
         self.PROGRAM = (str(Path(__file__).with_name("warm_stages.py")), str(self._folder / "python"))
         # A test in this process may have set MLflow's address for itself.
         own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
-        super().__init__(spinning=False)
+        super().__init__(busy_wait=False)
         os.environ.update(own)
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         place = str(self._folder / "socket")
-        callers = ["DVC_STAGE", CALLER_VARIABLE]
+        callers = ["DVC_STAGE", PARENT_PID_VARIABLE]
         (self._folder / "python").write_text(SHIM.format(python=sys.executable, place=place, callers=callers))
         (self._folder / "python").chmod(0o755)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -185,7 +187,7 @@ class Stages(Warm):
             return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
-        job = Child(words[0], None, lambda name: None)
+        job = LocalJob(words[0], None, lambda name: None)
         for descriptor in job.output:
             os.close(descriptor)
         job.output = output

@@ -11,10 +11,11 @@ import schedulefree
 import torch
 from ruamel.yaml import YAML
 
-from optlab.config import parameters, reading, zoo
-from optlab.execution import checked
+from optlab.config import catalog, loader
+from optlab.orchestration import preflight_cache
+from optlab.schema import parameters
 from optlab.system.errors import ConfigError
-from optlab.training import argument_types, classes
+from optlab.training import argument_types, optimizer_factory
 
 TOP = Path(__file__).resolve().parents[1]
 MUON = "class: pytorch_optimizer.Muon, lr: 0.02"
@@ -52,23 +53,23 @@ REFUSED = {
 }  # fmt: skip
 
 
-def entry(text):
+def parse_entry(text):
     return YAML(typ="safe", pure=True).load(f"{{{text}}}")
 
 
-def check(config):
+def check_argument_types(config):
     """Every entry's classes, at all ends of its ranges; nothing is built."""
-    for each in checked.parts(config):
+    for each in preflight_cache.split_config(config):
         for name, spec in each.optimizers.items():
             for place, part in ((name, spec), (f"{name}.fallback", spec.fallback)):
                 if part:
-                    classes.check_groups(classes.entry_of(f"optimizers.{place}", part))
+                    optimizer_factory.check_groups(optimizer_factory.resolve_optimizer(f"optimizers.{place}", part))
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_value_of_another_type_is_refused_with_the_remedy(small_config, text, said):
+def test_wrong_argument_type_error_names_remedy(small_config, text, said):
     with pytest.raises(ConfigError) as refused:
-        check(small_config(optimizers={"mine": entry(text)}))
+        check_argument_types(small_config(optimizers={"mine": parse_entry(text)}))
     assert str(refused.value).startswith(f"params.yaml: optimizers.mine.{said}")
 
 
@@ -85,18 +86,18 @@ ACCEPTED = (
 
 
 @pytest.mark.parametrize("text", ACCEPTED)
-def test_a_right_value_stays_right(small_config, text):
-    check(small_config(optimizers={"mine": entry(text)}))
+def test_correct_argument_types_are_accepted(small_config, text):
+    check_argument_types(small_config(optimizers={"mine": parse_entry(text)}))
 
 
 @pytest.mark.parametrize("path", sorted(TOP.glob("**/params.yaml")), ids=lambda path: path.parent.name)
-def test_every_committed_file_stays_right(path, monkeypatch):
+def test_committed_params_files_have_correct_types(path, monkeypatch):
     monkeypatch.chdir(TOP)
-    check(reading.load(path))
+    check_argument_types(loader.load(path))
 
 
-def test_every_ready_entry_and_every_default_stays_right(small_config):
-    check(small_config(optimizers={each.name: each.values for each in zoo.KNOWN}))
+def test_catalog_entries_and_defaults_have_correct_types(small_config):
+    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.ENTRIES}))
     for cls in bad_signatures.classes(torch.optim, pytorch_optimizer, schedulefree):
         argument_types.check("", cls, bad_signatures.defaults(cls))
 
@@ -120,7 +121,7 @@ class Untyped(torch.optim.SGD):
         ("not_there", (1, "text"), ("no", "1e-3")),
     ),
 )
-def test_without_an_annotation_the_default_says_the_type(key, right, wrong):
+def test_unannotated_argument_type_follows_default(key, right, wrong):
     for value in right:
         argument_types.check("", Untyped, {key: value})
     for value in wrong:
@@ -155,19 +156,19 @@ optimizers: {sgd: {class: SGD}}
         ),
     ),
 )
-def test_the_rest_of_the_file_says_how_a_value_is_to_be_written(before, after, said):
+def test_params_type_error_shows_correct_value(before, after, said):
     with pytest.raises(ConfigError) as refused:
-        reading.parse(BASE.replace(before, after), parameters.PARAMS)
+        loader.parse(BASE.replace(before, after), parameters.PARAMS_FILE)
     assert said in str(refused.value)
 
 
-def test_a_digit_of_another_script_is_not_to_be_written_without_quotes():
+def test_full_width_digit_error_has_no_quotes_hint():
     """YAML reads it as text, with and without."""
     with pytest.raises(ConfigError, match=r"lr must be a number, not '\uff11'$"):
-        reading.parse(BASE.replace("{class: SGD}", "{class: SGD, lr: \uff11}"), parameters.PARAMS)
+        loader.parse(BASE.replace("{class: SGD}", "{class: SGD, lr: \uff11}"), parameters.PARAMS_FILE)
 
 
-def test_a_share_of_the_benchmark_of_signatures():
+def test_signature_benchmark_subset_passes():
     found = list(bad_input.signatures([torch.optim.Adam, torch.optim.LBFGS, pytorch_optimizer.Ranger21]))
     assert len(found) > 200
     assert not bad_input.wrong(found)

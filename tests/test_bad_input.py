@@ -15,14 +15,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("said", "read"), WRONG.values(), ids=WRONG)
-def test_a_misreading_is_seen(said, read):
+def test_misread_params_are_detected(said, read):
     assert bad_input.same(said, said)
     assert not bad_input.same(said, read)
 
 
-def test_a_share_of_the_benchmark(tmp_path, monkeypatch):
+def test_bad_input_benchmark_subset_passes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(bad_input.download.ARCHIVE_VARIABLE, "")  # taken back afterwards
+    monkeypatch.setenv(bad_input.download.ARCHIVE_ENV_VAR, "")  # taken back afterwards
     found = bad_input.measure(seed=4, mutations=2 * len(KINDS), commands=0, archives=11, weights_files=9)
     assert len(found) == 2 * len(KINDS) + 20
     assert not bad_input.wrong(found)

@@ -38,7 +38,7 @@ def results(tmp_path, monkeypatch):
     return run
 
 
-def failing_after(count, answers):
+def exit_after(count, answers):
     """A function that gives so many answers, by its first argument, and then ends the program."""
     left = iter(range(count))
 
@@ -52,22 +52,22 @@ def failing_after(count, answers):
 
 # In a round there are nine measurements; three rounds, then the default training.
 @pytest.mark.parametrize(("measured", "rounds"), [(27, 3), (26, 2), (9, 1)])
-def test_throughput_keeps_its_rounds_when_a_later_part_fails(results, measured, rounds):
-    text = results(throughput, "measure", failing_after(measured, FIGURES.get), "--rounds", "3")
+def test_throughput_keeps_rounds_when_later_part_fails(results, measured, rounds):
+    text = results(throughput, "measure", exit_after(measured, FIGURES.get), "--rounds", "3")
     assert f"n = {rounds} rounds" in text
     assert "| optlab fp32 | 3000 (3000 – 3000) | 1.50 (1.50 – 1.50) |" in text
     assert "MLflow from its import to its last write): not measured." in text
     assert "`dvc repro` with nothing to do: not measured." in text
 
 
-def test_throughput_keeps_the_default_training_when_dvc_fails(results, monkeypatch):
+def test_throughput_keeps_default_training_when_dvc_fails(results, monkeypatch):
     monkeypatch.setattr(throughput, "measure", lambda name, _: (FIGURES | DEFAULT)[name])
     text = results(throughput, "noop_seconds", lambda: sys.exit("the moon is in the wrong house"))
     assert "3.00% of its time (n = 1), at 2400 images/s." in text
     assert "`dvc repro` with nothing to do: not measured." in text
 
 
-def test_the_parts_of_a_step_are_told_apart():
+def test_step_profile_excludes_backward_from_optimizer():
     """Forward and backward are called by the optimizer's step, and are not counted as a part of it."""
     parts = throughput.run_step("fp32")
     assert sum(parts.values()) == pytest.approx(1)
@@ -75,37 +75,37 @@ def test_the_parts_of_a_step_are_told_apart():
     assert parts["convolution"] > parts["optimizer"] + parts["the rest"]
 
 
-def test_throughput_leaves_the_page_alone_while_no_round_is_whole(results):
-    assert results(throughput, "measure", failing_after(6, FIGURES.get)) is None
+def test_throughput_without_complete_round_writes_no_page(results):
+    assert results(throughput, "measure", exit_after(6, FIGURES.get)) is None
 
 
 @pytest.mark.parametrize(("measured", "rounds", "rows"), [(3, "1", ["fp32"]), (7, "2 and 1", ["fp32", "bf16"])])
-def test_side_by_side_keeps_its_rounds_when_a_later_one_fails(results, monkeypatch, measured, rounds, rows):
-    monkeypatch.setattr(side_by_side.conditions, "bf16_is_native", lambda _: True)
-    text = results(side_by_side, "seconds", failing_after(measured, lambda _: 10.0), "--rounds", "2")
+def test_side_by_side_keeps_rounds_when_later_fails(results, monkeypatch, measured, rounds, rows):
+    monkeypatch.setattr(side_by_side.conditions, "has_native_bf16", lambda _: True)
+    text = results(side_by_side, "seconds", exit_after(measured, lambda _: 10.0), "--rounds", "2")
     assert f"n = {rounds} rounds" in text
     assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows
     assert ("bf16 was not measured." in text) == (rows == ["fp32"])
 
 
-def test_the_time_of_dvc_is_measured_without_dvc_on_the_path(tmp_path, monkeypatch):
+def test_noop_repro_timing_works_without_dvc_on_path(tmp_path, monkeypatch):
     (tmp_path / "input").touch()
     (tmp_path / "dvc.yaml").write_text("stages: {nothing: {cmd: echo, deps: [input]}}\n")
     for words in (["init", "--no-scm"], ["repro"]):
-        subprocess.run([*throughput.dvc.COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
+        subprocess.run([*throughput.dvc.DVC_COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
     monkeypatch.setattr(throughput, "TOP", tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
     assert len(throughput.noop_seconds(times=1)) == 1
 
 
-def test_stages_find_the_python_that_the_benchmark_runs_in(monkeypatch):
+def test_stages_use_python_of_benchmark(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     found = subprocess.run(["python", "-c", "import sys; print(sys.prefix)"], env=needs.environment(),
                            capture_output=True, text=True, check=True)  # fmt: skip
     assert found.stdout.strip() == sys.prefix
 
 
-def test_what_is_missing_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+def test_missing_requirements_are_reported_before_measuring(tmp_path, monkeypatch):
     with pytest.raises(OptlabError, match="has no package no_such_package: run `pip install"):
         needs.check(("dvc", "no_such_package"))
     with pytest.raises(OptlabError, match="there is no command no-such-command, neither beside"):
@@ -117,7 +117,7 @@ def test_what_is_missing_is_said_before_anything_is_measured(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("benchmark", [throughput, side_by_side])
-def test_both_look_first(benchmark, monkeypatch):
+def test_benchmarks_check_requirements_first(benchmark, monkeypatch):
     def missing(*_):
         raise OptlabError("something is missing")
 
@@ -128,13 +128,13 @@ def test_both_look_first(benchmark, monkeypatch):
         benchmark.main()
 
 
-def test_the_good_files_that_are_made_bad_are_good(monkeypatch):
+def test_unmutated_params_are_accepted(monkeypatch):
     with bad_input.workplace():
         for text in bad_params.originals():
             assert bad_input.check_params(text.encode()) == bad_input.ACCEPTED
 
 
-def test_the_classes_of_a_package_are_tried_and_what_is_refused_comes_first(sample, monkeypatch):
+def test_class_report_lists_refused_classes_first(sample, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would outlive the test
     assert "schedulefree.AdamWScheduleFree" in classes.classes("schedulefree")
     assert "torch.optim.Adam" in classes.classes("torch.optim")  # a module of a package

@@ -12,22 +12,22 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from optlab.data import dataset
-from optlab.record.contents import Conditions
+from optlab.data import cifar10
+from optlab.records import Environment
 from optlab.system import repository
-from optlab.training import checkpoint, classes, conditions, loop, models, weights
+from optlab.training import checkpoint, determinism, loop, models, optimizer_factory, weights
 
 
 @pytest.fixture(scope="module")
 def device(small_config):
-    return conditions.apply(small_config().training)
+    return determinism.configure_torch(small_config().training)
 
 
 class Cut(Exception):
     """Stands for a kill: whatever the process held in memory is gone."""
 
 
-class CutAfter(loop.Observer):
+class CutAfter(loop.Callback):
     def __init__(self, step):
         self.step = step
 
@@ -36,27 +36,27 @@ class CutAfter(loop.Observer):
             raise Cut
 
 
-class EveryStep(checkpoint.Checkpoint):
+class EveryStep(checkpoint.FileCheckpointer):
     """Saves after every step, so that a cut can come at any place between two steps."""
 
-    def after_step(self, outcome, stepper):
+    def on_step_end(self, outcome, stepper):
         self.save(outcome, stepper)
 
 
-def nothing():
+def noop():
     pass
 
 
-def run(config, sample, device, name="mine", saver=None, cut=None):
+def run_training(config, sample, device, name="mine", saver=None, cut=None):
     observers = [] if cut is None else [CutAfter(cut)]
-    return loop.train(config, name, 0, dataset.load(sample, config.data, 0), device, observers, saver)
+    return loop.train(config, name, 0, cifar10.load(sample, config.data, 0), device, observers, saver)
 
 
-def cut_and_continued(config, sample, device, folder, cut):
+def resume_after_interruption(config, sample, device, folder, cut):
     with pytest.raises(Cut):
-        run(config, sample, device, saver=EveryStep(folder, nothing), cut=cut)
+        run_training(config, sample, device, saver=EveryStep(folder, noop), cut=cut)
     torch.rand(7)  # what another process draws in between must not matter
-    return run(config, sample, device, saver=EveryStep(folder, nothing))
+    return run_training(config, sample, device, saver=EveryStep(folder, noop))
 
 
 def assert_same(first, second, tmp_path, model="zilliax"):
@@ -64,11 +64,14 @@ def assert_same(first, second, tmp_path, model="zilliax"):
     assert second.epochs == first.epochs
     assert second.validations == first.validations
     assert second.status == first.status
-    digests = [weights.write(tmp_path / "w.safetensors", outcome.model, model) for outcome in (first, second)]
+    digests = [weights.save_model(tmp_path / "w.safetensors", outcome.model, model) for outcome in (first, second)]
     assert digests[0] == digests[1]
 
 
-SPECS = {name: {"class": name} for name in sorted(set(classes.torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})}
+SPECS = {
+    name: {"class": name}
+    for name in sorted(set(optimizer_factory.get_torch_classes()) - {"SparseAdam", "Muon", "LBFGS"})
+}
 SPECS["Muon"] = {"class": "Muon", "fallback": {"class": "AdamW", "lr": 0.001}}
 SPECS["LBFGS"] = {"class": "LBFGS", "lr": 0.1, "max_iter": 2}
 SPECS["LBFGS with line search"] = {"class": "LBFGS", "line_search_fn": "strong_wolfe", "max_iter": 2}
@@ -84,16 +87,16 @@ SPECS["Schedule-Free"] = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_every_optimizer_goes_on_to_the_same_bytes(small_config, sample, device, tmp_path, spec):
+def test_resumed_training_is_identical_for_every_optimizer(small_config, sample, device, tmp_path, spec):
     """Two epochs of five steps, cut in the middle of the first, at the end of it, and in the second."""
     config = small_config(
         optimizers={"mine": spec},
         data={"train_size": 50, "validation_size": 10},
         training={"epochs": 2, "batch_size": 10, "validations_per_epoch": 3},
     )
-    whole = run(config, sample, device)
+    whole = run_training(config, sample, device)
     for cut in (2, 5, 8):
-        continued = cut_and_continued(config, sample, device, tmp_path / str(cut), cut)
+        continued = resume_after_interruption(config, sample, device, tmp_path / str(cut), cut)
         assert_same(whole, continued, tmp_path)
 
 
@@ -108,12 +111,16 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_every_schedule_goes_on_to_the_same_bytes(small_config, sample, device, tmp_path, schedule):
+def test_resumed_training_is_identical_for_every_schedule(small_config, sample, device, tmp_path, schedule):
     config = small_config(
         optimizers={"mine": {"class": "Adam", "lr": 0.003}}, data=SMALLER,
         training={"epochs": 3, "batch_size": 16, "schedule": schedule},
     )  # fmt: skip
-    assert_same(run(config, sample, device), cut_and_continued(config, sample, device, tmp_path / "c", 9), tmp_path)
+    assert_same(
+        run_training(config, sample, device),
+        resume_after_interruption(config, sample, device, tmp_path / "c", 9),
+        tmp_path,
+    )
 
 
 class Dropping(nn.Sequential):
@@ -130,14 +137,14 @@ class Dropping(nn.Sequential):
 
 
 @pytest.mark.parametrize("model", ["dropping", "resnet18"])
-def test_generators_and_buffers_go_on(small_config, sample, device, tmp_path, monkeypatch, model):
+def test_checkpoint_restores_rng_state_and_buffers(small_config, sample, device, tmp_path, monkeypatch, model):
     monkeypatch.setitem(models.MODELS, "dropping", Dropping)
     config = small_config(
         model=model, optimizers={"mine": {"class": "SGD", "lr": 0.01}},
         data={"train_size": 10, "validation_size": 10}, training={"epochs": 2, "batch_size": 5},
     )  # fmt: skip
-    whole = run(config, sample, device)
-    assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 2), tmp_path, model)
+    whole = run_training(config, sample, device)
+    assert_same(whole, resume_after_interruption(config, sample, device, tmp_path / "c", 2), tmp_path, model)
 
 
 class Drawing(torch.optim.SGD):
@@ -162,14 +169,14 @@ class Keeping(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_every_global_generator_goes_on(small_config, sample, device, tmp_path):
+def test_checkpoint_restores_every_global_rng(small_config, sample, device, tmp_path):
     entry = {"class": f"{__name__}.Drawing", "lr": 0.01}
     config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
-    whole = run(config, sample, device)
+    whole = run_training(config, sample, device)
     random.seed(1)
     np.random.seed(1)  # as another process has them
-    assert_same(whole, run(config, sample, device), tmp_path)
-    assert_same(whole, cut_and_continued(config, sample, device, tmp_path / "c", 5), tmp_path)
+    assert_same(whole, run_training(config, sample, device), tmp_path)
+    assert_same(whole, resume_after_interruption(config, sample, device, tmp_path / "c", 5), tmp_path)
 
 
 class Swapping(torch.optim.SGD):
@@ -202,19 +209,19 @@ class Asking(Swapping):
             self.swap()
 
 
-def test_where_the_weights_are_goes_on(small_config, sample, device, tmp_path):
+def test_checkpoint_restores_optimizer_train_eval_weights(small_config, sample, device, tmp_path):
     def config(cls):
         entry = {"class": f"{__name__}.{cls}", "lr": 0.01}
         return small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
 
-    whole = run(config("Swapping"), sample, device)
-    assert_same(whole, cut_and_continued(config("Swapping"), sample, device, tmp_path / "c", 5), tmp_path)
+    whole = run_training(config("Swapping"), sample, device)
+    assert_same(whole, resume_after_interruption(config("Swapping"), sample, device, tmp_path / "c", 5), tmp_path)
     assert list((tmp_path / "c").iterdir())  # it has gone on from one
     with pytest.raises(ValueError, match="the state that Asking gives is not all that it goes on from"):
-        cut_and_continued(config("Asking"), sample, device, tmp_path / "d", 5)
+        resume_after_interruption(config("Asking"), sample, device, tmp_path / "d", 5)
 
 
-def test_complex_weights_go_on(tmp_path):
+def test_checkpoint_encodes_complex_weights(tmp_path):
     assert checkpoint._decode(checkpoint._encode({"p": torch.ones(2, dtype=torch.complex64) * 1j}))["p"][0] == 1j
 
 
@@ -226,14 +233,14 @@ def test_complex_weights_go_on(tmp_path):
         (torch.zeros(2, dtype=torch.uint8).view(torch.bits8), "a tensor of torch.bits8 in"),
     ],
 )
-def test_a_state_that_no_file_can_hold_is_one_warning(
+def test_unsavable_optimizer_state_gives_one_warning(
     small_config, sample, device, tmp_path, monkeypatch, capsys, kept, said
 ):
-    monkeypatch.setattr(checkpoint, "_SHORTEST_S", 0)
+    monkeypatch.setattr(checkpoint, "_MIN_INTERVAL_S", 0)
     monkeypatch.setattr(Keeping, "kept", kept)
     entry = {"class": f"{__name__}.Keeping", "lr": 0.01}
     config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
-    assert run(config, sample, device, saver=checkpoint.Checkpoint(tmp_path, nothing)).status == "completed"
+    assert run_training(config, sample, device, saver=checkpoint.FileCheckpointer(tmp_path, noop)).status == "completed"
     warnings = [line for line in capsys.readouterr().err.splitlines() if "DVC does not see" not in line]
     assert len(warnings) == 1 and f"no checkpoint ({said}" in warnings[0]
 
@@ -249,7 +256,7 @@ def cut(config, sample, device, tmp_path):
     """The folder with the checkpoint of a training that was cut off."""
     folder = tmp_path / "run" / "key"
     with pytest.raises(Cut):
-        run(config, sample, device, saver=EveryStep(folder, nothing), cut=9)
+        run_training(config, sample, device, saver=EveryStep(folder, noop), cut=9)
     return folder
 
 
@@ -263,38 +270,38 @@ class Remembers:
         return (open, (str(self.path), "w"))
 
 
-def flip(content):
+def flip_bit(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 DAMAGES = {
-    "a flipped bit": flip,
+    "a flipped bit": flip_bit,
     "cut short": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_one_is_refused_and_the_run_starts_over(config, sample, device, cut, tmp_path, capsys, damage):
+def test_damaged_checkpoint_is_refused_and_run_restarts(config, sample, device, cut, tmp_path, capsys, damage):
     (path,) = cut.glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
-    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
     assert "SHA-256" in capsys.readouterr().err
-    assert_same(run(config, sample, device), continued, tmp_path)
+    assert_same(run_training(config, sample, device), continued, tmp_path)
 
 
-def test_where_a_later_one_is_refused_an_earlier_one_is_tried(config, sample, device, cut, tmp_path, capsys):
+def test_refused_checkpoint_falls_back_to_previous(config, sample, device, cut, tmp_path, capsys):
     (cut / f"999999999-{64 * '0'}.safetensors").write_bytes(b"damaged")
     (cut / "a_folder.safetensors").mkdir()
-    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
     error = capsys.readouterr().err
     assert "its SHA-256 is not the one in its name): an earlier one is tried" in error
     assert "starts over" not in error
-    assert_same(run(config, sample, device), continued, tmp_path)
+    assert_same(run_training(config, sample, device), continued, tmp_path)
 
 
-def plant(folder, content):
+def write_forged_checkpoint(folder, content):
     """Put content there under a name that its digest agrees with."""
     for path in folder.glob("*.safetensors"):
         path.unlink()
@@ -304,55 +311,55 @@ def plant(folder, content):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", save({"a": torch.zeros(3)})], ids=["empty", "text", "other tensors"]
 )
-def test_one_that_is_none_is_refused(config, sample, device, cut, tmp_path, capsys, content):
-    plant(cut, content)
-    continued = run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+def test_invalid_checkpoint_content_is_refused(config, sample, device, cut, tmp_path, capsys, content):
+    write_forged_checkpoint(cut, content)
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
     assert "refused" in capsys.readouterr().err
-    assert_same(run(config, sample, device), continued, tmp_path)
+    assert_same(run_training(config, sample, device), continued, tmp_path)
 
 
-def test_a_malicious_one_does_nothing(config, sample, device, cut, tmp_path, capsys):
-    plant(cut, pickle.dumps(Remembers(tmp_path / "executed")))
-    run(config, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+def test_malicious_checkpoint_executes_nothing(config, sample, device, cut, tmp_path, capsys):
+    write_forged_checkpoint(cut, pickle.dumps(Remembers(tmp_path / "executed")))
+    run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
     assert "refused" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
 
 
-def test_one_of_another_optimizer_is_refused_whole(small_config, config, sample, device, cut, tmp_path, capsys):
+def test_checkpoint_of_other_optimizer_is_refused(small_config, config, sample, device, cut, tmp_path, capsys):
     """Though the folder's name forbids it: the weights that fit are not taken either."""
     optimizer = {"mine": {"class": "SGD", "lr": 0.01}}
     other = small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
-    continued = run(other, sample, device, saver=checkpoint.Checkpoint(cut, nothing))
+    continued = run_training(other, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
     assert "of another optimizer" in capsys.readouterr().err
-    assert_same(run(other, sample, device), continued, tmp_path)
+    assert_same(run_training(other, sample, device), continued, tmp_path)
 
 
-def test_a_kill_while_one_is_written_leaves_the_one_before(config, sample, device, cut, tmp_path, monkeypatch):
+def test_interrupted_checkpoint_write_keeps_previous(config, sample, device, cut, tmp_path, monkeypatch):
     (path,) = cut.glob("*.safetensors")
     (cut / f".000000010-{'0' * 64}.safetensors.new").write_bytes(path.read_bytes()[:1000])
-    continued = run(config, sample, device, saver=EveryStep(cut, nothing))
-    assert_same(run(config, sample, device), continued, tmp_path)
+    continued = run_training(config, sample, device, saver=EveryStep(cut, noop))
+    assert_same(run_training(config, sample, device), continued, tmp_path)
     assert len(list(cut.iterdir())) == 1  # what the kill left is gone
 
 
-def test_a_full_disk_is_one_warning(config, sample, device, tmp_path, monkeypatch, capsys):
+def test_checkpoint_on_full_disk_gives_one_warning(config, sample, device, tmp_path, monkeypatch, capsys):
     def full(path, content):
         raise checkpoint.StorageError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(checkpoint.files, "write", full)
-    monkeypatch.setattr(checkpoint, "_SHORTEST_S", 0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
-    outcome = run(config, sample, device, saver=checkpoint.Checkpoint(tmp_path / "c", nothing))
+    monkeypatch.setattr(checkpoint.files, "write_atomic", full)
+    monkeypatch.setattr(checkpoint, "_MIN_INTERVAL_S", 0)
+    monkeypatch.setattr(checkpoint, "_MAX_OVERHEAD", 1e9)
+    outcome = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(tmp_path / "c", noop))
     monkeypatch.undo()
     assert capsys.readouterr().err.count("warning") == 1
-    assert_same(run(config, sample, device), outcome, tmp_path)
+    assert_same(run_training(config, sample, device), outcome, tmp_path)
 
 
-def test_it_is_written_as_often_as_its_share_allows(config, sample, device, tmp_path, monkeypatch):
+def test_checkpoint_interval_follows_save_cost(config, sample, device, tmp_path, monkeypatch):
     """A save that costs a second is followed by 200 seconds without one."""
     clock = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    saver = checkpoint.Checkpoint(tmp_path, nothing)
+    saver = checkpoint.FileCheckpointer(tmp_path, noop)
     saved = []
 
     def save(outcome, stepper):
@@ -362,16 +369,16 @@ def test_it_is_written_as_often_as_its_share_allows(config, sample, device, tmp_
     monkeypatch.setattr(saver, "save", save)
     while clock[0] < 650:
         clock[0] += 0.5
-        saver.after_step(None, None)
+        saver.on_step_end(None, None)
     assert saved == [1.0, 202.0, 403.0, 604.0]
 
 
-def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
+def test_run_fingerprint_covers_params_code_and_environment(small_config, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     base = small_config()
 
     def key(config=base, name="adam", seed=0, threads=2):
-        return checkpoint.key(config, name, seed, Conditions(threads=threads))
+        return checkpoint.compute_fingerprint(config, name, seed, Environment(threads=threads))
 
     others = [
         key(name="sgd"),
@@ -396,7 +403,7 @@ def test_the_key_is_of_all_that_decides(small_config, monkeypatch, tmp_path):
     assert key(more) == key()
 
 
-def test_the_code_of_an_installed_package_counts(monkeypatch, tmp_path):
+def test_run_fingerprint_covers_installed_package_code(monkeypatch, tmp_path):
     """It lies in a folder `site-packages`; what lies in one below the working directory is not the repository's."""
     package, here = tmp_path / "lib" / "site-packages", tmp_path / "here"
     files = (
@@ -410,4 +417,4 @@ def test_the_code_of_an_installed_package_counts(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, f"of_this_test_{number}", SimpleNamespace(__file__=str(file)))
     monkeypatch.setattr(repository, "__file__", str(package / "optlab" / "system" / "repository.py"))
     monkeypatch.chdir(here)
-    assert set(repository.modules()) == {"optlab/training/loop.py", "own.py"}
+    assert set(repository.find_imported_modules()) == {"optlab/training/loop.py", "own.py"}

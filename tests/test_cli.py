@@ -18,15 +18,15 @@ WAYS = {
 }
 
 
-def optlab(*words, folder=".", **environment):
+def run_optlab(*words, folder=".", **environment):
     command = [*COMMAND, *words]
     own = os.environ | environment
     return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
 
 
-def completed(*words, folder=".", shell="bash"):
+def shell_completions(*words, folder=".", shell="bash"):
     """What the shell is told when the last of these words is being typed."""
-    result = optlab(folder=folder, _OPTLAB_COMPLETE=f"complete_{shell}", **WAYS[shell](["optlab", *words]))
+    result = run_optlab(folder=folder, _OPTLAB_COMPLETE=f"complete_{shell}", **WAYS[shell](["optlab", *words]))
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
 
@@ -50,8 +50,8 @@ def repository(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shell", WAYS)
-def test_every_shell_is_told_the_commands(shell):
-    told = completed("re", shell=shell).replace('"', " ").split()
+def test_shell_completion_lists_commands(shell):
+    told = shell_completions("re", shell=shell).replace('"', " ").split()
     named = [name for name in ("clean", "repro", "show", "sync", "predict", "release", "reproduce") if name in told]
     assert named == ["repro", "release", "reproduce"]
 
@@ -70,29 +70,29 @@ TYPED = {
 
 
 @pytest.mark.parametrize(("words", "expected"), TYPED.values(), ids=TYPED)
-def test_words_are_completed(repository, words, expected):
-    assert completed(*words, folder=repository).split() == expected
+def test_completion_suggests_options_tags_and_runs(repository, words, expected):
+    assert shell_completions(*words, folder=repository).split() == expected
 
 
-def test_outside_of_a_repository_nothing_is_completed_and_nothing_said(tmp_path):
-    assert completed("reproduce", "", folder=tmp_path).split() == []
+def test_completion_outside_repository_is_silent(tmp_path):
+    assert shell_completions("reproduce", "", folder=tmp_path).split() == []
 
 
-def test_a_completion_imports_nothing_that_takes_long():
+def test_completion_imports_no_slow_modules():
     command = [sys.executable, "-X", "importtime", *COMMAND[1:]]
     own = os.environ | {"_OPTLAB_COMPLETE": "complete_bash"} | WAYS["bash"](["optlab", "re"])
     result = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "optlab.cli" in imported
     assert imported.isdisjoint(
-        {"torch", "mlflow", "dvc", "numpy", "matplotlib", "ruamel.yaml", "optlab.config.parameters"}
+        {"torch", "mlflow", "dvc", "numpy", "matplotlib", "ruamel.yaml", "optlab.schema.parameters"}
     )
 
 
-def test_what_is_installed_for_bash_completes(tmp_path):
+def test_installed_bash_completion_works(tmp_path):
     """In a home folder of its own; `_TYPER_…_DETECTION` lets the shell be named instead of looked for."""
     home = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    result = optlab("--install-completion", "bash", **home)
+    result = run_optlab("--install-completion", "bash", **home)
     assert result.returncode == 0, result.stderr
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -108,15 +108,15 @@ def test_what_is_installed_for_bash_completes(tmp_path):
     assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
 
 
-def test_a_help_page_is_printed_in_ascii():
+def test_help_is_printed_in_ascii():
     """Frames and dots have characters of their own elsewhere."""
-    result = optlab("predict", "--help", PYTHONIOENCODING="ascii")
+    result = run_optlab("predict", "--help", PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, "")
     assert "+- Arguments -" in result.stdout
 
 
-def test_help_lists_each_command_in_a_line_of_its_group():
-    text = optlab("--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
+def test_help_lists_each_command_in_its_group():
+    text = run_optlab("--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
     lines = [line.strip("│ ") for line in text.splitlines()]
     assert len(lines) < 45 and "<" not in text
     groups = [
@@ -130,12 +130,12 @@ def test_help_lists_each_command_in_a_line_of_its_group():
         assert command.epilog.startswith(f"Example: optlab {command.callback.__name__}"), line
 
 
-def test_help_of_a_command_names_no_types_and_has_an_example():
-    text = optlab("add", "--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
+def test_command_help_has_example_and_no_types():
+    text = run_optlab("add", "--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
     assert "Example: optlab add nadam --range" in text
     assert "<" not in text and "[[" not in text
 
 
-def test_version_is_printed_by_the_module_as_well():
+def test_version_is_printed_by_python_module():
     result = subprocess.run([sys.executable, "-m", "optlab", "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout == f"optlab {version('optlab')}\n" == optlab("--version").stdout
+    assert result.stdout == f"optlab {version('optlab')}\n" == run_optlab("--version").stdout

@@ -5,45 +5,45 @@ import re
 
 import pytest
 
-from optlab.record import runs
-from optlab.record.contents import Champion, Conditions, Epoch, Evaluated, Trained, Validation
-from optlab.results import comparison, report, tables
-from optlab.results.verdict import verdict
+from optlab import records
+from optlab.analysis import comparison, report, tables
+from optlab.analysis.verdicts import summarize_verdicts
+from optlab.records import Champion, Environment, EpochMetrics, EvalRecord, TrainRecord, ValidationMetrics
 from optlab.system.errors import RecordError
 
 
-def write(folder, config, accuracies, diverged=()):
+def write_record(folder, config, accuracies, diverged=()):
     """A record in which run number i, in the order of params.yaml, has the i-th validation accuracy."""
-    for (name, seed), accuracy in zip(config.runs(), accuracies, strict=True):
-        files = runs.RunFiles(folder, name, seed)
+    for (name, seed), accuracy in zip(config.list_runs(), accuracies, strict=True):
+        files = records.RunFiles(folder, name, seed)
         bad = files.id in diverged
         status = "diverged" if bad else "completed"
-        epoch = Epoch(
+        epoch = EpochMetrics(
             epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=accuracy, lr=0.1
         )
-        Trained(
+        TrainRecord(
             status=status, epochs=1, train_loss=None if bad else 1.0, validation_loss=None if bad else 1.0,
             validation_accuracy=None if bad else accuracy, weights_sha256="0", history=[epoch],
-            validations=[Validation(step=1, loss=1.0, accuracy=accuracy)], step_losses=[[1.0]],
+            validations=[ValidationMetrics(step=1, loss=1.0, accuracy=accuracy)], step_losses=[[1.0]],
         ).write(files.training)  # fmt: skip
         half = None if bad else 0.5
-        Evaluated(status=status, test_loss=half, test_accuracy=half, expected_calibration_error=half).write(files.test)
+        EvalRecord(status=status, test_loss=half, test_accuracy=half, expected_calibration_error=half).write(files.test)
 
 
-def collected(tmp_path, config, *arguments, **keywords):
-    write(tmp_path, config, *arguments, **keywords)
+def collect_comparison(tmp_path, config, *arguments, **keywords):
+    write_record(tmp_path, config, *arguments, **keywords)
     return comparison.collect(config, tmp_path)
 
 
-def test_with_one_seed_there_is_no_order_but_a_best_run(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(), [0.4, 0.6])
+def test_single_seed_has_champion_but_no_ranking(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(), [0.4, 0.6])
     assert [row.optimizer for row in compared.rows] == ["sgd", "adam"]
     assert compared.champion.files.id == "adam-0"
     assert compared.pairs == {}
 
 
-def test_several_seeds_give_mean_and_interval_and_an_order(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.8, 0.5, 0.6])
+def test_several_seeds_give_mean_interval_and_ranking(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.8, 0.5, 0.6])
     first, second = compared.rows
     assert (first.optimizer, first.validation_accuracy.mean) == ("sgd", pytest.approx(0.6))
     # Two values 0.4 apart: the sample standard deviation is 0.4 / sqrt(2).
@@ -51,51 +51,55 @@ def test_several_seeds_give_mean_and_interval_and_an_order(small_config, tmp_pat
     assert second.validation_accuracy.mean == pytest.approx(0.55)
     assert compared.champion.files.id == "sgd-1"
     # Student's t with one degree of freedom leaves 2.5 % above 12.706.
-    assert first.validation_accuracy.half == pytest.approx(12.7062 * 0.2, rel=1e-4)
-    assert "60.00 ± 254.12 %" in tables.text(compared)
+    assert first.validation_accuracy.half_width == pytest.approx(12.7062 * 0.2, rel=1e-4)
+    assert "60.00 ± 254.12 %" in tables.render_text(compared)
 
 
-def test_a_diverged_run_comes_last_and_is_named(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(seeds=[0, 1]), [0.9, 0.9, 0.5, 0.6], diverged=["sgd-1"])
+def test_optimizer_with_diverged_run_is_ranked_last(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(seeds=[0, 1]), [0.9, 0.9, 0.5, 0.6], diverged=["sgd-1"])
     assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]
     assert compared.rows[1].status == "1 of 2 diverged"
     assert compared.rows[1].validation_accuracy.n == 1  # of the one that is left
-    assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", tables.text(compared))
-    assert "1 of 2 diverged" in tables.text(compared)
+    assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", tables.render_text(compared))
+    assert "1 of 2 diverged" in tables.render_text(compared)
     assert compared.champion.files.id == "sgd-0"  # the best run that completed
 
 
-def test_nothing_completed(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(), [0.9, 0.9], diverged=["sgd-0", "adam-0"])
+def test_comparison_without_completed_run_has_no_champion(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(), [0.9, 0.9], diverged=["sgd-0", "adam-0"])
     assert compared.champion is None
-    assert "nothing to choose" in verdict(compared)
+    assert "nothing to choose" in summarize_verdicts(compared)
     report.write(compared, tmp_path)
     assert Champion.read(tmp_path / "reports" / "champion.json").champion is None
 
 
-def test_outputs_that_are_not_finite_on_the_test_split_are_divergence(small_config, tmp_path):
+def test_diverged_evaluation_excludes_run_from_champion(small_config, tmp_path):
     """The training completed, with the best validation accuracy of all; the evaluation did not."""
-    write(tmp_path, small_config(), [0.9, 0.6])
-    Evaluated(status="diverged").write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    write_record(tmp_path, small_config(), [0.9, 0.6])
+    EvalRecord(status="diverged").write(records.RunFiles(tmp_path, "sgd", 0).test)
     compared = comparison.collect(small_config(), tmp_path)
     assert [(row.optimizer, row.status) for row in compared.rows] == [("sgd", "diverged"), ("adam", "completed")]
     assert compared.champion.files.id == "adam-0"
     report.write(compared, tmp_path)
 
 
-def test_an_evaluation_of_other_weights_is_refused(small_config, tmp_path):
+def test_evaluation_of_other_weights_is_refused(small_config, tmp_path):
     """As after `dvc repro --single-item train@sgd-0`. Records of older versions do not name the weights."""
-    write(tmp_path, small_config(), [0.9, 0.6])
-    Evaluated(status="completed", weights_sha256="0", test_accuracy=0.5).write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    write_record(tmp_path, small_config(), [0.9, 0.6])
+    EvalRecord(status="completed", weights_sha256="0", test_accuracy=0.5).write(
+        records.RunFiles(tmp_path, "sgd", 0).test
+    )
     comparison.collect(small_config(), tmp_path)
-    Evaluated(status="completed", weights_sha256="1", test_accuracy=0.5).write(runs.RunFiles(tmp_path, "sgd", 0).test)
+    EvalRecord(status="completed", weights_sha256="1", test_accuracy=0.5).write(
+        records.RunFiles(tmp_path, "sgd", 0).test
+    )
     with pytest.raises(RecordError, match=r"sgd-0/test.json: evaluates other weights than .*train.json has: run `dvc"):
         comparison.collect(small_config(), tmp_path)
 
 
-def test_a_record_of_other_parameters_is_refused(small_config, tmp_path):
+def test_record_of_other_params_is_refused(small_config, tmp_path):
     """The runs had no validation split, which params.yaml asks for now."""
-    write(tmp_path, small_config(), [None, 0.6])
+    write_record(tmp_path, small_config(), [None, 0.6])
     with pytest.raises(RecordError, match=r"sgd-0/train.json: has no validation accuracy: .* run `dvc repro`"):
         comparison.collect(small_config(), tmp_path)
 
@@ -208,39 +212,39 @@ BY_LOSS = {
 }
 
 
-def said_of(small_config, tmp_path, figures, data, key):
+def collect_with_scores(small_config, tmp_path, figures, data, key):
     seeds = list(range(len(next(iter(figures.values())))))
     optimizers = {name: {"class": "SGD", "lr": 0.01} for name in figures}
     config = small_config(seeds=seeds, optimizers=optimizers, data={"dataset": "cifar10"} | data)
-    write(tmp_path, config, [0.5] * len(config.runs()))
-    for name, seed in config.runs():
-        files, value = runs.RunFiles(tmp_path, name, seed), figures[name][seed]
+    write_record(tmp_path, config, [0.5] * len(config.list_runs()))
+    for name, seed in config.list_runs():
+        files, value = records.RunFiles(tmp_path, name, seed), figures[name][seed]
         status = "diverged" if value is None else "completed"
-        Trained.read(files.training).model_copy(update={key: value, "status": status}).write(files.training)
+        TrainRecord.read(files.training).model_copy(update={key: value, "status": status}).write(files.training)
         changes = {"test_accuracy": value, "status": status}
-        Evaluated.read(files.test).model_copy(update=changes).write(files.test)
+        EvalRecord.read(files.test).model_copy(update=changes).write(files.test)
     return comparison.collect(config, tmp_path)
 
 
 @pytest.mark.parametrize(("figures", "expected", "champion"), BY_ACCURACY.values(), ids=BY_ACCURACY)
-def test_the_verdict_by_test_accuracy(small_config, tmp_path, figures, expected, champion):
-    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
+def test_verdict_by_test_accuracy(small_config, tmp_path, figures, expected, champion):
+    compared = collect_with_scores(small_config, tmp_path, figures, {}, "validation_accuracy")
     after = f" {CHAMPION.format(f'validation accuracy is {champion}')}" if champion else ""
-    assert verdict(compared) == expected + after
+    assert summarize_verdicts(compared) == expected + after
 
 
 @pytest.mark.parametrize(("figures", "expected", "champion"), BY_LOSS.values(), ids=BY_LOSS)
-def test_the_verdict_by_training_loss(small_config, tmp_path, figures, expected, champion):
+def test_verdict_by_training_loss(small_config, tmp_path, figures, expected, champion):
     """Where it was trained on the test split, as in the tutorial."""
     data = {"train_split": "test", "shuffle": False, "train_size": 100, "validation_size": 0}
-    compared = said_of(small_config, tmp_path, figures, data, "train_loss")
+    compared = collect_with_scores(small_config, tmp_path, figures, data, "train_loss")
     after = f" {CHAMPION.format(f'training loss is {champion}')}" if champion else ""
-    assert verdict(compared) == expected + after
+    assert summarize_verdicts(compared) == expected + after
 
 
-def test_the_pairs_are_written(small_config, tmp_path):
+def test_report_contains_paired_comparisons(small_config, tmp_path):
     figures = {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]}
-    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
+    compared = collect_with_scores(small_config, tmp_path, figures, {}, "validation_accuracy")
     report.write(compared, tmp_path)
     with (tmp_path / "reports" / "pairs.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -254,16 +258,16 @@ def test_the_pairs_are_written(small_config, tmp_path):
     assert "<td>adamw better</td>" in (tmp_path / "reports" / "report.html").read_text()
 
 
-def test_a_pair_reads_the_same_from_both_sides(small_config, tmp_path):
+def test_pair_matrix_is_antisymmetric(small_config, tmp_path):
     figures = {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]}
-    compared = said_of(small_config, tmp_path, figures, {}, "validation_accuracy")
-    assert tables.matrix(compared, mark="*") == [
+    compared = collect_with_scores(small_config, tmp_path, figures, {}, "validation_accuracy")
+    assert tables.build_pair_matrix(compared, mark="*") == [
         ["", "adamw", "adam", "sgd"],
         ["adamw", "", "0.33 ± 9.19 points", "22.00 ± 4.42 points*"],
         ["adam", "−0.33 ± 9.19 points", "", "21.67 ± 11.11 points*"],
         ["sgd", "−22.00 ± 4.42 points*", "−21.67 ± 11.11 points*", ""],
     ]
-    assert tables.looks(compared) == {
+    assert tables.label_cells(compared) == {
         "adamw": {"adam": "not told apart", "sgd": "better"},
         "adam": {"adamw": "not told apart", "sgd": "better"},
         "sgd": {"adamw": "worse", "adam": "worse"},
@@ -292,88 +296,88 @@ REACHED = {
 def test_steps_to_target(small_config, tmp_path, target, expected, said):
     optimizers = {name: {"class": "SGD", "lr": 0.01} for name in LOOKS}
     config = small_config(seeds=[0, 1, 2], optimizers=optimizers, verdict={"target": target})
-    write(tmp_path, config, [looks[-1] for name in LOOKS for looks in LOOKS[name]])
-    for name, seed in config.runs():
-        path = runs.RunFiles(tmp_path, name, seed).training
+    write_record(tmp_path, config, [looks[-1] for name in LOOKS for looks in LOOKS[name]])
+    for name, seed in config.list_runs():
+        path = records.RunFiles(tmp_path, name, seed).training
         seen = [
-            Validation(step=step, loss=1.0, accuracy=accuracy)
+            ValidationMetrics(step=step, loss=1.0, accuracy=accuracy)
             for step, accuracy in zip((7, 14, 21), LOOKS[name][seed], strict=True)
         ]
-        Trained.read(path).model_copy(update={"validations": seen}).write(path)
+        TrainRecord.read(path).model_copy(update={"validations": seen}).write(path)
     compared = comparison.collect(config, tmp_path)
-    found = {name: (compared.target.reached(name), compared.target.median(name)) for name in LOOKS}
+    found = {name: (compared.target.count_reached(name), compared.target.compute_median_steps(name)) for name in LOOKS}
     assert found == expected
-    assert said in tables.text(compared)
+    assert said in tables.render_text(compared)
     report.write(compared, tmp_path)
     with (tmp_path / "reports" / "comparison.csv").open() as file:
         rows = {row["optimizer"]: (int(row["reached"]), row["steps_to_target"]) for row in csv.DictReader(file)}
     assert rows == {name: (count, str(steps or "")) for name, (count, steps) in expected.items()}
 
 
-def test_the_same_record_gives_the_same_files(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(), [0.4, 0.6])
+def test_report_files_are_reproducible(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(), [0.4, 0.6])
     report.write(compared, tmp_path)
-    before = contents(tmp_path / "reports")
+    before = read_files(tmp_path / "reports")
     report.write(compared, tmp_path)
-    assert contents(tmp_path / "reports") == before
+    assert read_files(tmp_path / "reports") == before
     assert len(before) == 16
 
 
-def test_twice_the_gradients_and_another_schedule_are_in_the_table(small_config, tmp_path):
+def test_table_shows_gradients_per_step_and_schedule(small_config, tmp_path):
     optimizers = {
         "sgd": {"class": "SGD", "lr": 0.01},
         "twice": {"class": "SGD", "lr": 0.01, "schedule": {"name": "cosine", "warmup_epochs": 0}},
     }
-    plain = collected(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.5, 0.6, 0.7])
-    assert not {"gradients a step", "schedule"} & set(tables.optimizers(plain)[0])
+    plain = collect_comparison(tmp_path, small_config(seeds=[0, 1]), [0.4, 0.5, 0.6, 0.7])
+    assert not {"gradients a step", "schedule"} & set(tables.build_optimizer_table(plain)[0])
     config = small_config(seeds=[0, 1], optimizers=optimizers)
-    write(tmp_path, config, [0.4, 0.5, 0.6, 0.7])
-    for name, seed in config.runs():
-        path = runs.RunFiles(tmp_path, name, seed).training
-        trained = Trained.read(path)
+    write_record(tmp_path, config, [0.4, 0.5, 0.6, 0.7])
+    for name, seed in config.list_runs():
+        path = records.RunFiles(tmp_path, name, seed).training
+        trained = TrainRecord.read(path)
         history = [trained.history[0].model_copy(update={"gradients": 2 if name == "twice" else 1})]
         trained.model_copy(update={"history": history}).write(path)
-    header, twice, sgd = tables.optimizers(comparison.collect(config, tmp_path))
+    header, twice, sgd = tables.build_optimizer_table(comparison.collect(config, tmp_path))
     assert header[-2:] == ["gradients a step", "schedule"]
     assert (twice[-2:], sgd[-2:]) == (["2", "cosine"], ["1", "constant"])
 
 
-def test_equal_accuracies_reach_their_own_mean(small_config, tmp_path):
+def test_equal_accuracies_reach_target_at_mean(small_config, tmp_path):
     """The mean of three times 0.1 is 0.10000000000000002."""
-    compared = collected(tmp_path, small_config(seeds=[0, 1, 2]), [0.1] * 3 + [0.6] * 3)
-    assert (compared.target.reached("sgd"), compared.target.reached("adam")) == (3, 3)
+    compared = collect_comparison(tmp_path, small_config(seeds=[0, 1, 2]), [0.1] * 3 + [0.6] * 3)
+    assert (compared.target.count_reached("sgd"), compared.target.count_reached("adam")) == (3, 3)
 
 
-def test_one_optimizer_alone_has_no_target(small_config, tmp_path):
-    compared = collected(tmp_path, small_config(optimizers={"sgd": {"class": "SGD"}}), [0.4])
+def test_single_optimizer_has_no_target(small_config, tmp_path):
+    compared = collect_comparison(tmp_path, small_config(optimizers={"sgd": {"class": "SGD"}}), [0.4])
     assert compared.target is None
-    assert "target" not in tables.text(compared)
+    assert "target" not in tables.render_text(compared)
 
 
-def test_a_record_of_an_older_version_was_validated_at_the_ends_of_its_epochs(small_config, tmp_path):
+def test_old_record_uses_epoch_ends_as_validations(small_config, tmp_path):
     config = small_config(verdict={"target": 0.5})
-    write(tmp_path, config, [0.4, 0.6])
-    for name, seed in config.runs():
-        path = runs.RunFiles(tmp_path, name, seed).training
-        Trained.read(path).model_copy(update={"validations": []}).write(path)
+    write_record(tmp_path, config, [0.4, 0.6])
+    for name, seed in config.list_runs():
+        path = records.RunFiles(tmp_path, name, seed).training
+        TrainRecord.read(path).model_copy(update={"validations": []}).write(path)
     assert comparison.collect(config, tmp_path).target.steps == {"sgd": (None,), "adam": (1,)}
 
 
-def test_many_optimizers_have_no_matrix_in_the_terminal(small_config, tmp_path):
+def test_terminal_omits_matrix_of_many_optimizers(small_config, tmp_path):
     optimizers = {name: {"class": "SGD", "lr": 0.01} for name in "abcde"}
-    compared = collected(tmp_path, small_config(seeds=[0, 1], optimizers=optimizers), [0.5, 0.6] * 5)
-    assert "less the column's" not in tables.text(compared)
-    assert "−0.00" not in tables.markdown(compared) + str(tables.matrix(compared))
-    assert "abcde"[3] in tables.matrix(compared)[0]
+    compared = collect_comparison(tmp_path, small_config(seeds=[0, 1], optimizers=optimizers), [0.5, 0.6] * 5)
+    assert "less the column's" not in tables.render_text(compared)
+    assert "−0.00" not in tables.render_markdown(compared) + str(tables.build_pair_matrix(compared))
+    assert "abcde"[3] in tables.build_pair_matrix(compared)[0]
 
 
-def contents(folder):
+def read_files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):
+def test_environment_diff_names_runs(small_config, tmp_path):
     config = small_config(seeds=[0, 1])
-    write(tmp_path, config, [0.4, 0.8, 0.5, 0.6])
+    write_record(tmp_path, config, [0.4, 0.8, 0.5, 0.6])
     made = {
         "sgd-0": {"packages": {"torch": "2.12", "mlflow": "3"}},
         "sgd-1": {"packages": {"torch": "2.13", "mlflow": "4"}},
@@ -381,29 +385,29 @@ def test_runs_made_under_different_conditions_are_named(small_config, tmp_path):
         "adam-1": {"packages": {"torch": "2.13", "mlflow": "3"}, "weights_sha256": "of another training"},
     }
     for run, values in made.items():
-        conditions = Conditions(**{"weights_sha256": "0", "cpu_capability": "AVX512"} | values)
-        conditions.write(runs.RunFiles.of(tmp_path, run).conditions)
+        conditions = Environment(**{"weights_sha256": "0", "cpu_capability": "AVX512"} | values)
+        conditions.write(records.RunFiles.from_id(tmp_path, run).environment)
     compared = comparison.collect(config, tmp_path)
-    assert compared.mixture == {
+    assert compared.differing_conditions == {
         "CPU capability": {"AVX512": ["sgd-0", "sgd-1"], "AVX2": ["adam-0"]},
         "torch": {"2.12": ["sgd-0"], "2.13": ["sgd-1", "adam-0"]},
         "conditions": {"not recorded": ["adam-1"]},
     }
-    assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in tables.text(compared)
+    assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in tables.render_text(compared)
 
 
-def test_what_is_the_same_for_all_is_not_named(small_config, tmp_path):
+def test_environment_diff_ignores_cpu_with_portable_numerics(small_config, tmp_path):
     config = small_config(training={"numerics": "portable"})
-    write(tmp_path, config, [0.4, 0.8])
+    write_record(tmp_path, config, [0.4, 0.8])
     for name, cpu in (("sgd", "AMD"), ("adam", "Intel")):  # whose bits are the same with `portable`
-        Conditions(weights_sha256="0", cpu=cpu).write(runs.RunFiles(tmp_path, name, 0).conditions)
-    assert comparison.collect(config, tmp_path).mixture == {}
+        Environment(weights_sha256="0", cpu=cpu).write(records.RunFiles(tmp_path, name, 0).environment)
+    assert comparison.collect(config, tmp_path).differing_conditions == {}
 
 
-def test_an_optimizer_s_own_package_is_no_condition_of_the_others(small_config, tmp_path):
+def test_environment_diff_ignores_packages_of_single_optimizer(small_config, tmp_path):
     config = small_config()
-    write(tmp_path, config, [0.4, 0.8])
+    write_record(tmp_path, config, [0.4, 0.8])
     for name, more in (("sgd", {}), ("adam", {"schedulefree": "1.4"})):
         packages = {"torch": "2.13", **more}
-        Conditions(weights_sha256="0", packages=packages).write(runs.RunFiles(tmp_path, name, 0).conditions)
-    assert comparison.collect(config, tmp_path).mixture == {}
+        Environment(weights_sha256="0", packages=packages).write(records.RunFiles(tmp_path, name, 0).environment)
+    assert comparison.collect(config, tmp_path).differing_conditions == {}

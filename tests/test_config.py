@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from optlab.config import parameters, reading
+from optlab.config import loader
+from optlab.schema import parameters
 from optlab.system.errors import ConfigError
 from optlab.training import optimizers
 
@@ -42,28 +43,28 @@ for level in range(10):
 HEXADECIMAL = "0x" + "f" * 5000  # Python reads it, and refuses to write it
 
 
-def load(folder, text):
+def load_params(folder, text):
     path = folder / "params.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return reading.load(path)
+    return loader.load(path)
 
 
-def refusal(folder, text):
+def load_error_message(folder, text):
     """The message, with the file's folder taken off its front."""
     with pytest.raises(ConfigError) as caught:
-        load(folder, text)
+        load_params(folder, text)
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert message.startswith(str(folder))
     return message.removeprefix(f"{folder}/")
 
 
-def edited(old, new):
+def edit_params(old, new):
     assert GOOD.count(old) == 1, f"{old!r} must name one place of the good file"
     return GOOD.replace(old, new)
 
 
-def of_test_split(train_size, validation_size):
+def params_on_test_split(train_size, validation_size):
     return (
         GOOD.replace("  train_size: 400", f"  train_split: test\n  train_size: {train_size}")
         .replace("validation_size: 100", f"validation_size: {validation_size}")
@@ -71,23 +72,23 @@ def of_test_split(train_size, validation_size):
     )
 
 
-def test_the_good_file_loads(tmp_path):
-    loaded = load(tmp_path, GOOD)
-    assert loaded.runs() == [("sgd", 0), ("sgd", 1), ("adam", 0), ("adam", 1)]
-    assert loaded.optimizer("adam").class_ == "Adam"
-    assert loaded.optimizer("adam").hyperparameters == {"lr": 0.001}
+def test_valid_params_load(tmp_path):
+    loaded = load_params(tmp_path, GOOD)
+    assert loaded.list_runs() == [("sgd", 0), ("sgd", 1), ("adam", 0), ("adam", 1)]
+    assert loaded.get_optimizer("adam").class_ == "Adam"
+    assert loaded.get_optimizer("adam").hyperparameters == {"lr": 0.001}
     assert loaded.training.precision == "fp32"
     assert loaded.data.train_split == "train" and loaded.data.shuffle
 
 
-def test_missing_file(tmp_path):
+def test_missing_params_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file here: run from the folder that holds it$"):
-        reading.load(tmp_path / "nowhere.yaml")
+        loader.load(tmp_path / "nowhere.yaml")
 
 
-def test_folder_in_place_of_the_file(tmp_path):
+def test_folder_in_place_of_params_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        reading.load(tmp_path)
+        loader.load(tmp_path)
 
 
 FILES = {
@@ -97,28 +98,36 @@ FILES = {
     "a word": ("hello\n", "params.yaml: ", "expected `key: value` lines, found a str"),
     "not UTF-8": (GOOD.encode() + b"# \xe9\n", "params.yaml: ", "cannot be read as UTF-8 text"),
     "control character": (GOOD + "# \x01\n", "params.yaml: ", "not valid YAML"),
-    "open bracket": (edited("[0, 1]", "[0, 1"), "params.yaml:3: ", "not valid YAML"),
-    "tab": (edited("  epochs", "\tepochs"), "params.yaml:8: ", "indent with spaces, not with a tab"),
+    "open bracket": (edit_params("[0, 1]", "[0, 1"), "params.yaml:3: ", "not valid YAML"),
+    "tab": (edit_params("  epochs", "\tepochs"), "params.yaml:8: ", "indent with spaces, not with a tab"),
     "a wrong value that is merged in": (
         GOOD + "  more: {<<: {class: SGD, lr: x}}\n",
         "params.yaml:17: ",
         "optimizers.more: lr must be a number, not 'x'",
     ),
     "two documents": (GOOD + "---\na: 1\n", "params.yaml:17: ", "not valid YAML"),
-    "unknown alias": (edited("model: zilliax", "model: *x"), "params.yaml:1: ", "undefined alias"),
-    "code as a tag": (edited("zilliax", "!!python/name:os.abort"), "params.yaml:1: ", "not valid YAML"),
-    "nothing as a whole number": (edited("[0, 1]", '[!!int ""]'), "params.yaml: ", "not valid YAML"),
-    "word as true or false": (edited("[0, 1]", "[!!bool x]"), "params.yaml: ", "not valid YAML"),
-    "lists as a key": (edited("model:", "[[1]]:"), "params.yaml: ", "not valid YAML"),
-    "duplicate key": (edited("seeds: [0, 1]", "seeds: [0]\nseeds: [1]"), "params.yaml:3: ", 'duplicate key "seeds"'),
-    "duplicate optimizer": (edited("  adam:", "  sgd:"), "params.yaml:14: ", 'duplicate key "sgd"'),
-    "duplicate hyperparameter": (edited("lr: 0.01}", "lr: 0.01, lr: 1}"), "params.yaml:13: ", 'duplicate key "lr"'),
-}  # fmt: skip
+    "unknown alias": (edit_params("model: zilliax", "model: *x"), "params.yaml:1: ", "undefined alias"),
+    "code as a tag": (edit_params("zilliax", "!!python/name:os.abort"), "params.yaml:1: ", "not valid YAML"),
+    "nothing as a whole number": (edit_params("[0, 1]", '[!!int ""]'), "params.yaml: ", "not valid YAML"),
+    "word as true or false": (edit_params("[0, 1]", "[!!bool x]"), "params.yaml: ", "not valid YAML"),
+    "lists as a key": (edit_params("model:", "[[1]]:"), "params.yaml: ", "not valid YAML"),
+    "duplicate key": (
+        edit_params("seeds: [0, 1]", "seeds: [0]\nseeds: [1]"),
+        "params.yaml:3: ",
+        'duplicate key "seeds"',
+    ),
+    "duplicate optimizer": (edit_params("  adam:", "  sgd:"), "params.yaml:14: ", 'duplicate key "sgd"'),
+    "duplicate hyperparameter": (
+        edit_params("lr: 0.01}", "lr: 0.01, lr: 1}"),
+        "params.yaml:13: ",
+        'duplicate key "lr"',
+    ),
+}
 
 
 @pytest.mark.parametrize(("text", "place", "phrase"), FILES.values(), ids=FILES)
-def test_a_file_that_is_no_mapping(tmp_path, text, place, phrase):
-    message = refusal(tmp_path, text)
+def test_malformed_params_file_error_names_line(tmp_path, text, place, phrase):
+    message = load_error_message(tmp_path, text)
     assert message.startswith(place)
     assert phrase in message
 
@@ -232,8 +241,8 @@ EDITS = {
 
 
 @pytest.mark.parametrize(("old", "new", "place", "phrase"), EDITS.values(), ids=EDITS)
-def test_one_wrong_value(tmp_path, old, new, place, phrase):
-    message = refusal(tmp_path, edited(old, new))
+def test_invalid_value_error_names_line_and_remedy(tmp_path, old, new, place, phrase):
+    message = load_error_message(tmp_path, edit_params(old, new))
     # A check over several keys may name its own key after a colon instead of a dot.
     assert message.replace(": ", ".").startswith("params.yaml:" + place.replace(": ", ".")), message
     assert phrase in message
@@ -254,22 +263,22 @@ LONG = {
 
 
 @pytest.mark.parametrize(("old", "new", "place", "phrase"), LONG.values(), ids=LONG)
-def test_a_value_that_cannot_be_written_out(tmp_path, old, new, place, phrase):
-    message = refusal(tmp_path, edited(old, new))
+def test_oversized_value_error_is_short(tmp_path, old, new, place, phrase):
+    message = load_error_message(tmp_path, edit_params(old, new))
     assert message.startswith(f"params.yaml:{place}: "), message[:200]
     assert phrase in message
     assert len(message) < 500
 
 
 @pytest.mark.parametrize("depth", [50, *range(100, 1000, 50), 20_000])
-def test_a_value_nested_deeper_than_a_reader_can_go(tmp_path, depth):
+def test_deeply_nested_value_is_refused(tmp_path, depth):
     """The reader that finds the line of an error gives up before the one that finds the error."""
-    message = refusal(tmp_path, edited("class: SGD", f"class: {'{a: ' * depth}1{'}' * depth}"))
+    message = load_error_message(tmp_path, edit_params("class: SGD", f"class: {'{a: ' * depth}1{'}' * depth}"))
     assert "optimizers.sgd.class" in message or "not valid YAML" in message
 
 
-def test_a_key_of_another_schedule_is_not_its_own_suggestion(tmp_path):
-    message = refusal(tmp_path, edited("{name: constant}", "{name: cosine, gamma: 0.1}"))
+def test_unknown_schedule_key_is_not_suggested(tmp_path):
+    message = load_error_message(tmp_path, edit_params("{name: constant}", "{name: cosine, gamma: 0.1}"))
     assert message.startswith("params.yaml:11: training.schedule.gamma: unknown key")
     assert "did you mean gamma" not in message
 
@@ -315,140 +324,144 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(("text", "place", "phrase"), OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_bad_optimizers(tmp_path, text, place, phrase):
-    message = refusal(tmp_path, BEFORE_OPTIMIZERS + text)
+def test_invalid_optimizer_entry_error_names_line(tmp_path, text, place, phrase):
+    message = load_error_message(tmp_path, BEFORE_OPTIMIZERS + text)
     separator = ":" if place[0].isdigit() else ": "
     assert message.startswith(f"params.yaml{separator}{place}: "), message
     assert phrase in message
 
 
 @pytest.mark.parametrize("name", ["true", "null", "2024-01-01"])
-def test_a_name_that_yaml_turns_into_something_else(tmp_path, name):
-    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{class: SGD}}\n")
+def test_optimizer_name_parsed_as_non_string_is_refused(tmp_path, name):
+    message = load_error_message(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{class: SGD}}\n")
     assert message.startswith("params.yaml:1") and "optimizers" in message
     assert RENAME in message
 
 
-def test_an_empty_class_is_not_called_an_empty_body(tmp_path):
-    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  sgd:\n    lr: 1\n    class:\n")
+def test_empty_class_error_differs_from_empty_body(tmp_path):
+    message = load_error_message(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  sgd:\n    lr: 1\n    class:\n")
     assert message.startswith("params.yaml:15: optimizers.sgd.class: ")
     assert "no body" not in message
 
 
 # The schema has parts of these names: they must not be taken out of a user's own path.
 @pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle", "step", "bool", "int", "float", "str"])
-def test_an_optimizer_keeps_its_name_in_messages(tmp_path, name):
-    message = refusal(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{lr: 1}}\n")
+def test_error_path_keeps_optimizer_name(tmp_path, name):
+    message = load_error_message(tmp_path, f"{BEFORE_OPTIMIZERS}optimizers:\n  {name}: {{lr: 1}}\n")
     assert message.startswith(f"params.yaml:13: optimizers.{name}.class: missing")
 
 
 SPLITS = {
-    "test split with validation": (of_test_split(50, 50), ":7: data", "validation_size must be 0 when train_split"),
+    "test split with validation": (
+        params_on_test_split(50, 50),
+        ":7: data",
+        "validation_size must be 0 when train_split",
+    ),
     "validations in vain": (
-        of_test_split(100, 0).replace("threads: 2", "threads: 2\n  validations_per_epoch: 2"),
+        params_on_test_split(100, 0).replace("threads: 2", "threads: 2\n  validations_per_epoch: 2"),
         ":12: training.validations_per_epoch",
         "has no use where data.validation_size is 0",
     ),
     "a target that nobody sees": (
-        of_test_split(100, 0) + "verdict: {target: 0.5}\n",
+        params_on_test_split(100, 0) + "verdict: {target: 0.5}\n",
         ":18: verdict.target",
         "is a validation accuracy, but",
     ),
     "no split to draw again": (
-        of_test_split(100, 0).replace("  train_size", "  resplit: true\n  train_size"),
+        params_on_test_split(100, 0).replace("  train_size", "  resplit: true\n  train_size"),
         ":6: data",
         "resplit must be false where validation_size is 0",
     ),
-    "more than the test split": (of_test_split(110, 0), ":6: data", "the test split of cifar10_sample has 100"),
+    "more than the test split": (params_on_test_split(110, 0), ":6: data", "the test split of cifar10_sample has 100"),
 }
 
 
 @pytest.mark.parametrize(("text", "place", "phrase"), SPLITS.values(), ids=SPLITS)
-def test_sizes_of_the_test_split(tmp_path, text, place, phrase):
-    message = refusal(tmp_path, text)
+def test_invalid_test_split_sizes_are_refused(tmp_path, text, place, phrase):
+    message = load_error_message(tmp_path, text)
     assert message.startswith("params.yaml" + place), message
     assert phrase in message
 
 
 ACCEPTED = {
-    "the whole test split": of_test_split(100, 0),
-    "the whole train split": edited("validation_size: 100", "validation_size: 100"),
-    "a batch of all images": edited("batch_size: 64", "batch_size: 400"),
+    "the whole test split": params_on_test_split(100, 0),
+    "the whole train split": edit_params("validation_size: 100", "validation_size: 100"),
+    "a batch of all images": edit_params("batch_size: 64", "batch_size: 400"),
     "lines that end as on Windows": GOOD.replace("\n", "\r\n"),
-    "warm-up of half an epoch": edited("{name: constant}", "{name: cosine, warmup_epochs: 0.5}"),
-    "a learning rate of zero": edited("lr: 0.01}", "lr: 0}"),
-    "pairs, true and text": edited("lr: 0.01}", "betas: [0.9, 0.999], nesterov: true, mode: fast, x: null}"),
+    "warm-up of half an epoch": edit_params("{name: constant}", "{name: cosine, warmup_epochs: 0.5}"),
+    "a learning rate of zero": edit_params("lr: 0.01}", "lr: 0}"),
+    "pairs, true and text": edit_params("lr: 0.01}", "betas: [0.9, 0.999], nesterov: true, mode: fast, x: null}"),
 }
 
 
 @pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)
-def test_what_is_good_is_accepted(tmp_path, text):
-    load(tmp_path, text)
+def test_valid_params_variants_are_accepted(tmp_path, text):
+    load_params(tmp_path, text)
 
 
-def test_a_section_that_the_stages_read_must_be_there(tmp_path):
+def test_params_section_used_by_stages_is_required(tmp_path):
     """DVC refuses to run a stage without it, even where all of its keys have defaults."""
     pipeline = "stages: {tune: {cmd: x, params: [data, tuning, 'optimizers.${item}', {other.yaml: [seeds]}]}}\n"
     (tmp_path / "params.yaml").write_text(GOOD)
-    assert reading.load_for_stages(tmp_path).tuning.trials == 16  # without a dvc.yaml
+    assert loader.load_for_stages(tmp_path).tuning.trials == 16  # without a dvc.yaml
     (tmp_path / "dvc.yaml").write_text(pipeline)
     with pytest.raises(ConfigError, match=r"params\.yaml: no section `tuning`, .*: add `tuning: \{\}`$"):
-        reading.load_for_stages(tmp_path)
+        loader.load_for_stages(tmp_path)
     (tmp_path / "params.yaml").write_text(f"{GOOD}tuning: {{}}\n")
-    assert reading.load_for_stages(tmp_path).tuning.trials == 16
+    assert loader.load_for_stages(tmp_path).tuning.trials == 16
 
 
-def test_several_problems_are_counted(tmp_path):
-    text = edited("epochs: 2", "epochs: 0").replace("threads: 2", "threads: 0")
-    assert refusal(tmp_path, text).endswith("(and 1 more)")
+def test_error_message_counts_further_errors(tmp_path):
+    text = edit_params("epochs: 2", "epochs: 0").replace("threads: 2", "threads: 0")
+    assert load_error_message(tmp_path, text).endswith("(and 1 more)")
 
 
 # YAML 1.1 reads 1e-3 as text, and so do the parsers that most Python programs use.
 @pytest.mark.parametrize(("written", "value"), [("1e-3", 0.001), ("1E-3", 0.001), ("1.0e-3", 0.001), ("2", 2)])
-def test_numbers(tmp_path, written, value):
-    loaded = load(tmp_path, edited("lr: 0.01}", f"lr: {written}}}"))
-    assert loaded.optimizer("sgd").hyperparameters == {"lr": value}
+def test_lr_in_scientific_notation_is_number(tmp_path, written, value):
+    loaded = load_params(tmp_path, edit_params("lr: 0.01}", f"lr: {written}}}"))
+    assert loaded.get_optimizer("sgd").hyperparameters == {"lr": value}
 
 
 @pytest.mark.parametrize("path", ["params.yaml", "tutorial/params.yaml"])
-def test_the_files_of_the_repository(path):
-    loaded = reading.load(ROOT / path)
+def test_committed_params_files_are_valid(path):
+    loaded = loader.load(ROOT / path)
     optimizers.check(loaded)
     assert loaded.data.dataset == "cifar10"
 
 
-def test_the_commented_optimizers_can_be_uncommented(tmp_path):
+def test_commented_optimizers_in_params_are_valid(tmp_path):
     text = (ROOT / "params.yaml").read_text()
     uncommented, count = re.subn(r"^  # (\w+: \{class:)", r"  \1", text, flags=re.MULTILINE)
     assert count >= 4
-    before, after = reading.load(ROOT / "params.yaml"), load(tmp_path, uncommented)
+    before, after = loader.load(ROOT / "params.yaml"), load_params(tmp_path, uncommented)
     assert len(after.optimizers) == len(before.optimizers) + count
-    defaults = {name: spec.settled({}) for name, spec in after.optimizers.items()}
+    defaults = {name: spec.replace_ranges({}) for name, spec in after.optimizers.items()}
     optimizers.check(after.model_copy(update={"optimizers": defaults}))
 
 
-def test_a_value_that_only_the_class_can_refuse_is_named(tmp_path):
-    loaded = load(tmp_path, edited("lr: 0.001", 'lr: 0.001\n    weight_decay: "much"'))
+def test_hyperparameter_refused_by_class_is_named(tmp_path):
+    loaded = load_params(tmp_path, edit_params("lr: 0.001", 'lr: 0.001\n    weight_decay: "much"'))
     with pytest.raises(
         ConfigError, match=r"^params\.yaml: optimizers\.adam\.weight_decay: Adam takes a number, not 'much'$"
     ):
         optimizers.check(loaded)
 
 
-def test_an_unknown_optimizer_is_named_with_its_neighbour(small_config):
+def test_unknown_optimizer_error_suggests_nearest_name(small_config):
     with pytest.raises(ConfigError, match=r"^params\.yaml: there is no optimizer 'adm': did you mean adam\?$"):
-        small_config().optimizer("adm")
+        small_config().get_optimizer("adm")
 
 
-def test_the_configuration_is_frozen(small_config):
+def test_config_is_frozen(small_config):
     with pytest.raises(ValueError, match="frozen"):
         small_config().training.epochs = 3
 
 
 def test_run_id():
-    assert parameters.run_id("adam", 0) == "adam-0"
+    assert parameters.format_run_id("adam", 0) == "adam-0"
 
 
-def test_importing_the_configuration_costs_no_torch():
-    code = "import sys, optlab.config.parameters, optlab.config.reading; sys.exit('torch' in sys.modules)"
+def test_config_import_does_not_load_torch():
+    code = "import sys, optlab.schema.parameters, optlab.config.loader; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

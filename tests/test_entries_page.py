@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from optlab.config.parameters import Config
+from optlab.schema.parameters import Config
 from optlab.system.errors import ConfigError
-from optlab.training import construction, optimizers
+from optlab.training import optimizer_factory, optimizers
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "entries.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(optimizers:\n.*?)```", TEXT, re.DOTALL)
@@ -20,12 +20,12 @@ ENTRIES = {
 }
 
 
-def test_there_are_examples():
+def test_entries_docs_contain_examples():
     assert len(BLOCKS) == 5 and len(ENTRIES) > 8
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_each_example_is_accepted(small_config, entry):
+def test_entries_docs_examples_are_accepted(small_config, entry):
     """Where its package is installed; the configuration is checked in any case."""
     config = small_config(optimizers={"mine": entry}, training={"epochs": 2})
     package = entry["class"].partition(".")[0]
@@ -36,7 +36,13 @@ def test_each_example_is_accepted(small_config, entry):
     optimizers.check(Config.model_validate(config.model_dump(by_alias=True)))
 
 
-def test_the_table_has_the_names_that_are_known():
-    lengths = [name for names in construction._LENGTHS.values() for name in names]
-    known = (*construction._MODEL, *construction._NAMED, *construction._PARAMETERS, *construction._BASE, *lengths)
+def test_entries_docs_list_injected_arguments():
+    lengths = [name for names in optimizer_factory._LENGTH_ARGUMENTS.values() for name in names]
+    known = (
+        *optimizer_factory._MODEL_ARGUMENTS,
+        *optimizer_factory._NAMED_PARAMETERS_ARGUMENTS,
+        *optimizer_factory._PARAMETERS_ARGUMENTS,
+        *optimizer_factory._BASE_ARGUMENTS,
+        *lengths,
+    )
     assert all(f"`{name}`" in TEXT for name in known)

@@ -8,94 +8,95 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optlab.config.parameters import run_id
-from optlab.record.contents import Evaluated, Trained, Validation
-from optlab.record.runs import RunFiles
-from optlab.results import colours, comparison, curves, figures, report, statistics
+from optlab.analysis import colours, comparison, figures, paired_tests, report
+from optlab.records import EvalRecord, RunFiles, TrainRecord, ValidationMetrics
+from optlab.schema.parameters import format_run_id
 
 
-def compared(config, folder, losses, accuracies=None):
+def collect_comparison(config, folder, losses, accuracies=None):
     """Of records with these losses of each step and accuracies after each epoch of 7 steps, by run."""
-    for name, seed in config.runs():
-        files, run = RunFiles(folder, name, seed), run_id(name, seed)
+    for name, seed in config.list_runs():
+        files, run = RunFiles(folder, name, seed), format_run_id(name, seed)
         status = "diverged" if None in losses[run] else "completed"
         seen = [
-            Validation(step=7 * epoch, loss=None if accuracy is None else 1.0, accuracy=accuracy)
+            ValidationMetrics(step=7 * epoch, loss=None if accuracy is None else 1.0, accuracy=accuracy)
             for epoch, accuracy in enumerate((accuracies or {}).get(run, [0.5]), start=1)
         ]
-        Trained(
+        TrainRecord(
             status=status, epochs=1, train_loss=1.0, validation_loss=1.0, validation_accuracy=seen[-1].accuracy,
             weights_sha256="0", history=[], validations=seen, step_losses=[losses[run]],
         ).write(files.training)  # fmt: skip
-        Evaluated(status=status, test_loss=1.0, test_accuracy=0.5, expected_calibration_error=0.1).write(files.test)
+        EvalRecord(status=status, test_loss=1.0, test_accuracy=0.5, expected_calibration_error=0.1).write(files.test)
     return comparison.collect(config, folder)
 
 
-def drawn(found):
-    figure = figures.curves(found, curves.curves(found))
+def draw_axes(found):
+    figure = figures.plot_curves(found, figures.compute_curves(found))
     return {axis.get_title(): axis for axis in figure.axes}
 
 
-def test_the_mean_over_the_seeds_lies_in_its_interval(small_config, tmp_path):
+def test_curve_shows_mean_and_confidence_interval(small_config, tmp_path):
     losses = {"sgd-0": [2.0, 1.0], "sgd-1": [2.2, 1.4], "adam-0": [2.3], "adam-1": [2.5]}
-    axis = drawn(compared(small_config(seeds=[0, 1]), tmp_path, losses))["training loss"]
+    axis = draw_axes(collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses))["training loss"]
     sgd, adam = axis.lines
     epochs = [1 / 7, 2 / 7]
     assert (list(sgd.get_xdata()), list(sgd.get_ydata())) == (epochs, pytest.approx([2.1, 1.2]))
     assert (list(adam.get_xdata()), list(adam.get_ydata())) == (epochs[:1], [2.4])
     corners = axis.collections[0].get_paths()[0].vertices
-    half = statistics.figure([1.0, 1.4]).half
+    half = paired_tests.compute_mean_ci([1.0, 1.4]).half_width
     at_end = {round(float(y), 6) for x, y in corners if x == epochs[1]}
     assert at_end == {round(1.2 - half, 6), round(1.2 + half, 6)}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sgd", "adam"]
 
 
-def test_one_seed_has_no_band(small_config, tmp_path):
-    axis = drawn(compared(small_config(), tmp_path, {"sgd-0": [2.0, 1.0], "adam-0": [2.3]}))["training loss"]
+def test_single_seed_curve_has_no_band(small_config, tmp_path):
+    axis = draw_axes(collect_comparison(small_config(), tmp_path, {"sgd-0": [2.0, 1.0], "adam-0": [2.3]}))[
+        "training loss"
+    ]
     assert len(axis.lines) == 2 and not axis.collections
 
 
-def test_where_a_seed_has_diverged_there_is_no_mean(small_config, tmp_path):
+def test_mean_curve_ends_where_seed_diverged(small_config, tmp_path):
     losses = {"sgd-0": [2.0, 1.0], "sgd-1": [2.2, None], "adam-0": [None], "adam-1": [None]}
-    axis = drawn(compared(small_config(seeds=[0, 1]), tmp_path, losses))["training loss"]
+    axis = draw_axes(collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses))["training loss"]
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert lines == {"sgd": [pytest.approx(2.1)], "adam": []}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sgd", "adam"]
 
 
-def test_where_every_run_has_diverged_at_once_there_is_nothing_to_draw_and_all_is_written(small_config, tmp_path):
+def test_report_of_only_diverged_runs_is_written(small_config, tmp_path):
     """DVC misses a folder that a stage has not written."""
     nothing = {"sgd-0": [None], "adam-0": [None]}
-    found = compared(small_config(), tmp_path, nothing, nothing)
+    found = collect_comparison(small_config(), tmp_path, nothing, nothing)
     report.write(found, tmp_path)
-    for name in curves.FIGURES:
+    for name in figures.CURVE_METRICS:
         assert (tmp_path / "reports/curves" / f"{name}.csv").read_text() == "optimizer,step,epoch,mean,low,high\n"
-    assert figures.png(figures.seeds({"sgd": [], "adam": []}, {}, "test_accuracy", found.colours)).startswith(
-        b"\x89PNG"
-    )
+    assert figures.render_png(
+        figures.plot_seeds({"sgd": [], "adam": []}, {}, "test_accuracy", found.colours)
+    ).startswith(b"\x89PNG")
 
 
-def test_where_one_seed_has_diverged_at_once_the_others_are_still_seen_to_reach_the_target(small_config, tmp_path):
+def test_target_curve_ignores_diverged_seeds(small_config, tmp_path):
     losses = {"sgd-0": [None], "sgd-1": [2.0] * 7, "adam-0": [None], "adam-1": [1.0] * 7}
     seen = {"sgd-0": [None], "sgd-1": [0.4], "adam-0": [None], "adam-1": [0.5]}
-    found = compared(small_config(seeds=[0, 1]), tmp_path, losses, seen)
-    (axis,) = drawn(found).values()
+    found = collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses, seen)
+    (axis,) = draw_axes(found).values()
     assert axis.get_title() == "seeds that reached 40.00 % validation accuracy"
     assert [list(map(float, line.get_xdata())) for line in axis.lines] == [[0, 7, 7], [0, 7, 7]]
 
 
-def test_a_long_training_s_loss_is_smoothed():
+def test_long_loss_curve_is_smoothed():
     """Three whole blocks, and the rest."""
-    assert curves.smoothed([1.0, 3.0, 5.0, 7.0, 2.0, 2.0, 9.0], 2) == {2: 2.0, 4: 6.0, 6: 2.0, 7: 9.0}
-    assert curves.smoothed([1.0, 3.0, 5.0, None], 2) == {2: 2.0}
+    assert figures.compute_block_means([1.0, 3.0, 5.0, 7.0, 2.0, 2.0, 9.0], 2) == {2: 2.0, 4: 6.0, 6: 2.0, 7: 9.0}
+    assert figures.compute_block_means([1.0, 3.0, 5.0, None], 2) == {2: 2.0}
 
 
-def test_the_share_of_seeds_that_have_reached_the_target(small_config, tmp_path):
+def test_target_curve_shows_share_of_seeds(small_config, tmp_path):
     config = small_config(seeds=[0, 1], training={"epochs": 3}, verdict={"target": 0.4})
     seen = {
         "sgd-0": [0.1, 0.2, 0.3], "sgd-1": [0.1, 0.4, 0.3], "adam-0": [0.4, 0.3, 0.5], "adam-1": [0.3, 0.3, 0.5]
     }  # fmt: skip
-    axis = drawn(compared(config, tmp_path, {run: [1.0] * 21 for run in seen}, seen))[
+    axis = draw_axes(collect_comparison(config, tmp_path, {run: [1.0] * 21 for run in seen}, seen))[
         "seeds that reached 40.00 % validation accuracy"
     ]
     lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.lines}
@@ -105,10 +106,10 @@ def test_the_share_of_seeds_that_have_reached_the_target(small_config, tmp_path)
     }
 
 
-def test_every_seed_is_a_dot_beside_its_mean():
+def test_seed_plot_shows_each_seed_and_mean():
     values = {"adam": [0.5, 0.7], "sgd": [0.4]}
-    means = {name: statistics.figure(own) for name, own in values.items()}
-    (axis,) = figures.seeds(values, means, "test_accuracy", colours.colours(values)).axes
+    means = {name: paired_tests.compute_mean_ci(own) for name, own in values.items()}
+    (axis,) = figures.plot_seeds(values, means, "test_accuracy", colours.assign_colours(values)).axes
     dots = [sorted(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "o"]
     assert dots == [[0.5, 0.7], [0.4]]
     means = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "D"]
@@ -119,23 +120,23 @@ def test_every_seed_is_a_dot_beside_its_mean():
 ALL = ("radam", "adan", "mars", "shampoo", "soap", "lookahead", "adagrad")  # seven that a digest modulo 20 gave three
 
 
-def test_no_two_optimizers_of_a_comparison_have_one_colour(small_config, tmp_path):
+def test_optimizer_colours_are_unique(small_config, tmp_path):
     """Also where there are more than colours in the palette; what is added last takes nobody's."""
-    for names in (ALL, (*colours.COMMON, *ALL), [f"own_{number}" for number in range(300)]):
-        found = colours.colours(names)
+    for names in (ALL, (*colours.RESERVED_COLOURS, *ALL), [f"own_{number}" for number in range(300)]):
+        found = colours.assign_colours(names)
         assert len(set(found.values())) == len(names)
-        assert found.items() <= colours.colours([*names, "another", "sgd"]).items()
-        assert all(colour == colours.COMMON.get(name, colour) for name, colour in found.items())
+        assert found.items() <= colours.assign_colours([*names, "another", "sgd"]).items()
+        assert all(colour == colours.RESERVED_COLOURS.get(name, colour) for name, colour in found.items())
     config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
-    axis = drawn(compared(config, tmp_path, {f"{name}-0": [2.0, 1.0] for name in ALL}))["training loss"]
-    assert {line.get_label(): line.get_color() for line in axis.lines} == colours.colours(ALL)
+    axis = draw_axes(collect_comparison(config, tmp_path, {f"{name}-0": [2.0, 1.0] for name in ALL}))["training loss"]
+    assert {line.get_label(): line.get_color() for line in axis.lines} == colours.assign_colours(ALL)
 
 
-def test_a_challenger_leaves_the_study_s_colours_as_they_are(small_config, tmp_path):
+def test_challenger_keeps_study_colours(small_config, tmp_path):
     config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
-    found = compared(config, tmp_path, {f"{name}-0": [1.0] for name in ALL})
+    found = collect_comparison(config, tmp_path, {f"{name}-0": [1.0] for name in ALL})
     beside = dataclasses.replace(found, challenger=ALL[0])
-    assert {name: beside.colours[name] for name in ALL[1:]} == colours.colours(ALL[1:])
+    assert {name: beside.colours[name] for name in ALL[1:]} == colours.assign_colours(ALL[1:])
     assert len(set(beside.colours.values())) == len(ALL)
 
 
@@ -153,7 +154,7 @@ OKLAB = (
 )  # fmt: skip
 
 
-def seen(colour, eyes):
+def to_oklab(colour, eyes):
     """In Oklab (Ottosson 2020), where equal distances look equally large."""
     rgb = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -161,15 +162,15 @@ def seen(colour, eyes):
 
 
 @pytest.mark.parametrize("eyes", EYES.values(), ids=EYES)
-@pytest.mark.parametrize(("count", "least"), [(len(colours.COMMON), 0.09), (len(colours.PALETTE), 0.03)])
-def test_colours_can_be_told_apart(eyes, count, least):
+@pytest.mark.parametrize(("count", "least"), [(len(colours.RESERVED_COLOURS), 0.09), (len(colours.PALETTE), 0.03)])
+def test_colours_are_distinguishable_with_colour_blindness(eyes, count, least):
     """Of matplotlib's own ten, two are 0.007 apart for those without red cones."""
-    places = [seen(colour, eyes) for colour in colours.PALETTE[:count]]
+    places = [to_oklab(colour, eyes) for colour in colours.PALETTE[:count]]
     assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(places, 2)) > least
 
 
 @pytest.mark.parametrize("template", ["bands", "optimizers"])
-def test_dvc_s_plots_have_the_same_palette(template):
+def test_dvc_plots_use_same_palette(template):
     """Vega's own has ten colours, and begins again with the eleventh optimizer."""
     path = Path(__file__).parents[1] / ".dvc" / "plots" / f"{template}.json"
     assert json.loads(path.read_text())["encoding"]["color"]["scale"]["range"] == list(colours.PALETTE)

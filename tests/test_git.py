@@ -12,7 +12,7 @@ from optlab.system.errors import OptlabError, RevisionError
 from optlab.system.revision import Revision
 
 
-def run(*words):
+def run_git(*words):
     return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
 
 
@@ -27,16 +27,16 @@ def top(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "top").mkdir()
     monkeypatch.chdir(tmp_path / "top")
-    run("init", "-q")
-    run("config", "user.name", "test")
-    run("config", "user.email", "test@example.org")
+    run_git("init", "-q")
+    run_git("config", "user.name", "test")
+    run_git("config", "user.email", "test@example.org")
     Path("params.yaml").write_text("seeds: [0]")
-    run("add", "-A")
-    run("commit", "-qm", "start")
+    run_git("add", "-A")
+    run_git("commit", "-qm", "start")
     return tmp_path / "top"
 
 
-def test_a_folder_without_its_history_says_so(top, tmp_path, monkeypatch):
+def test_missing_git_repository_is_reported(top, tmp_path, monkeypatch):
     """As a download without .git: it is not that the tag is missing."""
     with pytest.raises(RevisionError, match=r"^v1: no such tag, branch or commit: `git tag` lists the tags$"):
         Revision.parse("v1")
@@ -49,7 +49,7 @@ def test_a_folder_without_its_history_says_so(top, tmp_path, monkeypatch):
         Revision.parse("v1")
 
 
-def test_another_user_s_repository_says_so(top, monkeypatch):
+def test_repository_of_other_user_is_reported(top, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     permits = f"`git config --global --add safe.directory {top}` permits it"
     for call in (lambda: Revision.parse("HEAD"), lambda: release.release(None, Path(), "v1")):
@@ -69,43 +69,43 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "message"), NAMES.items(), ids=[name[:9] for name in NAMES])
-def test_a_name_that_git_or_mlflow_refuses_is_refused_first(top, name, message):
+def test_invalid_release_name_is_refused(top, name, message):
     with pytest.raises(RevisionError) as caught:
         release.release(None, Path(), name)
     assert str(caught.value).startswith(f"{name}: {message}")
 
 
-def test_a_commit_that_git_refuses_leaves_nothing_staged(top):
+def test_refused_commit_leaves_nothing_staged(top):
     """For want of a name, or by a hook."""
     Path("params.yaml").write_text("seeds: [1]")
     Path("new.txt").touch()
-    run("config", "user.useConfigOnly", "true")
-    run("config", "--unset", "user.email")
+    run_git("config", "user.useConfigOnly", "true")
+    run_git("config", "--unset", "user.email")
     with pytest.raises(RevisionError, match=r"^git does not know who commits: `git config user.name NAME`, and"):
         release._commit(["params.yaml", "new.txt"], "record")
-    run("config", "user.email", "test@example.org")
+    run_git("config", "user.email", "test@example.org")
     hook = top / ".git" / "hooks" / "pre-commit"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\necho the linter complains >&2\nexit 1\n")
     hook.chmod(0o755)
     with pytest.raises(RevisionError, match=r"^git commit: the linter complains$"):
         release._commit(["params.yaml", "new.txt"], "record")
-    assert run("diff", "--cached", "--name-only") == ""
+    assert run_git("diff", "--cached", "--name-only") == ""
     hook.unlink()
     release._commit(["params.yaml", "new.txt"], "record")
-    assert git.ask("status", "--porcelain") == ""
+    assert git.get_output("status", "--porcelain") == ""
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(top):
+def test_file_in_place_of_folder_is_named(top):
     (top / ".dvc").mkdir()
     (top / ".dvc" / "config").touch()
-    repository.enter()
+    repository.enter_root()
     (top / ".optlab").touch()
     with pytest.raises(OptlabError, match=rf"^{top}/.optlab: .* and no folder: move it away$"):
-        repository.enter()
+        repository.enter_root()
     with pytest.raises(OptlabError, match=r"^params.yaml/x: .*: something else is in its place"):
-        files.write(Path("params.yaml/x"), b"")
+        files.write_atomic(Path("params.yaml/x"), b"")
     with pytest.raises(OptlabError, match=r"cannot be written \(File name too long\): choose a shorter name"):
-        files.write(Path("x" * 255), b"")
-    told = files.storage_error(Path("x"), OSError(errno.EROFS, "Read-only file system"))
+        files.write_atomic(Path("x" * 255), b"")
+    told = files.make_storage_error(Path("x"), OSError(errno.EROFS, "Read-only file system"))
     assert str(told).startswith("x: cannot be written (Read-only file system): see who may write there")

@@ -7,7 +7,7 @@ import bad_models
 import pytest
 import torch
 
-from optlab.data import dataset
+from optlab.data import cifar10
 from optlab.system.errors import ConfigError, StepError
 from optlab.training import loop, optimizers, process_settings
 
@@ -40,13 +40,13 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", bad_models.MODELS)
-def test_what_a_training_would_stumble_over_is_refused(here, kind):
-    before = process_settings.current()
+def test_unusual_model_is_refused_or_accepted_cleanly(here, kind):
+    before = process_settings.read_torch_settings()
     assert bad_input.check_model(kind) in (bad_input.REFUSED, bad_input.ACCEPTED)
-    assert process_settings.current() == before
+    assert process_settings.read_torch_settings() == before
 
 
-def test_a_class_that_changes_what_decides_bits_is_refused(here, small_config, sample):
+def test_class_changing_process_settings_is_refused(here, small_config, sample):
     (here / "custom" / "strange_1.py").write_text(STRANGE)
     said = r"changes torch's number of threads from 2 to 3, for the whole process: remove that$"
     with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine: strange_1.Threads {said}"):
@@ -54,7 +54,7 @@ def test_a_class_that_changes_what_decides_bits_is_refused(here, small_config, s
     later = small_config(optimizers={"mine": {"class": "strange_1.ThreadsLater", "lr": 0.1}})
     optimizers.check(later)
     with pytest.raises(StepError, match=rf"^step 2 {said}"):
-        loop.train(later, "mine", 0, dataset.load(sample, later.data, 0), torch.device("cpu"))
+        loop.train(later, "mine", 0, cifar10.load(sample, later.data, 0), torch.device("cpu"))
     assert torch.get_num_threads() == 2
 
 
@@ -62,7 +62,7 @@ def test_a_class_that_changes_what_decides_bits_is_refused(here, small_config, s
     ("conv6", "schedulefree.SGDScheduleFree", True), ("zilliax", "schedulefree.SGDScheduleFree", False),
     ("conv6", "SGD", False),
 ))  # fmt: skip
-def test_averaged_weights_on_a_network_with_batch_normalisation_are_warned_of(small_config, model, cls, warned):
+def test_averaging_optimizer_with_batch_norm_gives_warning(small_config, model, cls, warned):
     warnings = optimizers.check(small_config(model=model, optimizers={"mine": {"class": cls, "lr": 0.1}}))
     assert [each.startswith("warning: optimizers.mine: schedulefree.SGDScheduleFree is ev") for each in warnings] == (
         [True] if warned else []

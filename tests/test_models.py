@@ -37,25 +37,25 @@ def module(tmp_path, monkeypatch):
     return write
 
 
-def size(model):
+def count_parameters(model):
     return sum(value.numel() for value in model.parameters())
 
 
-def test_zilliax_is_the_tutorials_network():
+def test_zilliax_equals_tutorial_network():
     model = models.build("zilliax", seed=0)
     assert [str(layer) for layer in model] == ZILLIAX
     # weights and biases: 3·32·25+32, 32·32·25+32, 32·64·25+64, 1024·64+64, 64·10+10
-    assert size(model) == 2432 + 25632 + 51264 + 65600 + 650 == 145578
+    assert count_parameters(model) == 2432 + 25632 + 51264 + 65600 + 650 == 145578
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_ten_outputs_per_image(name):
+def test_model_has_ten_outputs_per_image(name):
     model = models.build(name, seed=0).eval()
     with torch.inference_mode():
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_conv6_is_six_convolutions_in_pairs_and_a_linear_layer():
+def test_conv6_has_six_paired_convolutions():
     model = models.build("conv6", seed=0)
     kinds = [type(layer).__name__ for layer in model]
     pair = ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
@@ -63,19 +63,21 @@ def test_conv6_is_six_convolutions_in_pairs_and_a_linear_layer():
     convolutions = [layer for layer in model if isinstance(layer, nn.Conv2d)]
     assert [layer.out_channels for layer in convolutions] == [32, 32, 64, 64, 128, 128]
     # the convolutions' weights, two numbers for each channel of a normalisation, and 128·4·4·10+10
-    assert size(model) == 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 2 * 448 + 20490
+    assert (
+        count_parameters(model) == 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + 2 * 448 + 20490
+    )
 
 
-def test_resnet18_has_the_stem_for_small_images():
+def test_resnet18_has_stem_for_small_images():
     model = models.build("resnet18", seed=0)
     assert str(model.conv1) == "Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"
     assert isinstance(model.maxpool, nn.Identity)
     # torchvision's 11,689,512 for 1000 classes, less 990 outputs of 512 weights and a bias, less 64·3·(49-9)
-    assert size(model) == 11_689_512 - 990 * 513 - 64 * 3 * 40
+    assert count_parameters(model) == 11_689_512 - 990 * 513 - 64 * 3 * 40
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_weights_are_contiguous_and_the_images_decide_the_layout(name):
+def test_model_weights_stay_contiguous_with_channels_last(name):
     """LBFGS and its like view each gradient as one row, which channels_last weights would not allow."""
     model = models.build(name, seed=0)
     first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
@@ -86,14 +88,14 @@ def test_weights_are_contiguous_and_the_images_decide_the_layout(name):
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_each_trains_with_a_batch_of_one(name):
+def test_model_trains_with_batch_of_one(name):
     """The check of a model leaves these out."""
     model = models.build(name, seed=0).train()
     model(torch.rand(1, 3, 32, 32)).sum().backward()
     assert all(value.grad is not None for value in model.parameters())
 
 
-def same(first, second):
+def weights_equal(first, second):
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
 
@@ -105,31 +107,31 @@ def test_initial_weights_depend_on_seed_and_name_only(name):
     torch.rand(17)
     models.build("zilliax", seed=5)
     second = models.build(name, seed=3)
-    assert same(first, second)
-    assert not same(first, models.build(name, seed=4))
+    assert weights_equal(first, second)
+    assert not weights_equal(first, models.build(name, seed=4))
 
 
-def test_initial_weights_are_those_of_torch_after_the_seed():
+def test_initial_weights_equal_seeded_pytorch():
     torch.manual_seed(7)
     expected = nn.Conv2d(3, 32, 5, padding=2)
     assert torch.equal(models.build("zilliax", seed=7)[0].weight, expected.weight)
 
 
-def test_what_a_model_draws_while_it_trains_is_repeatable():
+def test_random_draws_after_build_are_repeatable():
     first = (models.build("zilliax", seed=1), torch.rand(5))[1]
     second = (models.build("zilliax", seed=1), torch.rand(5))[1]
     assert torch.equal(first, second)
 
 
-def test_a_callable_of_a_module_beside_params_yaml(module):
+def test_model_can_be_callable_of_user_module(module):
     name = module(
         "from torch import nn\n"
         "def tiny():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n"
     )  # fmt: skip
     first, second = models.build(f"{name}.tiny", seed=0), models.build(f"{name}.tiny", seed=0)
-    assert size(first) == 30730
-    assert same(first, second)
+    assert count_parameters(first) == 30730
+    assert weights_equal(first, second)
 
 
 REFUSED = {
@@ -148,7 +150,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "phrase"), REFUSED.values(), ids=REFUSED)
-def test_bad_names(name, phrase):
+def test_invalid_model_name_is_refused(name, phrase):
     with pytest.raises(ConfigError) as caught:
         models.build(name, seed=0)
     message = str(caught.value)
@@ -157,32 +159,32 @@ def test_bad_names(name, phrase):
     assert phrase in message
 
 
-def test_a_model_that_fails_while_it_is_built(module):
+def test_model_constructor_error_is_one_line(module):
     name = module("def broken():\n    raise ValueError('two\\nlines')\n")
     with pytest.raises(ConfigError, match=rf"^params\.yaml: model: {name}\.broken.*two") as caught:
         models.build(f"{name}.broken", seed=0)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_fails_while_it_is_imported(module):
+def test_model_import_error_is_one_line(module):
     name = module("import no_such_package\n")
     with pytest.raises(ConfigError, match=r"cannot import \w+ \(ModuleNotFoundError: No module named 'no_such_p"):
         models.build(f"{name}.net", seed=0)
 
 
-def test_a_module_that_leaves_while_it_is_imported(module):
+def test_model_import_calling_sys_exit_is_refused(module):
     """A script without a main function reads the command line, and ends the program that imports it."""
     name = module("import sys\nsys.exit()\n")
     with pytest.raises(ConfigError, match=r"cannot import \w+ \(SystemExit: "):
         models.build(f"{name}.net", seed=0)
 
 
-def test_a_model_that_leaves_while_it_is_built():
+def test_model_constructor_calling_sys_exit_is_refused():
     with pytest.raises(ConfigError, match=r"^params\.yaml: model: sys\.exit cannot be built: .* SystemExit:$"):
         models.build("sys.exit", seed=0)
 
 
-def test_torchvision_can_be_imported_first_in_a_new_process():
+def test_torchvision_imports_before_torch():
     """Its compiled part is a CUDA build on the package index, and cannot load beside a CPU build of torch."""
     code = (
         "import torchvision, torch\n"

@@ -8,15 +8,15 @@ import schedulefree
 import torch
 import torch.nn.functional as F
 
-from optlab.config.entries import OptimizerSpec
-from optlab.config.parameters import Training
-from optlab.data import dataset
+from optlab.data import cifar10
+from optlab.schema.optimizer import OptimizerSpec
+from optlab.schema.parameters import TrainingConfig
 from optlab.system.errors import ConfigError
-from optlab.training import classes, loop, models, optimizers
-from optlab.training.construction import Context
+from optlab.training import loop, models, optimizer_factory, optimizers
+from optlab.training.optimizer_factory import TrainingContext
 
-DENSE = {name: cls for name, cls in classes.torch_classes().items() if cls is not torch.optim.SparseAdam}
-SETTINGS = Training(epochs=1, batch_size=32, threads=1)
+DENSE = {name: cls for name, cls in optimizer_factory.get_torch_classes().items() if cls is not torch.optim.SparseAdam}
+SETTINGS = TrainingConfig(epochs=1, batch_size=32, threads=1)
 MUON = {"class": "Muon", "lr": 0.02, "fallback": {"class": "AdamW", "lr": 0.001}}
 STEPS = 2
 TOP = Path(__file__).resolve().parents[1]
@@ -34,8 +34,8 @@ def one_thread():
 @pytest.fixture(scope="module")
 def batches(sample, small_config):
     """Two batches of 32 real images."""
-    split = dataset.load(sample, small_config().data, 0).train
-    return list(dataset.batches(split, torch.arange(32 * STEPS), 32))
+    split = cifar10.load(sample, small_config().data, 0).train
+    return list(cifar10.iterate_batches(split, torch.arange(32 * STEPS), 32))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def spec(**entry):
 
 def built(**entry):
     model = models.build("zilliax", seed=0)
-    return model, optimizers.build("mine", spec(**entry), Context(model, {}))
+    return model, optimizers.build("mine", spec(**entry), TrainingContext(model, {}))
 
 
 def train_ours(batches, **entry):
@@ -95,13 +95,15 @@ def assert_same_weights(ours, theirs):
         assert torch.equal(value, other), name
 
 
-def test_all_classes_of_torch_are_known():
-    assert {"SGD", "Adam", "AdamW", "LBFGS", "Muon", "Adafactor", "SparseAdam"} <= set(classes.torch_classes())
-    assert "Optimizer" not in classes.torch_classes()
+def test_torch_optimizer_classes_are_all_known():
+    assert {"SGD", "Adam", "AdamW", "LBFGS", "Muon", "Adafactor", "SparseAdam"} <= set(
+        optimizer_factory.get_torch_classes()
+    )
+    assert "Optimizer" not in optimizer_factory.get_torch_classes()
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_every_dense_class_changes_every_parameter(batches, name):
+def test_dense_optimizer_updates_every_parameter(batches, name):
     entry = {"Muon": MUON, "LBFGS": {"class": "LBFGS", "max_iter": 4}}.get(name, {"class": name})
     before = models.build("zilliax", seed=0)
     after, losses = train_ours(batches, **entry)
@@ -112,7 +114,7 @@ def test_every_dense_class_changes_every_parameter(batches, name):
 
 
 @pytest.mark.parametrize("name", [name for name in DENSE if name != "Muon"])
-def test_every_class_does_what_it_does_by_hand(batches, name):
+def test_optimizer_equals_plain_torch_loop(batches, name):
     ours, our_losses = train_ours(batches, **{"class": name})
     theirs, their_losses = train_by_hand(batches, DENSE[name], closure=name == "LBFGS")
     assert_same_weights(ours, theirs)
@@ -128,7 +130,7 @@ HYPERPARAMETERS = {
 
 
 @pytest.mark.parametrize(("name", "values"), HYPERPARAMETERS.items(), ids=HYPERPARAMETERS)
-def test_hyperparameters_reach_the_class(batches, name, values):
+def test_hyperparameters_are_passed_to_optimizer_class(batches, name, values):
     ours, _ = train_ours(batches, **{"class": name}, **values)
     theirs, _ = train_by_hand(batches, lambda weights: DENSE[name](weights, **values), closure=name == "LBFGS")
     default, _ = train_by_hand(batches, DENSE[name], closure=name == "LBFGS")
@@ -136,7 +138,7 @@ def test_hyperparameters_reach_the_class(batches, name, values):
     assert not torch.equal(ours[0].weight, default[0].weight)
 
 
-def test_muon_takes_the_matrices_and_its_fallback_the_rest():
+def test_muon_gets_matrices_and_fallback_other_parameters():
     model, stepper = built(**MUON)
     taken, rest = ({id(value) for value in each.param_groups[0]["params"]} for each in stepper.optimizers)
     assert [type(each).__name__ for each in stepper.optimizers] == ["Muon", "AdamW"]
@@ -144,7 +146,7 @@ def test_muon_takes_the_matrices_and_its_fallback_the_rest():
     assert rest == {id(value) for value in model.parameters() if value.ndim != 2}
 
 
-def test_muon_with_fallback_does_what_the_two_do_by_hand(batches):
+def test_muon_with_fallback_equals_plain_torch(batches):
     ours, _ = train_ours(batches, **MUON)
 
     class Both:
@@ -166,12 +168,12 @@ def test_muon_with_fallback_does_what_the_two_do_by_hand(batches):
     assert_same_weights(ours, train_by_hand(batches, Both)[0])
 
 
-def test_a_fallback_that_is_not_needed_is_not_built():
+def test_unneeded_fallback_is_not_built():
     _, stepper = built(**{"class": "SGD", "fallback": {"class": "Adam"}})
     assert [type(each).__name__ for each in stepper.optimizers] == ["SGD"]
 
 
-def test_every_learning_rate_is_scaled_and_never_compounded():
+def test_learning_rate_scaling_does_not_compound():
     _, stepper = built(**MUON)
     seen = []
     for factor in (0.25, 1, 0.5, 0.5):
@@ -181,9 +183,9 @@ def test_every_learning_rate_is_scaled_and_never_compounded():
     assert [group["lr"] for each in stepper.optimizers for group in each.param_groups] == [0.01, 0.0005]
 
 
-def test_hyperparameters_in_force_include_the_defaults():
+def test_effective_hyperparameters_include_class_defaults():
     _, stepper = built(**MUON)
-    values = stepper.hyperparameters()
+    values = stepper.get_hyperparameters()
     assert (values["class"], values["lr"], values["momentum"]) == ("Muon", 0.02, 0.95)
     assert (values["fallback.class"], values["fallback.lr"], values["fallback.eps"]) == ("AdamW", 0.001, 1e-8)
 
@@ -240,7 +242,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("entry", "place", "phrase"), REFUSED.values(), ids=REFUSED)
-def test_bad_entries(entry, place, phrase):
+def test_invalid_optimizer_entry_is_rejected(entry, place, phrase):
     with pytest.raises(ConfigError) as caught:
         built(**entry)
     message = str(caught.value)
@@ -264,34 +266,34 @@ FIRST_STEP = {
 
 
 @pytest.mark.parametrize(("entry", "start"), FIRST_STEP.values(), ids=FIRST_STEP)
-def test_values_that_only_fail_in_the_first_step_are_refused_by_the_check(small_config, entry, start):
+def test_preflight_rejects_values_failing_in_first_step(small_config, entry, start):
     with pytest.raises(ConfigError) as caught:
         optimizers.check(small_config(optimizers={"mine": entry}))
     assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
-def test_a_fallback_of_a_fallback_is_refused(small_config):
+def test_nested_fallback_is_rejected(small_config):
     """It would never be built: to accept it would be to ignore it."""
     nested = {"class": "Muon", "fallback": {"class": "SGD", "fallback": {"class": "Adam"}}}
     with pytest.raises((ConfigError, ValueError)):
         optimizers.check(small_config(optimizers={"mine": nested}))
 
 
-def test_check_names_the_entry_that_is_wrong(small_config):
+def test_preflight_names_invalid_entry(small_config):
     config = small_config(optimizers={"sgd": {"class": "SGD"}, "second": {"class": "Adm"}})
     with pytest.raises(ConfigError, match=r"optimizers\.second\.class: Adm"):
         optimizers.check(config)
 
 
-def test_check_accepts_what_trains(small_config):
+def test_preflight_accepts_trainable_optimizers(small_config):
     optimizers.check(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
 
 
-def test_check_ends_though_the_first_step_would_not(small_config):
+def test_preflight_ends_despite_endless_first_step(small_config):
     optimizers.check(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
 
 
-def test_check_refuses_a_bad_model(small_config):
+def test_preflight_rejects_unknown_model(small_config):
     with pytest.raises(ConfigError, match="did you mean zilliax"):
         optimizers.check(small_config(model="zilliaks"))
 
@@ -311,7 +313,7 @@ class Sign(torch.optim.Optimizer):
 """
 
 
-def test_a_class_that_fails_whatever_it_is_given(module, small_config):
+def test_always_failing_class_blames_no_hyperparameter(module, small_config):
     """No value is to blame, and none is named."""
     name = module(
         SIGN.replace("ARGUMENTS", ", closure=None").replace("        for group", "        1 / 0\n        for group")
@@ -323,7 +325,7 @@ def test_a_class_that_fails_whatever_it_is_given(module, small_config):
     )
 
 
-def test_a_class_that_needs_a_value(module):
+def test_required_argument_is_not_blamed_for_error(module):
     """Without the learning rate it cannot be built, so the learning rate is not to blame."""
     source = SIGN.replace("ARGUMENTS", ", closure=None").replace("lr=0.1", "lr, decay=0.0")
     name = module(
@@ -333,7 +335,7 @@ def test_a_class_that_needs_a_value(module):
         built(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
 
 
-def test_a_class_in_the_working_folder_whose_step_takes_no_closure(batches, module):
+def test_local_class_without_closure_argument_trains(batches, module):
     name = module(SIGN.replace("ARGUMENTS", ""))
     before = models.build("zilliax", seed=0)
     after, losses = train_ours(batches[:1], **{"class": f"{name}.Sign", "lr": 0.25})
@@ -342,7 +344,7 @@ def test_a_class_in_the_working_folder_whose_step_takes_no_closure(batches, modu
     assert losses[0] == pytest.approx(2.3, abs=0.1)
 
 
-def test_the_example_in_custom_moves_each_weight_by_the_learning_rate(batches, monkeypatch, capsys):
+def test_sign_descent_example_moves_weights_by_learning_rate(batches, monkeypatch, capsys):
     monkeypatch.chdir(TOP)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = models.build("zilliax", seed=0)
@@ -353,7 +355,7 @@ def test_the_example_in_custom_moves_each_weight_by_the_learning_rate(batches, m
     assert capsys.readouterr().err == ""  # DVC watches the folder
 
 
-def test_a_module_elsewhere_in_the_repository_is_used_with_one_warning(module, capsys):
+def test_module_outside_custom_gives_one_warning(module, capsys):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     for _ in range(3):
         built(**{"class": f"{name}.Sign", "lr": 0.25})
@@ -362,30 +364,30 @@ def test_a_module_elsewhere_in_the_repository_is_used_with_one_warning(module, c
     )
 
 
-def test_a_misspelt_hyperparameter_of_a_class_by_path(module):
+def test_misspelt_hyperparameter_of_dotted_class_is_rejected(module):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     with pytest.raises(ConfigError, match=r"optimizers\.mine\.rl: .* has no such hyperparameter"):
         built(**{"class": f"{name}.Sign", "rl": 0.25})
 
 
-def test_a_module_that_fails_while_it_is_imported(module):
+def test_failing_module_import_is_reported(module):
     name = module("raise RuntimeError('two\\nlines')\n")
     with pytest.raises(ConfigError, match=r"cannot import \w+ \(RuntimeError: two lines\): install it, or correct"):
         built(**{"class": f"{name}.Sign"})
 
 
-def test_schedule_free_is_told_to_train_and_to_evaluate(sample, small_config):
+def test_schedule_free_switches_between_train_and_eval_mode(sample, small_config):
     """It keeps two sets of weights: untold, it stops at the first step, and is evaluated with the wrong set."""
     entry = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
     config = small_config(optimizers={"mine": entry})
-    splits = dataset.load(sample, config.data, 0)
+    splits = cifar10.load(sample, config.data, 0)
     ours = loop.train(config, "mine", 0, splits, torch.device("cpu")).model
 
     theirs = models.build("zilliax", seed=0)
     optimizer = schedulefree.AdamWScheduleFree(theirs.parameters(), lr=0.01)
     optimizer.train()
-    order = dataset.epoch_order(0, 1, 400, shuffle=True)
-    for images, labels in dataset.batches(splits.train, order, 64):
+    order = cifar10.compute_epoch_order(0, 1, 400, shuffle=True)
+    for images, labels in cifar10.iterate_batches(splits.train, order, 64):
         optimizer.zero_grad()
         F.cross_entropy(theirs(images), labels).backward()
         optimizer.step()

@@ -60,13 +60,13 @@ def gradient(w: np.ndarray) -> np.ndarray:
     return at.grad.numpy()
 
 
-def starting() -> np.ndarray:
+def initial_weights() -> np.ndarray:
     return np.random.default_rng(0).normal(size=SHAPE)
 
 
-def by_torch(name: str, steps: int = 20) -> Iterator[np.ndarray]:
+def step_with_torch(name: str, steps: int = 20) -> Iterator[np.ndarray]:
     cls, given = CLASSES[name]
-    weight = torch.nn.Parameter(torch.tensor(starting()))
+    weight = torch.nn.Parameter(torch.tensor(initial_weights()))
     optimizer = cls([weight], **given)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -75,23 +75,23 @@ def by_torch(name: str, steps: int = 20) -> Iterator[np.ndarray]:
         yield weight.detach().numpy().copy()
 
 
-def close(name: str, ours: np.ndarray, theirs: np.ndarray) -> bool:
+def is_close(name: str, ours: np.ndarray, theirs: np.ndarray) -> bool:
     """To rounding: Muon's are bfloat16's, and torch keeps NAdam's product in float32."""
     return bool(np.abs(ours - theirs).max() < {"muon": 4e-2, "nadam": 1e-6}.get(name, 1e-9))
 
 
 @pytest.mark.parametrize("name", RULES)
 @PAGES
-def test_its_functions_step_as_torch_does(page, name):
-    rule, state, w = rules(page)[name], {}, starting()
+def test_page_functions_match_torch_steps(page, name):
+    rule, state, w = rules(page)[name], {}, initial_weights()
     given = {key.replace("weight_", ""): value for key, value in CLASSES[name][1].items() if key in NAMES}
-    for theirs in by_torch(name):
+    for theirs in step_with_torch(name):
         w = rule(w, gradient(w), state, **given)
-        assert close(name, w, theirs)
+        assert is_close(name, w, theirs)
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if CLASSES[name][0] is not torch.optim.SGD])
-def test_its_functions_have_the_classes_defaults(name):
+def test_page_functions_have_torch_defaults(name):
     theirs = {key: each.default for key, each in inspect.signature(CLASSES[name][0]).parameters.items()}
     theirs["beta1"], theirs["beta2"] = theirs.get("betas", (None, None))
     renamed = {"decay": "weight_decay", "rho": "alpha", "psi": "momentum_decay", "mu": "momentum"}
@@ -115,7 +115,7 @@ TYPED = {
 }  # fmt: skip
 
 
-def typed(formula: str) -> str:
+def to_python(formula: str) -> str:
     """A formula as Python has it."""
     for sign, code in TYPED.items():
         formula = formula.replace(sign, code)
@@ -134,7 +134,7 @@ class Values(dict[str, Any]):
         super().__setitem__(name, rules()["bfloat16"](value) if name in {"A", "B", "X"} else value)
 
 
-def repeated(lines: list[str]) -> list[str]:
+def unroll_muon_loop(lines: list[str]) -> list[str]:
     """Muon's loop written out: what stands between the two lines of prose, five times."""
     prose = [place for place, line in enumerate(lines) if not re.search("[=←]", line)]
     if not prose:
@@ -143,60 +143,60 @@ def repeated(lines: list[str]) -> list[str]:
     return [*lines[:first], *lines[first + 1 : last] * 5, *lines[last + 1 :]]
 
 
-def program(page: Path, name: str) -> list[str]:
+def formula_lines(page: Path, name: str) -> list[str]:
     """AdamW's first line is its own, the others are Adam's."""
     lines = formulas(page, name)
-    return [lines[0], *formulas(page, "adam\n")] if name == "adamw" else repeated(lines)
+    return [lines[0], *formulas(page, "adam\n")] if name == "adamw" else unroll_muon_loop(lines)
 
 
 @pytest.mark.parametrize("name", RULES)
 @PAGES
-def test_its_formulas_step_as_torch_does(page, name):
-    lines = [typed(line) for line in program(page, "adam\n" if name == "adam" else name)]
+def test_page_formulas_match_torch_steps(page, name):
+    lines = [to_python(line) for line in formula_lines(page, "adam\n" if name == "adam" else name)]
     given = {NAMES[key]: value for key, value in CLASSES[name][1].items() if key in NAMES}
     values = Values({"β1": 0.9, "β2": 0.999, "rows": SHAPE[0], "columns": SHAPE[1]} | CONSTANTS.get(name, {}) | given)
     known = {"sqrt": np.sqrt, "sign": np.sign, "max": max, "norm": np.linalg.norm}
     weight, slope = ("W", "G") if name == "muon" else ("w", "g")
-    values[weight] = starting()
-    for t, theirs in enumerate(by_torch(name), start=1):
+    values[weight] = initial_weights()
+    for t, theirs in enumerate(step_with_torch(name), start=1):
         values.update({"t": t, slope: gradient(values[weight])})
         for line in lines:
             exec(line, known, values)
-        assert close(name, values[weight], theirs)
+        assert is_close(name, values[weight], theirs)
 
 
-def test_muon_s_function_turns_a_tall_matrix(monkeypatch):
+def test_muon_function_transposes_tall_matrix(monkeypatch):
     monkeypatch.setattr(f"{__name__}.SHAPE", (6, 2))
-    rule, state, w = rules()["muon"], {}, starting()
-    for theirs in by_torch("muon"):
+    rule, state, w = rules()["muon"], {}, initial_weights()
+    for theirs in step_with_torch("muon"):
         w = rule(w, gradient(w), state, lr=0.1)
-        assert close("muon", w, theirs)
+        assert is_close("muon", w, theirs)
 
 
-def test_both_languages_have_the_same_code_and_formulas():
+def test_page_translations_share_code_and_formulas():
     assert BLOCK.findall(ENGLISH.read_text()) == BLOCK.findall(CHINESE.read_text())
     for name in RULES:
         english, chinese = (
             [line for line in formulas(page, name) if re.search("[=←]", line)] for page in (ENGLISH, CHINESE)
         )
-        assert [typed(line) for line in english] == [typed(line) for line in chinese]
+        assert [to_python(line) for line in english] == [to_python(line) for line in chinese]
         assert english
 
 
 @PAGES
-def test_its_figures_and_no_others_are_there(page):
+def test_page_figures_match_figure_files(page):
     assert re.findall(r"\]\(figures/(\w+)\.svg\)", page.read_text()) == ["bias", "decay", "valley", "rosenbrock"]
     assert sorted(path.stem for path in FIGURES.iterdir()) == ["bias", "decay", "rosenbrock", "valley"]
 
 
-def test_the_figure_without_bias_correction_shows_what_the_text_says():
+def test_bias_correction_figure_matches_text():
     first, tenth, thousandth = uncorrected(np.array([1, 10, 1000]))
     said = [float(number) for number in re.findall(r"(\d\.\d) times", section(ENGLISH, "adam\n"))]
     assert said == [round(float(each), 1) for each in (first, tenth, thousandth)]
     assert math.isclose(first, 0.1 / math.sqrt(0.001))
 
 
-def rates(name: str) -> list[str]:
+def learning_rate_row(name: str) -> list[str]:
     """What the study's trials say of one optimizer's learning rate: the cells of a row."""
     trials = json.loads((STUDY / "tuning" / name / "trials.json").read_text())["trials"]
     reached = {
@@ -216,19 +216,19 @@ def rates(name: str) -> list[str]:
 
 
 @PAGES
-def test_its_learning_rates_are_those_of_the_study(page):
-    rows = [f"| {' | '.join(rates(name))} |" for name in STUDIED]
+def test_page_learning_rates_match_study(page):
+    rows = [f"| {' | '.join(learning_rate_row(name))} |" for name in STUDIED]
     assert "\n".join(rows) in page.read_text()
 
 
 @PAGES
-def test_its_costs_are_the_measured_ones(page):
+def test_page_costs_match_benchmark(page):
     rows = re.search(r"(\| \w+ \| \d.*\n)+", (TOP / "benchmarks" / "COSTS.md").read_text())[0]
     assert rows in page.read_text()
 
 
 @PAGES
-def test_its_losses_of_the_tutorial_are_the_replay_s(page):
+def test_page_tutorial_losses_match_recorded_claims(page):
     rows = [line.split("|") for line in page.read_text().rpartition("\n## ")[2].splitlines() if line.startswith("| ")]
     said = re.findall(r"\d{2,}\.\d|\d+,\d+,\d+", " ".join(row[2] for row in rows))
     assert len(said) > 6
@@ -236,7 +236,7 @@ def test_its_losses_of_the_tutorial_are_the_replay_s(page):
     assert {f"{float(each):,.1f}".removesuffix(".0") for each in losses if each != "."} >= set(said)
 
 
-def test_both_languages_have_the_same_sections():
+def test_page_translations_share_sections():
     english, chinese = (re.findall(r"^(#+) (.*)$", page.read_text(), re.MULTILINE) for page in (ENGLISH, CHINESE))
     assert [level for level, _ in english] == [level for level, _ in chinese]
     assert [SECTIONS.get(title, title) for _, title in english] == [title for _, title in chinese]

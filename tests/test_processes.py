@@ -22,7 +22,7 @@ OPTLAB = {"OPTLAB_PID": "20"}
 DVC, SCRIPT, INIT = 10, 15, 1
 
 
-class Stand(SimpleNamespace):
+class FakeProcess(SimpleNamespace):
     """Stands for a process: what is not given cannot be read, as of another user's."""
 
     pid = 0
@@ -52,11 +52,11 @@ def below(*ancestors):
     above = None
     for each in reversed(ancestors):
         each.above, above = above, each
-    return Stand(above=above)
+    return FakeProcess(above=above)
 
 
 def shell(**changes):
-    return Stand(**({"program": "/usr/bin/dash", "called": "sh", "variables": STAGE} | changes))
+    return FakeProcess(**({"program": "/usr/bin/dash", "called": "sh", "variables": STAGE} | changes))
 
 
 def terminal():
@@ -64,28 +64,28 @@ def terminal():
 
 
 def dvc(**changes):
-    return Stand(**({"pid": DVC, "program": "/usr/bin/python3.11", "called": "dvc", "variables": {}} | changes))
+    return FakeProcess(**({"pid": DVC, "program": "/usr/bin/python3.11", "called": "dvc", "variables": {}} | changes))
 
 
 def script(**changes):
-    return Stand(**({"pid": SCRIPT, "program": "/env/bin/python", "called": "python", "variables": {}} | changes))
+    return FakeProcess(**({"pid": SCRIPT, "program": "/env/bin/python", "called": "python", "variables": {}} | changes))
 
 
 def optlab():
-    return Stand(pid=20, program="/usr/bin/python3.11", called="optlab", variables={})
+    return FakeProcess(pid=20, program="/usr/bin/python3.11", called="optlab", variables={})
 
 
 def editor():
     """As `code ~/optlab` starts it."""
-    return Stand(pid=30, program="/usr/share/code/code", called="code", variables={}, session=30)
+    return FakeProcess(pid=30, program="/usr/share/code/code", called="code", variables={}, session=30)
 
 
 def init(**changes):
-    return Stand(**({"pid": INIT, "called": "systemd", "session": 0} | changes))
+    return FakeProcess(**({"pid": INIT, "called": "systemd", "session": 0} | changes))
 
 
 def wrapper(called):
-    return Stand(program=f"/usr/bin/{called}", called=called, variables=STAGE)
+    return FakeProcess(program=f"/usr/bin/{called}", called=called, variables=STAGE)
 
 
 # The ancestors, what is in the environment, and whose end is followed; None: one of them is gone already.
@@ -124,45 +124,45 @@ def by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize(("ancestors", "environment", "expected"), CHAINS.values(), ids=CHAINS)
-def test_whose_end_is_followed(monkeypatch, by_hand, ancestors, environment, expected):
+def test_caller_process_is_found_among_ancestors(monkeypatch, by_hand, ancestors, environment, expected):
     stage = below(*ancestors)
     monkeypatch.setattr(processes.psutil, "Process", lambda: stage)
-    monkeypatch.setattr(processes, "_session", lambda each: each.session)
+    monkeypatch.setattr(processes, "_get_session_id", lambda each: each.session)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = processes.callers()
+    found = processes.find_callers()
     assert (None if None in found else [each.pid for each in found]) == expected
 
 
-def test_an_ancestor_that_ends_while_it_is_looked_at_is_gone(monkeypatch, by_hand):
+def test_vanished_ancestor_interrupts_stage(monkeypatch, by_hand):
     def gone():
         raise psutil.NoSuchProcess(10)
 
     monkeypatch.setenv("DVC_STAGE", "train@adam-0")
     monkeypatch.setattr(processes.psutil, "Process", lambda: SimpleNamespace(parent=gone))
     with pytest.raises(KeyboardInterrupt):
-        processes.follow_caller()
+        processes.exit_with_caller()
 
 
 @pytest.mark.parametrize("words", [[], ["adam"], ["adam", "0", "1"], ["adam", "one"], ["adam", "-1"]])
-def test_a_stage_without_its_arguments_says_which(monkeypatch, words):
+def test_missing_stage_arguments_give_usage_message(monkeypatch, words):
     monkeypatch.setattr(sys, "argv", ["pipeline/train.py", *words])
     with pytest.raises(OptlabError, match=r"^Usage: python pipeline/train.py OPTIMIZER SEED$"):
-        processes.arguments("OPTIMIZER", "SEED")
+        processes.parse_arguments("OPTIMIZER", "SEED")
     monkeypatch.setattr(sys, "argv", ["pipeline/train.py", "adam", "01"])
-    assert processes.arguments("OPTIMIZER", "SEED") == ["adam", "01"]
+    assert processes.parse_arguments("OPTIMIZER", "SEED") == ["adam", "01"]
 
 
-def test_a_stage_knows_its_arguments_where_python_leaves_docstrings_out():
+def test_usage_message_works_without_docstrings():
     """As with PYTHONOPTIMIZE=2."""
     program = Path(__file__).parents[1] / "pipeline" / "evaluate.py"
     result = subprocess.run([sys.executable, "-OO", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, f"error: Usage: python {program} OPTIMIZER SEED\n")
 
 
-def test_what_optlab_reproduce_starts_is_told_whose_end_to_follow():
-    """The runs of `optlab repro` are in test_kills."""
-    assert rerun._environment(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
+def test_reproduce_passes_parent_pid_to_stages():
+    """The runs of `optlab repro` are in test_kill_recovery."""
+    assert rerun._build_process_env(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
 
 
 WORK = """
@@ -175,7 +175,7 @@ Path("started").touch()
 while not Path("look").exists():
     time.sleep(0.05)
 try:
-    processes.follow_caller()
+    processes.exit_with_caller()
 except KeyboardInterrupt:
     Path("said").write_text("orphaned")
     raise
@@ -214,13 +214,13 @@ def started(folder, *words):
     try:
         yield process
     finally:
-        for each in (process, *at_work_in(folder)):
+        for each in (process, *running_processes(folder)):
             with contextlib.suppress(psutil.Error):
                 each.kill()
         process.communicate()
 
 
-def at_work_in(folder):
+def running_processes(folder):
     found = []
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -241,39 +241,39 @@ def said(folder):
     return (folder / "said").exists() and (folder / "said").read_text()
 
 
-def test_dvc_s_python_api_runs_a_stage_to_its_end(pipeline):
+def test_dvc_python_api_completes_stage(pipeline):
     (pipeline / "look").touch()
     with started(pipeline, "-c", BY_API) as process:
         assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
-        time.sleep(3 * processes._LOOK_S)
+        time.sleep(3 * processes._CALLER_POLL_S)
         (pipeline / "end").touch()
         assert process.wait(60) == 0, (pipeline / "log").read_text()
     assert (pipeline / "out").exists()
 
 
 @pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
-def test_a_stage_stops_with_what_runs_it(pipeline, words):
+def test_stage_stops_with_killed_caller(pipeline, words):
     (pipeline / "look").touch()
     with started(pipeline, *words) as process:
         assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not at_work_in(pipeline), 20)
+        wait_for(lambda: not running_processes(pipeline), 20)
 
 
 @pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
-def test_a_stage_that_lost_its_caller_before_its_first_look_stops(pipeline, words):
+def test_stage_stops_if_caller_died_early(pipeline, words):
     with started(pipeline, *words) as process:
         wait_for(lambda: (pipeline / "started").exists())
         process.send_signal(signal.SIGKILL)
         process.wait()
         (pipeline / "look").touch()
         assert wait_for(lambda: said(pipeline)) == "orphaned"
-        wait_for(lambda: not at_work_in(pipeline), 20)
+        wait_for(lambda: not running_processes(pipeline), 20)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "prctl"), reason="only Linux lets a process take orphans in")
-def test_a_stage_that_an_interpreter_takes_in_stops(pipeline):
+def test_stage_adopted_by_python_reaper_stops(pipeline):
     """As the first process of a container does, which may be a Python program."""
     with started(pipeline, "-c", AS_REAPER) as reaper:
         wait_for(lambda: (pipeline / "started").exists())

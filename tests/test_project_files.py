@@ -16,14 +16,14 @@ PROJECT = SETTINGS["project"]
 GUIDE = (TOP / "CONTRIBUTING.md").read_text()
 
 
-def test_the_licence_is_apache_s_own_text():
+def test_license_equals_apache_text():
     """SHA-256 of the text that apache.org publishes as LICENSE-2.0.txt."""
     digest = hashlib.sha256((TOP / "LICENSE").read_bytes()).hexdigest()
     assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
     assert (PROJECT["license"], PROJECT["license-files"]) == ("Apache-2.0", ["LICENSE"])
 
 
-def test_the_hooks_are_the_linters_of_make_lint():
+def test_pre_commit_hooks_equal_make_lint():
     recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (TOP / "Makefile").read_text(), re.MULTILINE)[1]
     (local,) = YAML(typ="safe").load(TOP / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
@@ -31,7 +31,7 @@ def test_the_hooks_are_the_linters_of_make_lint():
     assert {(hook["language"], hook["pass_filenames"]) for hook in local["hooks"]} == {("system", False)}
 
 
-def test_the_guide_s_map_is_the_house():
+def test_contributing_lists_all_packages_in_order():
     """Its rooms are the folders that exist, in the order in which imports go down."""
     rooms = re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE)
     package = TOP / "src" / "optlab"
@@ -41,16 +41,16 @@ def test_the_guide_s_map_is_the_house():
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", GUIDE))))
-def test_what_the_guide_links_to_is_there(target):
+def test_contributing_links_exist(target):
     assert (TOP / target).exists()
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`([\w./]+/)`|(tests/\w+\.py)", GUIDE))))
-def test_the_folders_and_files_that_the_guide_names_are_there(path):
+def test_contributing_paths_exist(path):
     assert (TOP / "".join(path)).exists()
 
 
-def test_the_tests_and_targets_that_the_guide_names_are_there():
+def test_contributing_tests_and_make_targets_exist():
     makefile = (TOP / "Makefile").read_text()
     targets = re.findall(r"(?:`|\$ )make ([a-z]+)", GUIDE)
     assert len(targets) > 4
@@ -59,11 +59,11 @@ def test_the_tests_and_targets_that_the_guide_names_are_there():
     assert named and all(f"def {test}(" in (TOP / path).read_text() for path, test in named)
 
 
-def test_the_guide_is_one_page():
+def test_contributing_fits_one_page():
     assert len(GUIDE.splitlines()) <= 70
 
 
-def test_one_version_everywhere():
+def test_version_is_consistent_across_files():
     latest = re.search(r"^## \[([\d.]+)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
     citation = YAML(typ="safe").load(TOP / "CITATION.cff")
     assert {PROJECT["version"], optlab.__version__, citation["version"]} == {latest}

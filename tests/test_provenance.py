@@ -17,7 +17,7 @@ CODE = ("src/optlab/tuning/search.py", "params.yaml", "tuning/adam/notes.py")
 @pytest.fixture
 def committed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(git, "_imported", list)
+    monkeypatch.setattr(git, "_list_imported_files", list)
     for name in (*RECORD, *CODE):
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,14 +26,14 @@ def committed(tmp_path, monkeypatch):
         subprocess.run(["git", *words], check=True, capture_output=True)
 
 
-def test_a_record_that_is_being_made_anew_makes_no_tree_dirty(committed):
+def test_changed_record_does_not_dirty_tree(committed):
     """As a tuning does it, before the runs that confirm it."""
     for number, name in enumerate(RECORD):
         Path(name).unlink() if number % 2 else Path(name).write_text("after")
-    assert git.state()["git.dirty"] == "no"
+    assert git.get_provenance()["git.dirty"] == "no"
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_a_change_of_the_code_does(committed, name):
+def test_changed_code_dirties_tree(committed, name):
     Path(name).write_text("after")
-    assert git.state()["git.dirty"] == "yes"
+    assert git.get_provenance()["git.dirty"] == "yes"

@@ -34,7 +34,7 @@ def report_of(study: str) -> Path:
     return TOP / "studies" / study / "reports" / "comparison.md"
 
 
-def test_its_table_is_the_record_s():
+def test_readme_table_equals_committed_report():
     """The tables, and before them the verdict."""
     said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
     found = tables(TOP / "reports" / "comparison.md")
@@ -44,7 +44,7 @@ def test_its_table_is_the_record_s():
     assert found[0] in CHINESE
 
 
-def test_it_begins_with_the_study_s_answer():
+def test_readme_begins_with_study_result():
     """Its first sentence, each accuracy and what the tuning found, and no figure that the study does not have."""
     report = report_of("optimizers")
     assert report.read_text().partition(". Beaten")[0] in README
@@ -68,7 +68,7 @@ def test_it_begins_with_the_study_s_answer():
         ("studies/README.md", "*", 15),
     ],
 )
-def test_every_figure_of_a_page_is_of_a_record(page, study, least):
+def test_page_numbers_come_from_study_reports(page, study, least):
     report = "".join(path.read_text() for path in (TOP / "studies").glob(f"{study}/reports/comparison.md"))
     said = figures((TOP / page).read_text())
     assert len(said) > least
@@ -82,7 +82,7 @@ SECTION_STUDIES = {
 }
 
 
-def test_each_section_of_the_studies_page_has_figures_of_its_own_study():
+def test_studies_page_sections_use_own_study_numbers():
     _, *sections = re.split("^## ", (TOP / "studies" / "README.md").read_text(), flags=re.MULTILINE)
     for section in sections:
         studies = SECTION_STUDIES[section.partition("\n")[0]]
@@ -91,23 +91,23 @@ def test_each_section_of_the_studies_page_has_figures_of_its_own_study():
         assert len(foreign) == len(others) and all(figure in others[0] for figure in foreign)
 
 
-def test_the_chinese_one_has_its_sections_in_the_same_order():
+def test_chinese_readme_has_same_section_order():
     english, chinese = (re.findall("^## (.*)$", text, re.MULTILINE) for text in (README, CHINESE))
     assert [SECTIONS[title] for title in english if title in SECTIONS] == chinese
 
 
-def test_the_verdicts_page_has_the_simulation_s_table():
+def test_verdicts_page_contains_simulation_table():
     table = re.search(r"\| seeds.*", (TOP / "benchmarks" / "SIMULATION.md").read_text(), re.DOTALL)[0]
     assert table.strip() in (TOP / "docs" / "verdicts.md").read_text()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README)) - {"and"}))
-def test_the_make_targets_it_names_exist(target):
+def test_readme_make_targets_exist(target):
     assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["determinism", "reliability"])
-def test_every_test_that_a_table_names_is_there(name):
+def test_docs_name_existing_tests(name):
     text = (TOP / "docs" / f"{name}.md").read_text()
     path, named = None, re.findall(r"`(tests/[a-z_/]+\.py)?(?:::(\w+))?`", text)
     named = [pair for pair in named if any(pair)]
@@ -131,7 +131,7 @@ def md5(path):
 
 
 @pytest.mark.parametrize("folder", [".", "tutorial"])
-def test_the_record_was_made_by_this_code(folder):
+def test_committed_record_matches_current_code(folder):
     """dvc.lock names the digest of all code that a stage depends on: an edit without a new record shows here."""
     seen = set()
     for name, stage in YAML(typ="safe").load(TOP / folder / "dvc.lock")["stages"].items():

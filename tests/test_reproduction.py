@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from optlab.record.contents import Choice, Chosen, Conditions
-from optlab.record.runs import RunFiles, TuningFiles
+from optlab.records import Environment, RunFiles, StudyResult, TuningFiles, TuningResult
 from optlab.reproduce import rerun
-from optlab.reproduce.rerun import besides, replay_variables, reproduce
+from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
 from optlab.system.errors import RevisionError
 from optlab.system.revision import Revision, checkout
-from optlab.training.numerics import PORTABLE
+from optlab.training.numerics import PORTABLE_VARIABLES
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 KEPT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -36,27 +35,27 @@ CASES = {
 
 
 @pytest.mark.parametrize(("recorded", "isa", "expected"), CASES.values(), ids=CASES)
-def test_what_this_cpu_has_more_is_held_back(recorded, isa, expected):
-    assert replay_variables(Conditions(**recorded, variables=OFF), isa) == KEPT | expected
+def test_newer_cpu_instructions_are_disabled_for_replay(recorded, isa, expected):
+    assert derive_isa_variables(Environment(**recorded, variables=OFF), isa) == KEPT | expected
 
 
-def test_a_fresh_environment_has_the_packages_that_the_runs_classes_are_from(tmp_path, monkeypatch):
+def test_fresh_environment_installs_recorded_optimizer_packages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run, packages in (
         ("lion-0", {"torch": "2", "pytorch_optimizer": "4.1.0"}),
         ("free-0", {"schedulefree": "1.4"}),
     ):
-        place = RunFiles.of(tmp_path, run).conditions
+        place = RunFiles.from_id(tmp_path, run).environment
         place.parent.mkdir(parents=True)
-        place.write_text(Conditions(packages=packages | {"gone": None}).model_dump_json())
+        place.write_text(Environment(packages=packages | {"gone": None}).model_dump_json())
     commit()
     revision = Revision.parse("HEAD")
-    assert besides(revision, ["lion-0", "free-0"]) == ["pytorch_optimizer==4.1.0", "schedulefree==1.4"]
-    place = RunFiles.of(tmp_path, "lion-0").conditions
-    place.write_text(Conditions(packages={"torch": "1", "schedulefree": "1.3"}).model_dump_json())
+    assert list_extra_requirements(revision, ["lion-0", "free-0"]) == ["pytorch_optimizer==4.1.0", "schedulefree==1.4"]
+    place = RunFiles.from_id(tmp_path, "lion-0").environment
+    place.write_text(Environment(packages={"torch": "1", "schedulefree": "1.3"}).model_dump_json())
     commit()
     with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3: name the runs"):
-        besides(Revision.parse("HEAD"), ["lion-0", "free-0"])
+        list_extra_requirements(Revision.parse("HEAD"), ["lion-0", "free-0"])
     installed = []
 
     def run(words, **more):
@@ -65,46 +64,46 @@ def test_a_fresh_environment_has_the_packages_that_the_runs_classes_are_from(tmp
 
     monkeypatch.setattr(processes, "run", run)
     (tmp_path / "constraints.txt").touch()
-    rerun._fresh_environment(revision, tmp_path, besides(revision, ["lion-0"]), quiet=True)
+    rerun._create_virtual_environment(revision, tmp_path, list_extra_requirements(revision, ["lion-0"]), quiet=True)
     assert installed[-1][-3:] == ["-e", ".", "pytorch_optimizer==4.1.0"]
 
 
-def test_runs_of_different_packages_go_together_where_none_is_installed_for_them(tmp_path, monkeypatch):
+def test_package_conflict_matters_only_for_fresh_environment(tmp_path, monkeypatch):
     stage = {"cmd": "true", "outs": [{"path": "here", "md5": "0"}]}
     stages = dict.fromkeys(["download", "train@lion-0", "train@free-0"], stage)
     (tmp_path / "dvc.lock").write_text(json.dumps({"stages": stages}))
     for run, version in (("lion-0", "1.3"), ("free-0", "1.4")):
-        place = RunFiles.of(tmp_path, run).conditions
+        place = RunFiles.from_id(tmp_path, run).environment
         place.parent.mkdir(parents=True)
-        place.write_text(Conditions(packages={"schedulefree": version}).model_dump_json())
+        place.write_text(Environment(packages={"schedulefree": version}).model_dump_json())
     monkeypatch.chdir(tmp_path)
     commit()
 
     def provide(*words):
         raise RevisionError("as far as the data")
 
-    monkeypatch.setattr(rerun, "_provide_data", provide)
+    monkeypatch.setattr(rerun, "_restore_data", provide)
     with pytest.raises(RevisionError, match="as far as the data"):
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], quiet=True))
     with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3"):
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
 
 
-def test_what_was_removed_from_params_yaml_is_no_run_of_the_revision(tmp_path, monkeypatch):
+def test_revision_runs_exclude_entries_removed_from_params(tmp_path, monkeypatch):
     """DVC keeps its entries in dvc.lock: an optimizer that is gone could not be trained, a seed would be."""
     runs = ["sgd-0", "sgd-1", "gone-0", "gone-1"]
     (tmp_path / "dvc.lock").write_text(json.dumps({"stages": {f"train@{run}": {"outs": []} for run in runs}}))
     (tmp_path / "params.yaml").write_text("seeds: [0]\noptimizers: {sgd: {class: SGD, lr: of an older version}}\n")
     monkeypatch.chdir(tmp_path)
     commit()
-    assert rerun.runs_of(Revision.parse("HEAD"), []) == ["sgd-0"]
+    assert rerun.select_runs(Revision.parse("HEAD"), []) == ["sgd-0"]
     for name in runs[1:]:
         with pytest.raises(RevisionError, match=f"^HEAD: has no run {name}: it has sgd-0$"):
-            rerun.runs_of(Revision.parse("HEAD"), [name])
+            rerun.select_runs(Revision.parse("HEAD"), [name])
     for text in ("seeds: 0", "{", "\xff"):  # nothing that this version understands: all that there is
         (tmp_path / "params.yaml").write_text(text, encoding="latin-1")
         commit()
-        assert rerun.runs_of(Revision.parse("HEAD"), []) == runs
+        assert rerun.select_runs(Revision.parse("HEAD"), []) == runs
 
 
 def worktrees():
@@ -112,7 +111,7 @@ def worktrees():
     return {Path(line.removeprefix("worktree ")) for line in told.splitlines() if line.startswith("worktree ")}
 
 
-def test_a_killed_reproductions_checkout_is_removed_by_the_next(tmp_path, monkeypatch):
+def test_stale_checkout_is_removed_by_next_reproduction(tmp_path, monkeypatch):
     top = tmp_path / "top"
     top.mkdir()
     monkeypatch.chdir(top)
@@ -145,15 +144,15 @@ def test_a_killed_reproductions_checkout_is_removed_by_the_next(tmp_path, monkey
     assert not elsewhere.exists() and [each.name for each in top.iterdir() if each.name != ".git"] == ["file"]
 
 
-def test_what_the_program_held_back_itself_is_replayed_and_nothing_else():
+def test_portable_run_replays_only_its_own_variables():
     """A `portable` run says nothing of the CPU that it ran on."""
-    recorded = {"cpu_capability": "AVX2", "onednn_isa": "AVX2", "variables": OFF | PORTABLE}
-    assert replay_variables(Conditions(**recorded), "AVX512_CORE_BF16") == KEPT | PORTABLE
+    recorded = {"cpu_capability": "AVX2", "onednn_isa": "AVX2", "variables": OFF | PORTABLE_VARIABLES}
+    assert derive_isa_variables(Environment(**recorded), "AVX512_CORE_BF16") == KEPT | PORTABLE_VARIABLES
 
 
-def test_what_was_set_is_set_again():
+def test_recorded_environment_variables_are_restored():
     recorded = {"cpu_capability": "AVX2", "onednn_isa": "AVX2", "variables": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}}
-    assert replay_variables(Conditions(**recorded), "AVX512_CORE")["ONEDNN_MAX_CPU_ISA"] == "AVX2_VNNI"
+    assert derive_isa_variables(Environment(**recorded), "AVX512_CORE")["ONEDNN_MAX_CPU_ISA"] == "AVX2_VNNI"
 
 
 def kept(folder):
@@ -183,7 +182,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize(("path", "link"), OUTSIDE.values(), ids=OUTSIDE)
-def test_what_lies_outside_of_the_checkout_is_refused_before_anything_is_done(tmp_path, monkeypatch, path, link):
+def test_output_paths_outside_checkout_are_rejected(tmp_path, monkeypatch, path, link):
     top, victim = tmp_path / "top", kept(tmp_path / "outside")
     path = path.format(outside=victim.parent)
     stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}, {"path": path, "md5": "0"}]}
@@ -201,13 +200,15 @@ def test_what_lies_outside_of_the_checkout_is_refused_before_anything_is_done(tm
     assert sorted(each.name for each in tmp_path.iterdir()) == ["outside", "top"]
 
 
-def test_a_tuning_s_outputs_are_looked_at_before_the_first_run(tmp_path, monkeypatch):
+def test_tuning_output_paths_are_checked_before_first_run(tmp_path, monkeypatch):
     top, victim = tmp_path / "top", kept(tmp_path / "outside")
     stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}]}
     tuned = stage | {"outs": [{"path": "../outside/kept", "md5": "0"}]}
     place = TuningFiles(top, "adam").choice
     place.parent.mkdir(parents=True)
-    place.write_text(Choice(is_tuned=True, studies=[Chosen(entry={"class": "Adam"})], modules={}).model_dump_json())
+    place.write_text(
+        TuningResult(is_tuned=True, studies=[StudyResult(entry={"class": "Adam"})], modules={}).model_dump_json()
+    )
     (top / "dvc.lock").write_text(
         json.dumps({"stages": dict.fromkeys(["download", "train@adam-0"], stage) | {"tune@adam": tuned}})
     )

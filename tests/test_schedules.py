@@ -7,8 +7,8 @@ import torch
 from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
-from optlab.config.entries import Schedule
-from optlab.training.schedules import factor
+from optlab.schema.optimizer import Schedule
+from optlab.training.schedules import compute_lr_factor
 
 STEPS, EPOCHS = 10, 6
 TOTAL = STEPS * EPOCHS
@@ -18,11 +18,11 @@ def schedule(**values):
     return TypeAdapter(Schedule).validate_python(values)
 
 
-def ours(steps=STEPS, epochs=EPOCHS, **values):
-    return [factor(schedule(**values), step, steps, epochs) for step in range(steps * epochs)]
+def compute_factors(steps=STEPS, epochs=EPOCHS, **values):
+    return [compute_lr_factor(schedule(**values), step, steps, epochs) for step in range(steps * epochs)]
 
 
-def torchs(make, total=TOTAL):
+def compute_torch_factors(make, total=TOTAL):
     """What torch's scheduler multiplies a learning rate of 1 by, at each step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     with warnings.catch_warnings():
@@ -41,7 +41,7 @@ def one_cycle(rise):
     )
 
 
-def warmed(warmup, then):
+def chain_warmup(warmup, then):
     """torch's linear warm-up over that many steps, then another scheduler."""
 
     def make(optimizer):
@@ -74,14 +74,14 @@ SAME = {
     ),
     "warm-up, then cosine": (
         {"name": "cosine", "warmup_epochs": 1},
-        warmed(STEPS, lambda each: lr_scheduler.CosineAnnealingLR(each, TOTAL - STEPS)),
+        chain_warmup(STEPS, lambda each: lr_scheduler.CosineAnnealingLR(each, TOTAL - STEPS)),
     ),
 }
 
 
 @pytest.mark.parametrize(("values", "make"), SAME.values(), ids=SAME)
-def test_as_in_torch(values, make):
-    assert ours(**values) == pytest.approx(torchs(make), rel=1e-9, abs=1e-12)
+def test_schedule_factors_match_torch_schedulers(values, make):
+    assert compute_factors(**values) == pytest.approx(compute_torch_factors(make), rel=1e-9, abs=1e-12)
 
 
 ALL = {
@@ -96,33 +96,33 @@ ALL = {
 @pytest.mark.parametrize("warmup", [0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 1), (13, 3)], ids=str)
 @pytest.mark.parametrize("values", ALL.values(), ids=ALL)
-def test_factors_are_above_zero_and_at_most_one(values, size, warmup):
-    factors = ours(*size, **values, warmup_epochs=warmup)
+def test_schedule_factors_lie_in_unit_interval(values, size, warmup):
+    factors = compute_factors(*size, **values, warmup_epochs=warmup)
     assert all(0 < value <= 1 for value in factors)
 
 
 @pytest.mark.parametrize("values", ALL.values(), ids=ALL)
-def test_warm_up_rises_to_the_configured_rate(values):
-    factors = ours(**values, warmup_epochs=1)
+def test_warmup_rises_to_configured_rate(values):
+    factors = compute_factors(**values, warmup_epochs=1)
     assert factors[:STEPS] == sorted(set(factors[:STEPS]))
     assert max(factors) == pytest.approx(1)
 
 
-def test_linear_warm_up_by_hand():
-    factors = ours(steps=4, epochs=2, name="constant", warmup_epochs=1)
+def test_linear_warmup_has_expected_factors():
+    factors = compute_factors(steps=4, epochs=2, name="constant", warmup_epochs=1)
     assert factors == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
 
-def test_cosine_by_hand():
-    assert ours(steps=4, epochs=1, name="cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+def test_cosine_schedule_has_expected_factors():
+    assert compute_factors(steps=4, epochs=1, name="cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
 
 
-def test_one_cycle_ends_where_torchs_does():
-    assert ours(name="one_cycle")[-1] == pytest.approx(1 / 25 / 1e4)
+def test_one_cycle_ends_at_torch_final_factor():
+    assert compute_factors(name="one_cycle")[-1] == pytest.approx(1 / 25 / 1e4)
 
 
-def test_a_warmup_of_less_than_half_a_step_is_one_step():
+def test_warmup_below_half_step_lasts_one_step():
     """It is not that of `warmup_epochs: 0`, which `one_cycle` has for 30 % of the run."""
-    short = ours(name="one_cycle", warmup_epochs=0.04)
+    short = compute_factors(name="one_cycle", warmup_epochs=0.04)
     assert short[0] == 1.0 and short == sorted(short, reverse=True)
-    assert ours(name="cosine", warmup_epochs=0.04)[:2] == [1.0, 1.0]
+    assert compute_factors(name="cosine", warmup_epochs=0.04)[:2] == [1.0, 1.0]

@@ -24,7 +24,7 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize(("encoding", "expected"), ENCODINGS.items(), ids=ENCODINGS)
-def test_what_a_terminal_has_no_character_for_is_printed_in_ascii(monkeypatch, encoding, expected):
+def test_unencodable_characters_are_printed_in_ascii(monkeypatch, encoding, expected):
     """A stage that prints its table would otherwise fail after all trainings; a file's name can be no text at all."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -35,7 +35,7 @@ def test_what_a_terminal_has_no_character_for_is_printed_in_ascii(monkeypatch, e
         raise errors.RecordError(SAID)
 
     with pytest.raises(SystemExit):
-        errors.run(main)
+        errors.run_main(main)
     sys.stdout.flush()
     told = sys.stdout.buffer.getvalue().decode(encoding).splitlines()
     assert told == [expected, "\\udcff.png"]
@@ -51,27 +51,27 @@ def main():
         print("to nobody", file=sys.stderr)
         os.write(2, b"to nobody")
         raise errors.RecordError("to nobody")
-errors.run(main)
+errors.run_main(main)
 """
 
 
-def test_a_closed_stream_is_nothing_s_device(tmp_path):
+def test_closed_streams_are_replaced_by_dev_null(tmp_path):
     command = f"{sys.executable} -c '{CLOSED}' 2>&- >&- <&-"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 1
     assert (tmp_path / "file").read_bytes() == b""
 
 
-def test_a_user_without_an_account_has_a_name(monkeypatch):
+def test_user_without_account_gets_uid_name(monkeypatch):
     """DVC asks for it, and fails with a traceback's last line where there is none."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     with pytest.raises(KeyError):
         getpass.getuser()
-    errors.run(lambda: None)
+    errors.run_main(lambda: None)
     assert getpass.getuser() == f"uid{os.getuid()}"
     monkeypatch.setenv("LOGNAME", "ann")
-    errors.run(lambda: None)
+    errors.run_main(lambda: None)
     assert getpass.getuser() == "ann"
 
 
@@ -88,7 +88,7 @@ def opens_text(call):
     return not (is_binary or encodings or any(word.arg == "encoding" for word in call.keywords))
 
 
-def test_every_text_file_has_its_encoding():
+def test_text_files_are_opened_with_explicit_encoding():
     """Else it is the locale's, and what one machine has written another one cannot read."""
     found = [
         f"{path.relative_to(TOP)}:{node.lineno}"

@@ -5,32 +5,38 @@ import pytest
 import simulation
 from scipy import stats
 
-from optlab.results import statistics
-from optlab.results.statistics import ALPHA, figure, outperforming, power, seeds_needed
+from optlab.analysis import paired_tests
+from optlab.analysis.paired_tests import (
+    ALPHA,
+    compute_mean_ci,
+    compute_power,
+    compute_seeds_needed,
+    estimate_outperforming,
+)
 
 MARGIN = 0.005
 
 
 def pair(first, second, pairs, margin=MARGIN, **more):
-    return statistics.pair(first, second, pairs, margin, **more)
+    return paired_tests.compare_pair(first, second, pairs, margin, **more)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_a_figure_is_scipy_s(n):
+def test_mean_ci_matches_scipy(n):
     ((values,),) = simulation.drawn(n, 0.0, [0.0], 1)
-    found = figure(values)
+    found = compute_mean_ci(values)
     low, high = stats.t.interval(0.95, n - 1, np.mean(values), stats.sem(values))
     assert (found.n, found.mean, found.sd) == (n, pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
 
 
-def test_one_run_has_no_spread():
-    found = figure([0.5])
-    assert (found.n, found.mean, found.sd, found.half) == (1, 0.5, None, None)
+def test_single_run_has_no_interval():
+    found = compute_mean_ci([0.5])
+    assert (found.n, found.mean, found.sd, found.half_width) == (1, 0.5, None, None)
 
 
 @pytest.mark.parametrize(("n", "pairs"), [(3, 1), (5, 3), (10, 36), (2, 1)])
-def test_a_pair_is_scipy_s(n, pairs):
+def test_paired_comparison_matches_scipy(n, pairs):
     ((first, second),) = simulation.drawn(n, 0.5, [0.012, 0.0], 1)
     found = pair(first, second, pairs)
     there = stats.ttest_rel(first, second)
@@ -40,7 +46,7 @@ def test_a_pair_is_scipy_s(n, pairs):
     assert found.wins == sum(np.array(first) > np.array(second))
 
 
-def test_better_and_an_interval_without_zero_are_the_same_statement():
+def test_better_verdict_means_interval_excludes_zero():
     verdicts = set()
     for values in simulation.drawn(5, 0.0, [0.02, 0.0], 400):
         found = pair(*values, 3)
@@ -49,7 +55,7 @@ def test_better_and_an_interval_without_zero_are_the_same_statement():
     assert {"better", "cannot be told apart"} <= verdicts
 
 
-def test_equivalent_is_two_one_sided_tests():
+def test_equivalent_verdict_matches_two_one_sided_tests():
     margin, verdicts = 0.0125, set()
     for first, second in simulation.drawn(10, 0.0, [0.0, 0.0], 400):
         found = pair(first, second, 1, margin)
@@ -74,14 +80,14 @@ CASES = {
 
 
 @pytest.mark.parametrize(("first", "second", "verdict", "favours_first"), CASES.values(), ids=CASES)
-def test_the_words(first, second, verdict, favours_first):
+def test_verdict_for_typical_cases(first, second, verdict, favours_first):
     found = pair(first, second, 1)
     assert found.verdict == verdict
     if verdict.startswith("better"):
-        assert found.favours_first == favours_first
+        assert found.first_is_better == favours_first
 
 
-def test_two_seeds_that_agree_to_an_image_are_no_proof_among_many_pairs():
+def test_two_identical_differences_are_inconclusive_among_many_pairs():
     first, second = [0.70, 0.71], [0.69, 0.70]
     assert [pair(first, second, 45, resolution=each).verdict for each in (0.0, 1e-4)] == [
         "better",
@@ -91,14 +97,14 @@ def test_two_seeds_that_agree_to_an_image_are_no_proof_among_many_pairs():
     assert pair(first, first, 1, resolution=1e-4).verdict == "equivalent"
 
 
-def test_of_losses_the_lower_one_is_better_and_there_is_no_margin():
+def test_lower_loss_is_better_without_margin():
     found = pair([1.40, 1.41, 1.42], [1.50, 1.52, 1.51], 1, margin=None, higher_is_better=False)
-    assert (found.verdict, found.favours_first, found.wins, found.needed) == ("better", True, 3, None)
+    assert (found.verdict, found.first_is_better, found.wins, found.needed) == ("better", True, 3, None)
     assert found.difference < 0
     assert pair([1.0, 1.1], [1.1, 1.0], 1, margin=None).verdict == "cannot be told apart"
 
 
-def test_what_does_not_vary_has_no_correlation_and_a_tie_is_half_a_win():
+def test_constant_values_lack_correlation_and_ties_count_half():
     found = pair([0.5, 0.5, 0.6], [0.5, 0.5, 0.5], 1)
     assert (found.correlation, found.wins) == (None, 2)
 
@@ -107,47 +113,49 @@ OUTCOMES = {"ties": [1.0] * 20 + [0.0] * 6 + [-1.0] * 6, "none": [1.0] * 24 + [-
 
 
 @pytest.mark.parametrize("gains", OUTCOMES.values(), ids=OUTCOMES)
-def test_the_probability_of_outperforming_has_scipy_s_bootstrap_interval(gains):
+def test_outperforming_probability_matches_scipy_bootstrap_interval(gains):
     def wins(gains, axis):
         return (np.sign(gains) + 1).mean(axis) / 2
 
-    found = outperforming(gains)
+    found = estimate_outperforming(gains)
     drawn = stats.bootstrap((gains,), wins, n_resamples=100_000, method="percentile", rng=np.random.default_rng(0))
     assert found.probability == wins(np.array(gains), 0)
     assert (found.low, found.high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.5 / len(gains))
     assert found.is_meaningful
 
 
-def test_it_is_shown_from_29_seeds_on_and_turns_with_the_pair():
+def test_outperforming_probability_needs_29_seeds_and_swaps_sides():
     first, second = list(np.linspace(0.6, 0.7, 29)), [0.61] * 29
     assert pair(first[:28], second[:28], 1).outperforming is None
     found = pair(first, second, 1)
     there = pair(second, first, 1).outperforming
-    turned = found.turned()
-    assert found.outperforming == outperforming(np.subtract(first, second))
+    turned = found.swap()
+    assert found.outperforming == estimate_outperforming(np.subtract(first, second))
     assert (turned.outperforming.probability, turned.outperforming.low) == pytest.approx((there.probability, there.low))
     assert (turned.difference, turned.low, turned.high, turned.wins) == pytest.approx(
         (-found.difference, -found.high, -found.low, 29 - found.wins)
     )
-    assert (found.is_told, turned.favours_first) == (True, False)
+    assert (found.is_significant, turned.first_is_better) == (True, False)
 
 
-def test_a_coin_outperforms_nothing():
-    assert not outperforming([1.0, -1.0] * 15).is_meaningful
-    assert not outperforming([1.0] * 190 + [-1.0] * 110).is_meaningful  # told from a coin's, and surely below 0.75
+def test_coin_flip_outcomes_are_not_meaningful():
+    assert not estimate_outperforming([1.0, -1.0] * 15).is_meaningful
+    assert not estimate_outperforming(
+        [1.0] * 190 + [-1.0] * 110
+    ).is_meaningful  # told from a coin's, and surely below 0.75
 
 
 @pytest.mark.parametrize(("effect", "n"), [(0.2, 199), (0.5, 34), (0.8, 15)])
-def test_the_seeds_that_are_needed_are_those_of_the_tables(effect, n):
+def test_required_seeds_match_published_tables(effect, n):
     """Of the two-sided paired t test at 5 %, with 80 % power; as G*Power gives them for Cohen's three effects."""
-    assert seeds_needed(effect, 1.0, 1) == n
-    assert power(effect, 1.0, n - 1, 1) < 0.8 <= power(effect, 1.0, n, 1)
+    assert compute_seeds_needed(effect, 1.0, 1) == n
+    assert compute_power(effect, 1.0, n - 1, 1) < 0.8 <= compute_power(effect, 1.0, n, 1)
 
 
-def test_the_seeds_that_are_needed_have_their_limits():
-    assert seeds_needed(0.005, 0.0, 3) == 2
-    assert seeds_needed(0.005, 100.0, 3) is None
-    assert seeds_needed(0.5, 1.0, 3) > seeds_needed(0.5, 1.0, 1)
+def test_required_seeds_have_limits():
+    assert compute_seeds_needed(0.005, 0.0, 3) == 2
+    assert compute_seeds_needed(0.005, 100.0, 3) is None
+    assert compute_seeds_needed(0.5, 1.0, 3) > compute_seeds_needed(0.5, 1.0, 1)
 
 
 ROUNDS = 1500
@@ -156,16 +164,16 @@ MOST = simulation.most(ALPHA, ROUNDS)
 
 @pytest.mark.parametrize("correlation", simulation.CORRELATIONS)
 @pytest.mark.parametrize("n", simulation.SEEDS)
-def test_without_a_difference_any_false_better_is_rare(n, correlation):
+def test_false_better_rate_is_bounded(n, correlation):
     assert 0 < simulation.false_better(n, correlation, ROUNDS) <= MOST
 
 
 @pytest.mark.parametrize("n", simulation.SEEDS)
-def test_the_intervals_hold_all_true_differences_at_once(n):
+def test_simultaneous_intervals_cover_true_differences(n):
     assert 0 < simulation.missed(n, 0.5, ROUNDS) <= MOST
 
 
 @pytest.mark.parametrize("n", simulation.SEEDS)
-def test_a_difference_of_the_margin_is_rarely_called_equivalent(n):
+def test_difference_at_margin_is_rarely_equivalent(n):
     at_the_margin, without = (simulation.equivalent(n, 0.5, each, ROUNDS) for each in (simulation.MARGIN, 0.0))
     assert at_the_margin <= MOST < without

@@ -8,32 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from optlab.data import dataset
-from optlab.training import classes, conditions, loop, models, weights
+from optlab.data import cifar10
+from optlab.training import determinism, loop, models, optimizer_factory, weights
 
 
 @pytest.fixture(scope="module")
 def device(small_config):
-    return conditions.apply(small_config().training)
+    return determinism.configure_torch(small_config().training)
 
 
 def run(config, sample, device, name="sgd", seed=0, observers=()):
-    return loop.train(config, name, seed, dataset.load(sample, config.data, 0), device, observers)
+    return loop.train(config, name, seed, cifar10.load(sample, config.data, 0), device, observers)
 
 
 def digest(outcome, tmp_path):
-    return weights.write(tmp_path / "w.safetensors", outcome.model, "zilliax")
+    return weights.save_model(tmp_path / "w.safetensors", outcome.model, "zilliax")
 
 
-def test_it_is_the_plain_loop(small_config, sample, device):
+def test_training_loop_equals_plain_pytorch(small_config, sample, device):
     """The same losses as torch's documentation's loop over the same batches."""
     config = small_config()
     outcome = run(config, sample, device, "adam")
-    splits = dataset.load(sample, config.data, 0)
+    splits = cifar10.load(sample, config.data, 0)
     model = models.build("zilliax", 0)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizers["adam"].hyperparameters["lr"])
     losses = []
-    for images, labels in dataset.batches(splits.train, dataset.epoch_order(0, 1, len(splits.train), True), 64):
+    for images, labels in cifar10.iterate_batches(
+        splits.train, cifar10.compute_epoch_order(0, 1, len(splits.train), True), 64
+    ):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -44,21 +46,21 @@ def test_it_is_the_plain_loop(small_config, sample, device):
     # 400 images in batches of 64: six whole ones and one of 16.
     assert epoch.train_loss == pytest.approx((64 * sum(losses[:6]) + 16 * losses[6]) / 400)
     assert epoch.running_loss == pytest.approx(sum(losses), rel=1e-6)
-    logits = model(dataset.to_input(splits.validation.images))
+    logits = model(cifar10.convert_to_input(splits.validation.images))
     assert epoch.validation_loss == pytest.approx(float(F.cross_entropy(logits, splits.validation.labels)), rel=1e-5)
     assert epoch.validation_accuracy == float((logits.argmax(1) == splits.validation.labels).double().mean())
 
 
-def test_label_smoothing_is_torchs_and_in_the_loss_that_is_minimised_alone(small_config, sample, device):
+def test_label_smoothing_affects_training_loss_only(small_config, sample, device):
     config = small_config(training={"label_smoothing": 0.1})
     outcome = run(config, sample, device, "adam")
-    splits = dataset.load(sample, config.data, 0)
-    images, labels = next(dataset.epoch_batches(splits.train, config.data, 0, 1, 64, 0))
+    splits = cifar10.load(sample, config.data, 0)
+    images, labels = next(cifar10.iterate_epoch_batches(splits.train, config.data, 0, 1, 64, 0))
     logits = models.build("zilliax", 0)(images)
     # a tenth of each label is spread over the ten classes
     expected = 0.9 * F.cross_entropy(logits, labels) - 0.1 * logits.log_softmax(1).mean()
     assert outcome.step_losses[0][0] == pytest.approx(float(expected), rel=1e-6)
-    validated = outcome.model(dataset.to_input(splits.validation.images))
+    validated = outcome.model(cifar10.convert_to_input(splits.validation.images))
     found = outcome.epochs[0].validation_loss
     assert found == pytest.approx(float(F.cross_entropy(validated, splits.validation.labels)), rel=1e-5)
 
@@ -78,7 +80,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_twice_is_the_same_bits(small_config, sample, device, tmp_path, changes):
+def test_training_twice_gives_identical_bits(small_config, sample, device, tmp_path, changes):
     config = small_config(**changes)
     first = run(config, sample, device, "adam")
     torch.rand(7)  # what the process draws in between must not matter
@@ -89,23 +91,23 @@ def test_twice_is_the_same_bits(small_config, sample, device, tmp_path, changes)
     assert digest(run(config, sample, device, "adam", seed=1), tmp_path) != digest(first, tmp_path)
 
 
-def test_bf16_is_another_computation(small_config, sample, device):
+def test_bf16_training_differs_from_fp32(small_config, sample, device):
     full = run(small_config(), sample, device)
     half = run(small_config(training={"precision": "bf16"}), sample, device)
     assert half.step_losses != full.step_losses
     assert half.step_losses[0] == pytest.approx(full.step_losses[0], rel=0.02)
 
 
-def test_the_schedule_sets_the_learning_rate(small_config, sample, device):
+def test_schedule_sets_learning_rate(small_config, sample, device):
     schedule = {"name": "step", "step_epochs": 1, "gamma": 0.1}
     outcome = run(small_config(training={"epochs": 3, "schedule": schedule}), sample, device)
     lr = small_config().optimizers["sgd"].hyperparameters["lr"]
     assert [epoch.lr for epoch in outcome.epochs] == pytest.approx([lr, lr / 10, lr / 100])
 
 
-def test_validations_come_as_often_as_asked_and_change_no_weight(small_config, sample, device, tmp_path):
+def test_validations_per_epoch_change_no_weights(small_config, sample, device, tmp_path):
     """Seven steps an epoch: a third of that is 2.33, two thirds 4.67."""
-    listener = Listener()
+    listener = RecordingCallback()
     training = {"epochs": 2, "validations_per_epoch": 3}
     often = run(small_config(training=training), sample, device, "adam", observers=[listener])
     once = run(small_config(training={"epochs": 2}), sample, device, "adam")
@@ -121,19 +123,19 @@ def test_validations_come_as_often_as_asked_and_change_no_weight(small_config, s
     assert digest(often, tmp_path) == digest(once, tmp_path)
 
 
-def test_the_validation_in_an_epoch_is_that_of_a_training_that_ends_there(small_config, sample, device):
+def test_mid_epoch_validation_equals_shorter_training(small_config, sample, device):
     """Half of an epoch of 400 images in batches of 40 is all of one of 200; without shuffling, of the same ones."""
     common = {"train_size": 400, "shuffle": False}
     half = run(
         small_config(data=common, training={"batch_size": 40, "validations_per_epoch": 2}), sample, device, "adam"
     )
-    splits = dataset.load(sample, small_config(data=common).data, 0)
-    fewer = dataset.Splits(dataset.Split(splits.train.images[:200], splits.train.labels[:200]), splits.validation)
+    splits = cifar10.load(sample, small_config(data=common).data, 0)
+    fewer = cifar10.Splits(cifar10.Split(splits.train.images[:200], splits.train.labels[:200]), splits.validation)
     whole = loop.train(small_config(data=common, training={"batch_size": 40}), "adam", 0, fewer, device)
     assert half.validations[0] == whole.validations[0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_there(small_config, sample, device):
+def test_non_finite_loss_ends_run(small_config, sample, device):
     config = small_config(optimizers={"sgd": {"class": "SGD", "lr": 1e30}}, training={"epochs": 3})
     outcome = run(config, sample, device)
     assert outcome.status == "diverged"
@@ -153,7 +155,7 @@ class Idle(nn.Sequential):
         self.register_buffer("mask", torch.full((10, 10), -math.inf).triu(1))
 
 
-def spoils(name):
+def make_spoiling_step(name):
     """A step that leaves an infinity in one tensor of the model."""
 
     def step(model, *_):
@@ -173,25 +175,27 @@ def one_logit_infinite(model, split):
 ONE_STEP = {"epochs": 3, "batch_size": 400}
 # What is not finite → the changes of the configuration, those of the loop, and the first figure that is missing.
 NOT_FINITE = {
-    "a weight": ({"training": ONE_STEP, "model": "idle"}, spoils("weight"), None),
-    "a buffer": ({"training": ONE_STEP, "model": "idle"}, spoils("seen"), None),
+    "a weight": ({"training": ONE_STEP, "model": "idle"}, make_spoiling_step("weight"), None),
+    "a buffer": ({"training": ONE_STEP, "model": "idle"}, make_spoiling_step("seen"), None),
     "an output, with finite weights": (
         {"training": ONE_STEP, "optimizers": {"sgd": {"class": "SGD", "lr": 1e30}}}, {}, "validation_loss"),
     "one logit, with a finite loss": ({"training": ONE_STEP}, {"predict": one_logit_infinite}, "validation_loss"),
     "a validation loss": (
-        {"training": ONE_STEP}, {"loss_and_accuracy": lambda *_: (math.inf, 0.1)}, "validation_loss"),
+        {"training": ONE_STEP}, {"compute_loss_and_accuracy": lambda *_: (math.inf, 0.1)}, "validation_loss"),
     "a sum of losses": ({"training": {"epochs": 3}}, {"train_step": lambda *_: 3e38}, "running_loss"),
     "a loss": ({"training": ONE_STEP}, {"train_step": lambda *_: math.nan}, "train_loss"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "patches", "missing"), NOT_FINITE.values(), ids=NOT_FINITE)
-def test_whatever_is_not_finite_is_divergence(small_config, sample, device, monkeypatch, changes, patches, missing):
+def test_any_non_finite_value_counts_as_divergence(
+    small_config, sample, device, monkeypatch, changes, patches, missing
+):
     """The run ends with that epoch, and keeps the figures before the first that is missing."""
     monkeypatch.setitem(models.MODELS, "idle", Idle)
     for name, stand_in in patches.items():
         monkeypatch.setattr(loop, name, stand_in)
-    listener = Listener()
+    listener = RecordingCallback()
     outcome = run(small_config(**changes), sample, device, observers=[listener])
     assert outcome.status == "diverged"
     assert listener.heard[-1] == ("end", "diverged")
@@ -201,19 +205,19 @@ def test_whatever_is_not_finite_is_divergence(small_config, sample, device, monk
     assert [name for name in figures if getattr(epoch, name) is not None] == known
 
 
-def test_an_infinity_that_the_model_began_with_is_no_divergence(small_config, sample, device, monkeypatch):
+def test_infinity_in_initial_model_is_not_divergence(small_config, sample, device, monkeypatch):
     monkeypatch.setitem(models.MODELS, "idle", Idle)
     outcome = run(small_config(model="idle"), sample, device)
     assert outcome.status == "completed"
     assert outcome.epochs[-1].validation_accuracy is not None
 
 
-class Listener(loop.Observer):
+class RecordingCallback(loop.Callback):
     def __init__(self):
         self.heard = []
 
     def on_start(self, start):
-        self.heard.append(("start", start.run, start.steps_per_epoch, start.hyperparameters["lr"], start.parameters))
+        self.heard.append(("start", start.run, start.steps_per_epoch, start.hyperparameters["lr"], start.n_parameters))
 
     def on_step(self, epoch, step, loss, images):
         self.heard.append((epoch, step, images))
@@ -228,8 +232,8 @@ class Listener(loop.Observer):
         self.heard.append(("end", status))
 
 
-def test_observers_hear_everything_in_order(small_config, sample, device):
-    listener = Listener()
+def test_callbacks_receive_events_in_order(small_config, sample, device):
+    listener = RecordingCallback()
     run(small_config(training={"epochs": 2, "batch_size": 200}), sample, device, observers=[listener])
     lr = small_config().optimizers["sgd"].hyperparameters["lr"]
     assert listener.heard == [
@@ -239,12 +243,12 @@ def test_observers_hear_everything_in_order(small_config, sample, device):
     ]  # fmt: skip
 
 
-def test_schedule_free_is_evaluated_with_its_averaged_weights(small_config, sample, device):
+def test_schedule_free_validates_averaged_weights(small_config, sample, device):
     """The model that comes out is the one that was validated, not the point where training would go on."""
     config = small_config(optimizers={"free": {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}})
     outcome = run(config, sample, device, "free")
-    validation = dataset.load(sample, config.data, 0).validation
-    loss, _ = loop.loss_and_accuracy(loop.predict(outcome.model, validation), validation.labels)
+    validation = cifar10.load(sample, config.data, 0).validation
+    loss, _ = loop.compute_loss_and_accuracy(loop.predict(outcome.model, validation), validation.labels)
     assert loss == outcome.epochs[-1].validation_loss
 
 
@@ -269,9 +273,7 @@ SEEN, UNSEEN = (
 @pytest.mark.parametrize(
     ("data", "each", "expected"), [(SEEN, 1, 2), (SEEN, 2, 4), (UNSEEN, 1, 1)], ids=["seen", "seen twice", "unseen"]
 )
-def test_a_class_moves_its_weights_there_and_back_in_turn(
-    small_config, sample, device, monkeypatch, data, each, expected
-):
+def test_optimizer_train_and_eval_calls_alternate(small_config, sample, device, monkeypatch, data, each, expected):
     """They are where they are evaluated at the end, also where no validation split has asked for that."""
     monkeypatch.setattr(Turning, "calls", [])
     config = small_config(
@@ -282,8 +284,8 @@ def test_a_class_moves_its_weights_there_and_back_in_turn(
     assert Turning.calls[-2 * expected :] == ["train", "eval"] * expected
 
 
-@pytest.mark.parametrize("name", sorted(set(classes.torch_classes()) - {"SparseAdam"}))
-def test_every_dense_class_trains_an_epoch(small_config, sample, device, name):
+@pytest.mark.parametrize("name", sorted(set(optimizer_factory.get_torch_classes()) - {"SparseAdam"}))
+def test_dense_optimizer_trains_one_epoch(small_config, sample, device, name):
     spec = {"class": name} | ({"fallback": {"class": "AdamW", "lr": 0.001}} if name == "Muon" else {})
     config = small_config(optimizers={"mine": spec}, data={"train_size": 100, "validation_size": 100})
     outcome = run(config, sample, device, "mine")

@@ -22,14 +22,14 @@ def model():
 @pytest.fixture
 def written(tmp_path, model):
     path = tmp_path / "models" / "adam-0.safetensors"
-    weights.write(path, model, "zilliax")
+    weights.save_model(path, model, "zilliax")
     return path
 
 
-def test_round_trip(tmp_path, model):
+def test_weights_round_trip(tmp_path, model):
     path = tmp_path / "new" / "folder" / "adam-0.safetensors"
-    digest = weights.write(path, model, "zilliax")
-    loaded, again = weights.read(path, "zilliax")
+    digest = weights.save_model(path, model, "zilliax")
+    loaded, again = weights.load_model(path, "zilliax")
     assert digest == again == hashlib.sha256(path.read_bytes()).hexdigest()
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for key, value in loaded.state_dict().items():
@@ -37,12 +37,12 @@ def test_round_trip(tmp_path, model):
     assert not loaded.training
 
 
-def test_round_trip_of_buffers(tmp_path):
+def test_weights_round_trip_includes_buffers(tmp_path):
     """A batch normalization's running figures are part of the network, and are no parameters."""
     model = models.build("resnet18", seed=0)
     model.bn1.running_mean += 0.5
-    weights.write(tmp_path / "a.safetensors", model, "resnet18")
-    loaded, _ = weights.read(tmp_path / "a.safetensors", "resnet18")
+    weights.save_model(tmp_path / "a.safetensors", model, "resnet18")
+    loaded, _ = weights.load_model(tmp_path / "a.safetensors", "resnet18")
     assert torch.equal(loaded.bn1.running_mean, model.bn1.running_mean)
 
 
@@ -59,13 +59,13 @@ class Tied(nn.Module):
         return self.one(images.flatten(1)) + self.other(images.flatten(1))
 
 
-class More(Tied):
+class ExtraBuffer(Tied):
     def __init__(self, value):
         super().__init__()
         self.register_buffer("more", value)
 
 
-class Told(Tied):
+class ExtraState(Tied):
     def get_extra_state(self):
         return "something"
 
@@ -73,11 +73,11 @@ class Told(Tied):
         """It has been said already."""
 
 
-def test_weights_that_layers_share_come_back(tmp_path, monkeypatch):
+def test_shared_weights_round_trip(tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "tied", Tied)
     model = models.build("tied", seed=3)
-    weights.write(tmp_path / "a.safetensors", model, "tied")
-    loaded, _ = weights.read(tmp_path / "a.safetensors", "tied")
+    weights.save_model(tmp_path / "a.safetensors", model, "tied")
+    loaded, _ = weights.load_model(tmp_path / "a.safetensors", "tied")
     assert torch.equal(loaded.other.weight, model.one.weight)
     assert loaded.other.weight.data_ptr() == loaded.one.weight.data_ptr()
 
@@ -86,31 +86,36 @@ def test_weights_that_layers_share_come_back(tmp_path, monkeypatch):
     ("factory", "said"),
     [
         (
-            lambda: More(torch.eye(2).to_sparse()),
+            lambda: ExtraBuffer(torch.eye(2).to_sparse()),
             "odd: more is of the kind torch.sparse_coo: weights are dense tensors",
         ),
-        (lambda: More(torch.zeros(1, dtype=torch.complex128)), "odd: weights of torch.complex128 cannot be saved"),
-        (Told, "odd: _extra_state is of the kind str: weights are dense tensors"),
+        (
+            lambda: ExtraBuffer(torch.zeros(1, dtype=torch.complex128)),
+            "odd: weights of torch.complex128 cannot be saved",
+        ),
+        (ExtraState, "odd: _extra_state is of the kind str: weights are dense tensors"),
     ],
 )
-def test_weights_that_cannot_be_saved_are_refused_before_anything_is_trained(small_config, monkeypatch, factory, said):
+def test_unsavable_weights_are_rejected_before_training(small_config, monkeypatch, factory, said):
     monkeypatch.setitem(models.MODELS, "odd", factory)
     with pytest.raises(ConfigError, match=f"^params.yaml: model: {said}$"):
         optimizers.check(small_config(model="odd"))
 
 
-def test_same_weights_same_bytes(tmp_path, model):
+def test_same_weights_give_same_bytes(tmp_path, model):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    assert weights.write(first, model, "zilliax") == weights.write(second, models.build("zilliax", 1), "zilliax")
+    assert weights.save_model(first, model, "zilliax") == weights.save_model(
+        second, models.build("zilliax", 1), "zilliax"
+    )
     assert first.read_bytes() == second.read_bytes()
-    weights.write(second, models.build("zilliax", 2), "zilliax")
+    weights.save_model(second, models.build("zilliax", 2), "zilliax")
     assert first.read_bytes() != second.read_bytes()
 
 
-def test_the_memory_layout_does_not_change_the_bytes(tmp_path, model):
+def test_memory_layout_does_not_change_bytes(tmp_path, model):
     other = models.build("zilliax", seed=1).to(memory_format=torch.channels_last)
-    first = weights.write(tmp_path / "a.safetensors", model, "zilliax")
-    assert first == weights.write(tmp_path / "b.safetensors", other, "zilliax")
+    first = weights.save_model(tmp_path / "a.safetensors", model, "zilliax")
+    assert first == weights.save_model(tmp_path / "b.safetensors", other, "zilliax")
 
 
 def tensors(model):
@@ -147,22 +152,22 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("damage", "phrase"), DAMAGED.values(), ids=DAMAGED)
-def test_a_file_that_does_not_fit(written, model, damage, phrase):
+def test_invalid_weights_file_is_rejected(written, model, damage, phrase):
     written.write_bytes(damage(written.read_bytes(), model))
     assert_refused(written, phrase)
 
 
-def test_a_missing_file(tmp_path):
+def test_missing_weights_file_is_reported(tmp_path):
     assert_refused(tmp_path / "none.safetensors", "No such file or directory: run `dvc repro` or `dvc pull`")
 
 
-def test_a_folder(tmp_path):
+def test_folder_as_weights_file_is_reported(tmp_path):
     assert_refused(tmp_path, "run `dvc repro` or `dvc pull`")
 
 
 def assert_refused(path, phrase):
     with pytest.raises(WeightsError) as caught:
-        weights.read(path, "zilliax")
+        weights.load_model(path, "zilliax")
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert message.startswith(f"{path}: ")
@@ -179,27 +184,27 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_under_the_name_does_nothing(tmp_path, written):
+def test_pickle_as_weights_file_is_not_executed(tmp_path, written):
     marker = tmp_path / "executed"
     written.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
     assert_refused(written, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_a_zipped_pickle_under_the_name_does_nothing(tmp_path, written):
+def test_zipped_pickle_as_weights_file_is_not_executed(tmp_path, written):
     marker = tmp_path / "executed"
     torch.save({"0.weight": Touch(marker)}, written)
     assert_refused(written, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_the_model_that_a_file_names_is_not_called_blindly(written, model):
+def test_model_name_in_weights_file_is_not_called(written, model):
     """The name is part of the file: whoever made the file must not choose what is called here."""
     written.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
     code = (
         "import pathlib, sys\n"
         "from optlab.system import errors\nfrom optlab.training import weights\n"
-        'errors.run(lambda: weights.read(pathlib.Path(sys.argv[1]), "zilliax"))\n'
+        'errors.run_main(lambda: weights.load_model(pathlib.Path(sys.argv[1]), "zilliax"))\n'
     )
     done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.returncode

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_checkpoint import assert_same, cut_and_continued
-from test_groups import SMALL, trained
+from test_checkpoint import assert_same, resume_after_interruption
 from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+from test_param_groups import SMALL, train_run
 
-from optlab.system.errors import ConfigError, LackError, StepError
-from optlab.training import conditions, models, optimizers
-from optlab.training.construction import Context
-from optlab.training.stepping import with_wrapped
+from optlab.system.errors import ConfigError, ResourceError, StepError
+from optlab.training import determinism, models, optimizers
+from optlab.training.optimizer_driver import flatten_wrappers
+from optlab.training.optimizer_factory import TrainingContext
 
 __all__ = ["batches", "module", "one_thread"]  # fixtures
 
@@ -173,7 +173,7 @@ def path(module):
 
 @pytest.fixture(scope="module")
 def device(small_config):
-    return conditions.apply(small_config().training)
+    return determinism.configure_torch(small_config().training)
 
 
 class PlainSam:
@@ -201,7 +201,7 @@ class PlainSam:
 
 
 @pytest.mark.parametrize("cls", ["Sam", "TwoSteps"])
-def test_sharpness_aware_minimization_is_that_of_plain_torch(path, batches, cls):
+def test_sharpness_aware_minimization_equals_plain_torch(path, batches, cls):
     ours, losses = train_ours(batches, **{"class": path(cls), "base": BASE})
     theirs = models.build("zilliax", seed=0)
     plain = PlainSam(theirs.parameters())
@@ -213,13 +213,13 @@ def test_sharpness_aware_minimization_is_that_of_plain_torch(path, batches, cls)
 
 
 @pytest.mark.parametrize(("cls", "gradients"), [("Sam", 2), ("TwoSteps", 2), ("Lookahead", 1)])
-def test_the_gradients_of_a_wrapper_are_counted(path, small_config, sample, device, cls, gradients):
+def test_wrapper_gradients_are_counted(path, small_config, sample, device, cls, gradients):
     config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE}}, **SMALL)
     optimizers.check(config)
-    assert [epoch.gradients for epoch in trained(config, sample, device).epochs] == [5 * gradients] * 2
+    assert [epoch.gradients for epoch in train_run(config, sample, device).epochs] == [5 * gradients] * 2
 
 
-def test_a_base_that_is_an_instance_does_its_steps(path, batches):
+def test_lookahead_wraps_base_optimizer_instance(path, batches):
     """Before the second step is averaged with the start: half of what the base did in two."""
     ours, _ = train_ours(batches, **{"class": path("Lookahead"), "base": BASE})
     base, _ = train_by_hand(batches, lambda values: torch.optim.SGD(values, lr=0.1, momentum=0.9))
@@ -228,10 +228,10 @@ def test_a_base_that_is_an_instance_does_its_steps(path, batches):
         assert torch.allclose(value, first + (own - first) / 2, atol=1e-6)
 
 
-def test_the_rate_of_a_base_is_scaled_and_its_hyperparameters_are_logged(path):
+def test_base_learning_rate_is_scaled_and_logged(path):
     for cls in ("Sam", "Lookahead"):
         _, stepper = built(**{"class": path(cls), "base": BASE})
-        values = stepper.hyperparameters()
+        values = stepper.get_hyperparameters()
         assert (values["class"], values["base.class"], values["base.momentum"]) == (cls, "SGD", 0.9)
         stepper.scale_lr(0.5)
         stepper.scale_lr(0.25)
@@ -239,29 +239,33 @@ def test_the_rate_of_a_base_is_scaled_and_its_hyperparameters_are_logged(path):
 
 
 @pytest.mark.parametrize("cls", ["Sam", "Lookahead"])
-def test_a_wrapper_goes_on_to_the_same_bytes(path, small_config, sample, device, tmp_path, cls):
+def test_wrapper_resumes_to_identical_bytes(path, small_config, sample, device, tmp_path, cls):
     schedule = {"name": "cosine", "warmup_epochs": 0}
     config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE, "schedule": schedule}}, **SMALL)
-    continued = cut_and_continued(config, sample, device, tmp_path / "checkpoint", 7)
-    assert_same(trained(config, sample, device), continued, tmp_path)
+    continued = resume_after_interruption(config, sample, device, tmp_path / "checkpoint", 7)
+    assert_same(train_run(config, sample, device), continued, tmp_path)
 
 
-def test_groups_reach_what_a_wrapper_wraps(path):
+def test_param_groups_reach_wrapped_optimizer(path):
     for cls in ("Sam", "Lookahead"):
         entry = {"class": path(cls), "base": BASE, "groups": [{"match": "*.bias", "lr": 0.2}]}
         _, stepper = built(**entry)
-        _, inner = with_wrapped(stepper.optimizers[0])
+        _, inner = flatten_wrappers(stepper.optimizers[0])
         assert [group["lr"] for group in inner.param_groups] == [0.1, 0.2]
 
 
-def test_a_class_gets_the_model_and_the_lengths_by_its_arguments_names(path, small_config):
+def test_constructor_arguments_are_injected_by_name(path, small_config):
     config = small_config(optimizers={"mine": {"class": path("Whole"), "lr": 0.2}}, **SMALL)
-    stepper = optimizers.build("mine", config.optimizer("mine"), Context.of(config, models.build("zilliax", seed=0)))
-    values = stepper.hyperparameters()
+    stepper = optimizers.build(
+        "mine", config.get_optimizer("mine"), TrainingContext.from_config(config, models.build("zilliax", seed=0))
+    )
+    values = stepper.get_hyperparameters()
     assert (values["total_steps"], values["num_data"], values["lr"]) == (10, 100, 0.2)
     given = small_config(optimizers={"mine": {"class": path("Whole"), "total_steps": 7}}, **SMALL)
-    again = optimizers.build("mine", given.optimizer("mine"), Context.of(given, models.build("zilliax", seed=0)))
-    assert again.hyperparameters()["total_steps"] == 7
+    again = optimizers.build(
+        "mine", given.get_optimizer("mine"), TrainingContext.from_config(given, models.build("zilliax", seed=0))
+    )
+    assert again.get_hyperparameters()["total_steps"] == 7
 
 
 def refusal(config):
@@ -304,7 +308,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("cls", "more", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_a_class_wants_is_named(path, small_config, cls, more, message):
+def test_missing_optimizer_requirement_is_named(path, small_config, cls, more, message):
     entry = {"class": path(cls), **more}
     for name in ("Sam", "Whole"):
         message = message.replace(f"{{{name}}}", path(name))
@@ -318,51 +322,55 @@ class Given:
     """Has no text of its own."""
 
 
-def test_no_hyperparameter_is_told_by_its_place_in_memory(path, small_config):
+def test_hyperparameter_text_contains_no_memory_address(path, small_config):
     """Another process has it elsewhere: the record, and the checkpoint of a killed run, would not be of this one."""
     config = small_config(optimizers={"mine": {"class": path("Sam"), "base": BASE}}, **SMALL)
-    built = optimizers.build("mine", config.optimizer("mine"), Context.of(config, models.build("zilliax", seed=0)))
+    built = optimizers.build(
+        "mine", config.get_optimizer("mine"), TrainingContext.from_config(config, models.build("zilliax", seed=0))
+    )
     built.optimizers[0].defaults |= {
         "given": Given(),
         "called": functools.partial(np.add, out=Given),
         "many": [Given()],
     }
-    text = str(built.hyperparameters())
+    text = str(built.get_hyperparameters())
     assert "at 0x" not in text and "Given object" in text and "'rho': 0.05" in text
 
 
-def test_a_base_of_a_base_is_refused(small_config):
+def test_nested_base_is_rejected(small_config):
     nested = {"class": "a.B", "base": {"class": "a.C", "base": {"class": "SGD"}}}
     with pytest.raises(ValueError, match=r"base\.base would never be used"):
         small_config(optimizers={"mine": nested})
 
 
-def test_what_passes_on_its_arguments_gets_the_parameters(path, batches):
+def test_class_forwarding_arguments_gets_parameters(path, batches):
     ours, _ = train_ours(batches, **{"class": path("Passing"), "lr": 0.1})
     assert_same_weights(ours, train_by_hand(batches, lambda values: torch.optim.SGD(values, lr=0.1))[0])
 
 
-def test_a_state_that_is_not_given_makes_no_checkpoint(path, small_config, sample, device, tmp_path):
+def test_incomplete_optimizer_state_prevents_checkpoint(path, small_config, sample, device, tmp_path):
     """It would go on to other bytes; a saver that is not the tests' says so once, and the training goes on."""
     config = small_config(optimizers={"mine": {"class": path("Forgetful")}}, **SMALL)
     with pytest.raises(ValueError, match="the state that Forgetful gives is not all that it goes on from"):
-        cut_and_continued(config, sample, device, tmp_path / "checkpoint", 7)
+        resume_after_interruption(config, sample, device, tmp_path / "checkpoint", 7)
 
 
-def test_what_is_tried_out_leaves_no_hook_on_the_model(path, small_config):
+def test_optimizer_probe_leaves_no_model_hooks(path, small_config):
     config = small_config(optimizers={"mine": {"class": path("Hooked")}}, **SMALL)
     model = models.build("zilliax", seed=0)
-    (optimizer,) = optimizers.build("mine", config.optimizer("mine"), Context.of(config, model)).optimizers
+    (optimizer,) = optimizers.build(
+        "mine", config.get_optimizer("mine"), TrainingContext.from_config(config, model)
+    ).optimizers
     torch.stack([value.sum() for value in model.parameters()]).sum().backward()
     assert len(optimizer.updates) == len(list(model.parameters()))
     assert all(len(value._post_accumulate_grad_hooks) == 1 for value in model.parameters())
 
 
-def test_trying_out_draws_no_random_numbers(path, small_config):
+def test_optimizer_probe_draws_no_random_numbers(path, small_config):
     config = small_config(optimizers={"mine": {"class": path("Sam"), "base": BASE}}, **SMALL)
-    context = Context.of(config, models.build("zilliax", seed=0))
+    context = TrainingContext.from_config(config, models.build("zilliax", seed=0))
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    optimizers.build("mine", config.optimizer("mine"), context)
+    optimizers.build("mine", config.get_optimizer("mine"), context)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 
@@ -374,17 +382,17 @@ def test_trying_out_draws_no_random_numbers(path, small_config):
         ("Flat", {"groups": [{"ndim": 2}], "fallback": {"class": "AdamW", "lr": 0.001}}),
     ],
 )
-def test_with_what_it_wants_it_trains(path, small_config, sample, device, cls, more):
+def test_optimizer_trains_with_required_groups(path, small_config, sample, device, cls, more):
     config = small_config(optimizers={"mine": {"class": path(cls), **more}}, **SMALL)
     optimizers.check(config)
-    assert trained(config, sample, device).status == "completed"
+    assert train_run(config, sample, device).status == "completed"
 
 
-def test_a_step_that_fails_later_is_one_line_with_its_place(path, small_config, sample, device):
+def test_failing_step_is_reported_with_source_line(path, small_config, sample, device):
     config = small_config(optimizers={"mine": {"class": path("Late")}}, **SMALL)
     optimizers.check(config)
     with pytest.raises(StepError, match=r"^step 3 fails: RuntimeError: enough \(.*user_module_\d+\.py, line \d+\)$"):
-        trained(config, sample, device)
+        train_run(config, sample, device)
 
 
 FAULTS = [
@@ -394,7 +402,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("error", FAULTS)
-def test_a_machine_that_fails_in_a_step_says_nothing_of_it(small_config, sample, device, monkeypatch, error):
+def test_resource_error_does_not_blame_optimizer(small_config, sample, device, monkeypatch, error):
     def step(self, closure=None):
         raise error
 
@@ -404,23 +412,23 @@ def test_a_machine_that_fails_in_a_step_says_nothing_of_it(small_config, sample,
         raise error
 
     config = small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL)
-    with pytest.raises(LackError, match=r"^step 0 "):
-        trained(config, sample, device)
+    with pytest.raises(ResourceError, match=r"^step 0 "):
+        train_run(config, sample, device)
     monkeypatch.setattr(torch.optim.SGD, "__init__", begins)
-    with pytest.raises(LackError, match=r"^params.yaml: optimizers.mine: SGD "):
-        trained(config, sample, device)
+    with pytest.raises(ResourceError, match=r"^params.yaml: optimizers.mine: SGD "):
+        train_run(config, sample, device)
     monkeypatch.setitem(models.MODELS, "zilliax", lambda: begins(None))
-    with pytest.raises(LackError, match=r"^params.yaml: model: zilliax "):
-        trained(config, sample, device)
+    with pytest.raises(ResourceError, match=r"^params.yaml: model: zilliax "):
+        train_run(config, sample, device)
 
 
-def test_a_file_that_its_own_code_cannot_find_is_its_own_failure(small_config, sample, device, monkeypatch):
+def test_missing_file_in_step_blames_optimizer(small_config, sample, device, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, closure=None: Path("/nowhere").read_bytes())
     with pytest.raises(StepError, match=r"^step 0 fails: FileNotFoundError"):
-        trained(small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL), sample, device)
+        train_run(small_config(optimizers={"mine": {"class": "SGD", "lr": 0.1}}, **SMALL), sample, device)
 
 
-def test_the_folder_of_own_modules_is_no_part_of_their_names(small_config):
+def test_custom_folder_prefix_in_class_is_rejected(small_config):
     with pytest.raises(
         ConfigError, match=r"custom.lion.Lion: modules are looked for in custom/ itself: write lion.Lion$"
     ):

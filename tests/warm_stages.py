@@ -13,9 +13,9 @@ import threading
 
 from filelock import FileLock
 
-from optlab.execution import jobs, warm
+from optlab.orchestration import fork_server, jobs
 from optlab.system import repository
-from optlab.tracking import link, replay
+from optlab.tracking import log_uploader, uploader_client
 
 # What sending to a database imports.
 NEEDED = (
@@ -24,19 +24,22 @@ NEEDED = (
 )  # fmt: skip
 
 
-class Inside(link.Link):
+class Inside(uploader_client.UploaderClient):
     def __init__(self):
         pass
 
-    def wake(self, journal):
+    def notify(self, log_name):
         pass
 
-    def ask(self, **question):
+    def request(self, **message):
         return None
 
     def close(self):
-        with contextlib.chdir(repository.home()), FileLock(repository.home() / ".optlab" / "sending.lock"):
-            replay.push_pending()  # one at a time, as the process does that this stands for
+        with (
+            contextlib.chdir(repository.get_state_root()),
+            FileLock(repository.get_state_root() / ".optlab" / "sending.lock"),
+        ):
+            log_uploader.push_pending()  # one at a time, as the process does that this stands for
 
 
 class Forked:
@@ -49,7 +52,7 @@ class Forked:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             try:
-                warm.Server(its).work()
+                fork_server.ForkServerProcess(its).serve()
             finally:
                 os._exit(0)
 
@@ -63,15 +66,17 @@ class Forked:
 def launch(self, its, spinning, words):
     if threading.active_count() > 1:  # some other one of this process's has begun before
         return started(self, its, spinning, words)
-    return Forked(self._front, its)
+    return Forked(self._socket, its)
 
 
 if __name__ == "__main__":
     for name in NEEDED:
         importlib.import_module(name)
-    link.Link = Inside
-    started, jobs.Warm._launch = jobs.Warm._launch, launch
-    repository._run_own_code = lambda sources: None  # it is the same, see projects.py
-    warm._threads = lambda: 1  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
+    uploader_client.UploaderClient = Inside
+    started, jobs.ForkServer._launch = jobs.ForkServer._launch, launch
+    repository._restart_from_sources = lambda sources: None  # it is the same, see projects.py
+    fork_server._count_threads = lambda: (
+        1
+    )  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
     sys.executable = sys.argv[1]  # what `optlab reproduce` starts its stages with
-    warm.main(socket.socket(fileno=int(sys.argv[2])))
+    fork_server.main(socket.socket(fileno=int(sys.argv[2])))

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from optlab.record import runs
-from optlab.record.contents import Trained
+from optlab import records
+from optlab.records import TrainRecord
 from optlab.system import errors, files, processes, repository
 
 RISE = 1.1  # times the lowest, at least, is what counts as unstable: the last epochs of any training go up and down
@@ -23,17 +23,17 @@ class Finding:
 
 
 def main() -> None:
-    processes.follow_caller()
-    folder = repository.enter()
+    processes.exit_with_caller()
+    folder = repository.enter_root()
     losses = {name: running_losses(folder, name) for name in ("sgd", "adam", "adam_fast", "adamw")}
     text = report(losses)
-    files.write(folder / runs.REPORTS / "claims.md", text.encode())
+    files.write_atomic(folder / records.REPORTS_FOLDER / "claims.md", text.encode())
     print(text)
 
 
 def running_losses(folder: Path, optimizer: str) -> list[float]:
     """The running loss of each epoch; infinity where it was not finite."""
-    history = Trained.read(runs.RunFiles(folder, optimizer, 0).training).history
+    history = TrainRecord.read(records.RunFiles(folder, optimizer, 0).training).history
     return [math.inf if epoch.running_loss is None else epoch.running_loss for epoch in history]
 
 
@@ -88,4 +88,4 @@ def report(losses: dict[str, list[float]]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run_main(main)

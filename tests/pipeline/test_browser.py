@@ -75,7 +75,7 @@ def columns(page):
     return [name for box, name in sorted(boxes, key=lambda each: each[0]["x"]) if box["x"] + box["width"] <= width]
 
 
-def test_the_bare_address_leads_to_the_curves_and_every_click_to_the_runs(served, browser):
+def test_start_page_leads_to_curves_and_runs(served, browser):
     _, url, _ = served
     with opened(browser, url) as page:
         page.locator(".js-plotly-plot .scatterlayer .js-line").first.wait_for(state="attached")
@@ -93,13 +93,13 @@ def test_the_bare_address_leads_to_the_curves_and_every_click_to_the_runs(served
         assert "lr" not in titles
 
 
-def test_a_narrow_window_shows_the_first_columns(served, browser):
+def test_narrow_window_shows_first_columns(served, browser):
     _, url, _ = served
     with opened(browser, f"{url}/#/experiments/1/runs", width=1000) as page:
         assert columns(page)[:3] == FIRST_COLUMNS
 
 
-def test_bare_mlflow_needs_one_click_on_model_training(served, browser):
+def test_plain_mlflow_ui_needs_one_click(served, browser):
     """The pages as `mlflow ui` serves them: without the script of this project's app."""
     _, url, _ = served
 
@@ -118,7 +118,7 @@ def test_bare_mlflow_needs_one_click_on_model_training(served, browser):
         assert columns(page)[:3] == FIRST_COLUMNS
 
 
-def test_the_champion_is_found_among_the_models(served, browser):
+def test_champion_is_listed_among_models(served, browser):
     """With its metrics, and as the one version that is registered, after three calls of `show`."""
     _, url, _ = served
     with opened(browser, f"{url}/#/experiments/1/models") as page:
@@ -131,7 +131,7 @@ def test_the_champion_is_found_among_the_models(served, browser):
         assert set(page.get_by_text(re.compile(r"^Version \d+$")).all_inner_texts()) == {"Version 1"}
 
 
-def test_it_says_what_it_shows_and_ends_at_ctrl_c(served, shown):
+def test_ui_prints_page_urls_and_stops_on_sigint(served, shown):
     """The last test of the server: it ends here."""
     process, url, printed = served
     assert [line.split("  ")[-1].strip() for line in printed.splitlines() if "/#/" in line] == [

@@ -10,7 +10,7 @@ def removed(result):
     return [line.removeprefix("removed ") for line in result.stdout.splitlines() if line.startswith("removed ")]
 
 
-def marks(project):
+def comparison_tags(project):
     """Of the runs in MLflow: the optimizer, and whether it is of the present comparison."""
     return sorted((run["name"], run["tags"]["comparison"]) for run in logged_runs(project).values())
 
@@ -19,7 +19,7 @@ def current(project):
     return {run for run, each in logged_runs(project).items() if each["tags"]["comparison"] == "current"}
 
 
-def test_the_journal_of_a_former_run_goes_and_is_not_missed(copied):
+def test_clean_removes_uploaded_log_of_former_run(copied):
     """Not even when its parameters come back, and DVC its outputs."""
     assert removed(copied.warm("optlab", "clean")) == []
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
@@ -30,15 +30,15 @@ def test_the_journal_of_a_former_run_goes_and_is_not_missed(copied):
     assert "no runs had something to send" in copied.warm("optlab", "sync").stdout
     assert copied.warm("optlab", "show").returncode == 0
     held = [("adam-0", "current"), ("adam-0", "earlier"), ("sgd-0", "current")]
-    assert marks(copied) == held
+    assert comparison_tags(copied) == held
     before = current(copied)
     copied.edit("params.yaml", "lr: 0.003", "lr: 0.001")
     assert copied.repro().returncode == 0
-    assert marks(copied) == held
+    assert comparison_tags(copied) == held
     assert len(current(copied) & before) == 1  # sgd's
 
 
-def test_a_training_at_work_keeps_what_is_of_its_run(longer, undisturbed, tmp_path):
+def test_clean_keeps_files_of_active_training(longer, undisturbed, tmp_path):
     project = longer.copy(tmp_path / "project")
     before = logged_runs(project)
     (project.top / "runs/adam-0/train.json").unlink()  # as DVC does before it starts the stage

@@ -15,17 +15,17 @@ import psutil
 import pytest
 from projects import lock_of, output
 
-from optlab.config import reading
-from optlab.config.parameters import PARAMS
-from optlab.execution import luggage
-from optlab.execution.orders import Access, Order
+from optlab.config import loader
+from optlab.orchestration import ray_session
+from optlab.orchestration.executor import ClusterOptions, JobSpec
+from optlab.schema.parameters import PARAMS_FILE
 from optlab.system.errors import ClusterError, RunsFailedError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from ray.cluster_utils import Cluster as Nodes
 
-from optlab.execution.cluster import Cluster
+from optlab.orchestration.ray_executor import RayExecutor
 
 # A second between a node's death and the cluster's notice of it, not half a minute.
 IMPATIENT = {
@@ -36,7 +36,7 @@ IMPATIENT = {
 EPOCHS = 14  # of 7 steps each, which rest
 
 
-class Farm:
+class LocalRayCluster:
     """A cluster; its first node, `a`, is always there. Each node has a folder of its own, as a machine has."""
 
     def __init__(self, folder):
@@ -95,7 +95,7 @@ def farm():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))  # a cluster's address is written there, into a folder that Ray expects
         (folder / "ray").mkdir()
-        made = Farm(folder)
+        made = LocalRayCluster(folder)
     yield made
     made.stop()
     shutil.rmtree(folder)
@@ -158,7 +158,7 @@ def begun(farm, node, beginning):
     ]
 
 
-def test_two_nodes_killed_and_the_bytes_are_those_of_this_machine(farm, slow, tmp_path):
+def test_cluster_survives_two_node_deaths_with_identical_record(farm, slow, tmp_path):
     """One in the middle of a tuning, one in the middle of four runs."""
     here = slow.copy(tmp_path / "here")
     here.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
@@ -205,7 +205,7 @@ class Broken(torch.optim.SGD):
 """
 
 
-def test_a_killed_driver_leaves_nothing_to_be_done_twice(farm, slow, tmp_path):
+def test_killed_driver_repeats_no_finished_work(farm, slow, tmp_path):
     """What had ended on a node, and was not collected, is not trained again; what had begun goes on there."""
     project = slow.copy(tmp_path / "project")
     with (project.top / "custom" / "resting.py").open("a") as file:
@@ -241,7 +241,7 @@ def ended(farm, beginning):
     return [path for path in farm.places() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
 
 
-def test_a_node_that_is_not_alike_is_refused_by_name_and_ctrl_c_leaves_nothing(farm, slow, tmp_path, monkeypatch):
+def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_path, monkeypatch):
     """With a shared folder, what had begun goes on from there at the next call."""
     project, shared = slow.copy(tmp_path / "project"), tmp_path / "shared"
     project.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2]")
@@ -262,8 +262,11 @@ def test_a_node_that_is_not_alike_is_refused_by_name_and_ctrl_c_leaves_nothing(f
     assert farm.left() == ([], [])
     told = r"^node other \(.*\): torch 2.0.0 \(2.* here\): install the same there, or take it out of the cluster$"
     monkeypatch.chdir(project.top)
-    with pytest.raises(ClusterError, match=told), Cluster(reading.load(PARAMS), Path(), Access(farm.address)) as pool:
-        pool.ready()
+    with (
+        pytest.raises(ClusterError, match=told),
+        RayExecutor(loader.load(PARAMS_FILE), Path(), ClusterOptions(farm.address)) as pool,
+    ):
+        pool.wait_ready()
     farm.kill(other)
     result = project.run("optlab", "repro", "--cluster", farm.address, "--shared", str(shared))
     assert result.returncode == 0, result.stderr
@@ -282,7 +285,7 @@ from pathlib import Path
 from optlab.system import processes
 
 def main():
-    processes.follow_caller()
+    processes.exit_with_caller()
     what = sys.argv[1]
     print(what, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     if what == "dies":  # as Ray's worker does where the kernel wants its memory
@@ -297,7 +300,7 @@ def main():
 """
 
 
-def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monkeypatch, capfd):
+def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, monkeypatch, capfd):
     """A worker that dies three times is given up, an exception is not tried again, and neither holds up the others."""
     for name in ("pipeline", ".dvc", "met"):
         (tmp_path / name).mkdir()
@@ -313,22 +316,25 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
         return True
 
     names = ["dies", "breaks", "1", "2"]
-    with Cluster(config, Path(), Access(address=farm.address, num_gpus=0.5)) as pool:
+    with RayExecutor(config, Path(), ClusterOptions(address=farm.address, num_gpus=0.5)) as pool:
         for name in names:
             words = ["pipeline/work.py", name, str(tmp_path / "met")]
-            pool.start(Order(name, words, Path(), name, outputs=(Path("left"),), show=hear))
+            pool.submit(JobSpec(name, words, Path(), name, outputs=(Path("left"),), on_line=hear))
         (tmp_path / "pipeline" / "another.py").touch()
-        pool.ready()
+        pool.wait_ready()
         (tmp_path / "pipeline" / "work.py").write_text(f"{PROGRAM}# another thought")
         with pytest.raises(
             RunsFailedError, match=r"^pipeline/work.py changed since the nodes got it: repeat the command$"
         ):
-            pool.ready()
-        jobs = {job.name: job for job in (pool.ended() for _ in names)}
+            pool.wait_ready()
+        jobs = {job.name: job for job in (pool.wait_any() for _ in names)}
     assert [jobs[name].status for name in names] == [1, 1, 0, 0]
     said = [line.split() for line in lines if line[0] in "12b"]
     assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU
-    assert "died 3 times" in jobs["dies"].why() and jobs["breaks"].why() == "ZeroDivisionError: by zero"
+    assert (
+        "died 3 times" in jobs["dies"].describe_failure()
+        and jobs["breaks"].describe_failure() == "ZeroDivisionError: by zero"
+    )
     said = re.findall(
         r"^dies: node g \(.*\) or Ray's worker there died: done again \((\d) of 2\)$", capfd.readouterr().err, re.M
     )
@@ -337,13 +343,16 @@ def test_two_on_a_gpu_and_what_is_done_again(farm, small_config, tmp_path, monke
     assert farm.left() == ([], [])
 
 
-def test_the_package_is_the_code_and_nothing_else(tmp_path, monkeypatch):
+def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
     """Of this repository, with all that lies around in it."""
     monkeypatch.chdir(projects.TOP)
-    config = reading.load(PARAMS)
-    first, second = (luggage.pack(config, Path(), tmp_path / name) for name in ("first", "second"))
-    assert first == second and luggage.changed(config, Path(), first) == []
-    assert luggage.changed(config, Path(), first | {"params.yaml": "", "gone.py": ""}) == ["gone.py", "params.yaml"]
+    config = loader.load(PARAMS_FILE)
+    first, second = (ray_session.pack_working_dir(config, Path(), tmp_path / name) for name in ("first", "second"))
+    assert first == second and ray_session.list_changed_files(config, Path(), first) == []
+    assert ray_session.list_changed_files(config, Path(), first | {"params.yaml": "", "gone.py": ""}) == [
+        "gone.py",
+        "params.yaml",
+    ]
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_size < 2e6
     with zipfile.ZipFile(tmp_path / "first") as archive:
@@ -361,7 +370,7 @@ def test_the_package_is_the_code_and_nothing_else(tmp_path, monkeypatch):
         (["--cluster", "127.0.0.1:9"], "127.0.0.1:9: no Ray cluster answers there ("),
     ],
 )
-def test_a_cluster_that_is_none(slow, words, said):
+def test_invalid_cluster_options_are_rejected(slow, words, said):
     result = slow.run("optlab", "repro", *words)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and said in result.stderr and len(result.stderr.splitlines()) == 1

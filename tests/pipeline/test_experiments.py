@@ -16,15 +16,15 @@ def committed(copied):
     return copied
 
 
-def of_experiment(project, name):
+def find_experiment_runs(project, name):
     return [run for run in logged_runs(project).values() if run["tags"].get("dvc.exp.name") == name]
 
 
-def test_in_a_copy(committed):
+def test_temp_experiment_reports_to_main_store(committed):
     result = committed.run("dvc", "exp", "run", "--temp", "-n", "higher", "-S", "optimizers.adam.lr=0.003")
     assert result.returncode == 0, result.stderr
     assert "filter with  tags.`dvc.exp.name` = 'higher'" in result.stdout
-    (run,) = of_experiment(committed, "higher")
+    (run,) = find_experiment_runs(committed, "higher")
     assert (run["name"], run["status"], len(run["steps"])) == ("adam-0 [higher]", "FINISHED", 14)
     head = committed.run("git", "rev-parse", "HEAD").stdout.strip()
     assert run["tags"]["dvc.exp.baseline"] == head
@@ -40,13 +40,13 @@ def test_in_a_copy(committed):
     assert not re.findall(r"^(?!tutorial/)\S+\.(?:safetensors|csv|html)$", applied.stderr, re.MULTILINE)
     assert committed.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
     assert committed.warm("optlab", "show").returncode == 0
-    (run,) = of_experiment(committed, "higher")
+    (run,) = find_experiment_runs(committed, "higher")
     assert run["tags"]["comparison"] == "current"
     shown = committed.run("dvc", "exp", "show", "--drop", "(?!Experiment|.*adam.lr)").stdout
     assert re.search(r"higher\D+0\.003", shown)
 
 
-def test_two_from_the_queue_at_a_time(committed):
+def test_queued_experiments_run_in_parallel(committed):
     """One with another learning rate, one with one optimizer more; each sends its run itself."""
     changes = {"higher": "optimizers.adam.lr=0.003", "more": "+optimizers.rms.class=RMSprop"}
     for name, change in changes.items():
@@ -59,13 +59,13 @@ def test_two_from_the_queue_at_a_time(committed):
         return committed.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
 
     try:
-        look_at_both(committed, refs)
+        assert_both_recorded(committed, refs)
     finally:
         committed.run("dvc", "queue", "stop", "--kill")
     assert wait_until(lambda: not processes_below(committed.top), 60)
 
 
-def look_at_both(committed, refs):
+def assert_both_recorded(committed, refs):
     """Once they have ended: in MLflow once each, and in git with their conditions."""
     deadline = time.monotonic() + 240
     while len([ref for ref in refs() if ref.endswith(("/higher", "/more"))]) < 2:
@@ -75,17 +75,17 @@ def look_at_both(committed, refs):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     for name, optimizer in (("higher", "adam"), ("more", "rms")):
-        (run,) = of_experiment(committed, name)
+        (run,) = find_experiment_runs(committed, name)
         assert (run["name"], run["status"], len(run["steps"])) == (f"{optimizer}-0 [{name}]", "FINISHED", 14)
     (more,) = [ref for ref in refs() if ref.endswith("/more")]
     assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
     assert "no runs had something to send" in committed.warm("optlab", "sync").stdout
 
 
-def test_a_copy_runs_its_own_code(copied, tmp_path):
+def test_copied_project_runs_its_own_code(copied, tmp_path):
     """As where another checkout is installed, and a worktree or an experiment's copy is at work."""
     other = copied.copy(tmp_path / "other")
-    other.edit("src/optlab/results/verdict.py", "With one seed each", "With another seed each")
+    other.edit("src/optlab/analysis/verdicts.py", "With one seed each", "With another seed each")
     result = copied.stage("compare", PYTHONPATH=str(other.top / "src"))
     assert result.returncode == 0, result.stderr
     assert "With one seed each" in result.stdout

@@ -14,7 +14,7 @@ from projects import stages_in
 
 
 def look(project, **environment):
-    result = project.warm(str(Path(__file__).with_name("look.py")), **environment)
+    result = project.warm(str(Path(__file__).with_name("mlflow_snapshot.py")), **environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -30,7 +30,7 @@ def run_of(logged, name):
     return run
 
 
-def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduced):
+def test_run_contains_hyperparameters_losses_and_weights(logged, reproduced):
     run = run_of(logged, "adam-0")
     trained = json.loads((reproduced[0].top / "runs/adam-0/train.json").read_text())
     assert run["status"] == "FINISHED"
@@ -54,14 +54,14 @@ def test_every_run_holds_its_hyperparameters_losses_and_weights(logged, reproduc
     assert {"weights/adam-0.safetensors", "figures/confusion_matrix.html"} <= set(run["files"])
 
 
-def test_times_are_those_of_the_training(logged):
+def test_metric_times_lie_within_training(logged):
     run = run_of(logged, "sgd-0")
     times = [time for _, _, time in run["steps"]]
     assert run["start"] <= times[0] <= times[-1] <= run["end"]
     assert times == sorted(times)
 
 
-def test_artifacts_move_with_the_repository(logged, copied):
+def test_artifacts_move_with_repository(logged, copied):
     assert logged["location"].startswith("mlruns/")
     run = run_of(look(copied), "adam-0")
     assert "weights/adam-0.safetensors" in run["files"]
@@ -80,7 +80,7 @@ print(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=
 """
 
 
-def test_all_works_in_another_place(reproduced, tmp_path):
+def test_moved_repository_keeps_working(reproduced, tmp_path):
     """Nothing may be left that the old place still answers for."""
     project = reproduced[0].copy(tmp_path / "first")
     (tmp_path / "elsewhere").mkdir()
@@ -101,7 +101,7 @@ def test_all_works_in_another_place(reproduced, tmp_path):
     assert "has everything: no runs had something to send" in project.warm("optlab", "sync").stdout
 
 
-def test_the_champion_answers(reproduced, tmp_path):
+def test_served_champion_matches_recorded_weights(reproduced, tmp_path):
     """Served from another process with bare MLflow, the champion gives the outputs of the weights in the record."""
     project, _ = reproduced
     champion = json.loads((project.top / "reports/champion.json").read_text())["champion"]
@@ -117,19 +117,19 @@ def test_the_champion_answers(reproduced, tmp_path):
 
     from optlab.training import weights
 
-    model, _ = weights.read(project.top / "models" / f"{champion}.safetensors", "zilliax")
+    model, _ = weights.load_model(project.top / "models" / f"{champion}.safetensors", "zilliax")
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(json.loads(answer.read_text())["predictions"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_artifact_is_a_pickle(reproduced):
+def test_artifacts_contain_no_pickle(reproduced):
     names = [path.name for path in (reproduced[0].top / "mlruns").rglob("*") if path.is_file()]
     assert {"MLmodel", "served.py"} <= set(names)
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pt2", ".bin"))]
 
 
-def test_two_first_stages_at_once_share_one_new_database(fresh):
+def test_concurrent_first_stages_share_new_database(fresh):
     fresh.edit("params.yaml", "threads: 2", "threads: 1")
     assert fresh.stage("download").returncode == 0
     command = [sys.executable, "pipeline/train.py"]
@@ -144,7 +144,7 @@ def test_two_first_stages_at_once_share_one_new_database(fresh):
     assert sorted(run["name"] for run in look(fresh)["runs"]) == ["adam-0", "sgd-0"]
 
 
-def test_a_server_that_is_away_costs_nothing_but_a_warning(copied):
+def test_unreachable_server_costs_only_one_warning(copied):
     """The training ends as usual; with a reachable store, the next stage sends what is missing, with its times."""
     record = (copied.top / "runs/adam-0/train.json").read_bytes()
     before = look(copied)
@@ -162,7 +162,7 @@ def test_a_server_that_is_away_costs_nothing_but_a_warning(copied):
     assert new["metrics"]["test/accuracy"] == run_of(before, "adam-0")["metrics"]["test/accuracy"]
 
 
-def test_another_learning_rate_reruns_what_is_of_it_and_the_present_comparison_alone_is_marked(copied, reproduced):
+def test_changed_learning_rate_updates_runs_summaries_and_tags(copied, reproduced):
     """Each optimizer has one summary, apart from the trainings: none is doubled, and one that changes is replaced."""
     before = look(copied)["summaries"]
     record = json.loads((copied.top / "reports/summary/adam.json").read_text())
@@ -189,7 +189,7 @@ def test_another_learning_rate_reruns_what_is_of_it_and_the_present_comparison_a
     assert (len(again["runs"]), again["summaries"]) == (3, found["summaries"])
 
 
-def test_what_dvc_restores_is_in_mlflow_like_what_was_trained_and_sync_brings_all_of_it_back(copied, tmp_path):
+def test_restored_runs_reach_mlflow_and_sync_refills_it(copied, tmp_path):
     """A second clone with the first one's cache trains nothing; then its database is lost."""
     record = {name: run_of(look(copied), name) for name in ("adam-0", "sgd-0")}
     clone = copied.clone(tmp_path / "clone", cached=True)

@@ -22,7 +22,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_any_picture_gets_a_class_and_probabilities(reproduced, pictures):
+def test_image_formats_get_class_and_probabilities(reproduced, pictures):
     names = ["grey.png", "rgb.jpg", "palette.gif", "transparent.png", "sixteen.png"]
     result = reproduced[0].warm("optlab", "predict", *(str(pictures / name) for name in names))
     assert result.returncode == 0, result.stderr
@@ -32,7 +32,7 @@ def test_any_picture_gets_a_class_and_probabilities(reproduced, pictures):
 
 
 @pytest.mark.parametrize("name", ["text.png", "cut.png", "missing.png", ""], ids=["text", "cut", "missing", "folder"])
-def test_what_is_no_picture_is_refused_before_any_answer(reproduced, pictures, name):
+def test_invalid_image_is_rejected_before_predictions(reproduced, pictures, name):
     result = reproduced[0].warm("optlab", "predict", str(pictures / "grey.png"), str(pictures / name))
     assert result.returncode == 1
     assert result.stdout == ""
@@ -40,14 +40,14 @@ def test_what_is_no_picture_is_refused_before_any_answer(reproduced, pictures, n
     assert line.startswith(f"error: {pictures / name}".rstrip("/"))
 
 
-def test_predict_before_any_comparison_says_what_to_do(fresh, pictures):
+def test_predict_without_comparison_names_next_command(fresh, pictures):
     result = fresh.warm("optlab", "predict", str(pictures / "grey.png"))
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "run `dvc repro`" in line
 
 
-def test_predict_without_the_weights_says_how_to_get_them(reproduced, pictures, tmp_path):
+def test_predict_without_weights_names_remedy(reproduced, pictures, tmp_path):
     """As in a clone: git has the record, and no cache or remote has the weights."""
     project = projects.Project(tmp_path / "clone")
     shutil.copytree(reproduced[0].top, project.top, ignore=shutil.ignore_patterns("*.safetensors", "cache", "*.sock"))
@@ -62,7 +62,7 @@ def test_predict_without_the_weights_says_how_to_get_them(reproduced, pictures, 
     assert line.endswith("-0`, or `dvc pull`\n")
 
 
-def test_check_names_the_runs(fresh):
+def test_check_lists_runs(fresh):
     result = fresh.warm("optlab", "check")
     assert result.stdout == "params.yaml: 2 runs: sgd, adam\n"
     fresh.edit("params.yaml", "class: Adam", "class: Adm")

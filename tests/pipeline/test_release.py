@@ -14,7 +14,7 @@ import psutil
 import pytest
 from projects import commit, stages_in
 
-from optlab.training.conditions import onednn_isa
+from optlab.training.determinism import detect_onednn_isa
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def reproduce(project, *words, **environment):
     return result, json.loads(result.stdout) if result.stdout else None
 
 
-def test_the_tag_holds_the_table_and_the_record(released):
+def test_release_tag_contains_table_and_record(released):
     message = released.run("git", "tag", "-l", "--format=%(contents)", "v1").stdout
     assert re.search(r"adam +1 +completed +\d+\.\d\d %", message)
     files = released.run("git", "ls-tree", "-r", "--name-only", "v1").stdout.split()
@@ -63,7 +63,7 @@ def test_the_tag_holds_the_table_and_the_record(released):
     } <= set(files)
 
 
-def test_the_release_beside_the_present_comparison(released):
+def test_release_is_compared_with_current_record(released):
     result = released.warm("optlab", "compare", "v1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^sgd +1 .* the same weights$", result.stdout, re.MULTILINE)
@@ -75,7 +75,7 @@ def test_the_release_beside_the_present_comparison(released):
     assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
 
 
-def test_a_value_that_is_changed_and_changed_back_can_be_released(project):
+def test_reverted_params_change_can_be_released(project):
     """The weights come from DVC's run cache, and their conditions from where they were kept."""
     conditions = project.top / "runs" / "adam-0" / "conditions.json"
     found = [conditions.read_bytes()]
@@ -94,7 +94,7 @@ def test_a_value_that_is_changed_and_changed_back_can_be_released(project):
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-def test_a_locale_without_the_table_s_characters_releases_it_whole(project):
+def test_release_keeps_table_in_ascii_locale(project):
     """Git has the table as it is, and the terminal reads it in ASCII."""
     result = project.run("optlab", "release", "v2", **ASCII)
     assert result.returncode == 0, result.stderr
@@ -119,12 +119,12 @@ def main():
 """
 
 
-def test_a_past_run_is_identical(project, tmp_path):
+def test_reproduced_release_is_identical(project, tmp_path):
     """Other parameters and other code are in the working tree; the tag's own are what runs.
 
     In MLflow each is a run of its own, in an experiment of its own, that names the original.
     """
-    project.edit("src/optlab/data/dataset.py", "[seed, epoch]", "[seed, epoch, 1]")
+    project.edit("src/optlab/data/cifar10.py", "[seed, epoch]", "[seed, epoch, 1]")
     result, verdicts = reproduce(project, "v1")
     assert result.returncode == 0, result.stderr
     assert [run["verdict"] for run in verdicts["runs"]] == ["identical", "identical"]
@@ -136,7 +136,7 @@ def test_a_past_run_is_identical(project, tmp_path):
     assert sorted(json.loads(originals)) == [["adam-0", "yes"], ["sgd-0", "yes"]]
 
 
-def test_without_cache_or_remote(project):
+def test_reproduction_works_without_cache_or_remote(project):
     shutil.rmtree(project.top / ".dvc" / "cache")
     result = project.warm("optlab", "reproduce", "v1", "sgd-0")
     assert result.returncode == 0, result.stderr
@@ -157,7 +157,7 @@ def rewrite_tag(project, path, change):
     assert project.run("git", "checkout", "-q", "master").returncode == 0
 
 
-def test_one_flipped_digit_in_a_recorded_digest_does_not_pass(project):
+def test_flipped_digest_digit_fails_reproduction(project):
     def flip(lock):
         start = lock.index("md5: ", lock.index("path: models/sgd-0.safetensors")) + 5
         return lock[:start] + ("0" if lock[start] != "0" else "1") + lock[start + 1 :]
@@ -172,10 +172,10 @@ def test_one_flipped_digit_in_a_recorded_digest_does_not_pass(project):
     ]
 
 
-def test_a_loop_that_is_not_deterministic_does_not_pass(project):
+def test_nondeterministic_loop_fails_reproduction(project):
     """The recorded run drew one order of batches; the tag's code draws another at every call."""
     rewrite_tag(
-        project, "src/optlab/data/dataset.py", lambda code: code.replace("default_rng([seed, epoch])", "default_rng()")
+        project, "src/optlab/data/cifar10.py", lambda code: code.replace("default_rng([seed, epoch])", "default_rng()")
     )
     result, verdicts = reproduce(project, "v1", "adam-0")
     assert result.returncode == 1
@@ -186,7 +186,7 @@ def test_a_loop_that_is_not_deterministic_does_not_pass(project):
     assert run["gaps"]["weights"]["relative"] > 0  # the recorded weights are in the cache
 
 
-def test_a_recorded_file_does_not_stand_in_for_one_that_is_not_written(project):
+def test_unwritten_output_fails_reproduction(project):
     """git checks the record out with the code; a stage that leaves a file of it untouched has not reproduced it."""
     rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("measured.write(files.test)", "pass"))
     result, verdicts = reproduce(project, "v1", "sgd-0")
@@ -196,9 +196,9 @@ def test_a_recorded_file_does_not_stand_in_for_one_that_is_not_written(project):
     assert "test.json" in run["reason"]
 
 
-def test_conditions_are_replayed_unless_told_otherwise(project):
+def test_recorded_environment_is_replayed_by_default(project):
     """Recorded with the instruction set held down, replayed so: the same. Under this machine's own: not."""
-    avx512 = (onednn_isa() or "").startswith("AVX512")
+    avx512 = (detect_onednn_isa() or "").startswith("AVX512")
     names = ("avx2", "AVX2") if avx512 else ("default", "SSE41")
     low = dict(zip(("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"), names, strict=True))
     project.run("git", "checkout", "-q", "v1")
@@ -214,7 +214,7 @@ def test_conditions_are_replayed_unless_told_otherwise(project):
     assert next(iter(verdicts["runs"][0]["conditions"])).startswith("variables.")
 
 
-def test_from_the_remote_alone(project, tmp_path):
+def test_reproduction_works_from_remote_alone(project, tmp_path):
     """Pushed with the release, then the cache is lost and the download does not answer."""
     remote, stored = tmp_path / "remote.git", tmp_path / "stored"
     assert project.run("git", "init", "-q", "--bare", str(remote)).returncode == 0
@@ -231,7 +231,7 @@ def test_from_the_remote_alone(project, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
-def test_an_interruption_leaves_nothing_behind(project, tmp_path, number):
+def test_interrupted_reproduction_leaves_nothing_behind(project, tmp_path, number):
     """Killed, it leaves its checkout, but nothing at work there."""
     before = state(project)
     folder = tmp_path / "temporary"
@@ -283,7 +283,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "tag", "phrase"), REFUSED.values(), ids=REFUSED)
-def test_a_release_is_refused(project, change, tag, phrase):
+def test_invalid_release_is_rejected(project, change, tag, phrase):
     change(project)
     before = project.run("git", "rev-parse", "HEAD").stdout
     result = project.warm("optlab", "release", tag)
@@ -295,7 +295,7 @@ def test_a_release_is_refused(project, change, tag, phrase):
 
 
 @pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7")])
-def test_what_cannot_be_run_ends_with_2(released, words, phrase):
+def test_unrunnable_reproduction_exits_with_status_2(released, words, phrase):
     result = released.warm("optlab", "reproduce", *words)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()

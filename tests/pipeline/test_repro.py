@@ -9,14 +9,14 @@ from dvc.repo import Repo
 from projects import stages_in
 
 
-def test_the_table_and_where_to_look_are_printed(reproduced):
+def test_repro_prints_table_and_report_path(reproduced):
     _, printed = reproduced
     assert re.search(r"adam +1 +completed +\d+\.\d\d %", printed)
     assert "Report: reports/report.html" in printed
     assert '`optlab ui` (or `mlflow ui`, then "Model training", top left) opens its pages' in printed
 
 
-def test_everything_is_written(reproduced):
+def test_repro_writes_all_outputs(reproduced):
     project, _ = reproduced
     for name in ("models/adam-0.safetensors", "runs/adam-0/train.json", "runs/adam-0/test.json", "reports/report.html",
                  "runs/adam-0/predictions.csv", "reports/comparison.md", "reports/curves.png"):  # fmt: skip
@@ -25,7 +25,7 @@ def test_everything_is_written(reproduced):
     assert "http" not in page.replace("<!doctype html>", "")  # nothing is fetched when it opens
 
 
-def test_the_record_is_consistent(reproduced):
+def test_record_is_internally_consistent(reproduced):
     project, _ = reproduced
     trained = json.loads((project.top / "runs/adam-0/train.json").read_text())
     assert [len(losses) for losses in trained["step_losses"]] == [7, 7]  # 100 images in batches of 16, two epochs
@@ -40,7 +40,7 @@ def test_the_record_is_consistent(reproduced):
     assert tested["weights_sha256"] == trained["weights_sha256"]
 
 
-def test_nothing_in_the_record_depends_on_the_moment(reproduced, tmp_path_factory):
+def test_record_contains_no_time_or_path(reproduced, tmp_path_factory):
     project, _ = reproduced
     paths = [*project.top.rglob("runs/**/*.json"), *project.top.rglob("reports/**/*.[cmjh]*")]
     assert len(paths) > 10
@@ -50,7 +50,7 @@ def test_nothing_in_the_record_depends_on_the_moment(reproduced, tmp_path_factor
         assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[789]\d{8}(\d{3})?\b", text), path
 
 
-def test_a_forced_repetition_leaves_the_lock_unchanged(copied):
+def test_forced_repro_leaves_lock_unchanged(copied):
     lock = (copied.top / "dvc.lock").read_bytes()
     result = copied.repro("--force")
     assert result.returncode == 0, result.stderr
@@ -74,7 +74,7 @@ RUNS = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
     ],
     ids=["adam's lr", "threads", "epochs", "comment", "unknown key", "new optimizer", "optimizer removed"],
 )
-def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
+def test_params_edit_reruns_only_dependent_stages(copied, old, new, expected):
     """A dry run names the stages whose own parameters changed; those behind them follow if their inputs change."""
     copied.edit("params.yaml", old, new)
     assert stages_in(copied.repro("--dry")) == expected
@@ -83,31 +83,31 @@ def test_an_edit_touches_the_stages_that_use_it(copied, old, new, expected):
 TUNE = {"tune@adam", "tune@sgd"}
 ALL = TUNE | RUNS
 TOUCHED = {
-    "src/optlab/config/wording.py": set(),
-    "src/optlab/config/reading.py": set(),
+    "src/optlab/config/error_messages.py": set(),
+    "src/optlab/config/loader.py": set(),
     "src/optlab/system/errors.py": set(),
     "src/optlab/system/files.py": set(),
-    "src/optlab/tracking/observers.py": set(),  # the progress bar
-    "src/optlab/tracking/sending.py": set(),
-    "src/optlab/execution/side_by_side.py": set(),
+    "src/optlab/tracking/callbacks.py": set(),  # the progress bar
+    "src/optlab/tracking/mlflow_writer.py": set(),
+    "src/optlab/orchestration/repro.py": set(),
     "src/optlab/data/download.py": {"download"},
-    "src/optlab/data/dataset.py": {"download", "compare"} | ALL,  # has the digests of the data
-    "src/optlab/config/entries.py": {"compare"} | ALL,
-    "src/optlab/config/parameters.py": {"compare"} | ALL,
+    "src/optlab/data/cifar10.py": {"download", "compare"} | ALL,  # has the digests of the data
+    "src/optlab/schema/optimizer.py": {"compare"} | ALL,
+    "src/optlab/schema/parameters.py": {"compare"} | ALL,
     "src/optlab/training/loop.py": ALL,
     "src/optlab/training/models.py": ALL,
     "src/optlab/training/schedules.py": ALL,
     "custom/sign_descent.py": TUNE,  # which find that no run uses it
-    "src/optlab/config/ranges.py": {"compare"} | ALL,
-    "src/optlab/execution/trials.py": TUNE,
+    "src/optlab/schema/search_space.py": {"compare"} | ALL,
+    "src/optlab/orchestration/tuning_session.py": TUNE,
     "src/optlab/tuning/search.py": {"compare"} | TUNE,
-    "src/optlab/tuning/settling.py": {"compare", "train@adam-0", "train@sgd-0"} | TUNE,
-    "src/optlab/results/report.py": {"compare"},
-    "src/optlab/results/evaluation.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
+    "src/optlab/training/tuned_values.py": {"compare", "train@adam-0", "train@sgd-0"} | TUNE,
+    "src/optlab/analysis/report.py": {"compare"},
+    "src/optlab/analysis/metrics.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }
 
 
-def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied, monkeypatch):
+def test_code_edit_reruns_only_dependent_stages(copied, monkeypatch):
     """Each file with a comment more, one after the other: what decides an output, and what only words a message."""
     monkeypatch.chdir(copied.top)
     found = {}
@@ -120,7 +120,7 @@ def test_an_edit_of_the_code_touches_the_stages_whose_outputs_it_decides(copied,
     assert found == TOUCHED
 
 
-def test_an_unknown_key_stops_with_one_line(copied):
+def test_unknown_params_key_stops_with_one_line(copied):
     copied.edit("params.yaml", "seeds: [0]", "seed: 3\nseeds: [0]")
     result = copied.repro()
     assert result.returncode != 0
@@ -128,7 +128,7 @@ def test_an_unknown_key_stops_with_one_line(copied):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_misspelt_optimizer_stops_before_anything_is_trained(copied):
+def test_misspelt_optimizer_stops_before_training(copied):
     copied.edit("params.yaml", "class: SGD", "class: Adm")
     result = copied.repro()
     assert result.returncode != 0
@@ -136,7 +136,7 @@ def test_a_misspelt_optimizer_stops_before_anything_is_trained(copied):
     assert not stages_in(result) & RUNS
 
 
-def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied):
+def test_diverged_run_does_not_fail_pipeline(copied):
     copied.edit("params.yaml", "lr: 0.01", "lr: 1.0e+30")
     copied.edit("params.yaml", "epochs: 2", "epochs: 1")
     result = copied.repro()
@@ -162,7 +162,7 @@ def test_a_diverged_run_keeps_what_it_has_and_does_not_fail_the_pipeline(copied)
     ],
     ids=["data missing", "data altered", "weights truncated", "weights of text", "record damaged"],
 )
-def test_damaged_inputs_are_refused_in_one_line(copied, name, damage, stage, message):
+def test_damaged_input_is_rejected_in_one_line(copied, name, damage, stage, message):
     damage(copied.top / name)
     own = [*copied.top.glob("models/*"), *copied.top.glob("runs/*/*")]
     before = {path: path.read_bytes() for path in own}
@@ -177,7 +177,7 @@ def test_damaged_inputs_are_refused_in_one_line(copied, name, damage, stage, mes
     assert len(before) > 3 and {path: path.read_bytes() for path in own} == before  # it loses nothing
 
 
-def test_dvc_shows_metrics_plots_and_parameters(copied):
+def test_dvc_shows_metrics_plots_and_params(copied):
     metrics = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     tested = metrics["runs/adam-0/test.json"]["data"]["test_accuracy"]
     assert metrics["reports/summary/adam.json"]["data"]["test_accuracy"]["mean"] == tested > 0
@@ -192,7 +192,7 @@ def test_dvc_shows_metrics_plots_and_parameters(copied):
     assert len(plots["validation accuracy"]) == 1  # one figure for all optimizers
 
 
-def test_the_tutorial_s_pipeline(reproduced, tmp_path):
+def test_tutorial_pipeline_completes(reproduced, tmp_path):
     project = reproduced[0].copy(tmp_path / "tutorial")
     project.edit("tutorial/params.yaml", "train_size: 10000", "dataset: cifar10_sample, train_size: 100")
     project.edit("tutorial/params.yaml", "epochs: 20", "epochs: 3")

@@ -42,7 +42,7 @@ def warnings(result):
     return [line for line in result.stderr.splitlines() if "warning" in line]
 
 
-def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, server, tmp_path):
+def test_returning_server_gets_complete_data(ready, server, tmp_path):
     """Every metric with its original time; a second call changes nothing; the server was never needed."""
     project = ready[0].copy(tmp_path / "project")
     for stage in ("train", "evaluate"):
@@ -74,7 +74,7 @@ def test_a_server_that_was_away_gets_exactly_what_it_would_have_held(ready, serv
     assert runs_in(server.database) == ["FINISHED"]
 
 
-def test_a_server_whose_database_was_emptied_gets_everything_again(ready, server, tmp_path):
+def test_emptied_server_gets_everything_again(ready, server, tmp_path):
     """`optlab sync` and the next stage see that another database is behind the same address."""
     project = ready[0].copy(tmp_path / "project")
     server.start()
@@ -105,7 +105,7 @@ class Waiting(torch.optim.Adam):
 """
 
 
-def test_a_server_that_is_killed_and_comes_back(ready, server, tmp_path):
+def test_server_killed_during_training_is_filled_later(ready, server, tmp_path):
     """Killed while the training runs: the next stage of `dvc repro` sends what is missing by itself."""
     project = ready[0].copy(tmp_path / "project")
     (project.top / "custom" / "waiting.py").write_text(WAITING)
@@ -156,7 +156,7 @@ def bad_server(request):
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_a_bad_server_costs_one_warning(ready, bad_server, tmp_path):
+def test_failing_server_costs_one_warning(ready, bad_server, tmp_path):
     project = ready[0].copy(tmp_path / "project")
     began = time.monotonic()
     result = project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=bad_server)
@@ -167,7 +167,7 @@ def test_a_bad_server_costs_one_warning(ready, bad_server, tmp_path):
     assert time.monotonic() - began < 90  # a call to such a server takes MLflow's client four minutes by itself
 
 
-def test_a_store_is_filled_from_a_revision(copied, tmp_path):
+def test_store_is_filled_from_revision(copied, tmp_path):
     """In a clone without MLflow's database: first without the weights, then where DVC's cache has them."""
     for command in (["add", "-A"], ["commit", "-qm", "record"]):
         assert copied.run("git", *command).returncode == 0
@@ -196,7 +196,7 @@ def test_a_store_is_filled_from_a_revision(copied, tmp_path):
         assert runs_in(database) == ["FINISHED", "FINISHED"]
 
 
-def test_a_revision_without_a_record_is_named(copied):
+def test_revision_without_record_is_rejected(copied):
     result = copied.warm("optlab", "sync", "--from", "HEAD")
     assert result.returncode == 1
     assert result.stderr == "error: HEAD: the record of sgd-0 is incomplete: `dvc repro` was not committed\n"

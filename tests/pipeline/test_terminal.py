@@ -11,7 +11,7 @@ import terminal
 from projects import TOP
 
 from optlab.data import download
-from optlab.execution import sample
+from optlab.orchestration import sample
 
 STUDY = """\
 model: zilliax
@@ -63,12 +63,12 @@ def studied(reproduced, tmp_path_factory):
     return project
 
 
-def test_a_check_is_one_line(studied):
+def test_check_prints_one_line(studied):
     screen = optlab(studied, "check")
     assert (screen.status, screen.lines) == (0, ["params.yaml: 2 runs: sgd, adam"])
 
 
-def test_with_nothing_to_do_the_verdict_is_shown_again(studied):
+def test_unchanged_repro_prints_verdict_again(studied):
     screen = optlab(studied, "repro")
     assert screen.status == 0, screen.lines
     above = above_verdict(studied, screen)
@@ -77,7 +77,7 @@ def test_with_nothing_to_do_the_verdict_is_shown_again(studied):
     assert b"Collecting files" not in screen.raw and b"Waiting to acquire" not in screen.raw
 
 
-def test_a_comparison_and_one_against_it_leave_their_epochs_and_the_verdict(studied):
+def test_comparison_and_versus_leave_epochs_and_verdict(studied):
     first = optlab(studied, "repro", folder="studies/small")
     second = optlab(studied, "versus", "momentum", "--study", "studies/small", columns=100)
     for screen, folder, runs in ((first, "studies/small", 4), (second, "studies/small-momentum", 2)):
@@ -91,7 +91,7 @@ def test_a_comparison_and_one_against_it_leave_their_epochs_and_the_verdict(stud
         assert not [line for line in first.lines if "no verdict yet" in line], first.lines
 
 
-def test_a_reproduction_leaves_few_lines_and_the_verdict(studied):
+def test_reproduction_leaves_short_output_with_verdict(studied):
     screen = optlab(studied, "reproduce", "HEAD", "adam-0")
     assert screen.status == 0, screen.lines
     assert len(screen.lines) < 20, screen.lines
@@ -99,7 +99,7 @@ def test_a_reproduction_leaves_few_lines_and_the_verdict(studied):
     assert b"Collecting files" not in screen.raw
 
 
-def test_the_data_set_of_another_pipeline_is_named_once_before_anything_is_trained(studied):
+def test_dataset_mismatch_is_reported_before_training(studied):
     other = studied.top / "studies" / "full"
     shutil.copytree(studied.top / "studies" / "small", other)
     studied.edit("studies/full/params.yaml", "dataset: cifar10_sample", "dataset: cifar10")
@@ -112,12 +112,12 @@ def test_the_data_set_of_another_pipeline_is_named_once_before_anything_is_train
     shutil.rmtree(other)
 
 
-def test_the_sample_is_trained_in_a_checkout_and_leaves_no_trace_here(studied):
+def test_sample_trains_in_checkout_without_side_effects(studied):
     archive = studied.top / sample.ARCHIVE
     archive.parent.mkdir(parents=True)
     shutil.copy(projects.SAMPLE, archive)
     projects.commit(studied, "the sample")
-    own = {name: value for name, value in studied.environment.items() if name != download.ARCHIVE_VARIABLE}
+    own = {name: value for name, value in studied.environment.items() if name != download.ARCHIVE_ENV_VAR}
     screen = terminal.run([str(Path(sys.executable).parent / "optlab"), "sample"], studied.top, own)
     assert screen.status == 0, screen.lines
     assert ".optlab/sample/reports/report.html, and `optlab ui` there" in " ".join(screen.lines[-2:])

@@ -16,18 +16,18 @@ from filelock import FileLock
 from PIL import Image
 from projects import TOP, commit, lock_of
 
-from optlab.config.entries import OptimizerSpec
-from optlab.data import dataset
-from optlab.execution import pools, side_by_side, trials
-from optlab.execution.cores import Cores
-from optlab.execution.jobs import Warm
-from optlab.record.contents import Choice, Conditions, Trials
+from optlab.data import cifar10
+from optlab.orchestration import executor_factory, repro, tuning_session
+from optlab.orchestration.executor import LocalExecutor
+from optlab.orchestration.jobs import ForkServer
+from optlab.records import Environment, TrialsRecord, TuningResult
+from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
 from optlab.system.errors import RunsFailedError
-from optlab.tuning import choice, settling, trial
+from optlab.training import tuned_values
+from optlab.tuning import selection, trial
 from optlab.tuning.search import Trial
-from optlab.tuning.task import Result, Task, lock_name
-from optlab.tuning.trial import train
+from optlab.tuning.trial import TrialRequest, TrialResult, get_lock_name, train_trial
 
 ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0.0, 0.9]}}
 
@@ -35,7 +35,7 @@ ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0
 @pytest.fixture(scope="module")
 def warm():
     """One process for all tunings: each would start its own."""
-    with Warm(spinning=False) as started:
+    with ForkServer(busy_wait=False) as started:
         yield started
 
 
@@ -47,7 +47,9 @@ def top(tmp_path, sample, monkeypatch):
     (tmp_path / "data").mkdir()
     shutil.copytree(sample, tmp_path / repository.DATA)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dataset, "_forbidden", "")  # a trial that is trained here forbids it to this process alone
+    monkeypatch.setattr(
+        cifar10, "_forbidden_reason", ""
+    )  # a trial that is trained here forbids it to this process alone
     return tmp_path
 
 
@@ -59,7 +61,7 @@ def config(small_config):
     )  # fmt: skip
 
 
-class Shared:
+class SharedForkServer:
     """Passes for a process of one's own, and perhaps kills a job."""
 
     def __init__(self, warm, killed=None):
@@ -77,16 +79,16 @@ class Shared:
 
 def tuned(config, monkeypatch, warm, jobs=2, killed=None):
     """The bytes of both files, and the trials that were started."""
-    shared = Shared(warm, killed)
+    shared = SharedForkServer(warm, killed)
     with monkeypatch.context() as patch:
-        patch.setattr(pools, "pool", lambda config, folder: Cores(jobs, False, shared))
-        trials.tune(config, Path(), "mine")
+        patch.setattr(executor_factory, "make_executor", lambda config, folder: LocalExecutor(jobs, False, shared))
+        tuning_session.tune(config, Path(), "mine")
     return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
 
-def test_the_bytes_are_the_same_however_many_are_at_work_and_after_a_kill(top, config, monkeypatch, warm):
+def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monkeypatch, warm):
     first, started = tuned(config, monkeypatch, warm, jobs=1)
-    found = Trials.model_validate_json(first["trials.json"]).trials
+    found = TrialsRecord.model_validate_json(first["trials.json"]).trials
     assert len(found) == 6 and {each.status for each in found} >= {"completed", "stopped"}
     assert len(started) > 6  # those that go on are started more than once
     for jobs, killed in ((2, None), (4, None), (2, 4)):
@@ -101,83 +103,85 @@ def test_the_bytes_are_the_same_however_many_are_at_work_and_after_a_kill(top, c
         assert len(more) < len(started) if killed else len(more) == len(started)
 
 
-def test_as_many_at_once_as_the_caller_has_said(config, monkeypatch):
+def test_parallel_trials_follow_caller_setting(config, monkeypatch):
     taken = []
-    monkeypatch.setattr(pools.cores, "Cores", lambda jobs, *more: taken.append(jobs))
-    monkeypatch.setenv(pools.JOBS_VARIABLE, "7")
-    pools.pool(config, Path())
-    pools.pool(config, Path(), 3)
-    monkeypatch.delenv(pools.JOBS_VARIABLE)
-    monkeypatch.setattr(pools.cores, "at_once", lambda config: 2)
-    pools.pool(config, Path())
+    monkeypatch.setattr(executor_factory.cores, "LocalExecutor", lambda jobs, *more: taken.append(jobs))
+    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "7")
+    executor_factory.make_executor(config, Path())
+    executor_factory.make_executor(config, Path(), 3)
+    monkeypatch.delenv(executor_factory.JOBS_VARIABLE)
+    monkeypatch.setattr(executor_factory.cores, "count_slots", lambda config: 2)
+    executor_factory.make_executor(config, Path())
     assert taken == [7, 3, 2]
 
 
-def test_what_forks_the_stages_knows_how_many_at_once(top, config, monkeypatch):
+def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
     class Enough(Exception):
         """To have seen."""
 
     class Seen:
         def __init__(self, spinning):
-            raise Enough(os.environ[pools.JOBS_VARIABLE])
+            raise Enough(os.environ[executor_factory.JOBS_VARIABLE])
 
-    monkeypatch.setenv(pools.JOBS_VARIABLE, "2")
-    monkeypatch.setattr(side_by_side, "Warm", Seen)
+    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "2")
+    monkeypatch.setattr(repro, "ForkServer", Seen)
     with pytest.raises(Enough, match=r"^5$"):
-        side_by_side.repro(config, Path(), 5)
+        repro.run_pipeline(config, Path(), 5)
 
 
-def test_what_is_known_is_not_trained_again(top, config, monkeypatch, warm):
+def test_known_trials_are_not_retrained(top, config, monkeypatch, warm):
     first, _ = tuned(config, monkeypatch, warm)
     again, started = tuned(config, monkeypatch, warm)
     assert (again, started) == (first, [])
-    assert Conditions.read(choice.conditions_of(Path(), "mine")).threads == 1
+    assert Environment.read(selection.get_environment_path(Path(), "mine")).threads == 1
     shutil.rmtree(".optlab")  # as in a fresh clone: it is on record
     again, started = tuned(config, monkeypatch, warm)
     assert (again, started) == (first, [])
     more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 8})})
     names = tuned(more, monkeypatch, warm)[1]
     assert len(names) > 0 and "the default with seed" not in " ".join(names)
-    known = {each.key for each in Trials.model_validate_json(first["trials.json"]).trials if not each.beyond}
-    assert known < {each.key for each in Trials.read(Path("tuning/mine/trials.json")).trials}
+    known = {each.key for each in TrialsRecord.model_validate_json(first["trials.json"]).trials if not each.beyond}
+    assert known < {each.key for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
-def test_a_run_is_trained_with_what_was_chosen(top, config, monkeypatch, warm):
+def test_run_trains_with_selected_values(top, config, monkeypatch, warm):
     tuned(config, monkeypatch, warm)
-    found = Choice.read(Path("tuning/mine/choice.json"))
-    settled, tags = settling.settled(config, Path(), "mine", 0)
-    assert choice.dumped(settled.optimizer("mine")) == found.studies[0].entry
+    found = TuningResult.read(Path("tuning/mine/choice.json"))
+    settled, tags = tuned_values.load_chosen_config(config, Path(), "mine", 0)
+    assert selection.dump_entry(settled.get_optimizer("mine")) == found.studies[0].entry
     assert tags == {"tuned.study": "0", "tuned.trial": str(found.studies[0].trial)}
 
 
-def test_a_checkpoint_further_on_is_not_the_look_that_is_asked_for(top, config):
+def test_later_checkpoint_does_not_change_requested_validation(top, config):
     """As after an edit of `halving`, or a kill between a checkpoint and the look."""
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    first = train(Task.of(settled, "mine", 1, 5), top / "trial")
+    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial")
     assert first.look.step == 5
-    assert train(Task.of(settled, "mine", 1, 5), top / "trial") == first  # at once, from where it stopped
-    further = train(Task.of(settled, "mine", 1, 9), top / "trial")
-    assert train(Task.of(settled, "mine", 1, 5), top / "trial") == first
     assert (
-        train(Task.of(settled, "mine", 1, 9), top / "trial")
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+    )  # at once, from where it stopped
+    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
+    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+    assert (
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
         == further
-        == train(Task.of(settled, "mine", 1, 9), top / "a")
+        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "a")
     )
 
 
-def test_a_value_that_the_class_refuses_is_a_trial_that_failed(top, config):
+def test_rejected_value_is_recorded_as_failed_trial(top, config):
     """As beyond the edge of a range."""
     spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
     settled = config.model_copy(update={"optimizers": {"mine": spec}})
-    result = train(Task.of(settled, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14), top / "trial")
     assert (result.ending, result.reason) == (
         "failed", "params.yaml: optimizers.mine.rho: Adadelta refuses 1.5 (Invalid rho value: 1.5)"
     )  # fmt: skip
 
 
-def own_class(config, text):
+def with_custom_class(config, text):
     """With an optimizer of that text, in a module that no other test has."""
     name = f"mine_{time.time_ns()}"
     Path("custom").mkdir()
@@ -186,8 +190,8 @@ def own_class(config, text):
     return config.model_copy(update={"optimizers": {"mine": OptimizerSpec.model_validate(entry)}})
 
 
-def test_a_failure_is_said_and_kept(top, config, monkeypatch, warm, capfd):
-    failing = own_class(config, """
+def test_failed_trial_is_reported_and_recorded(top, config, monkeypatch, warm, capfd):
+    failing = with_custom_class(config, """
 import torch
 
 class Mine(torch.optim.SGD):
@@ -200,12 +204,12 @@ class Mine(torch.optim.SGD):
     said = capfd.readouterr().err
     assert re.search(r"mine: trial \d failed: step 0 fails: ValueError: too fast \(.*, line 7\)", said)
     assert tuned(failing, monkeypatch, warm)[1] == []
-    assert "failed" in {each.status for each in Trials.read(Path("tuning/mine/trials.json")).trials}
+    assert "failed" in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
-def test_a_machine_that_fails_is_no_failure_of_the_optimizers(top, config, monkeypatch, warm):
+def test_resource_error_is_not_recorded_as_trial_failure(top, config, monkeypatch, warm):
     """The tuning ends, and once the machine is mended, the next call trains what it has not got."""
-    lacking = own_class(config, """
+    lacking = with_custom_class(config, """
 import pathlib
 import torch
 
@@ -219,7 +223,7 @@ class Mine(torch.optim.SGD):
         tuned(lacking, monkeypatch, warm)
     Path("mended").touch()
     tuned(lacking, monkeypatch, warm)
-    assert "failed" not in {each.status for each in Trials.read(Path("tuning/mine/trials.json")).trials}
+    assert "failed" not in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
 EDITING = """
@@ -236,18 +240,18 @@ class Mine(torch.optim.SGD):
 """
 
 
-def test_nor_of_code_that_changes_while_it_is_trained(top, config, monkeypatch, warm):
-    edited = own_class(config, EDITING)
+def test_code_edited_during_trial_is_not_recorded(top, config, monkeypatch, warm):
+    edited = with_custom_class(config, EDITING)
     with pytest.raises(RunsFailedError, match=r"[1-5] of 5 trials failed .*the code has changed since"):
         tuned(edited, monkeypatch, warm, jobs=1)
     assert not Path("tuning").exists()
 
 
-def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, config, monkeypatch, warm):
+def test_code_edited_during_tuning_is_not_recorded(top, config, monkeypatch, warm):
     """Also where an edit is taken back before the end: what is looked at then is as it was."""
-    edited = own_class(config, "from torch.optim import SGD as Mine\n")
+    edited = with_custom_class(config, "from torch.optim import SGD as Mine\n")
     (module,) = Path("custom").glob("*.py")
-    start = Shared.start
+    start = SharedForkServer.start
 
     def edits(self, name, *words):
         before = module.read_text()
@@ -261,7 +265,7 @@ def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, confi
         return job
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shared, "start", edits)
+        patch.setattr(SharedForkServer, "start", edits)
         with pytest.raises(RunsFailedError, match=r"1 of 5 trials failed .*the code has changed since"):
             tuned(edited, patch, warm, jobs=1)
     first, _ = tuned(edited, monkeypatch, warm)
@@ -270,80 +274,80 @@ def test_nothing_is_recorded_of_other_code_than_the_tuning_began_with(top, confi
     assert tuned(edited, monkeypatch, warm)[0] == first
 
 
-def test_the_same_trial_is_trained_once_at_a_time(top, config, monkeypatch):
+def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
     """As where two pipelines have it: the second waits, says for whom, and takes what the first has come to."""
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    asked = Task.of(settled, "mine", 1, 4)
-    key = asked.key({}, settled.paths("mine"))
+    asked = TrialRequest.from_config(settled, "mine", 1, 4)
+    key = asked.compute_key({}, settled.paths("mine"))
     place = top / "trials" / key / "4.json"
-    files.write(place.with_name("4.task.json"), asked.model_dump_json().encode())
+    files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
-    monkeypatch.setattr(locks, "PATIENCE_S", 0)
-    monkeypatch.setattr(trial.processes, "follow_caller", lambda: None)
-    other = FileLock(top / locks.LOCKS / f"{lock_name(key)}.lock", thread_local=False)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT_S", 0)
+    monkeypatch.setattr(trial.processes, "exit_with_caller", lambda: None)
+    other = FileLock(top / locks.LOCKS / f"{get_lock_name(key)}.lock", thread_local=False)
     other.acquire()
-    left = top / trials.TRIALS / "machine" / key / "checkpoint"
+    left = top / tuning_session.TRIALS_FOLDER / "machine" / key / "checkpoint"
     left.mkdir(parents=True)
-    trials.clean(key)  # the other pipeline's tuning has ended
+    tuning_session.remove_checkpoints(key)  # the other pipeline's tuning has ended
     assert left.exists() and Path(other.lock_file).exists()
 
     def end(said):
         assert said.startswith(f"waiting: trial-{key}: another process is at work on it") and not place.exists()
         other.release()
 
-    monkeypatch.setattr(locks, "say", end)
+    monkeypatch.setattr(locks, "print_stderr", end)
     trial.main()
     first = place.read_bytes()
-    monkeypatch.setattr(trial, "train", lambda *words: pytest.fail("it was trained again"))
+    monkeypatch.setattr(trial, "train_trial", lambda *words: pytest.fail("it was trained again"))
     trial.main()
-    assert place.read_bytes() == first and Result.of(place).look.step == 4
+    assert place.read_bytes() == first and TrialResult.load_if_present(place).look.step == 4
     assert not other.is_locked
-    trials.clean(key)
+    tuning_session.remove_checkpoints(key)
     assert not left.exists() and not Path(other.lock_file).exists()
-    monkeypatch.setattr(repository, "is_copy", lambda: True)  # of an experiment, which has trials of its own
-    assert lock_name(key) == f"trial-{key}-{top.name}"
+    monkeypatch.setattr(repository, "is_experiment_copy", lambda: True)  # of an experiment, which has trials of its own
+    assert get_lock_name(key) == f"trial-{key}-{top.name}"
 
 
-def test_a_recorded_end_says_nothing_of_the_steps_before_it(config):
-    spec = config.optimizer("mine")
-    work = trials.Work(config, "mine", spec, {}, {}, Cores(1, False))
-    trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, ending="diverged", sought=14)
-    work.recorded[work._key(trial)] = work.record(trial)
-    assert [work._known(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
+def test_recorded_divergence_does_not_cover_earlier_steps(config):
+    spec = config.get_optimizer("mine")
+    work = tuning_session.TuningSession(config, "mine", spec, {}, {}, LocalExecutor(1, False))
+    trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, failure="diverged", target_step=14)
+    work.recorded[work._compute_key(trial)] = work.make_record(trial)
+    assert [work._find_result(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
 
 
 PEEKING = """
 import torch
-from optlab.config.parameters import Data
-from optlab.data import dataset
+from optlab.schema.parameters import Data
+from optlab.data import cifar10
 
 class Peeking(torch.optim.SGD):
     def step(self, closure=None):
         if len(self.param_groups[0]["params"]) > 2:
             sample = Data(dataset="cifar10_sample", train_size=100, validation_size=20)
-            dataset.load_test(dataset.Path("data/cifar10"), sample)
+            cifar10.load_test(cifar10.Path("data/cifar10"), sample)
         return super().step(closure)
 """
 
 
-def test_a_trial_cannot_see_the_test_split(top, config, monkeypatch):
+def test_trial_cannot_read_test_split(top, config, monkeypatch):
     (top / "custom").mkdir()
     (top / "custom" / "peeking.py").write_text(PEEKING)
     monkeypatch.syspath_prepend(str(top / "custom"))
     peeking = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
     )
-    result = train(Task.of(peeking, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "trial")
     assert (result.look, result.ending) == (None, "failed")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "forbid_test", lambda why: None)
-        patch.setattr(dataset, "_forbidden", "")
-        assert train(Task.of(peeking, "mine", 1, 14), top / "other").look is not None
+        patch.setattr(cifar10, "forbid_test_split", lambda why: None)
+        patch.setattr(cifar10, "_forbidden_reason", "")
+        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "other").look is not None
 
 
-def test_a_training_cannot_see_the_test_split(fresh):
+def test_training_cannot_read_test_split(fresh):
     assert fresh.stage("download").returncode == 0
     (fresh.top / "custom" / "peeking.py").write_text(PEEKING)
     fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: peeking.Peeking, lr: 0.01}")
@@ -353,7 +357,7 @@ def test_a_training_cannot_see_the_test_split(fresh):
     assert not (fresh.top / "models" / "sgd-0.safetensors").exists()
 
 
-def test_a_pipeline_with_a_range(fresh):
+def test_pipeline_with_range_is_tuned_once(fresh):
     """Tuned by plain `dvc repro`, then up to date; another range of the same optimizer alone is tuned again."""
     fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
     result = fresh.repro()
@@ -372,7 +376,7 @@ def test_a_pipeline_with_a_range(fresh):
     assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
 
 
-def told(project):
+def read_mlflow_runs(project):
     """The runs that MLflow has, summaries and trials among them, their figures but the speeds, which are in no record,
     and the run whose model is the champion.
     """
@@ -389,7 +393,7 @@ def told(project):
     return sorted(figures, key=str), champions
 
 
-def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
+def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     """With a tuning, whose trials come out again."""
     study = fresh.top / "studies" / "small"
     study.mkdir(parents=True)
@@ -405,7 +409,7 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     result = fresh.warm("optlab", "release", "v1", *here)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 runs marked in MLflow" in result.stdout
-    had = told(fresh)
+    had = read_mlflow_runs(fresh)
     assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had[0]} and len(had[1]) == 1
     result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.shimmed())
     assert result.returncode == 0, result.stdout + result.stderr
@@ -420,7 +424,7 @@ def test_a_pipeline_in_a_folder_is_released_reproduced_sent_and_compared(fresh):
     for command in (["sync", "--from", "v1"], ["show"]):
         result = other.warm("optlab", *command, folder="studies/small")
         assert result.returncode == 0, result.stderr
-    assert told(other) == had
+    assert read_mlflow_runs(other) == had
     Image.new("RGB", (32, 32), "navy").save(study / "blue.png")
     result = fresh.warm("optlab", "predict", "blue.png", folder="studies/small")  # at the top nothing was compared
     assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr

@@ -9,8 +9,8 @@ import pytest
 from projects import TOP
 from ruamel.yaml import YAML
 
-from optlab.execution import challenge, versus
-from optlab.record.contents import Conditions
+from optlab.orchestration import versus, versus_pipeline
+from optlab.records import Environment
 
 STUDY = """\
 # Two optimizers.
@@ -44,14 +44,14 @@ def record(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("train.json")}
 
 
-def table(folder):
+def read_comparison_table(folder):
     """Optimizer → its row of comparison.md."""
     lines = (folder / "reports" / "comparison.md").read_text().split("\n\n")[1].splitlines()
     names, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
 
 
-def test_it_alone_is_tuned_trained_and_compared_with_the_record(studied, tmp_path):
+def test_versus_trains_only_challenger(studied, tmp_path):
     project = studied.copy(tmp_path / "project")
     study = project.top / "studies" / "small"
     before = record(study)
@@ -67,7 +67,7 @@ def test_it_alone_is_tuned_trained_and_compared_with_the_record(studied, tmp_pat
         "sign": {"class": "sign_descent.SignDescent", "lr": {"log": [3e-05, 0.03]}, "default": {"lr": 0.0003}}
     }
     assert params == {key: value for key, value in YAML(typ="safe").load(STUDY).items() if key != "optimizers"}
-    rows = table(folder)
+    rows = read_comparison_table(folder)
     assert {name: row["tuned"] for name, row in rows.items()} == {
         "sign": "1 trial", "sgd": "1 trial", "adam": "not tuned"
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_it_alone_is_tuned_trained_and_compared_with_the_record(studied, tmp_pat
     ]
 
 
-def test_what_was_recorded_otherwise_is_named_and_trained_again_where_asked(studied, tmp_path):
+def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     """As if adam had been recorded with another torch, and sgd by other code."""
     project = studied.copy(tmp_path / "project")
     study = project.top / "studies" / "small"
@@ -114,7 +114,7 @@ def test_what_was_recorded_otherwise_is_named_and_trained_again_where_asked(stud
     assert record(folder).items() >= record(study).items()  # the same values, seeds and code: the same bytes
     chosen = json.loads((study / "tuning" / "sgd" / "choice.json").read_text())["studies"][0]["entry"]
     assert YAML(typ="safe").load(folder / "params.yaml")["optimizers"]["sgd"]["lr"] == chosen["lr"]
-    assert table(folder)["sgd"]["tuned"] == "1 trial"
+    assert read_comparison_table(folder)["sgd"]["tuned"] == "1 trial"
 
     # One that was trained here under other conditions than these is trained once more.
     path = folder / "runs" / "adam-11" / "conditions.json"
@@ -130,27 +130,29 @@ def test_what_was_recorded_otherwise_is_named_and_trained_again_where_asked(stud
     assert {path.parent.name for path in record(folder)} == trained
     shown = project.warm("optlab", "show", folder="studies/small-momentum")
     report = "Report: studies/small-momentum/reports/report.html"
-    assert shown.returncode == 0 and shown.stdout.strip() == f"{text_of(folder)}\n{report}"
+    assert shown.returncode == 0 and shown.stdout.strip() == f"{render_versus(folder)}\n{report}"
 
 
-def text_of(folder):
+def render_versus(folder):
     """What the terminal shows of a versus."""
-    from optlab.config import reading
-    from optlab.execution import versus
-    from optlab.results import tables
+    from optlab.analysis import tables
+    from optlab.config import loader
+    from optlab.orchestration import versus
 
     with contextlib.chdir(folder.parents[1]):
         own = folder.relative_to(folder.parents[1])
-        return tables.text(versus.collect(reading.load(own / "params.yaml"), own, versus.study_of(own))).strip()
+        return tables.render_text(
+            versus.collect_with_study(loader.load(own / "params.yaml"), own, versus.find_study(own))
+        ).strip()
 
 
-def test_what_it_says_of_conditions_is_about_the_study_s_runs():
+def test_environment_difference_describes_study_runs():
     """Whatever the order of the two values as texts is."""
-    ours, theirs = (Conditions(packages={"torch": version}, weights_sha256="0") for version in ("2.13.0", "2.14.0"))
-    assert versus._conditions_that_differ(ours, theirs, False) == ["torch 2.14.0, not 2.13.0"]
-    assert versus._conditions_that_differ(theirs, ours, False) == ["torch 2.13.0, not 2.14.0"]
-    assert versus._conditions_that_differ(ours, None, False) == ["conditions not recorded, not recorded"]
-    assert versus._conditions_that_differ(None, None, False) == ["conditions not recorded of either"]
+    ours, theirs = (Environment(packages={"torch": version}, weights_sha256="0") for version in ("2.13.0", "2.14.0"))
+    assert versus._describe_condition_differences(ours, theirs, False) == ["torch 2.14.0, not 2.13.0"]
+    assert versus._describe_condition_differences(theirs, ours, False) == ["torch 2.13.0, not 2.14.0"]
+    assert versus._describe_condition_differences(ours, None, False) == ["conditions not recorded, not recorded"]
+    assert versus._describe_condition_differences(None, None, False) == ["conditions not recorded of either"]
 
 
 ENTRIES = {
@@ -165,43 +167,43 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize(("entry", "ranged"), ENTRIES.values(), ids=ENTRIES)
-def test_the_range_that_an_entry_gets(entry, ranged):
-    assert challenge._ranged(entry) == (ranged or entry)
+def test_challenger_entry_gets_learning_rate_range(entry, ranged):
+    assert versus_pipeline._add_lr_range(entry) == (ranged or entry)
 
 
-def files_of(folder):
+def read_files(folder):
     """Path → content of everything that git could see."""
     own = (path for path in folder.rglob("*") if path.is_file() and ".optlab" not in path.parts)
     return {path: path.read_bytes() for path in own if "__pycache__" not in path.parts}
 
 
-def other_epochs(top):
+def change_epochs(top):
     (top / "studies" / "small" / "params.yaml").write_text(STUDY.replace("epochs: 1", "epochs: 2"))
 
 
-def another_choice(top):
+def change_range(top):
     (top / "studies" / "small" / "params.yaml").write_text(STUDY.replace("[0.001, 1.0]", "[0.001, 2.0]"))
 
 
-def one_more(top):
+def add_optimizer(top):
     (top / "studies" / "small" / "params.yaml").write_text(STUDY + "  lion: {class: pytorch_optimizer.Lion}\n")
 
 
-def a_run_less(top):
+def delete_run_result(top):
     (top / "studies" / "small" / "runs" / "adam-11" / "test.json").unlink()
 
 
-def something_else(top):
+def create_foreign_folder(top):
     (top / "studies" / "small-momentum").mkdir()
     (top / "studies" / "small-momentum" / "params.yaml").write_text(STUDY)
 
 
-def another_stage(top):
+def change_stage_command(top):
     path = top / "studies" / "small" / "dvc.yaml"
     path.write_text(path.read_text().replace("pipeline/compare.py", "pipeline/another.py"))
 
 
-def several_tunings(top):
+def use_several_studies(top):
     path = top / "studies" / "small" / "params.yaml"
     path.write_text(path.read_text().replace("seed: 3", "seed: 3, studies: 2"))
     lock = top / "studies" / "small" / "dvc.lock"
@@ -216,28 +218,28 @@ BAD = {
     "the top": (["momentum", "--study", "."], None, ".: no study of this repository in a folder of its own"),
     "no study": (["momentum", "--study", "studies/none"], None, "studies/none: no study of this repository"),
     "elsewhere": (["momentum", "--study", "../small"], None, "../small: no study of this repository"),
-    "a folder that is none of ours": (["momentum"], something_else, "studies/small-momentum: is there already"),
-    "other parameters": (["momentum"], other_epochs, "studies/small/params.yaml: training is another than in its"),
-    "another range": (["momentum"], another_choice, "studies/small/params.yaml: optimizers.sgd is another than in its"),
-    "an optimizer too few": (["momentum"], one_more, "studies/small: has no record of lion yet"),
-    "a run too few": (["momentum"], a_run_less, "studies/small/runs/adam-11/test.json: is missing"),
-    "another stage": (["momentum"], another_stage, "studies/small/dvc.yaml: its stage `compare` is not as in"),
-    "several tunings": (["momentum", "--again"], several_tunings, "studies/small: has several tunings of each"),
+    "a folder that is none of ours": (["momentum"], create_foreign_folder, "studies/small-momentum: is there already"),
+    "other parameters": (["momentum"], change_epochs, "studies/small/params.yaml: training is another than in its"),
+    "another range": (["momentum"], change_range, "studies/small/params.yaml: optimizers.sgd is another than in its"),
+    "an optimizer too few": (["momentum"], add_optimizer, "studies/small: has no record of lion yet"),
+    "a run too few": (["momentum"], delete_run_result, "studies/small/runs/adam-11/test.json: is missing"),
+    "another stage": (["momentum"], change_stage_command, "studies/small/dvc.yaml: its stage `compare` is not as in"),
+    "several tunings": (["momentum", "--again"], use_several_studies, "studies/small: has several tunings of each"),
 }
 
 
 @pytest.mark.parametrize(("words", "change", "said"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_line_and_changes_nothing(studied, words, change, said):
+def test_invalid_versus_input_changes_nothing(studied, words, change, said):
     study = studied.top / "studies" / "small"
-    kept = files_of(study)
+    kept = read_files(study)
     try:
         if change:
             change(studied.top)
-        before = files_of(studied.top)
+        before = read_files(studied.top)
         result = studied.warm("optlab", "versus", *words, *([] if "--study" in words else ["--study", "studies/small"]))
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and said in result.stderr and len(result.stderr.splitlines()) == 1
-        assert files_of(studied.top) == before
+        assert read_files(studied.top) == before
     finally:
         for path, content in kept.items():
             path.write_bytes(content)

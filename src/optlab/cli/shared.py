@@ -16,7 +16,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from optlab.system import errors, git, repository
 
 if TYPE_CHECKING:
-    from optlab.config.parameters import Config
+    from optlab.schema.parameters import Config
 
 RUN, ADD, COMPARE, REPRODUCE, TRACK = "Run", "Add an optimizer", "Compare", "Reproduce", "Track with MLflow"
 
@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 
-def command(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def register_command(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command under a heading of the help, with an example."""
     return app.command(cls=_Command, rich_help_panel=panel, epilog=f"Example: {example}")
 
@@ -63,7 +63,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(
+def _handle_options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
@@ -71,30 +71,31 @@ def _options(
     """The options of `optlab` itself."""
 
 
-def settings_of(folder: Path) -> "Config":
+def load_settings(folder: Path) -> "Config":
     """The params.yaml of a folder; it costs no torch, and is checked before anything that does is imported."""
-    from optlab.config import parameters, reading
+    from optlab.config import loader
+    from optlab.schema import parameters
 
-    return reading.load(folder / parameters.PARAMS)
+    return loader.load(folder / parameters.PARAMS_FILE)
 
 
-Pipeline = Annotated[
+PipelineOption = Annotated[
     Path, typer.Option("--pipeline", metavar="FOLDER", help="The folder of its dvc.yaml; default: this one.")
 ]
 
 
-def enter(pipeline: Path) -> Path:
+def enter_pipeline(pipeline: Path) -> Path:
     """Go to the top of the repository; returns the folder of the pipeline that is meant, relative to it."""
-    folder = Path(os.path.normpath(repository.enter() / pipeline))
+    folder = Path(os.path.normpath(repository.enter_root() / pipeline))
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
         raise errors.RevisionError(
             f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"
         )
-    return repository.choose(folder)
+    return repository.set_pipeline(folder)
 
 
-def tags(incomplete: str) -> list[str]:
+def complete_tags(incomplete: str) -> list[str]:
     """The git tags that begin so, for the shell to complete."""
-    return (git.ask("tag", "--list", "--end-of-options", f"{incomplete}*") or "").splitlines()
+    return (git.get_output("tag", "--list", "--end-of-options", f"{incomplete}*") or "").splitlines()

@@ -1,1 +1,1 @@
-"""params.yaml: its models (`parameters`), reading it (`reading`), the wording of its errors (`wording`)."""
+"""Reading of params.yaml (`loader`), its error messages, ready optimizers (`catalog`), new ones (`scaffold`)."""

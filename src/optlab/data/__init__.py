@@ -1,1 +1,1 @@
-"""The data set: downloaded (`download`, `archives`), verified, split, and handed out in batches (`dataset`)."""
+"""The CIFAR-10 data set: download, verification, splits, batches and augmentation."""

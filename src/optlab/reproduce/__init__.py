@@ -1,1 +1,1 @@
-"""A past run computed again from its git revision, and the verdict; releases."""
+"""Reproduction of a past run from its git revision, comparison of the outputs, and releases."""

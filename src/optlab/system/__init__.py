@@ -1,1 +1,1 @@
-"""What is asked of the machine: files, locks, processes, git and DVC, and errors that are one line."""
+"""Files, locks, processes, git, DVC, and one-line errors."""

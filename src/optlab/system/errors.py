@@ -13,9 +13,11 @@ from optlab.system import startup
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # Names a file in which a program that fails leaves its reason in one line, for who started it among others.
-REASON_VARIABLE = "OPTLAB_REASON"
+ERROR_FILE_VARIABLE = "OPTLAB_REASON"
 
-_PREAMBLE = "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words
+_SQLALCHEMY_PREFIX = (
+    "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words
+)
 
 
 class OptlabError(Exception):
@@ -33,7 +35,7 @@ class StepError(OptlabError):
     """A model or an optimizer fails while it trains."""
 
 
-class LackError(OptlabError):
+class ResourceError(OptlabError):
     """The machine has not got what a training wants: memory, room on its disk, a GPU that answers."""
 
 
@@ -77,13 +79,13 @@ class ImageError(OptlabError):
     """A file given to `optlab predict` is no image."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Run a program's main function; an `OptlabError` ends it with one line on stderr and exit status 1."""
     startup.prepare()
     try:
         main()
     except OptlabError as error:
-        _fail(str(error))
+        _exit_with_error(str(error))
     except BrokenPipeError:  # who reads the output has stopped; a print at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
@@ -94,25 +96,25 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             where = f"{error.filename}: " if error.filename else ""
             remedy = "make it writable" if error.errno == errno.EROFS else "make room or mend it"
-            _fail(f"{where}{error.strerror}: {remedy}, then run the same command again")
-        _leave(f"{type(error).__name__}: {one_line(error)}")
+            _exit_with_error(f"{where}{error.strerror}: {remedy}, then run the same command again")
+        _write_error_file(f"{type(error).__name__}: {summarize_error(error)}")
         raise
 
 
-def _fail(reason: str) -> NoReturn:
-    say(f"error: {reason}")
-    _leave(reason)
+def _exit_with_error(reason: str) -> NoReturn:
+    print_stderr(f"error: {reason}")
+    _write_error_file(reason)
     sys.exit(1)
 
 
-def _leave(reason: str) -> None:
+def _write_error_file(reason: str) -> None:
     """Write the reason where the caller looks for it, if it asked for that."""
-    if REASON_VARIABLE in os.environ:
+    if ERROR_FILE_VARIABLE in os.environ:
         with contextlib.suppress(OSError):
-            Path(os.environ[REASON_VARIABLE]).write_text(reason, "utf-8", "backslashreplace")
+            Path(os.environ[ERROR_FILE_VARIABLE]).write_text(reason, "utf-8", "backslashreplace")
 
 
-def say(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print an error or a warning on stderr, on a line of its own also where a progress bar is at work."""
     from tqdm import tqdm
 
@@ -120,7 +122,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def one_line(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has none."""
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_PREAMBLE)]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SQLALCHEMY_PREFIX)]
     return (lines or [type(error).__name__])[0]

@@ -11,70 +11,70 @@ import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import files, repository
-from optlab.system.errors import BusyError, say
+from optlab.system.errors import BusyError, print_stderr
 
-PATIENCE_S = 30.0  # for a process that is stopping
-_LONG_S = 3600.0
+LOCK_TIMEOUT_S = 30.0  # for a process that is stopping
+_LONG_LOCK_TIMEOUT_S = 3600.0
 LOCKS = Path(".optlab") / "locks"
 
 
 @contextmanager
-def holding(name: str, patience_s: float = 0.0) -> Iterator[None]:
+def hold_lock(name: str, timeout_s: float = 0.0) -> Iterator[None]:
     """Hold the lock of that name; the system lets go of it when this process ends, however it ends.
 
     Raises:
-        BusyError: another process still has it after `patience_s` seconds; the message says which.
+        BusyError: another process still has it after `timeout_s` seconds; the message says which.
         StorageError: the lock cannot be written.
     """
-    folder = repository.home() / LOCKS
+    folder = repository.get_state_root() / LOCKS
     owner, path = folder / f"{name}.pid", folder / f"{name}.lock"
     lock = FileLock(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=patience_s)
+        lock.acquire(timeout=timeout_s)
     except Timeout:
         raise BusyError(
-            f"{name}: {_who(owner)} is at work on it in this folder: wait for it to end, or stop it"
+            f"{name}: {_describe_owner(owner)} is at work on it in this folder: wait for it to end, or stop it"
         ) from None
     except OSError as error:
-        raise files.storage_error(path, error) from None
+        raise files.make_storage_error(path, error) from None
     try:
         with contextlib.suppress(OSError):  # on a full disk, nobody is told who
             owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}", "utf-8", "backslashreplace")
         yield
     finally:
         lock.release()
-        if repository.is_copy():
-            forget(name)  # nobody else has locks of that name
+        if repository.is_experiment_copy():
+            delete_lock(name)  # nobody else has locks of that name
 
 
 @contextmanager
-def waiting(name: str) -> Iterator[None]:
+def wait_for_lock(name: str) -> Iterator[None]:
     """Hold the lock of that name as soon as nobody else does; after a while, say who does.
 
     Raises:
         StorageError: the lock cannot be written.
     """
-    patience_s = PATIENCE_S
+    timeout_s = LOCK_TIMEOUT_S
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(holding(name, patience_s))
+                stack.enter_context(hold_lock(name, timeout_s))
                 break
             except BusyError as error:
-                if patience_s == PATIENCE_S:
-                    say(f"waiting: {error}")
-                patience_s = _LONG_S
+                if timeout_s == LOCK_TIMEOUT_S:
+                    print_stderr(f"waiting: {error}")
+                timeout_s = _LONG_LOCK_TIMEOUT_S
         yield
 
 
-def forget(name: str) -> None:
+def delete_lock(name: str) -> None:
     """Remove the files of a lock that nobody will ask for again: that of a copy of the repository which is gone."""
     for ending in ("pid", "lock"):
-        (repository.home() / LOCKS / f"{name}.{ending}").unlink(missing_ok=True)
+        (repository.get_state_root() / LOCKS / f"{name}.{ending}").unlink(missing_ok=True)
 
 
-def _who(owner: Path) -> str:
+def _describe_owner(owner: Path) -> str:
     try:
         number, _, command = owner.read_text("utf-8").partition(" ")
         if psutil.pid_exists(int(number)):

@@ -15,10 +15,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
-from optlab.system import dvc, files, git, repository
+from optlab.system import files, git, repository
 from optlab.system.errors import RevisionError
 
-_PREFIX, _TREE, _HELD = "optlab-reproduce-", "tree", "lock"  # of a checkout's temporary folder, and of what is in it
+_CHECKOUT_PREFIX, _TREE_NAME, _LOCK_NAME = (
+    "optlab-reproduce-",
+    "tree",
+    "lock",
+)  # of a checkout's temporary folder, and of what is in it
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Revision:
         Raises:
             RevisionError: there is no such revision, or git knows none here.
         """
-        found = git.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        found = git.get_output("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         if not found:
-            git.check()
+            git.check_repository()
             raise RevisionError(f"{name}: no such tag, branch or commit: `git tag` lists the tags")
         return cls(name, found, folder)
 
@@ -52,36 +56,36 @@ class Revision:
         """The content of a file that git holds at this revision, or None."""
         return git.show(self.commit, path)
 
-    def lock(self) -> dict[str, Any]:
+    def read_lock(self) -> dict[str, Any]:
         """The stages of the pipeline's dvc.lock; the paths in it are relative to the pipeline's folder.
 
         Raises:
             RevisionError: it has no readable dvc.lock.
         """
-        return _lock(self)
+        return _read_lock(self)
 
-    def outs(self, stage: str) -> list[dict[str, Any]]:
+    def list_outs(self, stage: str) -> list[dict[str, Any]]:
         """The outputs of a stage as dvc.lock has them, but with paths relative to the top; none of an unknown stage.
 
         Raises:
             RevisionError: it has no readable dvc.lock.
         """
-        found = self.lock().get(stage, {}).get("outs", [])
+        found = self.read_lock().get(stage, {}).get("outs", [])
         return [each | {"path": (self.folder / each["path"]).as_posix()} for each in found]
 
-    def output(self, path: Path, outs: list[dict[str, Any]]) -> bytes | None:
+    def fetch_output(self, path: Path, outs: list[dict[str, Any]]) -> bytes | None:
         """An output that DVC's cache or remote holds, checked against its digest; None if neither has it.
 
         Args:
             path: relative to the top.
-            outs: as `outs` has them.
+            list_outs: as `list_outs` has them.
         """
-        wanted = next((each["md5"] for each in outs if each["path"] == path.as_posix()), None)
-        return dvc.fetch(self.commit, path, wanted) if wanted else None
+        md5 = next((each["md5"] for each in outs if each["path"] == path.as_posix()), None)
+        return repository.fetch_output(self.commit, path, md5) if md5 else None
 
 
 @functools.cache
-def _lock(revision: Revision) -> dict[str, Any]:
+def _read_lock(revision: Revision) -> dict[str, Any]:
     """Of a commit, which never changes; DVC's files take a fifth of a second to read."""
     path = revision.folder / "dvc.lock"
     content = revision.read(path)
@@ -105,48 +109,48 @@ def checkout(revision: Revision) -> Iterator[Path]:
         StorageError: there is no room for temporary files.
     """
     top = Path.cwd()
-    _remove_left(top)
+    _remove_stale_checkouts(top)
     try:
-        tree = Path(tempfile.mkdtemp(prefix=_PREFIX)) / _TREE
-        lock = FileLock(tree.parent / _HELD)  # the system lets go of it when this process ends, however it ends
+        tree = Path(tempfile.mkdtemp(prefix=_CHECKOUT_PREFIX)) / _TREE_NAME
+        lock = FileLock(tree.parent / _LOCK_NAME)  # the system lets go of it when this process ends, however it ends
         lock.acquire()
     except OSError as error:
-        raise files.storage_error(Path(tempfile.gettempdir()), error) from None
+        raise files.make_storage_error(Path(tempfile.gettempdir()), error) from None
     try:
-        git.do("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+        git.run("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
         yield tree
     finally:
-        _remove(top, tree, lock)
+        _remove_checkout(top, tree, lock)
 
 
-def _remove_left(top: Path) -> None:
-    for line in (git.ask("worktree", "list", "--porcelain") or "").splitlines():
+def _remove_stale_checkouts(top: Path) -> None:
+    for line in (git.get_output("worktree", "list", "--porcelain") or "").splitlines():
         word, _, path = line.partition(" ")
         tree = Path(path)
-        if word != "worktree" or tree.name != _TREE or not tree.parent.name.startswith(_PREFIX):
+        if word != "worktree" or tree.name != _TREE_NAME or not tree.parent.name.startswith(_CHECKOUT_PREFIX):
             continue
         with contextlib.suppress(Timeout, OSError):
-            if (tree.parent / _HELD).is_file():  # else it is not here, or none of these
-                lock = FileLock(tree.parent / _HELD)
+            if (tree.parent / _LOCK_NAME).is_file():  # else it is not here, or none of these
+                lock = FileLock(tree.parent / _LOCK_NAME)
                 lock.acquire(timeout=0)
-                _remove(top, tree, lock)
+                _remove_checkout(top, tree, lock)
 
 
-def _remove(top: Path, tree: Path, lock: FileLock) -> None:
+def _remove_checkout(top: Path, tree: Path, lock: FileLock) -> None:
     """Remove all of it; where something is still written to, what is left is found again."""
     for each in tree.parent.glob("*"):
-        if each.name != _HELD:
+        if each.name != _LOCK_NAME:
             shutil.rmtree(each, ignore_errors=True)
-    is_gone = all(each.name == _HELD for each in tree.parent.glob("*"))
+    is_gone = all(each.name == _LOCK_NAME for each in tree.parent.glob("*"))
     if is_gone:
         forced = ["--force", "--force"]  # twice, for one that git was still writing
-        git.ask("-C", str(top), "worktree", "remove", *forced, str(tree))
+        git.get_output("-C", str(top), "worktree", "remove", *forced, str(tree))
     lock.release()
     if is_gone:
         shutil.rmtree(tree.parent, ignore_errors=True)
 
 
-def restore(tree: Path, stage: str) -> None:
+def restore_outputs(tree: Path, stage: str) -> None:
     """Put a stage's outputs into a checkout, from this repository's DVC cache or its remote, if they have them.
 
     The cache is read only: what the remote sends goes into one of the checkout's own.
@@ -156,9 +160,11 @@ def restore(tree: Path, stage: str) -> None:
     settings = top / ".dvc" / "config.local"
     if settings.exists():  # may hold the remote's address and keys
         shutil.copy(settings, tree / ".dvc" / "config.local")
-    for cache, verb in ((dvc.cache(top), "checkout"), (tree.parent / "cache", "pull")):
+    for cache, verb in ((repository.get_dvc_cache(top), "checkout"), (tree.parent / "cache", "pull")):
         for words in (["config", "--local", "cache.dir", str(cache)], [verb, stage]):
-            result = subprocess.run([*dvc.COMMAND, *words], cwd=tree, env=environment, capture_output=True, check=False)
+            result = subprocess.run(
+                [*repository.DVC_COMMAND, *words], cwd=tree, env=environment, capture_output=True, check=False
+            )
         if result.returncode == 0 and (tree / repository.DATA).is_dir():
             return
         shutil.rmtree(tree / repository.DATA, ignore_errors=True)  # perhaps a part of it

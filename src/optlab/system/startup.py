@@ -6,8 +6,8 @@ import io
 import os
 import sys
 
-_HANDLER = "optlab.plain"
-_PLAIN = {
+_ERROR_HANDLER = "optlab.plain"
+_ASCII_EQUIVALENTS = {
     "−": "-", "–": "-", "±": "+/-", "…": "...", "→": "->", "←": "<-", "×": "x", "÷": "/", "·": "*", "≤": "<=",
     "≥": ">=", "‖": "|", "─": "-", "²": "^2", "’": "'",
 }  # fmt: skip
@@ -18,15 +18,15 @@ def prepare() -> None:
 
     What a terminal's encoding lacks becomes ASCII, and what is printed to a closed stream goes nowhere.
     """
-    _open_closed()
-    _name_user()
-    codecs.register_error(_HANDLER, _to_ascii)
+    _open_closed_streams()
+    _set_user_name()
+    codecs.register_error(_ERROR_HANDLER, _replace_with_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != ("utf-8", "surrogateescape"):
-            stream.reconfigure(errors=_HANDLER)  # with those two, nothing fails
+            stream.reconfigure(errors=_ERROR_HANDLER)  # with those two, nothing fails
 
 
-def _open_closed() -> None:
+def _open_closed_streams() -> None:
     """Put nothing's device in the place of a closed stream, so that no file which is opened later gets its number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -36,7 +36,7 @@ def _open_closed() -> None:
             setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
-def _name_user() -> None:
+def _set_user_name() -> None:
     """Give a user without an account a name, such as a container's: DVC fails without one."""
     try:
         getpass.getuser()
@@ -44,9 +44,9 @@ def _name_user() -> None:
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
-def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+def _replace_with_ascii(error: UnicodeError) -> tuple[str, int]:
     """The nearest text in ASCII; a character that has none as Python escapes it."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(each) or ascii(each)[1:-1] for each in text), error.end
+    return "".join(_ASCII_EQUIVALENTS.get(each) or ascii(each)[1:-1] for each in text), error.end

@@ -1,1 +1,1 @@
-"""The journal of a run, and MLflow as a view of it: the only room that imports mlflow."""
+"""Event logs of the runs, and their upload to MLflow: the only package that imports mlflow."""

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-START_VARIABLE = "OPTLAB_UI_START"  # what the bare address leads to
+START_PAGE_VARIABLE = "OPTLAB_UI_START"  # what the bare address leads to
 
-_ONCE = {
+_LOCAL_STORAGE_DEFAULTS = {
     "mlflow.workflowType_v1": "machine_learning",
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,  # the panel of the assistant takes a third of the window
     "mlflow.telemetry.info.alert.dismissed_v1": True,  # `optlab ui` switches the telemetry off
@@ -45,22 +45,32 @@ def create_app() -> Any:
     def show_start() -> Response | None:
         if request.path != "/":
             return None
-        return Response(start.replace("<head>", f"<head>{_script()}", 1), headers={"Cache-Control": "no-store"})
+        return Response(start.replace("<head>", f"<head>{_build_script()}", 1), headers={"Cache-Control": "no-store"})
 
     return app
 
 
-def _script() -> str:
-    values = {"once": _ONCE, "states": _states(), "start": os.environ.get(START_VARIABLE, "#/experiments")}
+def _build_script() -> str:
+    values = {
+        "once": _LOCAL_STORAGE_DEFAULTS,
+        "states": _load_view_states(),
+        "start": os.environ.get(START_PAGE_VARIABLE, "#/experiments"),
+    }
     # No text of a tag can end the script.
     return _SCRIPT % {key: json.dumps(value).replace("<", "\\u003c") for key, value in values.items()}
 
 
-def _states() -> dict[str, str]:
+def _load_view_states() -> dict[str, str]:
     """Experiment id → how its page of runs is to open, where a comparison has been shown in it."""
     from mlflow import MlflowClient
 
-    from optlab.tracking import notes, server, view
+    from optlab.tracking import comparison_view, mlflow_store, sync_state
 
-    found = MlflowClient(server.uri()).search_experiments(filter_string=f"name LIKE '{notes.PROJECT}%'")
-    return {each.experiment_id: view.state(each.tags[view.TAG]) for each in found if view.TAG in each.tags}
+    found = MlflowClient(mlflow_store.get_tracking_uri()).search_experiments(
+        filter_string=f"name LIKE '{sync_state.EXPERIMENT_PREFIX}%'"
+    )
+    return {
+        each.experiment_id: comparison_view.decode_view_tag(each.tags[comparison_view.VIEW_TAG])
+        for each in found
+        if comparison_view.VIEW_TAG in each.tags
+    }

@@ -1,1 +1,1 @@
-"""What decides a weight, and nothing else."""
+"""One training: model, optimizer, loop, determinism, checkpoints."""

@@ -13,51 +13,59 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optlab.system.errors import ConfigError
-from optlab.system.spelling import rewritten
-from optlab.system.wording import did_you_mean, shown
+from optlab.system.text import format_value, suggest_similar, suggest_spelling
 
-_LISTS = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_SEQUENCE_TYPES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 # A YAML file has none of these: beside another type they add nothing.
-_OBJECTS: Any = (torch.dtype, Tensor, nn.Module, dict, set, type, collections.abc.Callable, collections.abc.Mapping)
-_NAMES = {bool: "true or false", float: "a number", int: "a whole number", str: "text", list: "a list of numbers"}
+_NON_YAML_TYPES: Any = (
+    torch.dtype,
+    Tensor,
+    nn.Module,
+    dict,
+    set,
+    type,
+    collections.abc.Callable,
+    collections.abc.Mapping,
+)
+_TYPE_LABELS = {bool: "true or false", float: "a number", int: "a whole number", str: "text", list: "a list of numbers"}
 
 
 @dataclass
-class Accepted:
+class ArgumentType:
     """The values that an argument is made for.
 
     Attributes:
-        anything: the signature does not say.
+        unrestricted: the signature does not say.
         kinds: of bool, int, float (whole numbers as well), str and list.
         lengths: of lists, where the signature has a single one.
-        words: the only texts, where the signature names them.
-        none: whether null is one of the values.
+        literals: the only texts, where the signature names them.
+        nullable: whether null is one of the values.
     """
 
-    anything: bool = False
+    unrestricted: bool = False
     kinds: set[type] = field(default_factory=set)
     lengths: set[int] = field(default_factory=set)
-    words: list[str] = field(default_factory=list)
-    none: bool = False
+    literals: list[str] = field(default_factory=list)
+    nullable: bool = False
 
-    def takes(self, value: Any) -> bool:
+    def is_valid(self, value: Any) -> bool:
         """Whether a value of params.yaml is one of them."""
         if value is None:
-            return self.none
+            return self.nullable
         if isinstance(value, bool):
             return bool in self.kinds
         if isinstance(value, str):
-            return str in self.kinds or value in self.words
+            return str in self.kinds or value in self.literals
         if isinstance(value, list):
             return list in self.kinds and (len(self.lengths) != 1 or len(value) in self.lengths)
         return float in self.kinds or (int in self.kinds and isinstance(value, int))
 
     def __str__(self) -> str:
         kinds = self.kinds - ({int} if float in self.kinds else set())
-        names = [name for kind, name in _NAMES.items() if kind in kinds]
+        names = [name for kind, name in _TYPE_LABELS.items() if kind in kinds]
         if list in kinds and len(self.lengths) == 1:
             names[-1] = f"a list of {min(self.lengths)} numbers"
-        return " or ".join([*names, *self.words, *(["null"] if self.none and (names or self.words) else [])])
+        return " or ".join([*names, *self.literals, *(["null"] if self.nullable and (names or self.literals) else [])])
 
 
 def check(where: str, cls: type[Optimizer], values: dict[str, Any]) -> None:
@@ -69,101 +77,105 @@ def check(where: str, cls: type[Optimizer], values: dict[str, Any]) -> None:
     Raises:
         ConfigError: one is of another type; the message says how it is to be written.
     """
-    known = signature(cls)
+    named_arguments = get_annotated_arguments(cls)
     for key, value in values.items():
-        accepted = accepted_by(known[key]) if key in known else Accepted(anything=True)
-        better = rewritten(value, {bool, float} if accepted.anything else accepted.kinds)
-        if accepted.takes(value) or (accepted.anything and not (isinstance(value, str) and better)):
+        accepted = (
+            infer_argument_type(named_arguments[key]) if key in named_arguments else ArgumentType(unrestricted=True)
+        )
+        suggestion = suggest_spelling(value, {bool, float} if accepted.unrestricted else accepted.kinds)
+        if accepted.is_valid(value) or (accepted.unrestricted and not (isinstance(value, str) and suggestion)):
             continue
-        said = f"params.yaml: {where}.{key}: {cls.__name__} takes"
-        if not (str(accepted) or accepted.anything):
-            raise ConfigError(f"{said} an object that no params.yaml can hold, not {shown(value)}: remove it")
-        takes = accepted if str(accepted) else "no such text"
-        raise ConfigError(f"{said} {takes}, not {shown(value)}{_remedy(value, accepted, better)}")
+        prefix = f"params.yaml: {where}.{key}: {cls.__name__} takes"
+        if not (str(accepted) or accepted.unrestricted):
+            raise ConfigError(f"{prefix} an object that no params.yaml can hold, not {format_value(value)}: remove it")
+        expected = accepted if str(accepted) else "no such text"
+        raise ConfigError(f"{prefix} {expected}, not {format_value(value)}{_suggest_fix(value, accepted, suggestion)}")
 
 
-def _remedy(value: Any, accepted: Accepted, better: str | None) -> str:
+def _suggest_fix(value: Any, accepted: ArgumentType, suggestion: str | None) -> str:
     if value is None:
         return ": remove it for the class's default"
     if isinstance(value, float) and int in accepted.kinds:
-        return f": {f'write {better}; ' if better else ''}a range of whole numbers is such as {{linear: [1, 8]}}"
-    if better:
-        return f": write {better}"
-    return did_you_mean(value, accepted.words) if isinstance(value, str) else ""
+        return (
+            f": {f'write {suggestion}; ' if suggestion else ''}a range of whole numbers is such as {{linear: [1, 8]}}"
+        )
+    if suggestion:
+        return f": write {suggestion}"
+    return suggest_similar(value, accepted.literals) if isinstance(value, str) else ""
 
 
-def signature(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
+def get_annotated_arguments(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
     """The named arguments, their annotations evaluated where that is possible."""
     try:
         found = inspect.signature(cls, eval_str=True)
     except Exception:  # a name that only type checkers know
         found = inspect.signature(cls)
-    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: each for name, each in found.parameters.items() if each.kind not in several}
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: each for name, each in found.parameters.items() if each.kind not in variadic}
 
 
-def accepted_by(argument: inspect.Parameter) -> Accepted:
+def infer_argument_type(argument: inspect.Parameter) -> ArgumentType:
     """What an argument is made for; its default always counts, whatever the annotation says."""
-    found = Accepted()
-    says = argument.annotation is not argument.empty and not isinstance(argument.annotation, str)
-    if says:
-        _add_annotation(found, argument.annotation)
+    argument_type = ArgumentType()
+    annotated = argument.annotation is not argument.empty and not isinstance(argument.annotation, str)
+    if annotated:
+        _add_annotation(argument_type, argument.annotation)
     if argument.default is not argument.empty:
-        _add_default(found, argument.default, says)
-    elif not says:
-        found.anything = True
-    return found
+        _add_default(argument_type, argument.default, annotated)
+    elif not annotated:
+        argument_type.unrestricted = True
+    return argument_type
 
 
-def _add_annotation(found: Accepted, annotation: Any) -> None:
+def _add_annotation(argument_type: ArgumentType, annotation: Any) -> None:
     annotation = getattr(annotation, "__value__", annotation)  # of a `type` statement
     origin = typing.get_origin(annotation) or annotation
     members = typing.get_args(annotation)
     if origin is typing.Annotated:
-        _add_annotation(found, members[0])
+        _add_annotation(argument_type, members[0])
     elif origin in (typing.Union, types.UnionType):
         for member in members:
-            _add_annotation(found, member)
+            _add_annotation(argument_type, member)
     elif annotation in (None, type(None)):
-        found.none = True
+        argument_type.nullable = True
     elif origin is typing.Literal:
         for member in members:
-            _add_literal(found, member)
-    elif origin in _LISTS:
-        found.kinds.add(list)
+            _add_literal(argument_type, member)
+    elif origin in _SEQUENCE_TYPES:
+        argument_type.kinds.add(list)
         fixed = origin is tuple and members and members[-1] is not Ellipsis
-        found.lengths |= {len(members)} if fixed else {0, 1}  # several: any
+        argument_type.lengths |= {len(members)} if fixed else {0, 1}  # several: any
     elif inspect.isclass(origin) and issubclass(origin, (bool, str, int)):
-        found.kinds.add(next(kind for kind in (bool, str, int) if issubclass(origin, kind)))
+        argument_type.kinds.add(next(kind for kind in (bool, str, int) if issubclass(origin, kind)))
     elif origin in (float, complex) or (inspect.isclass(origin) and issubclass(origin, numbers.Number)):
-        found.kinds.add(float)
-    elif not (inspect.isclass(origin) and issubclass(origin, _OBJECTS)):
-        found.anything = True
+        argument_type.kinds.add(float)
+    elif not (inspect.isclass(origin) and issubclass(origin, _NON_YAML_TYPES)):
+        argument_type.unrestricted = True
 
 
-def _add_literal(found: Accepted, value: Any) -> None:
+def _add_literal(argument_type: ArgumentType, value: Any) -> None:
     if value is None:
-        found.none = True
+        argument_type.nullable = True
     elif isinstance(value, str):
-        found.words.append(value)
+        argument_type.literals.append(value)
     else:
-        found.kinds.add(type(value))
+        argument_type.kinds.add(type(value))
 
 
-def _add_default(found: Accepted, value: Any, says: bool) -> None:
+def _add_default(argument_type: ArgumentType, value: Any, annotated: bool) -> None:
     """Without an annotation, zero stands for any number, and null for what is switched off."""
     if value is None:
-        found.none = True
-        found.anything = found.anything or not says
+        argument_type.nullable = True
+        argument_type.unrestricted = argument_type.unrestricted or not annotated
     elif isinstance(value, bool):
-        found.kinds.add(bool)
+        argument_type.kinds.add(bool)
     elif isinstance(value, int | float):
-        found.kinds.add(int if isinstance(value, int) and says else float)
-    elif isinstance(value, str) and value not in found.words:
-        found.kinds.add(str)
+        argument_type.kinds.add(int if isinstance(value, int) and annotated else float)
+    elif isinstance(value, str) and value not in argument_type.literals:
+        argument_type.kinds.add(str)
     elif isinstance(value, tuple | list):
-        found.kinds.add(list)
-        found.lengths |= {len(value)} if says else {0, 1}
+        argument_type.kinds.add(list)
+        argument_type.lengths |= {len(value)} if annotated else {0, 1}
     elif not isinstance(value, str):
-        found.anything = found.anything or not says
-    found.none = found.none or not says
+        argument_type.unrestricted = argument_type.unrestricted or not annotated
+    argument_type.nullable = argument_type.nullable or not annotated

@@ -19,26 +19,26 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optlab.config.parameters import Config
-from optlab.data import dataset
-from optlab.record.contents import Conditions, Epoch, Validation
+from optlab.data import cifar10
+from optlab.records import Environment, EpochMetrics, ValidationMetrics
+from optlab.schema.parameters import Config
 from optlab.system import files, repository
-from optlab.system.errors import StorageError, one_line, say
-from optlab.training import generators, models
-from optlab.training.loop import Outcome, Saver
-from optlab.training.stepping import Stepper
+from optlab.system.errors import StorageError, print_stderr, summarize_error
+from optlab.training import determinism, models
+from optlab.training.loop import Checkpointer, TrainResult
+from optlab.training.optimizer_driver import OptimizerDriver
 
-CHECKPOINTS = Path(".optlab") / "checkpoints"
+CHECKPOINTS_DIR = Path(".optlab") / "checkpoints"
 
-_DECIDES = re.compile(
+_FINGERPRINTED_CODE = re.compile(
     r"optlab/(training/|record/|data/dataset|config/(entries|parameters|ranges))"
 )  # as the stage declares it
 
-_SHARE = 1 / 200  # of the time, at most, goes into checkpoints
-_SHORTEST_S = 1.0  # between two of them
+_MAX_OVERHEAD = 1 / 200  # of the time, at most, goes into checkpoints
+_MIN_INTERVAL_S = 1.0  # between two of them
 
 
-def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
+def compute_fingerprint(config: Config, name: str, seed: int, environment: Environment) -> str:
     """A digest of all that decides a run: parameters, data, code, packages and the machine's conditions.
 
     The code is what decides a weight, of this package, all of custom/, and every other module of the repository that
@@ -48,52 +48,53 @@ def key(config: Config, name: str, seed: int, conditions: Conditions) -> str:
     Raises:
         ConfigError: a named module cannot be imported.
     """
-    for path in config.paths(name):
+    for path in config.list_class_paths(name):
         if "." in path:
             models.resolve(path, path)
-    decides = {
+    inputs = {
         "run": [name, seed],
         "model": config.model,
         "data": config.data.model_dump(),
-        "files": dataset.digest(config.data.dataset),
+        "files": cifar10.compute_digest(config.data.dataset),
         "training": config.training.model_dump(),
-        "optimizer": config.optimizer(name).model_dump(),
-        "code": _code(),
-        "packages": repository.packages(),
-        "conditions": conditions.model_dump(),
+        "optimizer": config.get_optimizer(name).model_dump(),
+        "code": _hash_code(),
+        "packages": repository.list_installed_packages(),
+        "conditions": environment.model_dump(),
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _code() -> dict[str, str]:
+def _hash_code() -> dict[str, str]:
     """Path → SHA-256 of the modules that were imported from below the working directory, or decide from this package.
 
     The rest of this package watches, and differs between the ways to start a training.
     """
-    found = {}
+    digests = {}
     own_modules = {path.as_posix(): path for path in repository.CUSTOM.rglob("*.py")}
-    for name, path in (repository.modules() | own_modules).items():
-        own = _DECIDES.search(name)
+    for name, path in (repository.find_imported_modules() | own_modules).items():
+        own = _FINGERPRINTED_CODE.search(name)
         if own or not name.startswith(("src/optlab/", "optlab/", "pipeline/")):
-            found[name[own.start() :] if own else name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            digests[name[own.start() :] if own else name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digests
 
 
-class Checkpoint(Saver):
+class FileCheckpointer(Checkpointer):
     """Saves a training now and then, and brings it back.
 
     Args:
-        folder: of this run alone: below one named by its `key`, and named by the journal that has its losses so far.
+        folder: of this run alone: below one named by its `compute_fingerprint`, and named by the journal that has
+            its losses so far.
         before: called before each save; what it writes is on the disk before the checkpoint counts.
     """
 
-    def __init__(self, folder: Path, before: Callable[[], None]) -> None:
-        self._folder, self._before = folder, before
-        self._saved = time.monotonic()
-        self._cost = 0.0
+    def __init__(self, folder: Path, flush_before_save: Callable[[], None]) -> None:
+        self._folder, self._flush_before_save = folder, flush_before_save
+        self._last_saved_s = time.monotonic()
+        self._save_duration_s = 0.0
         self._warned = False
 
-    def restore(self, outcome: Outcome, stepper: Stepper) -> bool:
+    def restore(self, result: TrainResult, driver: OptimizerDriver) -> bool:
         """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never.
 
         A checkpoint that cannot be used is refused with a warning, and removed.
@@ -101,123 +102,123 @@ class Checkpoint(Saver):
         Raises:
             StorageError: it cannot be read at all.
         """
-        left = self.saved()
-        while left:
-            path = left.pop()
-            untouched = _encode(_state(outcome, stepper))
+        candidates = self.list_files()
+        while candidates:
+            path = candidates.pop()
+            backup = _encode(_collect_state(result, driver))
             try:
-                _apply(_decode(_verified(path)), outcome, stepper)
+                _apply_state(_decode(_read_verified(path)), result, driver)
             except OSError as error:
                 raise StorageError(f"{path}: cannot be read ({error.strerror}): mend that, or delete it") from None
             except (MemoryError, torch.OutOfMemoryError):
                 raise  # the checkpoint is not to blame
             except Exception as error:  # whatever damage makes the readers raise
-                _apply(_decode(untouched), outcome, stepper)
-                then = "an earlier one is tried" if left else "the training starts over"
-                _warn(f"{path}: refused ({one_line(error)[:200]}): {then}")
+                _apply_state(_decode(backup), result, driver)
+                then = "an earlier one is tried" if candidates else "the training starts over"
+                _warn(f"{path}: refused ({summarize_error(error)[:200]}): {then}")
                 path.unlink(missing_ok=True)
                 continue
             return True
         return False
 
-    def saved(self) -> list[Path]:
+    def list_files(self) -> list[Path]:
         """Its files, the last one at the end; what else has such a name is nobody's."""
         return sorted(path for path in self._folder.glob("*.safetensors") if path.is_file())
 
-    def after_step(self, outcome: Outcome, stepper: Stepper) -> None:
+    def on_step_end(self, result: TrainResult, driver: OptimizerDriver) -> None:
         """Save if it is time: as often as keeps the cost within its share."""
-        if time.monotonic() - self._saved < max(_SHORTEST_S, self._cost / _SHARE):
+        if time.monotonic() - self._last_saved_s < max(_MIN_INTERVAL_S, self._save_duration_s / _MAX_OVERHEAD):
             return
         began = time.monotonic()
         try:
-            self.save(outcome, stepper)
+            self.save(result, driver)
         except (StorageError, ValueError) as error:
             if not self._warned:
                 _warn(f"no checkpoint ({error}): the training goes on; if it is killed, it repeats more")
             self._warned = True
-        self._saved = time.monotonic()
-        self._cost = self._saved - began
+        self._last_saved_s = time.monotonic()
+        self._save_duration_s = self._last_saved_s - began
 
-    def save(self, outcome: Outcome, stepper: Stepper) -> None:
+    def save(self, result: TrainResult, driver: OptimizerDriver) -> None:
         """Write a checkpoint, and remove the one before.
 
         Raises:
             StorageError: it cannot be written.
             ValueError: the state of an optimizer is more than tensors, numbers and texts.
         """
-        self._before()
-        content = _encode(_state(outcome, stepper))
-        steps = sum(len(losses) for losses in outcome.step_losses)
+        self._flush_before_save()
+        content = _encode(_collect_state(result, driver))
+        steps = sum(len(losses) for losses in result.step_losses)
         path = self._folder / f"{steps:09d}-{hashlib.sha256(content).hexdigest()}.safetensors"
-        files.write(path, content)
+        files.write_atomic(path, content)
         for other in self._folder.iterdir():
             if other != path and other.is_file():
                 other.unlink()
 
 
-def remove(run: str) -> None:
+def delete(run: str) -> None:
     """A run of that name is complete: remove its checkpoints, and what other parameters have left."""
-    shutil.rmtree(CHECKPOINTS / run, ignore_errors=True)
+    shutil.rmtree(CHECKPOINTS_DIR / run, ignore_errors=True)
 
 
 def _warn(text: str) -> None:
-    say(f"warning: {text}")
+    print_stderr(f"warning: {text}")
 
 
-def _verified(path: Path) -> bytes:
+def _read_verified(path: Path) -> bytes:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != path.stem.partition("-")[2]:
         raise ValueError("damaged: its SHA-256 is not the one in its name")
     return content
 
 
-def _state(outcome: Outcome, stepper: Stepper) -> dict[str, Any]:
+def _collect_state(result: TrainResult, driver: OptimizerDriver) -> dict[str, Any]:
     return {
-        "hyperparameters": str(stepper.hyperparameters()),
-        "model": _tensors_of(outcome.model),
-        "optimizers": [_own_state(optimizer) for optimizer in _stateful(stepper)],
-        "mode": stepper.mode,
-        "rates": stepper.rate_state(),
-        "generators": generators.state(),
-        "epochs": [epoch.model_dump() for epoch in outcome.epochs],
-        "validations": [each.model_dump() for each in outcome.validations],
-        "gradients": list(outcome.gradients),
-        "step_losses": [torch.tensor(losses, dtype=torch.float64) for losses in outcome.step_losses],
+        "hyperparameters": str(driver.get_hyperparameters()),
+        "model": _get_tensors(result.model),
+        "optimizers": [_get_optimizer_state(optimizer) for optimizer in _get_checkpointed_optimizers(driver)],
+        "mode": driver.mode,
+        "rates": driver.get_lr_state(),
+        "generators": determinism.get_rng_state(),
+        "epochs": [epoch.model_dump() for epoch in result.epochs],
+        "validations": [each.model_dump() for each in result.validations],
+        "gradients": list(result.gradients),
+        "step_losses": [torch.tensor(losses, dtype=torch.float64) for losses in result.step_losses],
     }
 
 
-def _apply(state: dict[str, Any], outcome: Outcome, stepper: Stepper) -> None:
-    own = _tensors_of(outcome.model)
-    if {name: (value.shape, value.dtype) for name, value in own.items()} != {
+def _apply_state(state: dict[str, Any], result: TrainResult, driver: OptimizerDriver) -> None:
+    tensors = _get_tensors(result.model)
+    if {name: (value.shape, value.dtype) for name, value in tensors.items()} != {
         name: (value.shape, value.dtype) for name, value in state["model"].items()
     }:
         raise ValueError("of another model")
-    if state["hyperparameters"] != str(stepper.hyperparameters()):
+    if state["hyperparameters"] != str(driver.get_hyperparameters()):
         raise ValueError("of another optimizer")
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in tensors.items():
             value.copy_(state["model"][name])
-    for optimizer, saved in zip(_stateful(stepper), state["optimizers"], strict=True):
+    for optimizer, saved in zip(_get_checkpointed_optimizers(driver), state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
         if _encode(optimizer.state_dict()) != _encode(saved):
             raise ValueError(f"{type(optimizer).__name__} does not take back the state that it gave")
-    stepper.mode = state["mode"]
-    stepper.restore_rates(state["rates"])
-    generators.restore(state["generators"])
-    outcome.epochs[:] = [Epoch(**epoch) for epoch in state["epochs"]]
-    outcome.validations[:] = [Validation(**each) for each in state["validations"]]
-    outcome.gradients[:] = state["gradients"]
-    outcome.step_losses[:] = [losses.tolist() for losses in state["step_losses"]]
+    driver.mode = state["mode"]
+    driver.load_lr_state(state["rates"])
+    determinism.set_rng_state(state["generators"])
+    result.epochs[:] = [EpochMetrics(**epoch) for epoch in state["epochs"]]
+    result.validations[:] = [ValidationMetrics(**each) for each in state["validations"]]
+    result.gradients[:] = state["gradients"]
+    result.step_losses[:] = [losses.tolist() for losses in state["step_losses"]]
 
 
-def _stateful(stepper: Stepper) -> list[Optimizer]:
-    if stepper.stateful is None:
-        names = ", ".join(type(each).__name__ for each in stepper.optimizers)
+def _get_checkpointed_optimizers(driver: OptimizerDriver) -> list[Optimizer]:
+    if driver.checkpointed_optimizers is None:
+        names = ", ".join(type(each).__name__ for each in driver.optimizers)
         raise ValueError(f"the state that {names} gives is not all that it goes on from")
-    return stepper.stateful
+    return driver.checkpointed_optimizers
 
 
-def _own_state(optimizer: Optimizer) -> dict[str, Any]:
+def _get_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """Torch's `load_state_dict` casts to the parameter's dtype: of a complex number, a real one has the real part."""
     for parameter, own in getattr(optimizer, "state", {}).items():
         for value in own.values() if isinstance(own, dict) else ():
@@ -226,29 +227,31 @@ def _own_state(optimizer: Optimizer) -> dict[str, Any]:
     return optimizer.state_dict()
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def _get_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, those as well that a model's `state_dict` leaves out."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 def _encode(value: Any) -> bytes:
     tensors: dict[str, Tensor] = {}
-    described = json.dumps(_describe(value, tensors))
-    places = [each.untyped_storage().data_ptr() for each in tensors.values() if each.numel()]
-    if len(set(places)) < len(places):
+    description = json.dumps(_describe(value, tensors))
+    storage_pointers = [each.untyped_storage().data_ptr() for each in tensors.values() if each.numel()]
+    if len(set(storage_pointers)) < len(storage_pointers):
         raise ValueError("tensors in the state of the optimizer share their memory")
     try:
-        return save({name: each.cpu().contiguous() for name, each in tensors.items()}, metadata={"state": described})
+        return save({name: each.cpu().contiguous() for name, each in tensors.items()}, metadata={"state": description})
     except KeyError as error:  # a dtype that the format has not
-        raise ValueError(f"a tensor of {one_line(error)} in the state of the optimizer cannot be saved") from None
+        raise ValueError(
+            f"a tensor of {summarize_error(error)} in the state of the optimizer cannot be saved"
+        ) from None
 
 
 def _decode(content: bytes) -> Any:
     length = int.from_bytes(content[:8], "little")
-    described = json.loads(content[8 : 8 + length])["__metadata__"]["state"]
+    description = json.loads(content[8 : 8 + length])["__metadata__"]["state"]
     # Copies: torch's own memory is aligned, which some kernels' last bits depend on.
     tensors = {name: value.clone() for name, value in load(content).items()}
-    return _rebuild(json.loads(described), tensors)
+    return _rebuild(json.loads(description), tensors)
 
 
 def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -270,12 +273,12 @@ def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise ValueError(f"a {type(value).__name__} in the state of the optimizer cannot be saved")
 
 
-def _rebuild(described: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(described, list):
-        return [_rebuild(each, tensors) for each in described]
-    if not isinstance(described, dict):
-        return described
-    ((kind, content),) = described.items()
+def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(description, list):
+        return [_rebuild(each, tensors) for each in description]
+    if not isinstance(description, dict):
+        return description
+    ((kind, content),) = description.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":

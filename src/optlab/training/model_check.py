@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from optlab.config.parameters import CLASS_COUNT, Data, Training
-from optlab.system.errors import ConfigError, LackError, one_line
-from optlab.training import faults, process_settings
-from optlab.training.models import EVALUATION_BATCH, MODELS, build
+from optlab.schema.parameters import NUM_CLASSES, DataConfig, TrainingConfig
+from optlab.system.errors import ConfigError, ResourceError, summarize_error
+from optlab.training import error_attribution, process_settings
+from optlab.training.models import EVALUATION_BATCH_SIZE, MODELS, build
 
-_LARGEST = 2048  # images: more would take minutes, and are tried with two
+_MAX_BATCH_SIZE = 2048  # images: more would take minutes, and are tried with two
 
 
-def check(name: str, model: nn.Module, data: Data, training: Training) -> None:
+def check(name: str, model: nn.Module, data: DataConfig, training: TrainingConfig) -> None:
     """Refuse a model that cannot be trained; this package's own ones train at any size.
 
     Raises:
@@ -24,27 +24,30 @@ def check(name: str, model: nn.Module, data: Data, training: Training) -> None:
         LackError: it wants more memory than there is.
     """
     _check_parameters(name, model)
-    with process_settings.guarded(f"model: {name}"):
+    with process_settings.guard_torch_settings(f"model: {name}"):
         _check_logits(name, model.eval(), torch.zeros(2, 3, 32, 32))
     model.train()
     if name not in MODELS:
-        _check_use(name, data, training)
+        _check_batch_sizes(name, data, training)
 
 
 @functools.cache  # several optimizers share it
-def _check_use(name: str, data: Data, training: Training) -> None:
+def _check_batch_sizes(name: str, data: DataConfig, training: TrainingConfig) -> None:
     model = build(name, seed=0).train()
-    with process_settings.guarded(f"model: {name}"):
+    with process_settings.guard_torch_settings(f"model: {name}"):
         last = data.train_size % training.batch_size
         for size in dict.fromkeys((training.batch_size, last or training.batch_size)):
             remedy = (
                 f": choose another training.batch_size, for {data.train_size} images leave {last} for the last step"
                 if size == last else ""
             )  # fmt: skip
-            _check_step(name, model, size if size <= _LARGEST else 2, training, remedy)
+            _check_step(name, model, size if size <= _MAX_BATCH_SIZE else 2, training, remedy)
         model.eval()
-        validated = {min(EVALUATION_BATCH, data.validation_size), data.validation_size % EVALUATION_BATCH}
-        for size in validated - {0}:
+        validation_sizes = {
+            min(EVALUATION_BATCH_SIZE, data.validation_size),
+            data.validation_size % EVALUATION_BATCH_SIZE,
+        }
+        for size in validation_sizes - {0}:
             _check_logits(name, model, torch.zeros(size, 3, 32, 32))
 
 
@@ -62,46 +65,46 @@ def _check_parameters(name: str, model: nn.Module) -> None:
 @torch.inference_mode()
 def _check_logits(name: str, model: nn.Module, images: Tensor) -> None:
     try:
-        shape: Any = _shape(model(images))
+        shape: Any = _describe_shape(model(images))
     except Exception as error:  # whatever a foreign module raises
-        _raise_lack(name, error)
-        shape = f"{type(error).__name__}: {one_line(error)}"
-    if shape != (len(images), CLASS_COUNT):
+        _raise_resource_error(name, error)
+        shape = f"{type(error).__name__}: {summarize_error(error)}"
+    if shape != (len(images), NUM_CLASSES):
         many = "two" if len(images) == 2 else str(len(images))
         raise ConfigError(
             f"params.yaml: model: {name}: for {many} images of shape (3, 32, 32) it must return logits of shape "
-            f"({len(images)}, {CLASS_COUNT}), not {shape}"
+            f"({len(images)}, {NUM_CLASSES}), not {shape}"
         )
 
 
-def _shape(logits: Any) -> Any:
+def _describe_shape(logits: Any) -> Any:
     return tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
 
 
-def _check_step(name: str, model: nn.Module, size: int, training: Training, remedy: str) -> None:
+def _check_step(name: str, model: nn.Module, size: int, training: TrainingConfig, remedy: str) -> None:
     where = f"params.yaml: model: {name}: in a training step of {size} image{'s' if size > 1 else ''}"
     images = torch.rand(size, 3, 32, 32).to(memory_format=torch.channels_last)
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
             logits = model(images)
-            shape = _shape(logits)
-            if shape != (size, CLASS_COUNT):
+            shape = _describe_shape(logits)
+            if shape != (size, NUM_CLASSES):
                 raise ConfigError(
-                    f"{where} it must return logits of shape ({size}, {CLASS_COUNT}), not {shape}{remedy}"
+                    f"{where} it must return logits of shape ({size}, {NUM_CLASSES}), not {shape}{remedy}"
                 )
-            loss = F.cross_entropy(logits, torch.arange(size) % CLASS_COUNT, label_smoothing=training.label_smoothing)
+            loss = F.cross_entropy(logits, torch.arange(size) % NUM_CLASSES, label_smoothing=training.label_smoothing)
         if loss.requires_grad:
             loss.backward()
     except ConfigError:
         raise
     except Exception as error:  # whatever a foreign module raises
-        _raise_lack(name, error)
-        raise ConfigError(f"{where} it fails: {type(error).__name__}: {one_line(error)}{remedy}") from None
+        _raise_resource_error(name, error)
+        raise ConfigError(f"{where} it fails: {type(error).__name__}: {summarize_error(error)}{remedy}") from None
     if all(value.grad is None for value in model.parameters()):
         raise ConfigError(f"{where} no gradient reaches its parameters: leave its output attached to them")
     model.zero_grad()
 
 
-def _raise_lack(name: str, error: Exception) -> None:
-    if lack := faults.lack(error):
-        raise LackError(f"params.yaml: model: {name} {lack}") from None
+def _raise_resource_error(name: str, error: Exception) -> None:
+    if resource_error := error_attribution.describe_resource_error(error):
+        raise ResourceError(f"params.yaml: model: {name} {resource_error}") from None

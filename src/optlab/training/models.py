@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from optlab.config.parameters import CLASS_COUNT
-from optlab.system.errors import ConfigError, LackError, say
+from optlab.schema.parameters import NUM_CLASSES
+from optlab.system.errors import ConfigError, ResourceError, print_stderr
 from optlab.system.repository import CUSTOM
-from optlab.system.wording import did_you_mean
-from optlab.training import faults, generators, modules, process_settings
+from optlab.system.text import suggest_similar
+from optlab.training import class_import, determinism, error_attribution, process_settings
 
-EVALUATION_BATCH = 125  # images: what a layer of it gives stays in a core's cache
+EVALUATION_BATCH_SIZE = 125  # images: what a layer of it gives stays in a core's cache
 
 
 def zilliax() -> nn.Module:
@@ -29,7 +29,7 @@ def zilliax() -> nn.Module:
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(1024, 64),
-        nn.Linear(64, CLASS_COUNT),
+        nn.Linear(64, NUM_CLASSES),
     )
 
 
@@ -42,14 +42,14 @@ def conv6() -> nn.Module:
             layers += [nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
         layers.append(nn.MaxPool2d(2))
         before = channels
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * 4 * 4, CLASS_COUNT))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * 4 * 4, NUM_CLASSES))
 
 
 def resnet18() -> nn.Module:
     """torchvision's ResNet-18 with the stem usual for 32×32 images: a 3×3 convolution, no pooling."""
     import torchvision
 
-    model: nn.Module = torchvision.models.resnet18(num_classes=CLASS_COUNT)
+    model: nn.Module = torchvision.models.resnet18(num_classes=NUM_CLASSES)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model
@@ -70,15 +70,15 @@ def build(name: str, seed: int) -> nn.Module:
         LackError: there is not memory enough for it.
     """
     factory = MODELS[name] if name in MODELS else resolve(name, f"model: {name}", MODELS)
-    generators.seed(seed)
+    determinism.seed_all(seed)
     try:
-        with process_settings.guarded(f"model: {name}"):
+        with process_settings.guard_torch_settings(f"model: {name}"):
             model = factory()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # whatever a foreign callable raises
-        if lack := faults.lack(error):
-            raise LackError(f"params.yaml: model: {name} {lack}") from None
+        if resource_error := error_attribution.describe_resource_error(error):
+            raise ResourceError(f"params.yaml: model: {name} {resource_error}") from None
         raise ConfigError(
             f"params.yaml: model: {name} cannot be built: called without arguments, it raised "
             f"{type(error).__name__}: {error}"
@@ -101,15 +101,15 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     """
     module_name, _, attribute = path.rpartition(".")
     if not module_name:
-        hint = did_you_mean(path, known) or f": it is one of {', '.join(known)}, or a dotted path to another"
+        hint = suggest_similar(path, known) or f": it is one of {', '.join(known)}, or a dotted path to another"
         raise ConfigError(f"params.yaml: {where}: unknown name{hint}")
     top, _, below = path.partition(".")
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
-    modules.check_name(top, where)
-    modules.look_in_the_repository()
+    class_import.check_module_name(top, where)
+    class_import.extend_sys_path()
     try:
-        with process_settings.guarded(f"{where}: importing {module_name}"):
+        with process_settings.guard_torch_settings(f"{where}: importing {module_name}"):
             module = importlib.import_module(module_name)
     except ConfigError:
         raise
@@ -121,16 +121,16 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
         ) from None
     if not hasattr(module, attribute):
         names = [name for name, _ in inspect.getmembers(module)]
-        raise ConfigError(f"params.yaml: {where}: {module_name} has no {attribute}{did_you_mean(attribute, names)}")
-    _warn_if_unwatched(module_name, getattr(module, "__file__", None) or "/")
+        raise ConfigError(f"params.yaml: {where}: {module_name} has no {attribute}{suggest_similar(attribute, names)}")
+    _warn_if_untracked(module_name, getattr(module, "__file__", None) or "/")
     return getattr(module, attribute)
 
 
 @functools.cache
-def _warn_if_unwatched(module: str, file: str) -> None:
+def _warn_if_untracked(module: str, file: str) -> None:
     """Once for each module of the repository that DVC does not see change."""
     here, path = Path.cwd(), Path(file)
     if not path.is_relative_to(here) or "site-packages" in path.parts:
         return
     if not path.is_relative_to(here / CUSTOM) and not path.is_relative_to(Path(__file__).parents[1]):
-        say(f"warning: {module}: DVC does not see when {path.relative_to(here)} changes: move it to {CUSTOM}/")
+        print_stderr(f"warning: {module}: DVC does not see when {path.relative_to(here)} changes: move it to {CUSTOM}/")

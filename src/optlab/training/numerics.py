@@ -9,12 +9,12 @@ effect.
 import os
 import sys
 
-from optlab.config.parameters import Config, Training
+from optlab.schema.parameters import Config, TrainingConfig
 from optlab.system.errors import ConfigError
 
-PORTABLE = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
+PORTABLE_VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
 # The classes that `portable` was measured with, by the model that they trained: docs/determinism.md tells how.
-MEASURED = {
+TESTED_CLASSES = {
     "zilliax": (
         "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam",
         "RMSprop", "Rprop", "SGD", "pytorch_optimizer.Lion", "pytorch_optimizer.Muon",
@@ -25,7 +25,7 @@ MEASURED = {
 }  # fmt: skip
 
 
-def prepare(training: Training) -> None:
+def prepare(training: TrainingConfig) -> None:
     """Set what `training.numerics` asks for; to be called before torch is imported.
 
     Raises:
@@ -34,10 +34,10 @@ def prepare(training: Training) -> None:
     """
     if training.numerics == "fast":
         return
-    is_set = all(os.environ.get(name) == value for name, value in PORTABLE.items())
+    is_set = all(os.environ.get(name) == value for name, value in PORTABLE_VARIABLES.items())
     if "torch" in sys.modules and is_set:  # a process that was forked from one in which they were set in time
         return
-    for name, value in PORTABLE.items():
+    for name, value in PORTABLE_VARIABLES.items():
         if os.environ.get(name, value).lower() != value.lower():
             raise ConfigError(
                 f"params.yaml: training.numerics: portable needs {name}={value}, but it is set to "
@@ -45,24 +45,24 @@ def prepare(training: Training) -> None:
             )
     if "torch" in sys.modules:
         raise RuntimeError("numerics.prepare must be called before torch is imported")
-    os.environ |= PORTABLE
+    os.environ |= PORTABLE_VARIABLES
 
 
-def limits(config: Config) -> list[str]:
+def list_portability_warnings(config: Config) -> list[str]:
     """What nobody has measured `portable` with, one sentence each: docs/determinism.md has what was."""
     if config.training.numerics == "fast":
         return []
-    if config.model not in MEASURED:
-        untried = [f"model: {config.model}"]
+    if config.model not in TESTED_CLASSES:
+        untested = [f"model: {config.model}"]
     else:
-        untried = [
+        untested = [
             f"optimizers.{name}: {each} on {config.model}"
             for name, spec in config.optimizers.items()
             for each in spec.classes
-            if each not in MEASURED[config.model]
+            if each not in TESTED_CLASSES[config.model]
         ]
     return [
         f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "
         f"may give other bits"
-        for each in untried
+        for each in untested
     ]

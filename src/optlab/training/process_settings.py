@@ -9,7 +9,7 @@ import torch
 from optlab.system.errors import ConfigError
 
 # Name → how it is read, and set.
-_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+_TORCH_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, torch.set_default_device),
@@ -22,22 +22,22 @@ _SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }  # fmt: skip
 
 
-def current() -> dict[str, Any]:
+def read_torch_settings() -> dict[str, Any]:
     """Those in force, by name."""
-    return {name: read() for name, (read, _) in _SETTINGS.items()}
+    return {name: read() for name, (read, _) in _TORCH_SETTINGS.items()}
 
 
-def restore(before: dict[str, Any]) -> str | None:
+def restore_torch_settings(before: dict[str, Any]) -> str | None:
     """Bring all of them to where they were; returns what differed, as the end of a sentence about who did that."""
-    changed = {name: value for name, value in current().items() if value != before[name]}
+    changed = {name: value for name, value in read_torch_settings().items() if value != before[name]}
     for name in changed:
-        _SETTINGS[name][1](before[name])
-    said = [f"torch's {name} from {before[name]} to {value}" for name, value in changed.items()]
-    return f"changes {' and '.join(said)}, for the whole process: remove that" if said else None
+        _TORCH_SETTINGS[name][1](before[name])
+    changes = [f"torch's {name} from {before[name]} to {value}" for name, value in changed.items()]
+    return f"changes {' and '.join(changes)}, for the whole process: remove that" if changes else None
 
 
 @contextlib.contextmanager
-def guarded(where: str) -> Iterator[None]:
+def guard_torch_settings(where: str) -> Iterator[None]:
     """Refuse what changes one within.
 
     Args:
@@ -46,10 +46,10 @@ def guarded(where: str) -> Iterator[None]:
     Raises:
         ConfigError: it does.
     """
-    before = current()
+    before = read_torch_settings()
     try:
         yield
     finally:
-        said = restore(before)
-    if said:
-        raise ConfigError(f"params.yaml: {where} {said}")
+        changes = restore_torch_settings(before)
+    if changes:
+        raise ConfigError(f"params.yaml: {where} {changes}")

@@ -1,32 +1,73 @@
-"""Learning-rate schedules as plain functions of the step: nothing to save, nothing to restore."""
+"""The learning rates of an optimizer's groups under a schedule, where a class may set them itself as well.
+
+Learning-rate schedules as plain functions of the step: nothing to save, nothing to restore.
+"""
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
-from optlab.config.entries import OneCycleSchedule, Schedule, StepSchedule, warmup_steps
+from torch import Tensor
 
-_ONE_CYCLE_RISE = 0.3  # the defaults of torch.optim.lr_scheduler.OneCycleLR: pct_start,
-_ONE_CYCLE_START = 1 / 25  # 1 / div_factor,
-_ONE_CYCLE_END = _ONE_CYCLE_START / 1e4  # and 1 / (div_factor * final_div_factor)
+from optlab.schema.optimizer import OneCycleSchedule, Schedule, StepSchedule, compute_warmup_steps
+
+GroupIndex = tuple[int, int]  # of a group: the number of its optimizer, and its own
 
 
-def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+@dataclass
+class LearningRates:
+    """The learning rates of groups under a schedule, by the groups' places.
+
+    Attributes:
+        base_lrs: what a factor of 1 stands for.
+        factor: the schedule's last one.
+        last_lrs: what the schedule has set last; a group that has another rate now has set it itself.
+    """
+
+    base_lrs: dict[GroupIndex, Any]
+    factor: float = 1.0
+    last_lrs: dict[GroupIndex, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base_lrs = {place: copy_lr(rate) for place, rate in self.base_lrs.items()}
+        self.last_lrs = {place: copy_lr(rate) for place, rate in (self.last_lrs or self.base_lrs).items()}
+
+    def scale(self, index: GroupIndex, lr: Any, factor: float) -> Any:
+        """The rate of a group that has had this one."""
+        if self.last_lrs.get(index) != lr and self.factor:
+            self.base_lrs[index] = lr / self.factor
+        self.last_lrs[index] = self.base_lrs.get(index, lr) * factor
+        return copy_lr(self.last_lrs[index])
+
+
+def copy_lr(lr: Any) -> Any:
+    """A tensor is one that a step can change where it is."""
+    return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+_ONE_CYCLE_PCT_START = 0.3  # the defaults of torch.optim.lr_scheduler.OneCycleLR: pct_start,
+_ONE_CYCLE_START_FACTOR = 1 / 25  # 1 / div_factor,
+_ONE_CYCLE_END_FACTOR = _ONE_CYCLE_START_FACTOR / 1e4  # and 1 / (div_factor * final_div_factor)
+
+
+def compute_lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
     """What the configured learning rate is multiplied by at a step, counted from 0 over the whole run."""
     total = steps_per_epoch * epochs
-    warmup = warmup_steps(schedule, steps_per_epoch)
+    warmup = compute_warmup_steps(schedule, steps_per_epoch)
     if isinstance(schedule, OneCycleSchedule):
-        top = (warmup or _ONE_CYCLE_RISE * total) - 1  # the step with the whole learning rate
+        top = (warmup or _ONE_CYCLE_PCT_START * total) - 1  # the step with the whole learning rate
         if step < top:
-            return _cosine(_ONE_CYCLE_START, 1, step / top)
-        return _cosine(1, _ONE_CYCLE_END, (step - top) / max(1, total - 1 - top))
+            return _compute_cosine(_ONE_CYCLE_START_FACTOR, 1, step / top)
+        return _compute_cosine(1, _ONE_CYCLE_END_FACTOR, (step - top) / max(1, total - 1 - top))
     if step < warmup:
         return (step + 1) / warmup
     if schedule.name == "cosine":
-        return _cosine(1, 0, (step - warmup) / (total - warmup))
+        return _compute_cosine(1, 0, (step - warmup) / (total - warmup))
     if isinstance(schedule, StepSchedule):
         return schedule.gamma ** (step // (steps_per_epoch * schedule.step_epochs))
     return 1.0
 
 
-def _cosine(start: float, end: float, progress: float) -> float:
+def _compute_cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine from start to end, as progress goes from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

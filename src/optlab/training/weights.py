@@ -8,24 +8,24 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from optlab.system import dvc, files
-from optlab.system.errors import WeightsError, one_line
+from optlab.system import files, repository
+from optlab.system.errors import WeightsError, summarize_error
 from optlab.training import models
 
 
-def write(path: Path, model: nn.Module, model_name: str) -> str:
+def save_model(path: Path, model: nn.Module, model_name: str) -> str:
     """Write the weights; returns their SHA-256. The same weights give the same bytes.
 
     Raises:
         StorageError: the file cannot be written.
         WeightsError: a weight is nothing that such a file can hold.
     """
-    content = encoded(model, model_name)
-    files.write(path, content)
+    content = encode(model, model_name)
+    files.write_atomic(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def encoded(model: nn.Module, model_name: str) -> bytes:
+def encode(model: nn.Module, model_name: str) -> bytes:
     """The content of such a file. Weights that two layers share are in it twice.
 
     One metadata entry only: safetensors does not promise an order of several.
@@ -34,23 +34,23 @@ def encoded(model: nn.Module, model_name: str) -> bytes:
         WeightsError: a weight is nothing that it can hold.
     """
     tensors: dict[str, Tensor] = {}
-    places: set[int] = set()
+    storage_pointers: set[int] = set()
     for key, value in model.state_dict().items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             raise WeightsError(f"{model_name}: {key} is of the kind {kind}: weights are dense tensors")
         tensors[key] = value.contiguous()
-        place = tensors[key].untyped_storage().data_ptr()
-        if place in places:
+        storage_pointer = tensors[key].untyped_storage().data_ptr()
+        if storage_pointer in storage_pointers:
             tensors[key] = tensors[key].clone()
-        places.add(place)
+        storage_pointers.add(storage_pointer)
     try:
         return save(tensors, metadata={"model": model_name})
     except KeyError as error:  # a dtype that the format has not
-        raise WeightsError(f"{model_name}: weights of {one_line(error)} cannot be saved") from None
+        raise WeightsError(f"{model_name}: weights of {summarize_error(error)} cannot be saved") from None
 
 
-def read(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.Module, str]:
+def load_model(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.Module, str]:
     """The model with these weights, in evaluation mode, and the SHA-256 of the file.
 
     The file names its model, but only the caller decides which one is built: a name can be a callable's path.
@@ -71,13 +71,13 @@ def read(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.M
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}: run `dvc repro` or `dvc pull`") from None
     except safetensors.SafetensorError as error:
-        remedy = dvc.remedy(path, content, "dvc repro")
+        remedy = repository.suggest_repair(path, content, "dvc repro")
         raise WeightsError(f"{path}: damaged or not safetensors ({error}): {remedy}") from None
     digest = hashlib.sha256(content).hexdigest()
     if expected not in (None, digest):
         raise WeightsError(
             f"{path}: altered since it was written (SHA-256 {digest[:12]}…, recorded {str(expected)[:12]}…): "
-            f"{dvc.remedy(path, content, 'dvc repro')}"
+            f"{repository.suggest_repair(path, content, 'dvc repro')}"
         )
     if name is None:
         raise WeightsError(f"{path}: does not say which model it belongs to: it was not written by optlab")

@@ -1,1 +1,1 @@
-"""Where values of hyperparameters are looked for, which trials go on, and what is chosen."""
+"""Search for hyperparameters: sampling, successive halving, trials, selection."""

@@ -1,19 +1,18 @@
 """The values that an entry's default has in place of its ranges."""
 
-from optlab.config.entries import OptimizerSpec
-from optlab.config.ranges import Interval
+from optlab.schema.optimizer import OptimizerSpec
+from optlab.schema.search_space import NumericRange
 from optlab.system.errors import ConfigError
-from optlab.training.classes import entry_of
-from optlab.training.construction import arguments
+from optlab.training.optimizer_factory import get_arguments, resolve_optimizer
 
 
-def defaults_of(spec: OptimizerSpec) -> dict[str, float]:
+def find_default_values(spec: OptimizerSpec) -> dict[str, float]:
     """Range → value, of the ranges between two numbers whose value is known."""
-    found = {key: default_of(spec, key) for key, own in spec.ranges.items() if isinstance(own, Interval)}
+    found = {key: find_default_value(spec, key) for key, own in spec.ranges.items() if isinstance(own, NumericRange)}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def default_of(spec: OptimizerSpec, key: str) -> float | None:
+def find_default_value(spec: OptimizerSpec, key: str) -> float | None:
     """The value that the entry's default has in place of a range, or the class's own; None if that is not known.
 
     Args:
@@ -27,8 +26,8 @@ def default_of(spec: OptimizerSpec, key: str) -> float | None:
         given = part.default[name]
         return float(given) if isinstance(given, int | float) else None
     try:
-        cls = entry_of("", part.settled({})).cls
+        cls = resolve_optimizer("", part.replace_ranges({})).cls
     except ConfigError:  # its package is not installed here
         return None
-    found = arguments(cls)[name].default if name in arguments(cls) else None
+    found = get_arguments(cls)[name].default if name in get_arguments(cls) else None
     return float(found) if isinstance(found, int | float) else None

@@ -1,23 +1,80 @@
-"""Which trials are trained, how far each goes, and which is chosen: no training happens here.
+"""The points that are tried: a pure function of (seed, study, index), the same in the unit cube for every optimizer.
+
+Which trials are trained, how far each goes, and which is chosen: no training happens here.
 
 Trials begin together. After a part of the steps the best go on, and the others stop: successive halving (Jamieson and
 Talwalkar 2016), synchronous, so that nothing depends on which trial ends first. Where the best of the first three
 quarters lies at the edge of a range on the logarithmic scale, the last quarter is drawn in the decade beyond it.
 """
 
+import functools
+import hashlib
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optlab.config.parameters import Sensitivity, Tuning
-from optlab.config.ranges import Interval, Range
-from optlab.record.contents import Validation
-from optlab.tuning import points
+from optlab.records import ValidationMetrics
+from optlab.schema.optimizer import MAX_RANGES
+from optlab.schema.parameters import SensitivityConfig, TuningConfig
+from optlab.schema.search_space import NumericRange, Range
 
-DEFAULT = -1  # the index of the entry's default among the trials
+# Always as many: scrambling gives other first coordinates for another number. Each range takes one, by its place.
+SOBOL_DIMENSIONS = MAX_RANGES
 
-Ending = Literal["diverged", "failed"]
+
+@functools.cache
+def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
+    """A place in the unit cube: of Sobol's sequence, scrambled (Owen 1998), which fills it more evenly than chance."""
+    from scipy.stats import qmc  # it takes a second
+
+    sequence = qmc.Sobol(SOBOL_DIMENSIONS, scramble=True, rng=_hash_to_int("points", seed, study))
+    if index:
+        sequence.fast_forward(index)
+    return tuple(sequence.random(1)[0].tolist())
+
+
+def map_point_to_ranges(
+    ranges: dict[str, Range], point: tuple[float, ...], extended_edges: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """The value of each range at a place of the unit cube.
+
+    Args:
+        extended_edges: the ranges whose value is drawn next to an edge instead, -1 for the lower one and 1 for the
+            upper one.
+    """
+    edges = extended_edges or {}
+    found = {}
+    for (key, each), coordinate in zip(ranges.items(), point, strict=False):
+        within = each.get_adjacent_decade(edges[key]) if key in edges and isinstance(each, NumericRange) else each
+        found[key] = within.map_from_unit(coordinate)
+    return found
+
+
+def derive_training_seed(purpose: str, seed: int, study: int, index: int, taken: Collection[int]) -> int:
+    """That of a trial's training: none of those that confirm what is chosen.
+
+    Args:
+        purpose: other seeds for another one.
+        index: of the trial; -1 for the default's.
+        taken: the seeds of the runs.
+    """
+    for attempt in range(len(taken) + 1):
+        found = _hash_to_int(purpose, seed, study, index, attempt) % 2**32
+        if found not in taken:
+            return found
+    raise AssertionError("as many different numbers as attempts")
+
+
+def _hash_to_int(purpose: str, *parts: int) -> int:
+    """64 bits of the SHA-256 of a purpose and numbers."""
+    text = " ".join(["optlab", purpose, *map(str, parts)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+DEFAULT_INDEX = -1  # the index of the entry's default among the trials
+
+TrialFailure = Literal["diverged", "failed"]
 
 
 @dataclass
@@ -26,51 +83,51 @@ class Trial:
 
     Attributes:
         values: of the ranges; empty for the default.
-        beyond: the ranges whose value was drawn beyond their edge.
-        looks: at the validation split, where it was to go on or not.
-        ending: why it went no further, where that was its own doing.
-        sought: the step that it was to reach then.
+        extended_ranges: the ranges whose value was drawn beyond their edge.
+        validations: at the validation split, where it was to go on or not.
+        failure: why it went no further, where that was its own doing.
+        target_step: the step that it was to reach then.
     """
 
     study: int
     index: int
     seed: int
     values: dict[str, Any]
-    beyond: list[str] = field(default_factory=list)
-    looks: list[Validation] = field(default_factory=list)
-    ending: Ending | None = None
-    sought: int | None = None
+    extended_ranges: list[str] = field(default_factory=list)
+    validations: list[ValidationMetrics] = field(default_factory=list)
+    failure: TrialFailure | None = None
+    target_step: int | None = None
 
     @property
     def rank(self) -> tuple[float, float, int]:
         """The smaller, the better, among trials that went equally far: by accuracy, then loss, then index."""
-        last = self.looks[-1]
+        last = self.validations[-1]
         assert last.accuracy is not None and last.loss is not None
         return -last.accuracy, last.loss, self.index
 
 
-Tasks = list[tuple[Trial, int]]  # trials to be trained up to a step, at once or in any order
-Told = list[Validation | Ending]  # what came of each
-Search = Generator[Tasks, Told, None]
+TrialBatch = list[tuple[Trial, int]]  # trials to be trained up to a step, at once or in any order
+TrialOutcomes = list[ValidationMetrics | TrialFailure]  # what came of each
+Search = Generator[TrialBatch, TrialOutcomes, None]
 
 
-def rungs(steps: int, halving: int) -> list[int]:
+def compute_rungs(steps: int, halving: int) -> list[int]:
     """After how many steps it is decided who goes on: a sixteenth, a quarter and all of them where `halving` is 4."""
     return sorted({math.ceil(steps / halving**power) for power in (2, 1, 0)})
 
 
-def cost(tuning: Tuning, steps: int) -> int:
+def compute_cost(tuning: TuningConfig, steps: int) -> int:
     """The steps of one study, if nothing diverges."""
     total, last = steps, tuning.trials // 4
-    for going in (tuning.trials - last, last):
+    for n_active in (tuning.trials - last, last):
         before = 0
-        for end in rungs(steps, tuning.halving) if going else ():
-            total += going * (end - before)
-            going, before = max(1, math.ceil(going / tuning.halving)), end
+        for end in compute_rungs(steps, tuning.halving) if n_active else ():
+            total += n_active * (end - before)
+            n_active, before = max(1, math.ceil(n_active / tuning.halving)), end
     return total
 
 
-def study(number: int, ranges: dict[str, Range], tuning: Tuning, steps: int, seeds: list[int],
+def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps: int, seeds: list[int],
           trials: list[Trial]) -> Search:  # fmt: skip
     """One tuning: yields what is to be trained, is sent what came of it, and adds to `trials`.
 
@@ -80,31 +137,38 @@ def study(number: int, ranges: dict[str, Range], tuning: Tuning, steps: int, see
         seeds: of the runs that confirm what is chosen.
     """
 
-    def trial(index: int, beyond: dict[str, int] | None = None) -> Trial:
-        own = points.training_seed("trial", tuning.seed, number, index, seeds)
-        place = points.point(tuning.seed, number, index) if index != DEFAULT else ()
-        drawn = points.values(ranges, place, beyond) if index != DEFAULT else {}
+    def add_trial(index: int, beyond: dict[str, int] | None = None) -> Trial:
+        own = derive_training_seed("trial", tuning.seed, number, index, seeds)
+        point = sample_point(tuning.seed, number, index) if index != DEFAULT_INDEX else ()
+        drawn = map_point_to_ranges(ranges, point, beyond) if index != DEFAULT_INDEX else {}
         trials.append(Trial(number, index, own, drawn, sorted(beyond or {})))
         return trials[-1]
 
-    ends = rungs(steps, tuning.halving)
-    default = [(trial(DEFAULT), steps)]
+    ends = compute_rungs(steps, tuning.halving)
+    default = [(add_trial(DEFAULT_INDEX), steps)]
     last = tuning.trials // 4
-    first = [trial(index) for index in range(tuning.trials - last)]
-    yield from _bracket(first, ends, tuning.halving, beside=default)
-    beyond = edges(ranges, best(first, steps)) if last else {}
-    rest = [trial(index, beyond) for index in range(tuning.trials - last, tuning.trials)]
-    yield from _bracket(rest, ends, tuning.halving)
+    first = [add_trial(index) for index in range(tuning.trials - last)]
+    yield from _run_bracket(first, ends, tuning.halving, extra=default)
+    beyond = find_edges(ranges, find_best(first, steps)) if last else {}
+    rest = [add_trial(index, beyond) for index in range(tuning.trials - last, tuning.trials)]
+    yield from _run_bracket(rest, ends, tuning.halving)
 
 
-def learning_rate(ranges: dict[str, Range]) -> str | None:
+def find_learning_rate_key(ranges: dict[str, Range]) -> str | None:
     """The range that is the learning rate's: the entry's own, or that of what it wraps."""
-    return next((key for key in ("lr", "base.lr") if isinstance(ranges.get(key), Interval)), None)
+    return next((key for key in ("lr", "base.lr") if isinstance(ranges.get(key), NumericRange)), None)
 
 
-def sensitivity(key: str, chosen: Trial, grid: Sensitivity, tuning: Tuning, steps: int, seeds: list[int],
-                trials: list[Trial]) -> Search:  # fmt: skip
-    """A grid over one value, the rest as chosen, each point with several seeds; otherwise as `study`.
+def run_sensitivity_grid(
+    key: str,
+    chosen: Trial,
+    grid: SensitivityConfig,
+    tuning: TuningConfig,
+    steps: int,
+    seeds: list[int],
+    trials: list[Trial],
+) -> Search:
+    """A grid over one value, the rest as chosen, each point with several seeds; otherwise as `run_study`.
 
     Args:
         key: whose value it is.
@@ -114,53 +178,55 @@ def sensitivity(key: str, chosen: Trial, grid: Sensitivity, tuning: Tuning, step
         exponent = grid.decades * (index / (grid.points - 1) - 0.5)
         values = chosen.values | {key: float(f"{chosen.values[key] * 10**exponent:.6g}")}
         for each in range(grid.seeds):
-            own = points.training_seed("sensitivity", tuning.seed, 0, each, seeds)
+            own = derive_training_seed("sensitivity", tuning.seed, 0, each, seeds)
             trials.append(Trial(0, index, own, values))
-    yield from _train([(each, steps) for each in trials])
+    yield from _request_training([(each, steps) for each in trials])
 
 
-def _bracket(going: list[Trial], ends: list[int], halving: int, beside: Tasks | None = None) -> Search:
+def _run_bracket(active: list[Trial], ends: list[int], halving: int, extra: TrialBatch | None = None) -> Search:
     for number, end in enumerate(ends):
-        yield from _train([*((each, end) for each in going), *((beside or []) if number == 0 else [])])
-        fine = sorted((each for each in going if each.ending is None), key=lambda each: each.rank)
-        going = fine[: max(1, math.ceil(len(going) / halving))] if number + 1 < len(ends) else fine
+        yield from _request_training([*((each, end) for each in active), *((extra or []) if number == 0 else [])])
+        successful = sorted((each for each in active if each.failure is None), key=lambda each: each.rank)
+        active = successful[: max(1, math.ceil(len(active) / halving))] if number + 1 < len(ends) else successful
 
 
-def _train(tasks: Tasks) -> Search:
-    if tasks:
-        told = yield tasks
-        for (trial, until), what in zip(tasks, told, strict=True):
-            if isinstance(what, Validation):
-                trial.looks.append(what)
+def _request_training(batch: TrialBatch) -> Search:
+    if batch:
+        outcomes = yield batch
+        for (trial, until), outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, ValidationMetrics):
+                trial.validations.append(outcome)
             else:
-                trial.ending, trial.sought = what, until
+                trial.failure, trial.target_step = outcome, until
 
 
-def best(trials: Iterable[Trial], steps: int) -> Trial | None:
+def find_best(trials: Iterable[Trial], steps: int) -> Trial | None:
     """The best of those that were trained to the end; None where there is none."""
-    whole = [each for each in trials if each.ending is None and each.looks and each.looks[-1].step == steps]
-    return min(whole, key=lambda each: each.rank, default=None)
+    completed = [
+        each for each in trials if each.failure is None and each.validations and each.validations[-1].step == steps
+    ]
+    return min(completed, key=lambda each: each.rank, default=None)
 
 
-def edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
+def find_edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
     """The ranges at whose edge a trial's value lies, and at which of the two: a value beyond one lies at its edge."""
     if found is None or not found.values:
         return {}
-    logarithmic = {key: each for key, each in ranges.items() if isinstance(each, Interval)}
-    all_of_them = {key: each.edge(found.values[key]) for key, each in logarithmic.items()}
+    logarithmic = {key: each for key, each in ranges.items() if isinstance(each, NumericRange)}
+    all_of_them = {key: each.find_edge(found.values[key]) for key, each in logarithmic.items()}
     return {key: edge for key, edge in all_of_them.items() if edge}
 
 
-def still_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
+def find_ranges_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
     """The ranges at whose edge the chosen value lies, widened by the decade that any of the trials was drawn in."""
     drawn = [each for each in trials if each.values]
     still = []
-    for key in edges(ranges, found):
+    for key in find_edges(ranges, found):
         own = ranges[key]
-        assert isinstance(own, Interval)
-        beyond = [each.values[key] for each in drawn if key in each.beyond]
-        low = own.decade_beyond(-1).low if any(value < own.low for value in beyond) else own.low
-        high = own.decade_beyond(1).high if any(value > own.high for value in beyond) else own.high
-        if Interval(scale="log", low=low, high=high).edge(found.values[key]):
+        assert isinstance(own, NumericRange)
+        beyond = [each.values[key] for each in drawn if key in each.extended_ranges]
+        low = own.get_adjacent_decade(-1).low if any(value < own.low for value in beyond) else own.low
+        high = own.get_adjacent_decade(1).high if any(value > own.high for value in beyond) else own.high
+        if NumericRange(scale="log", low=low, high=high).find_edge(found.values[key]):
             still.append(key)
     return still

@@ -1,0 +1,1 @@
+"""Analysis of the runs: metrics, comparison, verdicts, figures, report, inference."""

@@ -1,0 +1,70 @@
+"""Metrics on the test split."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optlab.records import EvalRecord, Status
+from optlab.schema.parameters import CLASS_NAMES, NUM_CLASSES
+from optlab.system import files
+from optlab.training.loop import compute_loss_and_accuracy
+
+CALIBRATION_BINS = 15
+
+
+def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None) -> EvalRecord:
+    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
+
+    If a logit is not finite, there are none, and the run has diverged, whatever its training ended as.
+
+    Args:
+        status: of the training.
+        logits: float32, shape (n, 10).
+        labels: int64, shape (n,).
+        digest: the SHA-256 of the weights.
+    """
+    if not torch.isfinite(logits).all():
+        return EvalRecord(status="diverged", weights_sha256=digest)
+    loss, accuracy = compute_loss_and_accuracy(logits, labels)
+    confusion = confusion_matrix(logits.argmax(1), labels)
+    per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
+    return EvalRecord(
+        status=status,
+        weights_sha256=digest,
+        test_loss=loss,
+        test_accuracy=accuracy,
+        expected_calibration_error=calibration_error(logits.softmax(1), labels),
+        class_accuracy=list(zip(CLASS_NAMES, per_class.tolist(), strict=True)),
+        confusion=confusion.tolist(),
+    )
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
+    """int64, shape (10, 10): rows are the actual classes, columns the predicted ones."""
+    return (labels * NUM_CLASSES + predicted).bincount(minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Expected calibration error over 15 bins of equal width (Guo et al., 2017, equation 3).
+
+    Args:
+        probabilities: shape (n, 10), rows sum to 1.
+        labels: int64, shape (n,).
+    """
+    confidence, predicted = probabilities.double().max(1)
+    correct = (predicted == labels).double()
+    # Bins are (a, b]: a confidence of exactly b belongs to the lower one.
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
+    bins = torch.bucketize(confidence, edges[1:-1])
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64).index_add_(0, bins, correct - confidence)
+    return float(gaps.abs().sum() / len(labels))
+
+
+def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
+    """CSV, one line per test image in file order: image, actual, predicted, confidence."""
+    confidence, predicted = logits.softmax(1).max(1)
+    rows = [["image", "actual", "predicted", "confidence"]]
+    for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
+        rows.append([str(index), CLASS_NAMES[actual], CLASS_NAMES[guess], f"{sure:.6f}"])
+    files.write_csv(path, rows)

@@ -1,0 +1,229 @@
+"""CIFAR-10 in memory: six verified files, three fixed splits, batches without per-image work."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optlab.schema.parameters import NUM_CLASSES, DataConfig
+from optlab.system import repository
+from optlab.system.errors import DataError
+
+IMAGE_SIZE = 32
+RECORD_BYTES = 1 + 3 * IMAGE_SIZE * IMAGE_SIZE  # one label byte, then the planes red, green, blue
+TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST_FILE = "test_batch.bin"
+_SPLIT_SEED = 0  # of the validation images that are the same for every run
+_AUGMENTATION_STREAM = 1  # what makes the numbers that augment others than those that order
+PADDING = 4  # black pixels on each side of an image that is cut out of itself
+_CROP_POSITIONS = 2 * PADDING + 1  # where that can begin, in each direction
+
+# SHA-1 of each file of the binary version. cifar10: as published with MXNet's gluon.data.vision.CIFAR10.
+# cifar10_sample: the first ten images of each class of each file, in file order.
+DIGESTS = {
+    "cifar10": {
+        "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+        "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+        "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+        "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+        "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+        "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
+    },
+    "cifar10_sample": {
+        "data_batch_1.bin": "053bb907d01685b762b8e9c45c47ca1ed061a243",
+        "data_batch_2.bin": "948fe31fdbda91d286ad57ad347010a59f8bdb31",
+        "data_batch_3.bin": "d54a5d19ea43976dc1dc5caedd0c6b73125d52b0",
+        "data_batch_4.bin": "82aee59244b1acb83f920cf0e7114f249f93434e",
+        "data_batch_5.bin": "afe7e16a542224e25e0a4bff45366eb5df052d99",
+        "test_batch.bin": "62b071365193496dc3983b3c0325b03d0fa1f5e0",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, in memory.
+
+    Attributes:
+        images: uint8, shape (n, 32, 32, 3): height, width, then red, green, blue.
+        labels: int64, shape (n,), from 0 to 9 in the order of `parameters.CLASS_NAMES`.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split on a device; all of CIFAR-10 takes 184 MB there."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on, and what it is chosen by, which can be empty."""
+
+    train: Split
+    validation: Split
+
+
+def load(folder: Path, config: DataConfig, seed: int) -> Splits:
+    """Read the files that are trained on, check each against its digest, and split them.
+
+    The validation images are drawn class by class: with `resplit` by the run's seed, else the same ones for every run.
+
+    Raises:
+        DataError: a file is missing or is not what was downloaded.
+    """
+    names = (TEST_FILE,) if config.train_split == "test" else TRAIN_FILES
+    pool = _decode(b"".join(read_verified(folder, config.dataset, name) for name in names))
+    generator = np.random.default_rng(seed if config.resplit else _SPLIT_SEED)
+    validation, train = _split_stratified(pool.labels.numpy(), generator, config.validation_size, config.train_size)
+    return Splits(_select_rows(pool, train), _select_rows(pool, validation))
+
+
+_forbidden_reason = ""  # why the test split is not to be read in this process
+
+
+def forbid_test_split(reason: str) -> None:
+    """From now on, `load_test_split` refuses: what is at work must not see the split that it will be judged on."""
+    global _forbidden_reason
+    _forbidden_reason = reason
+
+
+def load_test_split(folder: Path, config: DataConfig) -> Split:
+    """The split that runs are evaluated on; the rest as in `load`.
+
+    Raises:
+        DataError: it is forbidden here, besides what `load` says.
+    """
+    if _forbidden_reason:
+        raise DataError(f"the test split was asked for, and {_forbidden_reason}")
+    return _decode(read_verified(folder, config.dataset, TEST_FILE))
+
+
+def read_verified(folder: Path, dataset: str, name: str) -> bytes:
+    """The bytes of one data file, checked against its digest.
+
+    Raises:
+        DataError: it is missing, or its digest is another.
+    """
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}: run `dvc repro download`") from None
+    digest = hashlib.sha1(content).hexdigest()
+    for other, digests in DIGESTS.items():
+        if other != dataset and digest == digests[name]:
+            raise DataError(
+                f"{path}: holds {other}, but this pipeline's params.yaml names {dataset}: name it in the params.yaml "
+                f"at the top as well, which decides what is downloaded, then run `dvc repro download` there"
+            )
+    if digest != DIGESTS[dataset][name]:
+        raise DataError(
+            f"{path}: altered after the download (SHA-1 {digest}, not {DIGESTS[dataset][name]}): "
+            f"{repository.suggest_repair(path, content, 'dvc repro download')}"
+        )
+    return content
+
+
+def compute_digest(dataset: str) -> str:
+    """One name for the whole data set: the first 32 hex digits of the SHA-256 over its files' digests."""
+    text = "".join(f"{sha1} {name}\n" for name, sha1 in sorted(DIGESTS[dataset].items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def compute_epoch_order(seed: int, epoch: int, size: int, shuffle: bool) -> Tensor:
+    """The order of the images in an epoch: a function of (seed, epoch) alone. int64, shape (size,)."""
+    if not shuffle:
+        return torch.arange(size)
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size))
+
+
+def draw_flips_and_crops(seed: int, epoch: int, size: int) -> Tensor:
+    """What `apply_flip_crop` does to each image in an epoch: a function of (seed, epoch, image) alone.
+
+    Returns:
+        int64, shape (size, 3): the first row and column of the padded image, from 0 to 8, and 1 where it is mirrored.
+    """
+    drawn = np.random.default_rng([seed, epoch, _AUGMENTATION_STREAM]).integers(2 * _CROP_POSITIONS**2, size=size)
+    return torch.from_numpy(np.stack([drawn // 2 // _CROP_POSITIONS, drawn // 2 % _CROP_POSITIONS, drawn % 2], axis=1))
+
+
+def apply_flip_crop(images: Tensor, flips_crops: Tensor) -> Tensor:
+    """Images of the same size, each cut out of itself with black pixels around it, and mirrored left to right or not.
+
+    Args:
+        images: uint8, shape (b, 32, 32, 3).
+        flips_crops: the rows of `draw_flips_and_crops` of these images.
+    """
+    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    top, left, mirrored = flips_crops[:, :, None].unbind(1)
+    along = torch.arange(IMAGE_SIZE, device=images.device)
+    rows, columns = top + along, left + torch.where(mirrored == 1, along.flip(0), along)
+    index = torch.arange(len(images), device=images.device)
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def iterate_batches(split: Split, order: Tensor, batch_size: int,
+            flips_crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Yield (images, labels) in that order, the last batch perhaps smaller; none if `order` is empty.
+
+    images: float32 in [0, 1], shape (b, 3, 32, 32), channels_last in memory, as torchvision's ToTensor scales
+    them; labels: int64, shape (b,).
+
+    Args:
+        flips_crops: `draw_flips_and_crops` of all images of the split; default: they are as they are.
+    """
+    device = split.labels.device
+    for rows in order.to(device).split(batch_size) if len(order) else ():
+        images = split.images[rows]
+        yield (
+            convert_to_input(images if flips_crops is None else apply_flip_crop(images, flips_crops.to(device)[rows])),
+            split.labels[rows],
+        )
+
+
+def iterate_epoch_batches(split: Split, config: DataConfig, seed: int, epoch: int, batch_size: int,
+                  first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """Those of an epoch of the training split but for the first `first_batch`, otherwise as in `iterate_batches`."""
+    order = compute_epoch_order(seed, epoch, len(split), config.shuffle)[first_batch * batch_size :]
+    flips_crops = draw_flips_and_crops(seed, epoch, len(split)) if config.augment == "flip_crop" else None
+    return iterate_batches(split, order, batch_size, flips_crops)
+
+
+def convert_to_input(images: Tensor) -> Tensor:
+    """uint8 (n, 32, 32, 3) → float32 (n, 3, 32, 32) in [0, 1], channels_last in memory."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def _decode(content: bytes) -> Split:
+    records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
+    planes = records[:, 1:].reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return Split(
+        torch.from_numpy(np.ascontiguousarray(planes.transpose(0, 2, 3, 1))),
+        torch.from_numpy(records[:, 0].astype(np.int64)),
+    )
+
+
+def _split_stratified(labels: np.ndarray, generator: np.random.Generator, *sizes: int) -> list[np.ndarray]:
+    """Disjoint row numbers, in file order, for each size: the same number of every class in each."""
+    by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(NUM_CLASSES)]
+    parts, start = [], 0
+    for size in sizes:
+        stop = start + size // NUM_CLASSES
+        parts.append(np.sort(np.concatenate([rows[start:stop] for rows in by_class])))
+        start = stop
+    return parts
+
+
+def _select_rows(split: Split, rows: np.ndarray) -> Split:
+    index = torch.from_numpy(rows)
+    return Split(split.images[index], split.labels[index])

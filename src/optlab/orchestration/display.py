@@ -1,0 +1,111 @@
+"""The terminal of `optlab repro`: a line for what is being done, the means so far, and a bar for each run."""
+
+import contextlib
+import json
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from optlab.records import EvalRecord, RunFiles
+from optlab.system import progress
+from optlab.system.errors import RecordError
+
+
+class Display:
+    """Progress of several runs: a bar for each one in progress, one for all, and each optimizer's mean so far.
+
+    Bars and means are removed at the end; printed lines stay. Redirected output gets the lines only.
+
+    Args:
+        runs: the files of every run, in the order of params.yaml.
+    """
+
+    def __init__(self, runs: list[RunFiles]) -> None:
+        self._files = {run_files.id: run_files for run_files in runs}
+        self._accuracies: dict[str, list[float]] = {files.optimizer: [] for files in runs}
+        self._progress = _ProgressWithMeans(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"), console=make_console(), transient=True,
+        )  # fmt: skip
+        self._bars: dict[str, TaskID] = {}
+        self._total_bar = self._progress.add_task("runs", total=len(runs), text="")
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._progress.stop()
+
+    def handle_line(self, run: str, line: str) -> bool:
+        """Show a line of a run's output, if it reports progress or an epoch; returns whether it does."""
+        if line.startswith(progress.PROGRESS_PREFIX):
+            with contextlib.suppress(ValueError):  # another line can run into it
+                self._update_bar(run, json.loads(line.removeprefix(progress.PROGRESS_PREFIX)))
+            return True
+        if line.startswith((f"{run}  ", "warning:")):
+            prefix = "" if line.startswith(run) else f"{run}  "
+            self.print_line(prefix + line.rstrip())
+            return True
+        return False
+
+    def _update_bar(self, run: str, state: dict[str, Any]) -> None:
+        if run not in self._bars:
+            self._bars[run] = self._progress.add_task(run, total=state["total"], text="")
+        self._progress.update(self._bars[run], completed=state["images"], text=f"loss {state['loss']:.3f}")
+
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
+        self._progress.console.print(text, markup=False)
+
+    def end(self, run: str, reason: str | None) -> None:
+        """Remove the bar of a run that has ended, and count it in; `reason` says why it failed, if it did."""
+        if run in self._bars:
+            self._progress.remove_task(self._bars.pop(run))
+        if reason:
+            self.print_line(f"{run}  failed: {reason}")
+        else:
+            self._add_accuracy(self._files[run])
+        self._progress.advance(self._total_bar)
+
+    def _add_accuracy(self, run_files: RunFiles) -> None:
+        with contextlib.suppress(RecordError):
+            accuracy = EvalRecord.read(run_files.test).test_accuracy
+            if accuracy is not None:
+                self._accuracies[run_files.optimizer].append(accuracy)
+        self._progress.means = make_means_table(self._accuracies)
+
+
+class _ProgressWithMeans(Progress):
+    """rich's progress bars, with a table above them."""
+
+    means: Table | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.means:
+            yield self.means
+        yield from super().get_renderables()
+
+
+def make_means_table(accuracies: dict[str, list[float]]) -> Table:
+    """Return the mean test accuracy of each optimizer's runs so far, in the order of `accuracies`."""
+    table = Table("optimizer", "runs", "mean test accuracy so far, no verdict yet", box=None, pad_edge=False)
+    for optimizer, values in accuracies.items():
+        table.add_row(optimizer, str(len(values)), f"{statistics.fmean(values):.2%}" if values else "–")
+    return table
+
+
+def make_console() -> Console:
+    """Return a console that colours nothing and does not break lines: the terminal does."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_status(text: str) -> Iterator[None]:
+    """Show what is being done, in a line that is removed afterwards; only in a terminal."""
+    with make_console().status(text):
+        yield

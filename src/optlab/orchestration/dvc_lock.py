@@ -1,0 +1,89 @@
+"""dvc.lock, an entry at a time: DVC reads and writes all of it for each, which takes a second for a hundred runs."""
+
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from optlab.system import files
+from optlab.system.errors import RecordError, summarize_error
+
+_YAML = YAML()  # as DVC writes its lock: what is only moved keeps its bytes
+_YAML.default_flow_style = False
+_HEADER = "schema: '2.0'\nstages:\n"
+_ENTRY_PATTERN = re.compile(r"  (\S+):\n(?:    .*\n|  - .*\n)+")  # in DVC's own layout
+
+
+class DvcLock:
+    """The entries of a dvc.lock, by the names of their stages, as the text that DVC writes.
+
+    Entries that were there keep their places, as with plain `dvc repro`; the others follow in the order of the
+    pipeline, which is one of those that plain `dvc repro` can leave: its own depends on Python's hash seed.
+
+    Args:
+        path: of the file, which need not exist.
+        stages: the names of the pipeline's stages, in their order.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+
+    def __init__(self, path: Path, stages: Iterable[str]) -> None:
+        self._path = path
+        self._order = list(dict.fromkeys([*self.read_entries(), *stages]))
+
+    def put(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add an entry, or replace the one of that stage; the file is replaced whole.
+
+        Raises:
+            RecordError: it is damaged.
+            StorageError: it cannot be written.
+        """
+        entries = self.read_entries() | {name: _dump_entry({name: entry})}
+        order = [each for each in self._order if each in entries]
+        order += [each for each in entries if each not in self._order]
+        files.write_atomic(self._path, (_HEADER + "".join(entries[each] for each in order)).encode())
+
+    def read_entries(self) -> dict[str, str]:
+        """Name → the text of its entry.
+
+        Raises:
+            RecordError: the file is damaged.
+        """
+        try:
+            text = self._path.read_text("utf-8")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecordError(f"{self._path}: cannot be read: {error}") from None
+        if text.startswith(_HEADER):
+            found = list(_ENTRY_PATTERN.finditer(text, len(_HEADER)))
+            entry_texts = {each[1]: each[0] for each in found}
+            if len(entry_texts) == len(found) and "".join(entry_texts.values()) == text[len(_HEADER) :]:
+                return entry_texts
+        return {
+            name: _dump_entry({name: entry}) for name, entry in self._parse(text).items()
+        }  # damaged, or another hand's
+
+    def _parse(self, text: str) -> dict[str, Any]:
+        try:
+            entries = (YAML(typ="safe").load(text) or {}).get("stages", {})
+            return {name: dict(entry) for name, entry in entries.items()}
+        except (YAMLError, TypeError, ValueError, AttributeError) as error:
+            raise RecordError(f"{self._path}: damaged ({summarize_error(error)}): restore it with git") from None
+
+
+def _dump_entry(entry: Mapping[str, Any]) -> str:
+    stream = io.StringIO()
+    _YAML.dump({"stages": _convert_to_plain(entry)}, stream)
+    return stream.getvalue().partition("\n")[2]
+
+
+def _convert_to_plain(value: Any) -> Any:
+    """With ordinary dictionaries, as YAML's own."""
+    if isinstance(value, Mapping):
+        return {key: _convert_to_plain(each) for key, each in value.items()}
+    return [_convert_to_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,278 @@
+"""DVC's account of a pipeline, kept by DVC's own code in this process: what is stale, and what came out.
+
+It does what `dvc repro` does for a stage before and after its command, and nothing during it, so that several commands
+can be at work. Only one thread may use it.
+"""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from dvc import rwlock
+from dvc.dependency import param
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.stage.cache import RunCacheNotFoundError
+from dvc.stage.serialize import to_single_stage_lockfile
+
+from optlab import records
+from optlab.orchestration.dvc_lock import DvcLock
+from optlab.records import RunFiles
+from optlab.system import repository
+from optlab.system.errors import BusyError, RunsFailedError, summarize_error
+
+# A killed process has left an entry for each output in DVC's list of who is at work: DVC says so of each.
+logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
+# DVC draws its progress bars where these loggers let errors through; they would scroll through a display that is open.
+for _name in ("dvc.progress", "dvc_data.callbacks"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+_dvc_load_path = param.load_path
+_LOCK_TIMEOUT_S = 60.0  # for another DVC that looks at something
+
+
+class DvcPipeline:
+    """The stages of one pipeline, and its dvc.lock.
+
+    Args:
+        path: the path of its dvc.yaml; the working directory is the top of the repository.
+        targets: the names of its runs' stages, in their order.
+        anew: names of stages that are run once, even where nothing has changed or DVC has kept an equal run, which may
+            be of another machine.
+        allow_missing: a stage of which nothing has changed is not stale where files are missing that DVC's cache keeps,
+            as in a fresh clone, unless one that is stale reads them: `dvc repro --allow-missing`.
+        read_by: the pipeline whose stages may read them; default: this one.
+
+    Attributes:
+        path: as given.
+        names: of its stages.
+
+    Raises:
+        RunsFailedError: DVC cannot read it, or could not record what its stages write.
+        RecordError: dvc.lock is damaged.
+    """
+
+    def __init__(self, path: Path, targets: list[str], forced: Collection[str] = (),
+                 allow_missing: bool = False, consumer: "DvcPipeline | None" = None) -> None:  # fmt: skip
+        self._lock = DvcLock(path.with_name("dvc.lock"), ["download", *targets])
+        with _translate_errors():
+            self._repo = Repo()
+            stages = [each for each in self._repo.index.stages if Path(each.path_in_repo) == path]
+            _check_links(stages)
+        self._stages: dict[str, Any] = {each.name: each for each in stages}
+        self.path = path
+        self.names = list(self._stages)
+        self._dependencies_before: dict[str, dict[str, Any]] = {}
+        self._locked_stages: set[str] = set()
+        self._forced = set(forced)
+        self._allow_missing = allow_missing
+        self._consumers = list((consumer or self)._stages.values())
+        self._params_cache: dict[tuple[str, int, int, int], Any] = {}
+
+    @contextlib.contextmanager
+    def lock_stages(self, names: list[str]) -> Iterator[None]:
+        """Keep every other DVC from running these stages, or what would write their inputs.
+
+        Raises:
+            BusyError: another one is at work on them.
+        """
+        stages = [self._stages[name] for name in names]
+        outs = {out.fs_path for stage in stages for out in stage.outs}
+        deps = {dep.fs_path for stage in stages for dep in stage.deps if dep.fs_path} - outs
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(
+                    rwlock.rwlock(
+                        self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), sorted(deps), sorted(outs),
+                        self._repo.config["core"].get("hardlink_lock", False),
+                    )
+                )  # fmt: skip
+            except LockError as error:
+                raise BusyError(f"repro: {_describe_lock_holder(error)}") from None
+            self._locked_stages |= set(names)
+            try:
+                yield
+            finally:
+                self._locked_stages -= set(names)
+
+    def get_command(self, name: str) -> tuple[str, Path]:
+        """The command line of a stage, and the folder that it is run in, relative to the top."""
+        stage = self._stages[name]
+        command = stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd)
+        return command, Path(stage.wdir).relative_to(Path.cwd())
+
+    def list_files(self, name: str) -> tuple[list[Path], list[Path]]:
+        """What a stage reads of what others write, but for the data, and what it writes; relative to the top."""
+        stage, top = self._stages[name], Path.cwd()
+        inputs = [Path(dep.fs_path).relative_to(top) for dep in stage.deps if dep.fs_path in self._output_paths]
+        return inputs, [Path(out.fs_path).relative_to(top) for out in stage.outs]
+
+    @functools.cached_property
+    def _output_paths(self) -> set[str]:
+        """The paths that the repository's stages write, but for the data's."""
+        return {out.fs_path for each in self._repo.index.stages for out in each.outs} - {str(repository.DATA.resolve())}
+
+    def compute_digest(self, name: str) -> str:
+        """Of all that decides a stage that was begun; 16 hexadecimal digits."""
+        digest_parts = json.dumps(
+            [str(self._stages[name].cmd), self._dependencies_before[name]], sort_keys=True, default=str
+        )
+        return hashlib.sha256(digest_parts.encode()).hexdigest()[:16]
+
+    def is_stale(self, name: str) -> bool:
+        """Whether `dvc repro` would run that stage, or bring back its outputs."""
+        with self._hold_dvc_lock(name):
+            return name in self._forced or self._has_changed(self._stages[name])
+
+    def _has_changed(self, stage: Any) -> bool:
+        if not self._allow_missing or _has_missing_uncached_output(stage):
+            return bool(stage.changed())
+        missing = {out.fs_path for out in stage.outs if not out.exists}
+        consumers = (
+            [each for each in self._consumers if missing & {dep.fs_path for dep in each.deps}] if missing else []
+        )
+        is_needed = any(_has_missing_uncached_output(each) or each.changed(allow_missing=True) for each in consumers)
+        return bool(stage.changed(allow_missing=not is_needed))
+
+    def prepare(self, name: str) -> bool:
+        """Remove the outputs of a stage, and bring back those of an equal run; whether there was none."""
+        stage = self._stages[name]
+        with self._hold_dvc_lock(name):
+            stage.remove_outs(ignore_remove=False, force=False)
+            if name not in self._forced:
+                with contextlib.suppress(RunCacheNotFoundError):
+                    self._repo.stage_cache.restore(stage)
+                    if name.startswith("train@"):  # before a stage that depends on what is there
+                        records.restore_environment(
+                            RunFiles.from_id(self.get_command(name)[1], name.removeprefix("train@"))
+                        )
+                    self._commit_outputs(name)
+                    return False
+            stage.save_deps()
+            self._dependencies_before[name] = _get_dependency_values(stage)
+            return True
+
+    def commit(self, name: str) -> None:
+        """The stage's command has ended well: record what came out.
+
+        Raises:
+            RunsFailedError: what it depends on was changed meanwhile, so that nothing is recorded.
+        """
+        stage = self._stages[name]
+        with self._hold_dvc_lock(name):
+            stage.save_deps()
+            after, before = _get_dependency_values(stage), self._dependencies_before.pop(name)
+            changed = [path for path in before if before[path] != after.get(path)]
+            if changed:
+                raise RunsFailedError(
+                    f"{', '.join(changed)} changed while it ran, so nothing was recorded: repeat the command"
+                )
+            self._commit_outputs(name)
+            self._forced.discard(name)
+
+    def _commit_outputs(self, name: str) -> None:
+        stage = self._stages[name]
+        stage.save()
+        stage.commit()
+        self._lock.put(name, to_single_stage_lockfile(stage))
+        self._repo.scm_context.track_file(str(Path(stage.dvcfile.path).with_name("dvc.lock")))
+
+    @contextlib.contextmanager
+    def _hold_dvc_lock(self, name: str) -> Iterator[None]:
+        """With DVC's lock, which it holds while it looks and while it writes, not while a command runs.
+
+        For a stage that is held, DVC need not look through its list of who is at work, which has all that are held:
+        with a hundred runs, that took more time than all else.
+        """
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        with _translate_errors(), contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self._repo.lock)
+                    break
+                except LockError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+            if name in self._locked_stages:
+                stack.enter_context(_patch_attribute(rwlock, "rwlock", lambda *words: contextlib.nullcontext()))
+            stack.enter_context(_patch_attribute(param, "load_path", self._load_params))
+            yield
+
+    def _load_params(self, path: str, fs: Any, **options: Any) -> Any:
+        """What is in a file of parameters, which DVC reads some ten times a stage: parsed again if it has changed.
+
+        With a thousand seeds in it, that took four fifths of the time.
+        """
+        status = Path(path).stat()
+        stamp = (path, status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp not in self._params_cache:
+            self._params_cache = {stamp: _dvc_load_path(path, fs, **options)}
+        return copy.deepcopy(self._params_cache[stamp])
+
+
+@contextlib.contextmanager
+def _patch_attribute(module: Any, name: str, function: Any) -> Iterator[None]:
+    """With another function in the place of a module's own."""
+    original = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _translate_errors() -> Iterator[None]:
+    """DVC's errors as this project's."""
+    try:
+        yield
+    except (rwlock.RWLockFileCorruptedError, rwlock.RWLockFileFormatError):
+        raise RunsFailedError(
+            "DVC: .dvc/tmp/rwlock is damaged, as after a power failure: if no other DVC is at work here, delete it"
+        ) from None
+    except DvcException as error:
+        cause = f": {summarize_error(error.__cause__)}" if error.__cause__ else ""
+        raise RunsFailedError(f"DVC: {summarize_error(error)}{cause}") from None
+
+
+def _check_links(stages: list[Any]) -> None:
+    """Find out before anything runs what DVC would say after it.
+
+    Raises:
+        RunsFailedError: what DVC is to keep of a stage would be written through a link out of the repository.
+    """
+    top = Path.cwd()
+    for path in (Path(out.fs_path) for stage in stages for out in stage.outs if out.use_cache):
+        folders = [each for each in path.parents if each.is_relative_to(top)]
+        link = next((each for each in folders if not each.resolve().is_relative_to(top)), None)
+        if link:
+            raise RunsFailedError(
+                f"{link.relative_to(top)}: a link out of the repository, where DVC keeps nothing: make it a folder; "
+                f"to keep large files on another disk, put DVC's cache there: `dvc cache dir --local FOLDER`"
+            )
+
+
+def _has_missing_uncached_output(stage: Any) -> bool:
+    """Whether a file is missing that no cache has; git may have it."""
+    return any(not (out.exists or out.use_cache) for out in stage.outs)
+
+
+def _get_dependency_values(stage: Any) -> dict[str, Any]:
+    """What decides the stage, by its name: digests of files and folders, values of parameters."""
+    return {str(dep): dep.hash_info.value for dep in stage.deps}
+
+
+def _describe_lock_holder(error: LockError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "(PID " in line]
+    holder = lines[0].removeprefix("(PID ").replace("): ", " (`", 1) + "`)" if lines else "of another DVC"
+    return f"process {holder} is at work in this folder: wait for it to end, or stop it"

@@ -1,0 +1,345 @@
+"""What travels to the nodes of a cluster: the code and the parameters, once a call; the environment's variables.
+
+A connection to a Ray cluster, whose nodes have all been looked at.
+"""
+
+import asyncio
+import contextlib
+import functools
+import getpass
+import hashlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optlab.orchestration import preflight_cache, ray_worker
+from optlab.orchestration.executor import ClusterOptions, JobSpec
+from optlab.schema.parameters import PARAMS_FILE, Config
+from optlab.system import git, repository
+from optlab.system.errors import ClusterError, print_stderr, summarize_error
+from optlab.system.text import format_count
+from optlab.tuning import selection
+
+_STAGE_FOLDER = Path("pipeline")
+_PACKAGE_FOLDER = Path(__file__).parents[1]
+# What the numerical libraries read; a limit of this machine's hardware is none of a node's.
+_VARIABLE_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "CUBLAS_", "TORCH", "PYTORCH", "OMP_")
+
+
+def pack_working_dir(config: Config, folder: Path, target: Path) -> dict[str, str]:
+    """Write the code of this working tree, and the parameters of the pipeline in `folder`, to a zip file.
+
+    The package lies at its top, where a worker imports it from, all else where it is in the repository. The same
+    content is the same file.
+
+    Returns:
+        name in it → SHA-256.
+    """
+    digests = {}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in sorted(_list_members(config, folder).items()):
+            content = path.read_bytes()
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def list_changed_files(config: Config, folder: Path, packed: dict[str, str]) -> list[str]:
+    """The names of packed files that are other ones by now, or gone. New ones decide nothing that has begun."""
+    members = _list_members(config, folder)
+
+    def compute_digest(name: str) -> str | None:
+        try:
+            return hashlib.sha256(members[name].read_bytes()).hexdigest()
+        except (OSError, KeyError):
+            return None
+
+    return sorted(name for name in packed if compute_digest(name) != packed[name])
+
+
+def _list_members(config: Config, folder: Path) -> dict[str, Path]:
+    """Name → path of each file."""
+    members = {path.as_posix(): path for path in _list_repository_files(config, folder)}
+    return members | {
+        f"optlab/{path.relative_to(_PACKAGE_FOLDER).as_posix()}": path for path in _list_sources(_PACKAGE_FOLDER)
+    }
+
+
+def _list_repository_files(config: Config, folder: Path) -> Iterator[Path]:
+    yield from (path for path in (folder / PARAMS_FILE, folder / "dvc.yaml") if path.is_file())
+    yield from _list_sources(_STAGE_FOLDER)
+    yield from _list_sources(repository.CUSTOM)
+    yield from repository.find_top_level_sources(config.list_class_paths())
+
+
+def _list_sources(folder: Path) -> Iterator[Path]:
+    hidden = ("__pycache__", ".")  # an editor's, too
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(hidden) for part in path.relative_to(folder).parts)
+    )
+
+
+def collect_env_vars(config: Config) -> dict[str, str]:
+    """Those of the environment that decide bits, for the processes of the nodes.
+
+    The number of threads is said outright: Ray sets it to the processors that a task has asked for, where it is not.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLE_PREFIXES)}
+    return inherited | {"OMP_NUM_THREADS": str(config.training.threads)}
+
+
+def collect_provenance(config: Config) -> dict[str, str]:
+    """The environment that says whose the runs are, and of which revision, where there is no git repository."""
+    state = git.get_provenance()
+    used_files = [
+        path.as_posix()
+        for path in (*_STAGE_FOLDER.glob("*.py"), *repository.find_top_level_sources(config.list_class_paths()))
+    ]
+    if state and git.find_untracked([*used_files, *selection.hash_modules(config.list_class_paths())]):
+        state["git.dirty"] = "yes"
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        return git.make_provenance_variables(state) | {"LOGNAME": getpass.getuser()}
+    return git.make_provenance_variables(state)
+
+
+def load_data() -> "dict[str, np.ndarray]":
+    """SHA-256 and name → bytes of each file of the data, uint8: arrays are mapped, not copied, by who reads them."""
+    contents = {path.name: path.read_bytes() for path in sorted(repository.DATA.glob("*.bin"))}
+    return {
+        f"{hashlib.sha256(content).hexdigest()} {name}": np.frombuffer(content, np.uint8)
+        for name, content in contents.items()
+    }
+
+
+_CONNECT_TIMEOUT_S = 10.0
+_CLEANUP_TIMEOUT_S = 30.0
+_IGNORED_PACKAGES = ("mlflow", "dvc")  # on a node, which talks to neither
+
+
+class RaySession:
+    """Of one working tree's pipeline; its end is `close`.
+
+    Args:
+        folder: of the pipeline.
+
+    Attributes:
+        list_changed_files: tells which files are not as the nodes have got them.
+        machine_digest: a digest of the nodes that there were: their own where they are alike, else of them all.
+        workspace_nodes: place → id of the node that has it.
+        loop: of a thread of its own, in which the orders' messages are waited for.
+
+    Raises:
+        ClusterError: there is no cluster, or a node is not like this machine.
+    """
+
+    def __init__(self, config: Config, folder: Path, cluster_options: ClusterOptions) -> None:
+        self._config, self._cluster_options = config, cluster_options
+        tree = hashlib.sha256(f"{socket.gethostname()} {Path.cwd()}".encode()).hexdigest()[:12]
+        self._workspace_root = ray_worker.WorkspaceRoot(tree, cluster_options.shared_folder)
+        cached_check = preflight_cache.load_cached(config)
+        packages = [*cached_check.environment.packages, "optlab"] if cached_check else ["torch", "optlab"]
+        self._expected_versions = ray_worker.collect_versions(
+            [name for name in packages if name not in _IGNORED_PACKAGES]
+        )
+        self._excluded_nodes: set[str] = set()  # node ids
+        self._ray = self._connect(folder)
+        self._probe_nodes()
+        self._provenance = collect_provenance(config)
+        self._data = self._ray.put(load_data())
+        self._print_capacity()
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="cluster", daemon=True).start()
+
+    def _connect(self, folder: Path) -> Any:
+        try:
+            import ray
+        except ImportError:
+            raise ClusterError("Ray is not installed: `pip install -c constraints.txt -e '.[ray]'`") from None
+        address = self._cluster_options.address
+        _check_reachable(address)
+        previous_handler = signal.getsignal(signal.SIGTERM)
+        with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
+            package = Path(temporary) / "code.zip"
+            packed = pack_working_dir(self._config, folder, package)
+            environment = {"working_dir": str(package), "env_vars": collect_env_vars(self._config)}
+            try:
+                ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:  # of many kinds
+                raise ClusterError(f"{address}: no Ray cluster answers there ({format_ray_error(error)})") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, previous_handler)  # Ray has set its own, which would end this process at once
+        _suppress_worker_output()
+        self.list_changed_files = functools.partial(list_changed_files, self._config, folder, packed)
+        return ray
+
+    def _probe_nodes(self) -> None:
+        names = {each["NodeID"]: _format_node_name(each) for each in self._list_alive_nodes()}
+        try:
+            answers = self._run_on_each_node(ray_worker.probe_node, self._expected_versions, self._workspace_root)
+            node_infos = {number: self._ray.get(answer) for number, answer in answers.items()}
+        except Exception as error:
+            self._ray.shutdown()
+            raise ClusterError(f"a node cannot run optlab: {format_ray_error(error)}") from None
+        refused = [
+            f"node {names[node_id]}: {each.differences}" for node_id, each in node_infos.items() if each.differences
+        ]
+        if refused:
+            self._ray.shutdown()
+            raise ClusterError(f"{'; '.join(refused)}: install the same there, or take it out of the cluster")
+        self.workspace_node = {
+            workspace_key: number for number, each in node_infos.items() for workspace_key in each.places
+        }
+        self.workspace_node |= {
+            workspace: number
+            for number, each in node_infos.items()
+            for workspace, is_done in each.places.items()
+            if is_done
+        }
+        digests = sorted({each.machine for each in node_infos.values()})
+        self.machine_digest = (
+            digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
+        )
+
+    def _print_capacity(self) -> None:
+        """Say what there is; where no node has room for an order, Ray waits for one, and says nothing."""
+        alive, required = (
+            self._list_alive_nodes(),
+            {"CPU": float(self._config.training.threads), "GPU": self._cluster_options.num_gpus},
+        )
+        nodes = format_count(len(alive), "node")
+        print(f"{self._cluster_options.address}: {nodes}, room for {self.count_slots():.0f} at a time", flush=True)
+        if not any(
+            all(each["Resources"].get(name, 0.0) >= count for name, count in required.items()) for each in alive
+        ):
+            asked = " and ".join(f"{count:g} {name}" for name, count in required.items() if count)
+            print_stderr(f"warning: no node of the cluster has {asked}: all wait until one joins that has")
+
+    def close(self, clean_nodes: bool, clean_shared: bool) -> None:
+        """End the session; `clean_nodes` removes what is on the nodes, `clean_shared` what is in the shared folder."""
+        for answer in (
+            self._run_on_each_node(ray_worker.clean_node, self._workspace_root, clean_shared).values()
+            if clean_nodes
+            else ()
+        ):
+            with contextlib.suppress(Exception):  # what cannot be reached cannot be cleaned
+                self._ray.get(answer, timeout=_CLEANUP_TIMEOUT_S)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._ray.shutdown()
+
+    def count_slots(self) -> float:
+        """How many orders the nodes that there are have room for."""
+        resources, gpus = self._ray.cluster_resources(), self._cluster_options.num_gpus
+        room = float(resources.get("CPU", 0.0)) / self._config.training.threads
+        return min(room, resources.get("GPU", 0.0) / gpus) if gpus else room
+
+    def submit(self, job_spec: JobSpec, argv: list[str], files: dict[Path, bytes]) -> Any:
+        """Have an order done somewhere; returns Ray's generator of lists of messages."""
+        environment = self._provenance | dict(job_spec.environment)
+        payload = ray_worker.JobPayload(
+            argv, job_spec.folder, job_spec.workspace_key, environment, files, job_spec.outputs
+        )
+        options: dict[str, Any] = {}
+        workspace_nodes = (
+            None if self._workspace_root.shared_folder else self.workspace_node.get(job_spec.workspace_key)
+        )
+        if workspace_nodes and workspace_nodes in {each["NodeID"] for each in self._list_alive_nodes()}:
+            options["scheduling_strategy"] = _make_node_affinity(workspace_nodes, soft=True)
+        elif self._excluded_nodes:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._excluded_nodes))})"}
+        remote = self._ray.remote(ray_worker.run_job).options(
+            name=job_spec.name,
+            num_cpus=self._config.training.threads,
+            num_gpus=self._cluster_options.num_gpus,
+            max_retries=0,
+            num_returns="streaming",
+            **options,
+        )
+        return remote.remote(payload, self._expected_versions, self._workspace_root, self._data)
+
+    def cancel(self, task: Any, force: bool) -> None:
+        """Interrupt it, or with `force` kill Ray's worker."""
+        with contextlib.suppress(Exception):  # it has ended
+            self._ray.cancel(task, force=force)
+
+    def is_death(self, error: Exception) -> bool:
+        """Whether a node or Ray's worker on it has died, which is no doing of the order's."""
+        from ray import exceptions as known
+
+        return isinstance(
+            error,
+            known.WorkerCrashedError | known.NodeDiedError | known.ObjectLostError | known.OutOfMemoryError,
+        )  # fmt: skip
+
+    def exclude_node(self, node_id: str, refusal: str) -> None:
+        """Use a node no more that has joined since the others were looked at, and is not like them."""
+        if node_id not in self._excluded_nodes:
+            print_stderr(f"warning: {self.describe_node(node_id)}: {refusal}: nothing is done there")
+        self._excluded_nodes.add(node_id)
+
+    def describe_node(self, node_id: str) -> str:
+        """A node in words."""
+        return next(
+            (f"node {_format_node_name(each)}" for each in self._ray.nodes() if each["NodeID"] == node_id), "its node"
+        )
+
+    def _list_alive_nodes(self) -> list[dict[str, Any]]:
+        return [each for each in self._ray.nodes() if each["Alive"]]
+
+    def _run_on_each_node(self, function: Any, *arguments: Any) -> dict[str, Any]:
+        """Node id → Ray's reference to what a function will say there."""
+        remote = self._ray.remote(function)
+        return {
+            each["NodeID"]: remote.options(
+                num_cpus=0, scheduling_strategy=_make_node_affinity(each["NodeID"], soft=False)
+            ).remote(*arguments)
+            for each in self._list_alive_nodes()
+        }
+
+
+def format_ray_error(error: Exception) -> str:
+    """In one line; of what a task has raised, its own words and not Ray's frame."""
+    cause = getattr(error, "cause", None)
+    return f"{type(cause).__name__}: {summarize_error(cause)}"[:300] if cause else summarize_error(error)[:300]
+
+
+def _check_reachable(address: str) -> None:
+    """Whether anybody is there: Ray itself would ask for minutes."""
+    if address.startswith("ray://"):
+        raise ClusterError(f"{address}: Ray's client cannot do this: run the command on a machine of the cluster")
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+        except (OSError, ValueError) as error:
+            raise ClusterError(f"{address}: no Ray cluster answers there ({summarize_error(error)})") from None
+
+
+def _make_node_affinity(node_id: str, soft: bool) -> Any:
+    """A strategy of Ray's: on that node; with `soft`, elsewhere if it is gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node_id, soft=soft)
+
+
+def _format_node_name(node_info: dict[str, Any]) -> str:
+    """As whoever has started the node calls it, or its host does."""
+    address, node_name = node_info["NodeManagerAddress"], node_info.get("NodeName")
+    return f"{node_name if node_name and node_name != address else node_info['NodeManagerHostname']} ({address})"
+
+
+def _suppress_worker_output() -> None:
+    """Ray prints on a driver's standard output what its raylets say as they die, log lines and all."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *words, **options: None

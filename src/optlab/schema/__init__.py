@@ -1,0 +1,1 @@
+"""The models of params.yaml: the pipeline's parameters, its optimizers, and their search spaces."""

@@ -1,0 +1,258 @@
+"""The models of params.yaml, strict and frozen: shape and types, checked before torch is imported.
+
+What only torch can tell (does the class exist, does it take this hyperparameter) is checked in
+`optlab.training.optimizers.check` and `optlab.training.models.build`, which every stage calls before it works.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from optlab.schema.optimizer import (
+    ConstantSchedule,
+    OptimizerSpec,
+    Schedule,
+    StrictModel,
+    check_warmup,
+    compute_warmup_steps,
+)
+from optlab.system.errors import ConfigError
+from optlab.system.text import suggest_similar
+
+PARAMS_FILE = Path("params.yaml")
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
+NUM_CLASSES = len(CLASS_NAMES)
+SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,99}$"  # a part of the names of files, which have 255 bytes at most
+
+
+class DataConfig(StrictModel):
+    """Which images are trained on. Sizes count images; both are split evenly over the classes.
+
+    With `resplit`, each seed draws validation images of its own, the same for every optimizer; otherwise all runs have
+    the same. With `augment: flip_crop`, each image is mirrored or not, and cut out of itself with four black pixels
+    around it, anew in each epoch.
+    """
+
+    dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
+    train_split: Literal["train", "test"] = "train"
+    shuffle: bool = True
+    train_size: int = Field(ge=NUM_CLASSES)
+    validation_size: int = Field(ge=0)
+    resplit: bool = False
+    augment: Literal["none", "flip_crop"] = "none"
+
+    @field_validator("train_size", "validation_size")
+    @classmethod
+    def _check_class_multiple(cls, size: int) -> int:
+        if size % NUM_CLASSES:
+            raise ValueError(f"must be a multiple of {NUM_CLASSES}, the number of classes, not {size}")
+        return size
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> "DataConfig":
+        if self.train_split == "test" and self.validation_size:
+            raise ValueError("validation_size must be 0 when train_split is 'test': it would be part of the test")
+        if self.train_split == "train" and not self.validation_size:
+            raise ValueError("validation_size must be at least 10: the best run is chosen on the validation split")
+        if self.resplit and not self.validation_size:
+            raise ValueError("resplit must be false where validation_size is 0: there is no split to draw again")
+        size = SPLIT_SIZES[self.dataset][self.train_split]
+        if self.train_size + self.validation_size > size:
+            raise ValueError(
+                f"train_size + validation_size is {self.train_size + self.validation_size}, but the "
+                f"{self.train_split} split of {self.dataset} has {size} images"
+            )
+        return self
+
+
+class TrainingConfig(StrictModel):
+    """Everything but the optimizer that decides a training.
+
+    Of `validations_per_epoch`, which are at equal distances, the last is at the epoch's end. The share
+    `label_smoothing` of a label is spread evenly over all classes in the loss that is minimised, and in no other.
+    """
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(ge=1, le=1024)
+    numerics: Literal["fast", "portable"] = "fast"
+    validations_per_epoch: int = Field(1, ge=1, le=1000)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    schedule: Schedule = ConstantSchedule(name="constant", warmup_epochs=0)
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> "TrainingConfig":
+        check_warmup("", self.schedule, self.epochs)
+        return self
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> "TrainingConfig":
+        if self.numerics == "portable" and self.precision != "fp32":
+            raise ValueError("precision must be fp32 with `numerics: portable`: no CPU held to AVX2 multiplies bf16")
+        return self
+
+
+class VerdictConfig(StrictModel):
+    """What the comparison asks of a difference; it decides no training.
+
+    Attributes:
+        margin: a difference in accuracy that matters to nobody.
+        target: a validation accuracy; None for the mean that the second best optimizer ends with.
+    """
+
+    margin: float = Field(default=0.005, gt=0, lt=1)
+    target: float | None = Field(default=None, gt=0, le=1)
+
+
+class SensitivityConfig(StrictModel):
+    """A grid over the learning rate alone, about the chosen one.
+
+    Attributes:
+        points: of the grid.
+        decades: from its lowest to its highest learning rate.
+        seeds: with which each point is trained.
+    """
+
+    points: int = Field(ge=2, le=1000)
+    decades: float = Field(gt=0, le=20)
+    seeds: int = Field(ge=1, le=1000)
+
+
+class TuningConfig(StrictModel):
+    """How the values of ranges are looked for; without a range, it has no use.
+
+    Attributes:
+        trials: points of the ranges that are trained, besides the default.
+        halving: of the trials, one in so many is trained for so many times as long; 1 trains all to the end.
+        seed: of the points.
+        studies: independent tunings, among which the seeds of the runs are shared out.
+        sensitivity: what is trained besides, after the choice; None for nothing.
+    """
+
+    trials: int = Field(default=16, ge=1, le=2**16)
+    halving: int = Field(default=4, ge=1, le=64)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    studies: int = Field(default=1, ge=1)
+    sensitivity: SensitivityConfig | None = None
+
+
+class Config(StrictModel):
+    """The whole of params.yaml."""
+
+    model: str = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+    data: DataConfig
+    training: TrainingConfig
+    optimizers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], OptimizerSpec] = Field(min_length=1)
+    verdict: VerdictConfig = VerdictConfig()
+    tuning: TuningConfig = TuningConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds_distinct(cls, seeds: list[int]) -> list[int]:
+        duplicates = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if duplicates:
+            raise ValueError(f"seed {duplicates[0]} is listed twice: each seed must be there once")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check_batch_size(self) -> "Config":
+        if self.training.batch_size > self.data.train_size:
+            raise ValueError(
+                f"training.batch_size is {self.training.batch_size}, more than data.train_size, "
+                f"{self.data.train_size}: make it smaller"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_warmups(self) -> "Config":
+        for name, spec in self.optimizers.items():
+            where = f"optimizers.{name}." if spec.schedule else "training."
+            schedule = self.get_schedule(name)
+            check_warmup(where, schedule, self.training.epochs)
+            if schedule.name != "constant" and compute_warmup_steps(schedule, self.steps_per_epoch) >= self.total_steps:
+                raise ValueError(
+                    f"{where}schedule.warmup_epochs is {schedule.warmup_epochs:g}: the warm-up takes all "
+                    f"{self.total_steps} "
+                    f"steps of the training, and the schedule {schedule.name} none: make it smaller"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_target(self) -> "Config":
+        if self.verdict.target is not None and not self.data.validation_size:
+            raise ValueError("verdict.target is a validation accuracy, but data.validation_size is 0: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_validations(self) -> "Config":
+        if self.training.validations_per_epoch > 1 and not self.data.validation_size:
+            raise ValueError("training.validations_per_epoch has no use where data.validation_size is 0: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tunable(self) -> "Config":
+        name = next((name for name, spec in self.optimizers.items() if spec.ranges), None)
+        if name and not self.data.validation_size:
+            raise ValueError(
+                f"optimizers.{name} has a range, but data.validation_size is 0: its value is chosen on that split"
+            )
+        study_of_seeds = [self.get_study(seed) for seed in self.seeds]
+        if len({study_of_seeds.count(study) for study in range(self.tuning.studies)}) > 1:
+            raise ValueError(
+                f"tuning.studies is {self.tuning.studies}: a seed's remainder says which study confirms it, and each "
+                f"needs as many seeds: {', '.join(map(str, range(self.tuning.studies)))} are one for each"
+            )
+        return self
+
+    def get_study(self, seed: int) -> int:
+        """Which of the independent tunings the run with that seed confirms."""
+        return seed % self.tuning.studies
+
+    @property
+    def n_replicates(self) -> int:
+        """How many figures of an optimizer depend on nothing that they have in common: one a tuning, or one a seed."""
+        has_studies = self.tuning.studies > 1 and any(spec.ranges for spec in self.optimizers.values())
+        return self.tuning.studies if has_studies else len(self.seeds)
+
+    @property
+    def total_steps(self) -> int:
+        """Of a whole training."""
+        return self.training.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may see fewer images."""
+        return math.ceil(self.data.train_size / self.training.batch_size)
+
+    def get_optimizer(self, name: str) -> OptimizerSpec:
+        """The entry of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.optimizers:
+            raise ConfigError(f"{PARAMS_FILE}: there is no optimizer {name!r}{suggest_similar(name, self.optimizers)}")
+        return self.optimizers[name]
+
+    def get_schedule(self, name: str) -> Schedule:
+        """The entry's own, or the common one."""
+        return self.get_optimizer(name).schedule or self.training.schedule
+
+    def list_class_paths(self, name: str | None = None) -> list[str]:
+        """The model and the classes, as params.yaml names them, some by a dotted path: of one optimizer, or of all."""
+        names = self.optimizers if name is None else [name]
+        return [self.model, *(each for own in names for each in self.get_optimizer(own).classes)]
+
+    def list_runs(self) -> list[tuple[str, int]]:
+        """(optimizer, seed) of every run, in the order of params.yaml."""
+        return [(name, seed) for name in self.optimizers for seed in self.seeds]
+
+
+def format_run_id(optimizer: str, seed: int) -> str:
+    """The id of a run, such as `adam-0`."""
+    return f"{optimizer}-{seed}"

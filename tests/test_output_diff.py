@@ -1,0 +1,145 @@
+"""What is said about two runs, from records written by hand."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from optlab.analysis import environment_diff
+from optlab.records import Environment, RunFiles
+from optlab.reproduce import output_diff, report
+
+CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
+
+
+def epoch(train_loss, validation_loss):
+    return {"epoch": 1, "train_loss": train_loss, "running_loss": 4.0, "validation_loss": validation_loss,
+            "validation_accuracy": 0.5, "lr": 0.1}  # fmt: skip
+
+
+TRAINED = {
+    "status": "completed", "epochs": 1, "train_loss": 2.0, "validation_loss": 1.0, "validation_accuracy": 0.5,
+    "weights_sha256": "0", "history": [epoch(2.0, 1.0)], "step_losses": [[2.5, 1.5]],
+}  # fmt: skip
+TESTED = {"status": "completed", "test_loss": 1.0, "test_accuracy": 0.5}
+WEIGHTS = {"a": np.ones((2, 2), np.float32), "b": np.float32([3, 4])}
+
+
+class Recorded:
+    """A revision whose files are those of a dictionary."""
+
+    def __init__(self, files, weights=None):
+        self.files, self.weights = files, weights
+
+    def read(self, path):
+        return json.dumps(self.files[path.name]).encode()
+
+    def fetch_output(self, path, outs):
+        return self.weights
+
+
+def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recorded_weights=WEIGHTS, flip=False):
+    """The verdict on a run that wrote these, where TRAINED, TESTED and `recorded_weights` were recorded."""
+    files = RunFiles(tmp_path, "adam", 0)
+    files.training.parent.mkdir(parents=True)
+    files.weights.parent.mkdir()
+    for path, value in ((files.training, trained), (files.test, tested), (files.environment, CONDITIONS)):
+        path.write_text(json.dumps(value))
+    safetensors.numpy.save_file(weights, files.weights)
+    before = tmp_path / "before"
+    before.mkdir()
+    safetensors.numpy.save_file(recorded_weights, before / files.weights.name)
+    for path, value in ((files.training, TRAINED), (files.test, TESTED)):
+        (before / path.name).write_text(json.dumps(value))
+    digests = {name.name: output_diff.compute_md5(name) for name in before.iterdir()}
+    if flip:
+        digests[files.weights.name] = digests[files.weights.name][::-1]
+    outs = [
+        {"path": str(path.relative_to(tmp_path)), "md5": digests[path.name]}
+        for path in (files.weights, files.training, files.test)
+    ]
+    revision = Recorded(
+        {"train.json": TRAINED, "test.json": TESTED, "conditions.json": CONDITIONS},
+        (before / files.weights.name).read_bytes(),
+    )
+    return output_diff.compare_outputs(revision, tmp_path, files, outs)
+
+
+def changed_train_record(**values):
+    return TRAINED | values
+
+
+def test_output_diff_of_equal_files_is_identical(tmp_path):
+    result = compare_run(tmp_path)
+    assert (result.verdict, result.first_difference, result.conditions) == ("identical", None, {})
+
+
+def test_output_diff_of_rounding_is_within_tolerance(tmp_path):
+    result = compare_run(
+        tmp_path,
+        changed_train_record(step_losses=[[2.5, 1.50001]], history=[epoch(2.001, 1.0)]),
+        weights={"a": WEIGHTS["a"], "b": np.float32([3, 4.5])},
+    )
+    assert result.verdict == "within tolerance"
+    assert result.first_difference == (1, 1)
+    assert result.gaps["step_loss"].absolute == pytest.approx(0.00001)
+    assert result.gaps["train_loss"].relative == pytest.approx(0.0005)
+    assert result.gaps["weights"].absolute == 0.5
+    assert result.gaps["weights"].relative == pytest.approx(0.1)  # ‖(0, 0.5)‖ / ‖(3, 4)‖
+    assert result.gaps["test_accuracy"].absolute == 0
+
+
+ROUNDED = changed_train_record(step_losses=[[2.5, 1.50001]])
+FAR = {
+    "first loss": {"trained": changed_train_record(step_losses=[[2.5, 1.5001]])},
+    "loss": {"trained": ROUNDED | {"history": [epoch(2.03, 1.0)]}},
+    "validation": {"trained": ROUNDED | {"history": [epoch(2.0, 1.2)]}},
+    "accuracy": {"trained": ROUNDED, "tested": TESTED | {"test_loss": 1.0, "test_accuracy": 0.53}},
+    "test loss": {"trained": ROUNDED, "tested": TESTED | {"test_loss": 1.1, "test_accuracy": 0.5}},
+    "no test loss": {"trained": ROUNDED, "tested": TESTED | {"test_loss": None, "test_accuracy": None}},
+    "no loss": {"trained": changed_train_record(step_losses=[[2.5, None]])},
+    "status": {"trained": ROUNDED | {"status": "diverged"}},
+    "fewer steps": {"trained": changed_train_record(step_losses=[[2.5]])},
+    "more epochs": {"trained": changed_train_record(step_losses=[[2.5, 1.5], [1.0]])},
+    "only the digest of the weights": {"flip": True},
+    "only the weights": {"weights": {"a": WEIGHTS["a"] * 1.0001, "b": WEIGHTS["b"]}},
+}
+
+
+@pytest.mark.parametrize("values", FAR.values(), ids=FAR)
+def test_output_diff_beyond_rounding_is_different(tmp_path, values):
+    assert compare_run(tmp_path, **values).verdict == "different"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([[2.0, 1.5], [1.0, None]], [[2.0, 1.5], [1.0, None]], None),
+        ([[2.0, 1.5], [1.0, None]], [[2.0, 1.5], [1.25, None]], (2, 2)),
+        ([[2.0, 1.5]], [[2.0]], (1, 1)),
+        ([[2.0, 1.5]], [[2.0, 1.5], [1.0]], (2, 2)),
+        ([[2.0, None]], [[2.0, 1.5]], (1, 1)),
+    ],
+)
+def test_first_difference_names_epoch_and_step(before, after, expected):
+    assert output_diff.find_first_difference(before, after) == expected
+
+
+def test_environment_diff_lists_likeliest_cause_first():
+    before = Environment(**CONDITIONS)
+    here = Environment(python="3.12", cpu_capability="AVX512", packages={"torch": "2"}, variables={"MKL_CBWR": "AVX2"},
+                      weights_sha256="1")  # fmt: skip
+    found = environment_diff.diff_environments(before, here)
+    assert list(found) == ["variables.MKL_CBWR", "cpu_capability", "packages.torch", "python"]
+    assert found["packages.torch"] == ("1", "2")
+    assert environment_diff.diff_environments(before, before) == {}
+    assert environment_diff.diff_environments(None, before) == {"conditions": ("not recorded", "recorded")}
+
+
+def test_infinite_max_error_is_json_string():
+    gaps = {"metrics": output_diff.MaxDifference(float("inf"), float("inf"))}
+    result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
+    text = report.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
+    assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"

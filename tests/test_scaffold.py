@@ -1,0 +1,149 @@
+"""An entry that a command adds to params.yaml leaves the rest of the file as it was."""
+
+import importlib.util
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from optlab.config import loader, scaffold
+from optlab.system.errors import ConfigError
+
+HEAD = """# All of it.
+model: zilliax   # the network
+seeds: [0]
+data: {train_size: 100, validation_size: 20}
+training: {epochs: 1, batch_size: 16, threads: 2}
+"""
+ADDED = "  lion: {class: pytorch_optimizer.Lion, lr: 0.0001}  # Chen\n"
+
+# What the optimizers look like → what they look like after the addition.
+LAYOUTS = {
+    "one line each": (
+        "optimizers:\n  sgd: {class: SGD, lr: 0.01}  # plain\n  # adam: {class: Adam}\n\n# The end.\n",
+        "optimizers:\n  sgd: {class: SGD, lr: 0.01}  # plain\n" + ADDED + "  # adam: {class: Adam}\n\n# The end.\n",
+    ),
+    "a line for each key": (
+        "optimizers:\n  sgd:\n    class: SGD\n    lr: 0.01\n\n  # done\nverdict: {margin: 0.01}\n",
+        "optimizers:\n  sgd:\n    class: SGD\n    lr: 0.01\n" + ADDED + "\n  # done\nverdict: {margin: 0.01}\n",
+    ),
+    "braces over several lines": (
+        "optimizers:\n  sgd: {class: SGD,\n    lr: 0.01}\nverdict: {margin: 0.01}\n",
+        "optimizers:\n  sgd: {class: SGD,\n    lr: 0.01}\n" + ADDED + "verdict: {margin: 0.01}\n",
+    ),
+    "a list at the end": (
+        "optimizers:\n  sgd:\n    class: SGD\n    groups:\n    - {ndim: 1, lr: 0.1}\n# end\n",
+        "optimizers:\n  sgd:\n    class: SGD\n    groups:\n    - {ndim: 1, lr: 0.1}\n" + ADDED + "# end\n",
+    ),
+    "no line's end at the end": (
+        "optimizers:\n  sgd: {class: SGD, lr: 0.01}", "optimizers:\n  sgd: {class: SGD, lr: 0.01}\n" + ADDED
+    ),
+    "wider": (
+        "optimizers:\n      sgd: {class: SGD, lr: 0.01}\n",
+        "optimizers:\n      sgd: {class: SGD, lr: 0.01}\n    " + ADDED,
+    ),
+    "all in braces": (
+        "optimizers: {sgd: {class: SGD, lr: 0.01}}  # one\nverdict: {margin: 0.01}\n",
+        "optimizers: {sgd: {class: SGD, lr: 0.01}, lion: {class: pytorch_optimizer.Lion, lr: 0.0001}}  # one\n"
+        "verdict: {margin: 0.01}\n",
+    ),
+    "Windows' lines": (
+        "optimizers:\r\n  sgd: {class: SGD, lr: 0.01}\r\n",
+        "optimizers:\r\n  sgd: {class: SGD, lr: 0.01}\r\n" + ADDED.replace("\n", "\r\n"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    """A function that writes a params.yaml with these optimizers, and returns its path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(optimizers):
+        path = tmp_path / "params.yaml"
+        path.write_bytes((HEAD + optimizers).encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("before", "after"), LAYOUTS.values(), ids=LAYOUTS)
+def test_added_entry_leaves_other_bytes_unchanged(params, before, after):
+    path = params(before)
+    scaffold.add_entry(path, "lion", "{class: pytorch_optimizer.Lion, lr: 0.0001}", "Chen")
+    assert path.read_bytes().decode() == HEAD + after
+    assert list(loader.load(path).optimizers) == ["sgd", "lion"]
+
+
+REFUSED = {
+    "an entry of that name": ("optimizers:\n  lion: {class: SGD}\n", "optimizers.lion is there already"),
+    "a file that is wrong": ("optimizers:\n  sgd: {lr: 0.01}\n", "optimizers.sgd.class: missing"),
+    "an alias": (
+        "spare: &all\n  sgd: {class: SGD}\noptimizers: *all\n", "spare: unknown key"
+    ),
+    "a merged mapping": (
+        "optimizers:\n  sgd: &own {class: SGD, lr: 0.01}\n  adam:\n    <<: *own\n    class: Adam", None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "said"), REFUSED.values(), ids=REFUSED)
+def test_refused_entry_leaves_params_unchanged(params, before, said):
+    path = params(before)
+    if said is None:
+        scaffold.add_entry(path, "lion", "{class: Adam}")
+        assert list(loader.load(path).optimizers) == ["sgd", "adam", "lion"]
+        return
+    with pytest.raises(ConfigError, match=said):
+        scaffold.add_entry(path, "lion", "{class: Adam}")
+    assert path.read_bytes().decode() == HEAD + before
+
+
+def test_scaffolded_optimizer_passes_its_generated_test(params, tmp_path, sample, small_config):
+    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+    module, test = scaffold.create_optimizer("brand_new", path)
+    assert (
+        str(module) == "custom/brand_new.py" and "brand_new: {class: brand_new.BrandNew, lr: 0.01}" in path.read_text()
+    )
+    spec = importlib.util.spec_from_file_location("generated", test)
+    generated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generated)
+    generated.test_it_learns(small_config, sample)
+    generated.test_it_goes_on_from_a_checkpoint_to_the_same_weights(small_config, sample, tmp_path / "checkpoints")
+    assert YAML(typ="safe").load(path)["optimizers"]["brand_new"]["lr"] == 0.01
+
+
+def test_generated_test_detects_state_outside_optimizer(params, tmp_path, sample, small_config):
+    module, test = scaffold.create_optimizer("forgetful", params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n"))
+    text = module.read_text()
+    module.write_text(text.replace("state = self.state[weight]", "state = vars(self).setdefault(str(id(weight)), {})"))
+    spec = importlib.util.spec_from_file_location("generated", test)
+    generated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generated)
+    with pytest.raises(ValueError, match="is not all that it goes on from"):
+        generated.test_it_goes_on_from_a_checkpoint_to_the_same_weights(small_config, sample, tmp_path / "checkpoints")
+
+
+NAMES = {
+    "My": "is no name for it", "1st": "is no name for it", "a-b": "is no name for it", "class": "is no name for it",
+    "json": "is the name of a Python module already", "torch": "is the name of a Python module already",
+    "sgd": "optimizers.sgd is there already",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "said"), NAMES.items())
+def test_invalid_scaffold_name_writes_nothing(params, tmp_path, name, said):
+    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+    with pytest.raises(ConfigError, match=said):
+        scaffold.create_optimizer(name, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_scaffold_overwrites_no_file(params, tmp_path):
+    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_mine.py").write_text("own")
+    with pytest.raises(ConfigError, match=r"^tests/test_mine\.py is there already"):
+        scaffold.create_optimizer("mine", path)
+    assert not (tmp_path / "custom").exists() and "mine" not in path.read_text()

@@ -1,0 +1,51 @@
+"""Phrases that many messages share."""
+
+import subprocess
+
+import pytest
+
+from optlab.system import git, repository
+from optlab.system.errors import RevisionError
+from optlab.system.text import extract_error
+
+# What DVC 3.67 and git 2 say.
+FAILED = {
+    "DVC": (
+        "WARNING: slow\nERROR: unexpected error - [Errno 2] No such file or directory: '/remote'\n\n"
+        "Having any troubles? Hit us up at https://dvc.org/support, we are always happy to help!",
+        "unexpected error - [Errno 2] No such file or directory: '/remote'",
+    ),
+    "DVC, of a file": (
+        "'dvc.yaml' validation failed.\n\nextra keys not allowed, in stages -> a -> foo, line 3, column 5\n"
+        "  2   a:              \n  3 │   cmd: true       ",
+        "'dvc.yaml' validation failed. extra keys not allowed, in stages -> a -> foo, line 3, column 5",
+    ),
+    "git without an identity": (
+        "Author identity unknown\n\n*** Please tell me who you are.\n\nRun\n\n  git config ...\n\n"
+        "fatal: unable to auto-detect email address (got 'root@host.(none)')",
+        "unable to auto-detect email address (got 'root@host.(none)')",
+    ),
+    "a refused push": (
+        "To /remote.git\n ! [rejected]        v1 -> v1 (already exists)\nerror: failed to push some refs\n"
+        "hint: Updates were rejected because the tag already exists in the remote.",
+        "! [rejected] v1 -> v1 (already exists)",
+    ),
+    "no connection": (
+        "ssh: Could not resolve hostname x: Name or service not known\nfatal: Could not read from remote.\n\n"
+        "Please make sure you have the correct access rights\nand the repository exists.",
+        "ssh: Could not resolve hostname x: Name or service not known",
+    ),
+    "nothing": ("\n", "no reason given"),
+}
+
+
+@pytest.mark.parametrize(("output", "reason"), FAILED.values(), ids=FAILED)
+def test_failure_reason_is_error_line_not_advice(output, reason):
+    assert extract_error(output) == reason
+    assert repository.extract_dvc_error(subprocess.CompletedProcess([], 1, "", output)) == reason
+
+
+def test_git_failure_names_command_and_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RevisionError, match=r"^git add: not a git repository"):
+        git.run("add", "x")
