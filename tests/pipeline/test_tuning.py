@@ -280,7 +280,7 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
     asked = TrialRequest.from_config(settled, "mine", 1, 4)
-    key = asked.compute_key({}, settled.paths("mine"))
+    key = asked.compute_key({}, settled.list_class_paths("mine"))
     place = top / "trials" / key / "4.json"
     files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
