@@ -289,7 +289,7 @@ def main():
     what = sys.argv[1]
     print(what, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     if what == "dies":  # as Ray's worker does where the kernel wants its memory
-        os.kill(int(os.environ["OPTLAB_PID"]), 9)
+        os.kill(int(os.environ["OPTLAB_PARENT_PID"]), 9)
         time.sleep(60)
     if what == "breaks":
         raise ZeroDivisionError("by zero")
@@ -358,7 +358,7 @@ def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "first") as archive:
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names} == {"optlab", "pipeline", "custom", "params.yaml", "dvc.yaml"}
-    assert {"optlab/execution/node.py", "optlab/results/report.html.jinja", "pipeline/train.py"} < set(names)
+    assert {"optlab/orchestration/ray_worker.py", "optlab/analysis/report.html.jinja", "pipeline/train.py"} < set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".bin", ".safetensors"))]
 
 

@@ -30,9 +30,7 @@ from optlab.training.optimizer_driver import OptimizerDriver
 
 CHECKPOINTS_DIR = Path(".optlab") / "checkpoints"
 
-_FINGERPRINTED_CODE = re.compile(
-    r"optlab/(training/|record/|data/dataset|config/(entries|parameters|ranges))"
-)  # as the stage declares it
+_FINGERPRINTED_CODE = re.compile(r"optlab/(training/|records|data/cifar10|schema/)")  # as the stage declares it
 
 _MAX_OVERHEAD = 1 / 200  # of the time, at most, goes into checkpoints
 _MIN_INTERVAL_S = 1.0  # between two of them

@@ -32,9 +32,7 @@ from optlab.tuning.search import TrialFailure
 TRIALS_FOLDER = Path(".optlab") / "trials"  # machine / key / step.json, and a checkpoint while it may go on
 ENVIRONMENT_FILE = "conditions.json"  # beside a result: under what it was trained last
 
-_FINGERPRINTED_MODULES = re.compile(
-    r"(training/|record/|data/dataset|config/(entries|parameters|ranges)|tuning/(task|trial))"
-)
+_FINGERPRINTED_MODULES = re.compile(r"(training/|records|data/cifar10|schema/|tuning/trial)")
 
 
 class TrialRequest(BaseModel):
