@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optlab.config import loader
 from optlab.schema import parameters
-from optlab.system import errors, locks, processes, repository
+from optlab.system import errors, locks, processes, repository, source_code
 from optlab.tracking.uploader_client import UploaderClient
 from optlab.training import numerics
 
@@ -45,7 +45,8 @@ def main() -> None:
 
     files = records.RunFiles(folder, name, seed)
     environment = capture_environment(device, settings.list_class_paths(name))
-    key = checkpoint.compute_fingerprint(settings, name, seed, environment)
+    code = source_code.hash_code(folder, "train", settings.list_class_paths(name))
+    key = checkpoint.compute_fingerprint(settings, name, seed, environment, code)
     lock_name = run_metadata.get_lock_name(folder, files.id)
     with locks.hold_lock(lock_name, locks.LOCK_TIMEOUT_S):
         event_log = find_resumable(files.id, key) or EventLog.create(files.id, key)
