@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optlab.schema.parameters import format_run_id
 from optlab.system import files, repository
 from optlab.system.errors import RecordError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 Status = Literal["completed", "diverged"]
 TrialStatus = Literal["completed", "stopped", "diverged", "failed"]

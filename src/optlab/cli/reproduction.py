@@ -39,7 +39,7 @@ def compare(
     settings = load_settings(folder)
     from optlab.analysis import revision_diff
     from optlab.orchestration import versus
-    from optlab.system.revision import Revision
+    from optlab.system.git import Revision
 
     parsed = [Revision.parse(name) for name in revisions]
     versus.check_trained(settings, folder)
@@ -98,7 +98,7 @@ def _reproduce(
 ) -> int:
     folder = enter_pipeline(pipeline)
     from optlab.reproduce import report, rerun
-    from optlab.system.revision import Revision
+    from optlab.system.git import Revision
 
     revision = Revision.parse(name, folder)
     runs = rerun.select_runs(revision, names)

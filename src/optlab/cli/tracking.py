@@ -43,7 +43,7 @@ def sync(
     """Send MLflow the runs it lacks, or those of a git revision."""
     folder = enter_pipeline(pipeline) if revision else repository.enter_root()
     os.chdir(repository.get_state_root())  # an experiment's journals are there
-    from optlab.system.revision import Revision
+    from optlab.system.git import Revision
     from optlab.tracking import log_uploader, maintenance, mlflow_store
 
     sent = _upload()
