@@ -10,7 +10,7 @@ MIXED = "1.0 (adam-0)"
 
 
 @pytest.fixture(scope="module")
-def mixed(reproduced, tmp_path_factory):
+def mixed_environments(reproduced, tmp_path_factory):
     """A project whose record says that adam was trained with another numpy; and what `dvc repro` then printed."""
     project = reproduced[0].copy(tmp_path_factory.mktemp("mixed") / "project")
     path = project.top / "runs" / "adam-0" / "conditions.json"
@@ -20,8 +20,8 @@ def mixed(reproduced, tmp_path_factory):
     return project, result.stdout
 
 
-def test_changed_environment_reruns_only_comparison(mixed, reproduced):
-    project, printed = mixed
+def test_changed_environment_reruns_only_comparison(mixed_environments, reproduced):
+    project, printed = mixed_environments
     assert re.findall(r"Running stage '([^']+)'", printed) == ["compare"]
     outputs = [
         {name: stage["outs"] for name, stage in lock_of(each).items() if name != "compare"}
@@ -30,8 +30,8 @@ def test_changed_environment_reruns_only_comparison(mixed, reproduced):
     assert outputs[0] == outputs[1]
 
 
-def test_differing_environment_is_named_in_all_outputs(mixed, reproduced):
-    project, printed = mixed
+def test_differing_environment_is_named_in_all_outputs(mixed_environments, reproduced):
+    project, printed = mixed_environments
     assert MIXED in printed and MIXED not in reproduced[1]
     for name in ("comparison.md", "report.html"):
         assert MIXED in (project.top / "reports" / name).read_text(), name
@@ -41,15 +41,15 @@ def test_differing_environment_is_named_in_all_outputs(mixed, reproduced):
         assert run["tags"]["comparison.conditions"] == "the same for all runs"
 
 
-def test_check_names_retraining_command_for_differing_environment(mixed, reproduced):
-    (line,) = mixed[0].warm("optlab", "check").stderr.splitlines()
+def test_check_names_retraining_command_for_differing_environment(mixed_environments, reproduced):
+    (line,) = mixed_environments[0].warm("optlab", "check").stderr.splitlines()
     assert line.startswith("note: adam-0: recorded with numpy 1.0, here ")
     assert "`dvc repro -f -s train@adam-0`, then `dvc repro`, trains it again here" in line
     assert reproduced[0].warm("optlab", "check").stderr == ""
 
 
-def test_release_of_mixed_environments_needs_flag(mixed, tmp_path):
-    project = mixed[0].copy(tmp_path / "project")
+def test_release_of_mixed_environments_needs_flag(mixed_environments, tmp_path):
+    project = mixed_environments[0].copy(tmp_path / "project")
     refused = project.warm("optlab", "release", "v1")
     assert refused.returncode == 1 and MIXED in refused.stderr and "`--mixed`" in refused.stderr
     released = project.warm("optlab", "release", "v1", "--mixed")

@@ -39,7 +39,7 @@ def studied(reproduced, tmp_path_factory):
     return project
 
 
-def record(folder):
+def read_train_records(folder):
     """Path → content of what the runs left."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("train.json")}
 
@@ -54,14 +54,14 @@ def read_comparison_table(folder):
 def test_versus_trains_only_challenger(studied, tmp_path):
     project = studied.copy(tmp_path / "project")
     study = project.top / "studies" / "small"
-    before = record(study)
+    before = read_train_records(study)
     project.edit("params.yaml", "optimizers:\n", "optimizers:\n  sign: {class: sign_descent.SignDescent, lr: 0.0003}\n")
 
     result = project.warm("optlab", "versus", "custom/sign_descent.py", "--study", "studies/small")
     assert result.returncode == 0, result.stderr
     folder = project.top / "studies" / "small-sign"
-    assert sorted(path.parent.name for path in record(folder)) == ["sign-10", "sign-11"]
-    assert record(study) == before
+    assert sorted(path.parent.name for path in read_train_records(folder)) == ["sign-10", "sign-11"]
+    assert read_train_records(study) == before
     params = YAML(typ="safe").load(folder / "params.yaml")
     assert params.pop("optimizers") == {
         "sign": {"class": "sign_descent.SignDescent", "lr": {"log": [3e-05, 0.03]}, "default": {"lr": 0.0003}}
@@ -107,11 +107,12 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     result = project.warm("optlab", "versus", "momentum", "--study", "studies/small", "--again")
     assert result.returncode == 0, result.stderr
     folder = project.top / "studies" / "small-momentum"
-    trained = {path.parent.name for path in record(folder)}
+    trained = {path.parent.name for path in read_train_records(folder)}
     assert trained == {f"{name}-{seed}" for name in ("momentum", "sgd", "adam") for seed in (10, 11)}
     text = (folder / "reports" / "comparison.md").read_text()
     assert "recorded otherwise" not in text
-    assert record(folder).items() >= record(study).items()  # the same values, seeds and code: the same bytes
+    # The same values, seeds and code: the same bytes.
+    assert read_train_records(folder).items() >= read_train_records(study).items()
     chosen = json.loads((study / "tuning" / "sgd" / "choice.json").read_text())["studies"][0]["entry"]
     assert YAML(typ="safe").load(folder / "params.yaml")["optimizers"]["sgd"]["lr"] == chosen["lr"]
     assert read_comparison_table(folder)["sgd"]["tuned"] == "1 trial"
@@ -127,7 +128,7 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     # A plain repetition keeps them, and trains nothing.
     result = project.warm("optlab", "versus", "momentum", "--study", "studies/small")
     assert result.returncode == 0 and "epoch 1/1" not in result.stdout
-    assert {path.parent.name for path in record(folder)} == trained
+    assert {path.parent.name for path in read_train_records(folder)} == trained
     shown = project.warm("optlab", "show", folder="studies/small-momentum")
     report = "Report: studies/small-momentum/reports/report.html"
     assert shown.returncode == 0 and shown.stdout.strip() == f"{render_versus(folder)}\n{report}"
