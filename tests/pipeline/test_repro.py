@@ -101,7 +101,7 @@ TOUCHED = {
     "src/optlab/schema/search_space.py": {"compare"} | ALL,
     "src/optlab/orchestration/tuning_session.py": TUNE,
     "src/optlab/tuning/search.py": {"compare"} | TUNE,
-    "src/optlab/training/tuned_values.py": {"compare", "train@adam-0", "train@sgd-0"} | TUNE,
+    "src/optlab/training/tuned_values.py": ALL,
     "src/optlab/analysis/report.py": {"compare"},
     "src/optlab/analysis/metrics.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }
