@@ -97,7 +97,7 @@ def test_committed_params_files_have_correct_types(path, monkeypatch):
 
 
 def test_catalog_entries_and_defaults_have_correct_types(small_config):
-    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.ENTRIES}))
+    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.load().entries}))
     for cls in bad_signatures.classes(torch.optim, pytorch_optimizer, schedulefree):
         argument_types.check("", cls, bad_signatures.defaults(cls))
 

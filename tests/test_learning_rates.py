@@ -175,7 +175,7 @@ def test_catalog_entries_setting_own_rate_are_known():
     """Those whose steps do so at once would be given a constant schedule."""
     own = [
         each.name
-        for each in catalog.ENTRIES
+        for each in catalog.load().entries
         if any(map(can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
     ]
     assert own == ["swats"]

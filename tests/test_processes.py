@@ -18,7 +18,7 @@ from optlab.system import processes
 from optlab.system.errors import OptlabError
 
 STAGE = {"DVC_STAGE": "train@adam-0"}
-OPTLAB = {"OPTLAB_PID": "20"}
+OPTLAB = {"OPTLAB_PARENT_PID": "20"}
 DVC, SCRIPT, INIT = 10, 15, 1
 
 
@@ -119,7 +119,7 @@ CHAINS = {
 
 @pytest.fixture
 def no_stage_variables(monkeypatch):
-    for name in ("DVC_STAGE", "OPTLAB_PID"):
+    for name in ("DVC_STAGE", "OPTLAB_PARENT_PID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -160,9 +160,12 @@ def test_usage_message_works_without_docstrings():
     assert (result.returncode, result.stderr) == (1, f"error: Usage: python {program} OPTIMIZER SEED\n")
 
 
-def test_reproduce_passes_parent_pid_to_stages():
-    """The runs of `optlab repro` are in test_kill_recovery."""
-    assert rerun._build_process_env(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
+@pytest.mark.parametrize("names", ["OPTLAB_PARENT_PID OPTLAB_UPLOADER_PARENT", "OPTLAB_PID OPTLAB_SENDER"])
+def test_reproduced_stages_follow_their_caller_and_upload_nothing(names):
+    """By today's variables, and by those of older revisions. The runs of `optlab repro` are in test_kill_recovery."""
+    variables = rerun._build_process_env(Path("tree"), Path("bin"), {})
+    parent, uploader = names.split()
+    assert (variables[parent], variables[uploader]) == (str(os.getpid()), "nobody")
 
 
 WORK = """

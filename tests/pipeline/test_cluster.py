@@ -292,7 +292,7 @@ def main():
     what = sys.argv[1]
     print(what, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     if what == "dies":  # as Ray's worker does where the kernel wants its memory
-        os.kill(int(os.environ["OPTLAB_PID"]), 9)
+        os.kill(int(os.environ["OPTLAB_PARENT_PID"]), 9)
         time.sleep(60)
     if what == "breaks":
         raise ZeroDivisionError("by zero")

@@ -161,7 +161,7 @@ def test_run_failing_without_reason_shows_its_output(fresh):
     """The stage's module cannot even be read; and what a full disk has left of the reason is an empty file."""
     assert fresh.stage("download").returncode == 0
     (fresh.top / "pipeline" / "train.py").write_text(
-        "import os, pathlib\npathlib.Path(os.environ['OPTLAB_REASON']).touch()\nimport no_such_module\n"
+        "import os, pathlib\npathlib.Path(os.environ['OPTLAB_ERROR_FILE']).touch()\nimport no_such_module\n"
     )
     result = fresh.warm("optlab", "repro", "--jobs", "2")
     assert result.returncode == 1

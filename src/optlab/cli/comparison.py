@@ -36,7 +36,7 @@ def check() -> None:
 def _complete_optimizer(incomplete: str) -> list[str]:
     from optlab.config import catalog
 
-    return [each.name for each in catalog.ENTRIES if each.name.startswith(incomplete)]
+    return [each.name for each in catalog.load().entries if each.name.startswith(incomplete)]
 
 
 @register_command(ADD, "optlab add nadam --range")

@@ -33,6 +33,9 @@ _PROVIDED_PATHS = (repository.DATA, Path(".dvc") / "config.local")  # what is pu
 _ATEN_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
 _ONEDNN_BY_CAPABILITY = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not name oneDNN's
 
+# Variables that older revisions read instead: the PID to end with, and no upload to the user's MLflow.
+_FORMER_PARENT_PID_VARIABLE, _FORMER_UPLOADER_PARENT_VARIABLE = "OPTLAB_PID", "OPTLAB_SENDER"
+
 
 def select_runs(revision: Revision, names: list[str]) -> list[str]:
     """The ids of the runs to reproduce: those named, or all of the revision's params.yaml that its dvc.lock has.
@@ -204,10 +207,10 @@ def _build_process_env(tree: Path, programs: Path, replayed: dict[str, str] | No
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     variables["PATH"] = f"{programs}{os.pathsep}{variables.get('PATH', '')}"
     variables["PYTHONPATH"] = str(tree / "src")
-    variables[processes.PARENT_PID_VARIABLE] = str(os.getpid())  # no DVC runs the stages here
-    variables[uploader_client.UPLOADER_PARENT_VARIABLE] = (
-        uploader_client.NO_UPLOAD
-    )  # the verdict is logged; the checkout will be deleted
+    for name in (processes.PARENT_PID_VARIABLE, _FORMER_PARENT_PID_VARIABLE):
+        variables[name] = str(os.getpid())  # no DVC runs the stages here: they end with this process
+    for name in (uploader_client.UPLOADER_PARENT_VARIABLE, _FORMER_UPLOADER_PARENT_VARIABLE):
+        variables[name] = uploader_client.NO_UPLOAD  # the verdict is logged; the checkout will be deleted
     if replayed is not None:
         variables = {key: value for key, value in variables.items() if key not in ENVIRONMENT_VARIABLES} | replayed
     return variables

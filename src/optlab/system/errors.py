@@ -13,7 +13,7 @@ from optlab.system import startup
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # Names a file in which a program that fails leaves its reason in one line, for who started it among others.
-ERROR_FILE_VARIABLE = "OPTLAB_REASON"
+ERROR_FILE_VARIABLE = "OPTLAB_ERROR_FILE"
 
 _SQLALCHEMY_PREFIX = (
     "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words

@@ -12,7 +12,7 @@ from optlab.system.errors import RevisionError
 from optlab.system.text import extract_error
 
 _PROVENANCE_VARIABLE = (
-    "OPTLAB_REVISION"  # holds what `get_provenance` is to answer where the code came without its repository
+    "OPTLAB_PROVENANCE"  # holds what `get_provenance` is to answer where the code came without its repository
 )
 
 

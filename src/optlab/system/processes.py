@@ -180,7 +180,7 @@ def _get_memory_limit() -> int:
 STOP_TIMEOUT_S = (
     45.0  # between asking a process to stop and killing it: on a busy machine MLflow alone takes 20 to load
 )
-PARENT_PID_VARIABLE = "OPTLAB_PID"  # of the `optlab` that starts stages, or starts the DVC that does
+PARENT_PID_VARIABLE = "OPTLAB_PARENT_PID"  # of the `optlab` that starts stages, or starts the DVC that does
 _DVC_STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for what it starts, and so by nobody above DVC
 _CALLER_POLL_S = 0.5  # how often to see whether the callers are alive
 _SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tcsh"}
