@@ -188,9 +188,9 @@ class Stages(ForkServer):
 
     def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
         job = LocalJob(words[0], None, lambda name: None)
-        for descriptor in job.output:
+        for descriptor in job.output_fds:
             os.close(descriptor)
-        job.output = output
+        job.output_fds = output
         self._send(job, words, folder, [], environment)
         status = job.wait()
         assert not job.reason, job.reason
