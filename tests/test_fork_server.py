@@ -41,7 +41,7 @@ def main():
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
     """Its working directory; a module of `pipeline`, and one that is not."""
-    folder = tmp_path_factory.mktemp("warm")
+    folder = tmp_path_factory.mktemp("repository")
     for name in ("pipeline", "elsewhere"):
         (folder / name).mkdir()
         (folder / name / "work.py").write_text(PROGRAM)

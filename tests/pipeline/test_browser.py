@@ -20,7 +20,7 @@ def shown(reproduced):
     """The finished project, after two more calls of `show`: `dvc repro` has shown the comparison, too."""
     project, _ = reproduced
     for _ in range(2):
-        assert project.warm("optlab", "show").returncode == 0
+        assert project.run_forked("optlab", "show").returncode == 0
     return project
 
 
@@ -138,9 +138,9 @@ def test_ui_prints_page_urls_and_stops_on_sigint(served, shown):
         f"{url}/#/experiments/1/runs?compareRunsMode=CHART", f"{url}/#/experiments/1/runs",
         f"{url}/#/experiments/2/runs?compareRunsMode=CHART",
     ]  # fmt: skip
-    used = shown.warm("optlab", "ui", "--no-browser", "--port", url.rpartition(":")[2])
+    used = shown.run_forked("optlab", "ui", "--no-browser", "--port", url.rpartition(":")[2])
     assert used.returncode == 1 and used.stderr.startswith("error: port ") and len(used.stderr.splitlines()) == 1
-    elsewhere = shown.warm("optlab", "ui", "--no-browser", MLFLOW_TRACKING_URI=url)
+    elsewhere = shown.run_forked("optlab", "ui", "--no-browser", MLFLOW_TRACKING_URI=url)
     assert elsewhere.returncode == 0 and f"{url}/#/experiments/1/runs?viewStateShareKey" in elsewhere.stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -42,17 +42,17 @@ def test_differing_environment_is_named_in_all_outputs(mixed_environments, repro
 
 
 def test_check_names_retraining_command_for_differing_environment(mixed_environments, reproduced):
-    (line,) = mixed_environments[0].warm("optlab", "check").stderr.splitlines()
+    (line,) = mixed_environments[0].run_forked("optlab", "check").stderr.splitlines()
     assert line.startswith("note: adam-0: recorded with numpy 1.0, here ")
     assert "`dvc repro -f -s train@adam-0`, then `dvc repro`, trains it again here" in line
-    assert reproduced[0].warm("optlab", "check").stderr == ""
+    assert reproduced[0].run_forked("optlab", "check").stderr == ""
 
 
 def test_release_of_mixed_environments_needs_flag(mixed_environments, tmp_path):
     project = mixed_environments[0].copy(tmp_path / "project")
-    refused = project.warm("optlab", "release", "v1")
+    refused = project.run_forked("optlab", "release", "v1")
     assert refused.returncode == 1 and MIXED in refused.stderr and "`--mixed`" in refused.stderr
-    released = project.warm("optlab", "release", "v1", "--mixed")
+    released = project.run_forked("optlab", "release", "v1", "--mixed")
     assert released.returncode == 0, released.stderr
     assert MIXED in project.run("git", "tag", "-l", "--format=%(contents)", "v1").stdout
 
@@ -60,7 +60,7 @@ def test_release_of_mixed_environments_needs_flag(mixed_environments, tmp_path):
 def test_optimizer_package_is_recorded_in_environment(reproduced, tmp_path):
     project = reproduced[0].copy(tmp_path / "project")
     project.edit("params.yaml", "{class: Adam, ", "{class: schedulefree.AdamWScheduleFree, ")
-    assert project.stage("train", "adam", "0").returncode == 0
+    assert project.run_stage("train", "adam", "0").returncode == 0
     packages = [
         json.loads((project.top / "runs" / run / "conditions.json").read_text())["packages"]
         for run in ("adam-0", "sgd-0")
@@ -80,7 +80,7 @@ def test_uncommitted_module_makes_tree_dirty(reproduced, tmp_path):
             project.edit("params.yaml", "sign_descent.", "mine.")
             project.run("git", "commit", "-qam", "another class")
         before = logged_runs(project)
-        assert project.stage("train", "sgd", "0").returncode == 0
+        assert project.run_stage("train", "sgd", "0").returncode == 0
         (run,) = [each for key, each in logged_runs(project).items() if key not in before]
         dirty[name] = run["tags"]["git.dirty"]
     assert dirty == {"sign_descent": "no", "mine": "yes"}

@@ -110,7 +110,7 @@ def test_killed_training_is_closed_by_sync(project):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert logged_runs(project)[run]["status"] == "RUNNING"
-    result = project.warm("optlab", "sync")
+    result = project.run_forked("optlab", "sync")
     assert result.returncode == 0, result.stderr
     assert logged_runs(project)[run]["status"] == "KILLED"
     assert logged_runs(project)[run]["tags"]["status"] == "interrupted"
@@ -181,7 +181,7 @@ def test_concurrent_stages_run_one_after_another(project, undisturbed):
     """The second waits for the first, then does the same again, to the same bytes."""
     with started(project, *STAGE) as first:
         until(first, lambda: list(project.top.glob(".optlab/locks/optlab-adam-0.pid")) and checkpoints(project))
-        second = project.stage("train", "adam", "0")
+        second = project.run_stage("train", "adam", "0")
         assert first.poll() == 0  # by the time the second one ends
     assert second.returncode == 0, second.stderr
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed

@@ -204,7 +204,7 @@ def test_wrong_password_warns_and_run_is_uploaded_later(shared_project, server, 
     before = look(project, **ada)
     copy = project.copy(tmp_path / "copied")
     record = (copy.top / "runs/adam-0/train.json").read_bytes()
-    result = copy.stage("train", "adam", "0", **login(server, "ben", "not-the-password-of-ben"))
+    result = copy.run_stage("train", "adam", "0", **login(server, "ben", "not-the-password-of-ben"))
     assert result.returncode == 0, result.stderr
     assert result.stderr.lower().count("warning") == 1, result.stderr
     assert "MLflow at " in result.stderr
@@ -213,7 +213,7 @@ def test_wrong_password_warns_and_run_is_uploaded_later(shared_project, server, 
 
     ben = login(server, "ben", MEMBERS["ben"])
     for stage in (("evaluate", "adam", "0"), ("compare",)):
-        result = copy.stage(*stage, **ben)
+        result = copy.run_stage(*stage, **ben)
         assert result.returncode == 0, result.stderr
         assert "warning" not in result.stderr.lower()
     after = look(project, **ada)["runs"]
@@ -239,7 +239,7 @@ def test_member_without_read_permission_counts_as_synced(shared_project, server)
     assert granted.status_code == 200, granted.text
     read = {"experiment_id": made["experiment_id"]}
     assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=60).status_code == 403
-    result = project.warm("optlab", "sync", **ada)
+    result = project.run_forked("optlab", "sync", **ada)
     assert "no runs had something to send" in result.stdout, result.stdout + result.stderr
     assert result.stderr == ""
 

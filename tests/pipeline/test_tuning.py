@@ -348,10 +348,10 @@ def test_trial_cannot_read_test_split(top, config, monkeypatch):
 
 
 def test_training_cannot_read_test_split(fresh):
-    assert fresh.stage("download").returncode == 0
+    assert fresh.run_stage("download").returncode == 0
     (fresh.top / "custom" / "peeking.py").write_text(PEEKING)
     fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: peeking.Peeking, lr: 0.01}")
-    result = fresh.stage("train", "sgd", "0")
+    result = fresh.run_stage("train", "sgd", "0")
     assert result.returncode == 1
     assert "the test split was asked for, and a training must not see it" in result.stderr
     assert not (fresh.top / "models" / "sgd-0.safetensors").exists()
@@ -371,7 +371,7 @@ def test_pipeline_with_range_is_tuned_once(fresh):
     trained = json.loads((fresh.top / "runs" / "sgd-0" / "train.json").read_text())
     assert dict(trained["hyperparameters"])["lr"] == str(found["studies"][0]["entry"].get("lr", 0.001))
     (fresh.top / "custom" / "unused.py").write_text("x = 1\n")
-    result = fresh.warm("optlab", "repro")
+    result = fresh.run_forked("optlab", "repro")
     assert result.returncode == 0, result.stderr
     assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
 
@@ -402,33 +402,34 @@ def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     fresh.edit("studies/small/params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
     assert fresh.run("git", "add", "-A").returncode == 0
     assert fresh.run("git", "commit", "-qm", "study").returncode == 0
-    result = fresh.warm("optlab", "repro", folder="studies/small")
+    result = fresh.run_forked("optlab", "repro", folder="studies/small")
     assert result.returncode == 0, result.stderr
     commit(fresh, "the download's dvc.lock and .gitignore")
     here = ["--pipeline", "studies/small"]
-    result = fresh.warm("optlab", "release", "v1", *here)
+    result = fresh.run_forked("optlab", "release", "v1", *here)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 runs marked in MLflow" in result.stdout
     had = read_mlflow_runs(fresh)
     assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had[0]} and len(had[1]) == 1
-    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.shimmed())
+    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.get_fork_environment())
     assert result.returncode == 0, result.stdout + result.stderr
     assert "sgd-0     identical         4/4 outputs" in result.stdout
     assert "tune@sgd  identical         2/2 outputs" in result.stdout
-    result = fresh.warm("optlab", "sync", "--from", "v1", folder="studies/small")
+    result = fresh.run_forked("optlab", "sync", "--from", "v1", folder="studies/small")
     assert result.returncode == 0, result.stderr
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
-    result = fresh.warm("optlab", "compare", "v1", *here)
+    result = fresh.run_forked("optlab", "compare", "v1", *here)
     assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
     other = fresh.clone(fresh.top / "other", cached=True)
     for command in (["sync", "--from", "v1"], ["show"]):
-        result = other.warm("optlab", *command, folder="studies/small")
+        result = other.run_forked("optlab", *command, folder="studies/small")
         assert result.returncode == 0, result.stderr
     assert read_mlflow_runs(other) == had
     Image.new("RGB", (32, 32), "navy").save(study / "blue.png")
-    result = fresh.warm("optlab", "predict", "blue.png", folder="studies/small")  # at the top nothing was compared
+    # At the top nothing was compared.
+    result = fresh.run_forked("optlab", "predict", "blue.png", folder="studies/small")
     assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr
-    result = fresh.warm("optlab", "release", "v2", "--pipeline", "studies")
+    result = fresh.run_forked("optlab", "release", "v2", "--pipeline", "studies")
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
         1, "error: studies: no pipeline of this repository: name the folder of one with `--pipeline`"
     )  # fmt: skip
