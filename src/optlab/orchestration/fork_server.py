@@ -31,6 +31,8 @@ _PRELOAD_TRAINING = (
     "optlab.data.cifar10",
     "optlab.orchestration.preflight_cache",
     "optlab.analysis.metrics",
+    "optlab.environment",
+    "optlab.preflight.checks",
     "optlab.tracking.run_metadata",
     "optlab.tracking.uploader_client",
     "optlab.tracking.callbacks",

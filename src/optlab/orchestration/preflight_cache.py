@@ -66,18 +66,20 @@ def run_checks(config: Config) -> PreflightResult:
     Raises:
         ConfigError: params.yaml cannot be used.
     """
-    from optlab.training import determinism, numerics, optimizers
+    from optlab.environment import capture_environment
+    from optlab.preflight import checks
+    from optlab.training import determinism
 
     cache_path = _CACHE_FOLDER / f"{_compute_cache_key(config)}.json"  # now: what follows sets variables
     device = determinism.configure_torch(config.training)
     single_configs = split_config(config)
     if single_configs == [config]:
-        warnings = [*optimizers.check(config), *numerics.list_portability_warnings(config)]
+        warnings = [*checks.check_config(config), *checks.list_portability_warnings(config)]
     else:
         warnings = [
             sentence for each in single_configs for sentence in (load_cached(each) or run_checks(each)).warnings
         ]
-    current_environment = determinism.capture_environment(device, config.list_class_paths())
+    current_environment = capture_environment(device, config.list_class_paths())
     result = PreflightResult(warnings=list(dict.fromkeys(warnings)), environment=current_environment)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
         files.write_atomic(cache_path, result.model_dump_json().encode())

@@ -23,7 +23,7 @@ from optlab.records import Environment, EpochMetrics, ValidationMetrics
 from optlab.schema.parameters import Config
 from optlab.system import files, repository, source_code
 from optlab.system.errors import StorageError, print_stderr, summarize_error
-from optlab.training import determinism, models
+from optlab.training import class_import, determinism
 from optlab.training.loop import Checkpointer, TrainResult
 from optlab.training.optimizer_driver import OptimizerDriver
 
@@ -47,7 +47,7 @@ def compute_fingerprint(config: Config, name: str, seed: int, environment: Envir
     """
     for path in config.list_class_paths(name):
         if "." in path:
-            models.resolve(path, path)
+            class_import.resolve(path, path)
     inputs = {
         "run": [name, seed],
         "model": config.model,

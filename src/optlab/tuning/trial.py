@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from optlab.data import cifar10
 from optlab.data.cifar10 import Split
+from optlab.environment import capture_environment
+from optlab.preflight import error_attribution
 from optlab.records import ValidationMetrics
 from optlab.schema.parameters import Config
 from optlab.system import errors, files, locks, processes, repository, source_code
@@ -182,7 +184,7 @@ def train_trial(request: TrialRequest, folder: Path) -> TrialResult:
     config = Config.model_validate(request.config)
     device = determinism.configure_torch(config.training)
     splits = cifar10.load(repository.DATA, config.data, request.seed)
-    environment = determinism.capture_environment(device, config.list_class_paths(request.optimizer))
+    environment = capture_environment(device, config.list_class_paths(request.optimizer))
     environment.write(folder / ENVIRONMENT_FILE)
     fingerprint = checkpoint.compute_fingerprint(config, request.optimizer, request.seed, environment, request.code)
     until = request.until if request.until < config.total_steps else config.total_steps + 1
@@ -191,8 +193,10 @@ def train_trial(request: TrialRequest, folder: Path) -> TrialResult:
         result = loop.train(config, request.optimizer, request.seed, splits, device, checkpointer=checkpointer)
     except PausedError:
         validation = checkpointer.validation
-    except (StepError, ConfigError) as error:  # beyond the edge of a range, a class may refuse the value
+    except StepError as error:
         return TrialResult(ending="failed", reason=str(error))
+    except ConfigError as error:  # beyond the edge of a range, a class may refuse the value
+        return TrialResult(ending="failed", reason=str(error_attribution.attribute(error)))
     else:
         validation = result.validations[-1] if result.status == "completed" else None
     if validation is None or validation.accuracy is None:
