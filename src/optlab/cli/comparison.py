@@ -21,7 +21,7 @@ def check() -> None:
     settings = loader.load_for_stages(folder)
     from optlab.analysis import environment_diff
     from optlab.orchestration import preflight_cache
-    from optlab.system.text import format_count
+    from optlab.schema.parameters import format_count
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch

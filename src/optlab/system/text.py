@@ -52,11 +52,6 @@ def extract_error(output: str) -> str:
     return _ERROR_PREFIX.sub("", found) or "no reason given"
 
 
-def format_count(count: int, noun: str) -> str:
-    """Such as `1 run` or `2 runs`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def get_terminal_width() -> int | None:
     """Return how many characters a line of the terminal has; None where the output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
