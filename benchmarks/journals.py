@@ -30,7 +30,7 @@ PARTS = ("push_all", "end_abandoned", "find")
 
 def write_one(top: Path) -> Path:
     """A repository with one journal that MLflow has; returns the journal's folder. The working directory is `top`."""
-    from optlab.tracking import log_uploader
+    from optlab.tracking import uploader
     from optlab.tracking.event_log import EventLog
 
     (top / ".dvc").mkdir()
@@ -45,7 +45,7 @@ def write_one(top: Path) -> Path:
         step += 500
     log.append("tags", tags={"weights.sha256": "0" * 64})
     log.append("end", status="completed", time=1_800_000_000_000)
-    assert list(log_uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == [log.folder.name]
     return top / log.folder
 
 
@@ -61,21 +61,21 @@ def repositories(folder: Path) -> list[Path]:
         shutil.copytree(first, top, ignore=shutil.ignore_patterns("journal"))
         for number in range(count):
             name = f"20250101-{number:06d}-adam-0-{number:016x}"
-            shutil.copytree(kept, top / ".optlab" / "journal" / name)
+            shutil.copytree(kept, top / ".optlab" / "event_logs" / name)
         tops.append(top)
     return tops
 
 
 def measure(tops: list[Path], rounds: int) -> None:
     """Print, for every round and repository, the seconds of each part; the first round is not counted."""
-    from optlab.tracking import event_log, log_uploader
+    from optlab.tracking import event_log, uploader
 
     found = []
     for _ in range(rounds + 1):
         for top in tops:
             os.chdir(top)
             times = [time.perf_counter()]
-            assert list(log_uploader.push_all()) == []
+            assert list(uploader.push_all()) == []
             times.append(time.perf_counter())
             event_log.end_abandoned("optlab-adam-0", event_log.EventLog(Path("none")))
             times.append(time.perf_counter())
@@ -132,7 +132,7 @@ def main() -> None:
         table = [
             line for name, source in sources.items() for line in rows(name, measured(source, tops, arguments.rounds))
         ]
-        size = next(tops[0].glob(".optlab/journal/*/events.jsonl")).stat().st_size
+        size = next(tops[0].glob(".optlab/event_logs/*/events.jsonl")).stat().st_size
     lines = [
         "# Old journals",
         "",

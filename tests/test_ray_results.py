@@ -33,7 +33,7 @@ def delivery(top):
     begun.append("start")
     begun.log_metrics([])
     order = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
-    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path(), None)
+    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path())
     yield made
     made.close()
 
@@ -67,7 +67,7 @@ def test_receiver_rejects_damaged_file(delivery, top):
 def test_receiver_refuses_locked_run(delivery, monkeypatch):
     monkeypatch.setattr("optlab.system.locks.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(BusyError, match=r"optlab-adam-0: .* is at work on it in this folder"):
-        ResultReceiver(delivery.job_spec, delivery.job, Path(), None)
+        ResultReceiver(delivery.job_spec, delivery.job, Path())
 
 
 def test_output_collector_sends_each_change_once(top):

@@ -135,7 +135,7 @@ def record(project):
 
 def journals(project, run):
     """The events of each of a run's journals, but for the figures."""
-    found = sorted(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+    found = sorted(project.top.glob(f".optlab/event_logs/*-{run}-*/events.jsonl"))
     events = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
     return [[each for each in every if each["event"] != "metrics"] for every in events]
 
@@ -153,7 +153,8 @@ def begun(farm, node, beginning):
         if place.name.startswith(beginning)
         and not list(place.glob("ended-*"))
         and (
-            list(place.glob(".optlab/journal/*/events.jsonl")) or list(place.glob(".optlab/trials/*/*/conditions.json"))
+            list(place.glob(".optlab/event_logs/*/events.jsonl"))
+            or list(place.glob(".optlab/trials/*/*/conditions.json"))
         )
     ]
 
@@ -250,7 +251,7 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_pat
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
     with repro(project, farm, "--shared", str(shared)) as command:
-        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/journal/*/events.jsonl")))
+        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/event_logs/*/events.jsonl")))
         other = farm.start("other", {"PYTHONPATH": str(older)})  # it joins late
         told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
         projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))

@@ -41,7 +41,7 @@ def alone(project):
 
 def read_events(project, run="adam-0"):
     """Those of the newest journal."""
-    path = max(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+    path = max(project.top.glob(f".optlab/event_logs/*-{run}-*/events.jsonl"))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -145,10 +145,12 @@ def suspended_training(project):
 def test_concurrent_repro_names_running_process(project):
     """Of each kind beside each kind; no output appears, and one process at a time wrote each journal."""
     project.edit("params.yaml", f"epochs: {LONG}", "epochs: 50000")
-    journals = set(project.top.glob(".optlab/journal/*"))
+    journals = set(project.top.glob(".optlab/event_logs/*"))
 
     def new(run="adam-0"):
-        return [path for path in set(project.top.glob(f".optlab/journal/*-{run}-*")) - journals if any(path.iterdir())]
+        return [
+            path for path in set(project.top.glob(f".optlab/event_logs/*-{run}-*")) - journals if any(path.iterdir())
+        ]
 
     with started(project, *DVC) as first:
         until(first, lambda: checkpoints(project))

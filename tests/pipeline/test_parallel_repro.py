@@ -100,7 +100,7 @@ def test_changed_code_during_repro_records_nothing(fresh):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_stops_all_child_processes(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
-    journals = fresh.top / ".optlab" / "journal"
+    journals = fresh.top / ".optlab" / "event_logs"
     with projects.started(fresh, "optlab", "repro", "--jobs", "2") as parent:
         projects.until(parent, lambda: len(list(journals.glob("*/events.jsonl"))) == 2)  # both have begun to train
         assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow

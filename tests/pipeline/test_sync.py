@@ -67,7 +67,7 @@ def test_returning_server_gets_complete_data(ready, server, tmp_path):
     assert "no runs had something to send" in again.stdout
     assert metrics_in(server.database) == held
     # What was noted about how far it got is lost, as after a kill: all is sent once more, and nothing doubles.
-    for path in (project.top / ".optlab" / "journal").glob("*/synced.json"):
+    for path in (project.top / ".optlab" / "event_logs").glob("*/synced.json"):
         path.unlink()
     assert project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     assert metrics_in(server.database) == held

@@ -25,9 +25,9 @@ def ui(
     """Open MLflow: the curves and the table of all runs."""
     folder = enter_pipeline(pipeline)
     os.chdir(repository.get_state_root())
-    from optlab.tracking import ui as pages
+    from optlab.tracking import webapp
 
-    pages.open_pages(folder, port, browser)
+    webapp.open_pages(folder, port, browser)
 
 
 @register_command(TRACK, "optlab sync --from v1.0")
@@ -44,25 +44,25 @@ def sync(
     folder = enter_pipeline(pipeline) if revision else repository.enter_root()
     os.chdir(repository.get_state_root())  # an experiment's journals are there
     from optlab.system.revision import Revision
-    from optlab.tracking import log_uploader, maintenance, mlflow_store
+    from optlab.tracking import maintenance, mlflow_store, uploader
 
     sent = _upload()
     if revision:
         for sentence in maintenance.backfill_runs(Revision.parse(revision, folder)):
             print(sentence, flush=True)
         sent += _upload()
-    refused = log_uploader.list_refused_logs()
-    exception = f" but what it refuses, which is in .optlab/journal, of {', '.join(refused)}" if refused else ""
+    refused = uploader.list_refused_logs()
+    exception = f" but what it refuses, which is in .optlab/event_logs, of {', '.join(refused)}" if refused else ""
     summary = f"{sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
     print(f"MLflow at {mlflow_store.get_redacted_uri()} has everything{exception}: {summary}")
 
 
 def _upload() -> int:
-    from optlab.tracking import comparison_view, log_uploader, mlflow_store
+    from optlab.tracking import comparison_view, mlflow_store, uploader
 
     sent = 0
     try:
-        for name in log_uploader.push_all():
+        for name in uploader.push_all():
             print(f"sent {name}", flush=True)
             sent += 1
         for experiment in comparison_view.update_outdated_views():
@@ -71,7 +71,7 @@ def _upload() -> int:
         raise errors.TrackingError(
             f"MLflow at {mlflow_store.get_redacted_uri()} does not take the rest now "
             f"({mlflow_store.describe_error(error)}): "
-            f"all is in .optlab/journal: repeat the command later"
+            f"all is in .optlab/event_logs: repeat the command later"
         ) from None
     return sent
 

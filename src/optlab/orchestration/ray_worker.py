@@ -38,7 +38,7 @@ from optlab.orchestration import executor, preflight_cache
 from optlab.orchestration.jobs import ForkServer
 from optlab.system import files, processes, repository
 from optlab.system.errors import ERROR_FILE_VARIABLE, DataError
-from optlab.tracking import sync_state, uploader_client
+from optlab.tracking import event_log, uploader_client
 from optlab.tracking.event_log import LOG_FOLDER
 
 
@@ -149,7 +149,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
     if equal == len(present_lines):
         return received
     known = {
-        (point[0], point[3]) for event in sync_state.parse_events(received_lines) for point in event.get("points", ())
+        (point[0], point[3]) for event in event_log.parse_events(received_lines) for point in event.get("points", ())
     }
     return received + b"".join(
         line + b"\n" for line in map(functools.partial(_drop_known_points, known), present_lines[equal:]) if line
@@ -158,7 +158,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
 
 def _drop_known_points(known: set[tuple[str, int]], line: bytes) -> bytes:
     """A line without the points that are known; nothing, if it had no others."""
-    event = sync_state.parse_event(line)
+    event = event_log.parse_event(line)
     if event["event"] != "metrics":
         return line
     points = [point for point in event["points"] if (point[0], point[3]) not in known]
@@ -360,7 +360,7 @@ class OutputCollector:
                 lines = file.read().split(b"\n")[:-1]
             if lines:
                 artifact_paths = [
-                    event["path"] for event in sync_state.parse_events(lines, skip="metrics") if "path" in event
+                    event["path"] for event in event_log.parse_events(lines, skip="metrics") if "path" in event
                 ]
                 messages += [
                     *self.read_files([Path(each) for each in artifact_paths]),

@@ -10,7 +10,7 @@ from optlab.analysis.comparison import Comparison, Run
 from optlab.system import git, repository
 from optlab.system.errors import RevisionError
 from optlab.tracking import mlflow_store
-from optlab.tracking.sync_state import get_experiment_name
+from optlab.tracking.event_log import get_experiment_name
 from optlab.tuning import selection
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
