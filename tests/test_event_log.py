@@ -1,4 +1,4 @@
-"""The journal, and its replay into a real MLflow database."""
+"""The event log, and its replay into a real MLflow database."""
 
 import collections
 import contextlib
@@ -53,7 +53,7 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def record_opened_logs():
-    """The files of journals that are opened meanwhile."""
+    """The files of event logs that are opened meanwhile."""
     global _opened
     _opened, paths = [], []
     try:
@@ -64,7 +64,7 @@ def record_opened_logs():
 
 
 def test_fully_uploaded_logs_are_not_opened(top):
-    """What a stage does with every journal there is must not cost more with every run that was ever made."""
+    """What a stage does with every event log there is must not cost more with every run that was ever made."""
     for _ in range(5):
         complete()
     assert len(list(uploader.push_all())) == 5
@@ -119,7 +119,7 @@ def test_partial_or_repeated_upload_gives_one_run(top):
     uploader.LogUploader(log).push()
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
     uploader.LogUploader(log).push()
-    # Killed after MLflow had everything, before that was noted: the whole journal is sent once more.
+    # Killed after MLflow had everything, before that was noted: the whole event log is sent once more.
     (log.folder / "synced.json").unlink()
     log.log_metrics([("step/loss", 2.25, 1002, 1)])
     uploader.LogUploader(log).push()
@@ -128,7 +128,7 @@ def test_partial_or_repeated_upload_gives_one_run(top):
 
 
 def test_same_second_runs_of_two_clones_are_separate(top, monkeypatch, small_config):
-    """Their journals have the same name: the time, the run, and a digest of what decides it."""
+    """Their event logs have the same name: the time, the run, and a digest of what decides it."""
     monkeypatch.setattr(event_log.time, "strftime", lambda *_: "20260101-000000")
     for _ in range(2):
         log = event_log.EventLog.create("adam-0", "a key")
@@ -273,7 +273,7 @@ def test_sync_state_belongs_to_one_store(top, monkeypatch):
 
 
 @pytest.fixture
-def elsewhere(top, monkeypatch):
+def replace_store(top, monkeypatch):
     """Another store than the repository's own, as a server is one; a function that puts an empty one in its place."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
     shutil.copy("mlflow.db", "another.db")
@@ -293,24 +293,24 @@ def elsewhere(top, monkeypatch):
     return replace
 
 
-def test_emptied_store_is_refilled(elsewhere):
+def test_emptied_store_is_refilled(replace_store):
     log = begun()
     log.append("end", status="completed", time=2000)
     assert list(uploader.push_all()) == [log.folder.name]
     assert list(uploader.push_all()) == []
-    elsewhere()
+    replace_store()
     mlflow_store.invalidate_store_id()  # as in another process
     assert list(uploader.push_all()) == [log.folder.name]
     assert list(uploader.push_all()) == []
     assert len(search_runs()[1]) == 1
 
 
-def test_store_emptied_during_training_is_refilled(elsewhere):
+def test_store_emptied_during_training_is_refilled(replace_store):
     """The store knows nothing of the run then, and refuses what belongs to it."""
     log = begun()
     live = uploader.LogUploader(log)
     live.push()
-    elsewhere()
+    replace_store()
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
     live.push()
     log.log_metrics([("step/loss", 2.25, 1002, 1)])
@@ -319,7 +319,7 @@ def test_store_emptied_during_training_is_refilled(elsewhere):
     assert fetch_losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
 
 
-def test_store_id_is_requested_once(elsewhere, monkeypatch):
+def test_store_id_is_requested_once(replace_store, monkeypatch):
     from mlflow import MlflowClient
 
     asked = []

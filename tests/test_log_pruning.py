@@ -1,4 +1,4 @@
-"""Journals that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
+"""Event logs that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ with locks.hold_lock(sys.argv[1]):
 
 
 def upload(*logs):
-    """The journals, all of them in MLflow."""
+    """The event logs, all of them in MLflow."""
     for _ in uploader.push_all():
         pass
     assert all(uploader.get_uploaded_summary(log) for log in logs)
@@ -205,14 +205,14 @@ def test_clean_command_reports_deleted_logs(top):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         f"removed {log.folder.name}",
-        f"1 journal removed, {size:,} bytes freed; 1 kept",
+        f"1 event log removed, {size:,} bytes freed; 1 kept",
         f"  1: {NOT_SENT}",
     ]
     assert remaining_logs() == {waiting.folder.name}
 
 
 def make_experiment_copy_log(monkeypatch, folder, status):
-    """A journal of adam-0 as a training in that copy of the repository leaves it, and that it wrote its record."""
+    """An event log of adam-0 as a training in that copy of the repository leaves it, and that it wrote its record."""
     home = Path.cwd()
     folder.mkdir(parents=True)
     (home / ".dvc").mkdir(exist_ok=True)
@@ -255,7 +255,7 @@ def test_prune_deletes_log_of_stopped_experiment(top, monkeypatch):
 def test_equal_runs_of_two_experiments_have_separate_logs(top, monkeypatch):
     exps = Path.cwd() / ".dvc" / "tmp" / "exps"
     first, _ = make_experiment_copy_log(monkeypatch, exps / "tmpone", "completed")
-    time.sleep(1.1)  # journals are named by the second
+    time.sleep(1.1)  # event logs are named by the second
     second, _ = make_experiment_copy_log(monkeypatch, exps / "tmptwo", "completed")
     monkeypatch.setenv("DVC_EXP_NAME", "higher")
     monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))

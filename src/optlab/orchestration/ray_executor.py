@@ -1,4 +1,4 @@
-"""What a node says of an order, put where the order's own process would have put it: lines, journals, files.
+"""What a node says of an order, put where the order's own process would have put it: lines, event logs, files.
 
 Orders done on the nodes of a Ray cluster, seen from the machine that asks (`node` is the other side).
 
@@ -46,7 +46,7 @@ class ResultReceiver:
     def __init__(self, job_spec: JobSpec, job: Job, folder: Path) -> None:
         self.job_spec, self.job = job_spec, job
         self.node_id = self.refusal = ""
-        self._line_counts: dict[str, int] = {}  # journal → how many are here
+        self._line_counts: dict[str, int] = {}  # event log → how many are here
         self._run_lock = contextlib.ExitStack()
         if job_spec.run_id:
             self._run_lock.enter_context(
@@ -58,7 +58,7 @@ class ResultReceiver:
         self._run_lock.close()
 
     def read_inputs(self) -> dict[Path, bytes]:
-        """Path → bytes of what travels with it: what it reads, and the journal that it may go on with."""
+        """Path → bytes of what travels with it: what it reads, and the event log that it may go on with."""
         contents = {
             path: path.read_bytes()
             for each in self.job_spec.inputs
@@ -92,8 +92,8 @@ class ResultReceiver:
             self.node_id, self.refusal = message["node"], message["refused"]
         elif "line" in message:
             self.job.receive_line(message["line"])
-        elif "journal" in message:
-            self._append_events(message["journal"], message["after"], message["lines"])
+        elif "log" in message:
+            self._append_events(message["log"], message["after"], message["lines"])
         elif "file" in message:
             self._write_file(message)
         else:
@@ -104,7 +104,9 @@ class ResultReceiver:
         log = EventLog(event_log.get_log_folder() / name)
         known_lines = self._line_counts.setdefault(name, len(log.read_lines()))
         if after > known_lines:
-            raise StorageError(f"journal {name}: {after - known_lines} lines were lost on the way: repeat the command")
+            raise StorageError(
+                f"event log {name}: {after - known_lines} lines were lost on the way: repeat the command"
+            )
         new_lines = lines[known_lines - after :]
         try:
             log.folder.mkdir(parents=True, exist_ok=True)

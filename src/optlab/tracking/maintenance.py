@@ -17,7 +17,7 @@ from optlab.records import RUNS_FOLDER, RunFiles, TrainRecord, TuningFiles, Tuni
 from optlab.schema.parameters import Config
 from optlab.system import git, locks
 from optlab.system.errors import BusyError, TrackingError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 from optlab.tracking import event_log, mlflow_store, run_metadata
 from optlab.tracking.event_log import EventLog, LogSummary, SyncState, find_by_key, list_logs
 from optlab.tracking.uploader import get_uploaded_summary

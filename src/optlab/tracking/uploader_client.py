@@ -21,8 +21,8 @@ from optlab.system import processes, repository
 from optlab.system.errors import print_stderr
 from optlab.tracking import event_log, mlflow_store
 
-UPLOADER_PARENT_VARIABLE = "OPTLAB_SENDER"  # id of an `optlab` process that has started a daemon for the runs below it
-NO_UPLOAD = "nobody"  # its value where nothing is to be uploaded
+UPLOADER_PARENT_VARIABLE = "OPTLAB_UPLOADER_PARENT"  # PID of the `optlab` that has started a daemon, or NO_UPLOAD
+NO_UPLOAD = "nobody"  # where nothing is to be uploaded
 
 MLFLOW_TIMEOUT_S = 120.0
 _STARTUP_TIMEOUT_S = 20.0  # until a new daemon listens, on a busy machine

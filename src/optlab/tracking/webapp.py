@@ -24,7 +24,7 @@ from optlab.system.errors import TrackingError
 from optlab.tracking import comparison_view, event_log, mlflow_store
 
 HOST = "127.0.0.1"
-START_PAGE_VARIABLE = "OPTLAB_UI_START"  # page that the bare address leads to
+START_PAGE_VARIABLE = "OPTLAB_UI_START_PAGE"  # page that the bare address leads to
 
 _STARTUP_TIMEOUT_S = 120.0  # a busy machine takes 30 s to load MLflow
 _POLL_INTERVAL_S = 0.1

@@ -1,8 +1,8 @@
-"""What a stage does with old journals, with 5 of them and with 500: does it cost more with every run that was made?
+"""What a stage does with old event logs, with 5 of them and with 500: does it cost more with every run that was made?
 
-    python benchmarks/journals.py [--before REV]          # writes benchmarks/JOURNALS.md
+    python benchmarks/event_logs.py [--before REV]          # writes benchmarks/EVENT_LOGS.md
 
-Every journal is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them: look
+Every event log is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them: look
 for what is to be sent (`push_all`), end those that a kill has left open (`end_abandoned`), and look for one by its
 weights (`find`), here for weights that none has; all are of the same run. Passes with 5 and with 500 take turns in one
 process, which does not import MLflow; the first round is not counted. With REV, the same is done with the code of that
@@ -22,14 +22,14 @@ import time
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
-RESULTS = TOP / "benchmarks" / "JOURNALS.md"
+RESULTS = TOP / "benchmarks" / "EVENT_LOGS.md"
 COUNTS = (5, 500)
 SIZE = 200_000  # bytes of events.jsonl
 PARTS = ("push_all", "end_abandoned", "find")
 
 
 def write_one(top: Path) -> Path:
-    """A repository with one journal that MLflow has; returns the journal's folder. The working directory is `top`."""
+    """A repository with one event log that MLflow has; returns the event log's folder. The working directory is `top`."""
     from optlab.tracking import uploader
     from optlab.tracking.event_log import EventLog
 
@@ -58,7 +58,7 @@ def repositories(folder: Path) -> list[Path]:
     tops = []
     for count in COUNTS:
         top = folder / str(count)
-        shutil.copytree(first, top, ignore=shutil.ignore_patterns("journal"))
+        shutil.copytree(first, top, ignore=shutil.ignore_patterns("event_logs"))
         for number in range(count):
             name = f"20250101-{number:06d}-adam-0-{number:016x}"
             shutil.copytree(kept, top / ".optlab" / "event_logs" / name)
@@ -134,13 +134,13 @@ def main() -> None:
         ]
         size = next(tops[0].glob(".optlab/event_logs/*/events.jsonl")).stat().st_size
     lines = [
-        "# Old journals",
+        "# Old event logs",
         "",
-        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with journals that have ended and "
+        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with event logs that have ended and "
         f"that MLflow has, {size:,} bytes each; n = {arguments.rounds} rounds, median (least – most); "
         f"load average {os.getloadavg()[0]:.1f}.",
         "",
-        f"| code | part | {COUNTS[0]} journals, ms | {COUNTS[1]} journals, ms | ratio |",
+        f"| code | part | {COUNTS[0]} event logs, ms | {COUNTS[1]} event logs, ms | ratio |",
         "| --- | --- | --- | --- | --- |",
         *table,
     ]
