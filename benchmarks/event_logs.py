@@ -2,8 +2,8 @@
 
     python benchmarks/event_logs.py [--before REV]          # writes benchmarks/EVENT_LOGS.md
 
-Every event log is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them: look
-for what is to be sent (`push_all`), end those that a kill has left open (`end_abandoned`), and look for one by its
+Every event log is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them:
+look for what is to be sent (`push_all`), end those that a kill has left open (`end_abandoned`), and look for one by its
 weights (`find`), here for weights that none has; all are of the same run. Passes with 5 and with 500 take turns in one
 process, which does not import MLflow; the first round is not counted. With REV, the same is done with the code of that
 revision.
@@ -29,7 +29,7 @@ PARTS = ("push_all", "end_abandoned", "find")
 
 
 def write_one(top: Path) -> Path:
-    """A repository with one event log that MLflow has; returns the event log's folder. The working directory is `top`."""
+    """Create a repository with one event log that MLflow has; return the log's folder. The working directory is `top`."""
     from optlab.tracking import uploader
     from optlab.tracking.event_log import EventLog
 
@@ -136,8 +136,8 @@ def main() -> None:
     lines = [
         "# Old event logs",
         "",
-        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with event logs that have ended and "
-        f"that MLflow has, {size:,} bytes each; n = {arguments.rounds} rounds, median (least – most); "
+        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with event logs that have ended "
+        f"and that MLflow has, {size:,} bytes each; n = {arguments.rounds} rounds, median (least – most); "
         f"load average {os.getloadavg()[0]:.1f}.",
         "",
         f"| code | part | {COUNTS[0]} event logs, ms | {COUNTS[1]} event logs, ms | ratio |",
