@@ -8,7 +8,6 @@ MLflow) is not counted there; the share of logging in whole trainings counts all
 """
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader, Subset
 
 from optlab.config import loader
 from optlab.data import cifar10
+from optlab.environment import capture_environment, has_native_bf16
 from optlab.schema import parameters
 from optlab.system import errors, repository
 from optlab.tracking.callbacks import EventLogWriter, ProgressBar
@@ -168,10 +168,10 @@ class Timed(loop.Callback):
 
 def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
                numerics: str = "fast") -> dict[str, float]:  # fmt: skip
-    """Trainings as the pipeline does them, with progress, journal and MLflow, in a repository of its own.
+    """Trainings as the pipeline does them, with progress, event log and MLflow, in a repository of its own.
 
-    `logging`: the time in progress bar and journal, plus the CPU time of the process that fills MLflow, from its import
-    to its last write, over the wall time of the trainings.
+    `logging`: the time in progress bar and event log, plus the CPU time of the uploader, from its import to its last
+    write, over the wall time of the trainings.
     """
     chosen = settings(images, precision, epochs, numerics)
     splits = cifar10.load(TOP / repository.DATA, chosen.data, 0)
@@ -181,26 +181,26 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
-        sender, opening = (
+        uploader, opening = (
             UploaderClient(),
-            build_run_metadata(chosen, Path(), "sgd", 0, determinism.capture_environment(device)),
+            build_run_metadata(chosen, Path(), "sgd", 0, capture_environment(device)),
         )
         if trainings == 1:  # wait until it has started up, for that is counted in whole trainings alone
             ahead = EventLog.create("sgd-0")
             ahead.log_start_or_resume(opening, 0)
             ahead.end("completed")
-            sender.request(push=True)
+            uploader.request(push=True)
         for _ in range(trainings):
-            journal = EventLog.create("sgd-0")
-            writer = EventLogWriter(journal, opening, functools.partial(sender.notify, journal.folder.name))
-            logs = [Timed(ProgressBar(epochs, images)), Timed(writer)]
+            log = EventLog.create("sgd-0")
+            writer = EventLogWriter(log, opening)
+            callbacks = [Timed(ProgressBar(epochs, images)), Timed(writer)]
             clock = Clock()
             started = time.perf_counter()
-            loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
-            journal.end("completed")
+            loop.train(chosen, "sgd", 0, splits, device, [*callbacks, clock])
+            log.end("completed")
             elapsed += time.perf_counter() - started
-            spent += sum(log.spent for log in logs)
-        sender.close()
+            spent += sum(each.spent for each in callbacks)
+        uploader.close()
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         os.chdir(TOP)
     return {"rate": clock.seen / (clock.ended - clock.started),
@@ -216,7 +216,7 @@ def run_peak(precision: str) -> dict[str, float]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    emulated = precision == "bf16" and not determinism.has_native_bf16(torch.device("cpu"))
+    emulated = precision == "bf16" and not has_native_bf16(torch.device("cpu"))
     size, best = 512 if emulated else 2048, 0.0
     matrix = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     image, kernel = matrix.view(1, size, size // 32, 32), matrix.view(size, size, 1, 1)
@@ -350,7 +350,7 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = loader.load(TOP / parameters.PARAMS_FILE).training.threads
     torch.set_num_threads(threads)
-    native = determinism.has_native_bf16(torch.device("cpu"))
+    native = has_native_bf16(torch.device("cpu"))
     arguments.bf16_images = arguments.bf16_images or (arguments.images if native else 3_200)
     if arguments.contender:
         print(json.dumps(CONTENDERS[arguments.contender](arguments)))

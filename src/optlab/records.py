@@ -4,12 +4,15 @@ Files hold no times, host names or ids, so that the same training gives the same
 have defaults, so that files of earlier versions stay readable.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optlab.schema.parameters import format_run_id
 from optlab.system import files, repository
 from optlab.system.errors import RecordError
-from optlab.system.revision import Revision
+
+if TYPE_CHECKING:  # a served model imports this module, and needs no packages but those that it lists
+    from optlab.system.git import Revision
 
 Status = Literal["completed", "diverged"]
 TrialStatus = Literal["completed", "stopped", "diverged", "failed"]
@@ -58,7 +63,7 @@ class Record(BaseModel):
         return cls.parse(content, str(path))
 
     @classmethod
-    def read_at_revision(cls, revision: Revision, path: Path) -> Self | None:
+    def read_at_revision(cls, revision: "Revision", path: Path) -> Self | None:
         """Read a file at a git revision; None if it is missing or damaged there."""
         content = revision.read(path)
         try:
@@ -306,6 +311,17 @@ class Champion(Record):
     chosen_by: str
     validation_accuracy: float | None
     test_accuracy: float | None
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows, the header first, as comma-separated values.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_atomic(path, text.getvalue().encode())
 
 
 def _round_to_float32(loss: float) -> float | None:

@@ -18,7 +18,7 @@ from optlab.analysis.paired_tests import MeanCI
 from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_mean, format_metric_name, summarize_verdicts
-from optlab.records import REPORTS_FOLDER, Champion, Record
+from optlab.records import REPORTS_FOLDER, Champion, Record, write_csv
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import CLASS_NAMES, Config
 from optlab.system import files
@@ -91,7 +91,7 @@ def _write_comparison_table(compared: Comparison, path: Path) -> None:
             yield from [None] * 3
         yield row.gradients_per_step
 
-    files.write_csv(path, [header, *map(build_row, compared.rows)])
+    write_csv(path, [header, *map(build_row, compared.rows)])
 
 
 def _write_pairs(compared: Comparison, path: Path) -> None:
@@ -101,7 +101,7 @@ def _write_pairs(compared: Comparison, path: Path) -> None:
         [*names, *(getattr(pair, key) for key in header[2:]), *(getattr(pair.outperforming, key, None) for key in more)]
         for names, pair in compared.pairs.items()
     ]
-    files.write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
+    write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
@@ -111,7 +111,7 @@ def _write_history(compared: Comparison, path: Path) -> None:
         for run in compared.runs
         for epoch in run.trained.history
     ]
-    files.write_csv(path, [["optimizer", "seed", *metrics], *rows])
+    write_csv(path, [["optimizer", "seed", *metrics], *rows])
 
 
 def _write_confusion(compared: Comparison, path: Path) -> None:
@@ -121,7 +121,7 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
         for actual, counts in enumerate(run.tested.confusion)
         for predicted, count in enumerate(counts)
     ]
-    files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
+    write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
 def _write_champion(compared: Comparison, path: Path) -> None:
@@ -157,7 +157,7 @@ def _write_curves(compared: Comparison, curves: dict[str, dict[str, Curve]], fol
             for optimizer, curve in by_optimizer.items()
             for step, each in curve.items()
         ]
-        files.write_csv(folder / f"{metric}.csv", [["optimizer", "step", "epoch", "mean", "low", "high"], *rows])
+        write_csv(folder / f"{metric}.csv", [["optimizer", "step", "epoch", "mean", "low", "high"], *rows])
 
 
 def _write_trials(tunings: dict[str, OptimizerTuning], path: Path) -> None:
@@ -169,7 +169,7 @@ def _write_trials(tunings: dict[str, OptimizerTuning], path: Path) -> None:
         for trial in tuning.trials
         for validation in [[each.step, each.loss, each.accuracy] for each in trial.looks] or [[None] * 3]
     ]  # fmt: skip
-    files.write_csv(path, [header, *rows])
+    write_csv(path, [header, *rows])
 
 
 def _plot_seeds(compared: Comparison) -> Figure:

@@ -10,9 +10,8 @@ from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.schema.search_space import NumericRange
 from optlab.system.errors import RecordError, RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 from optlab.tuning import search
-from optlab.tuning.defaults import find_default_value
 
 CHANCE_ACCURACY = 0.1  # of ten equally likely classes: the accuracy of a trial that diverged
 NEAR_BEST_MARGIN = 0.01  # of accuracy: learning rates this close to the best are as good
@@ -61,10 +60,13 @@ class OptimizerTuning:
         return next((trial for trial in self.trials if (trial.study, trial.index) == (study, index)), None)
 
     def get_default_value(self, study: int, key: str) -> float | None:
-        """Return the default trial's value of a range: the recorded one, else the installed class's default."""
+        """Return the default trial's value of a range: as recorded, else as the entry has it; None if not known.
+
+        Records of older versions lack the value where the entry leaves it to the class.
+        """
         trial = self.get_default_trial(study)
-        recorded = trial.values.get(key) if trial else None
-        return find_default_value(self.spec, key) if recorded is None else float(recorded)
+        value = (trial.values if trial else {}).get(key, self.spec.get_default(key))
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def ranges_at_edge(self) -> list[str]:

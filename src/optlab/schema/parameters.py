@@ -1,7 +1,7 @@
 """The models of params.yaml, strict and frozen: shape and types, checked before torch is imported.
 
 What only torch can tell (does the class exist, does it take this hyperparameter) is checked in
-`optlab.training.optimizers.check` and `optlab.training.models.build`, which every stage calls before it works.
+`optlab.preflight.checks.check_config` and `optlab.training.models.build`, which every stage calls before it works.
 """
 
 import math
@@ -251,6 +251,11 @@ class Config(StrictModel):
     def list_runs(self) -> list[tuple[str, int]]:
         """(optimizer, seed) of every run, in the order of params.yaml."""
         return [(name, seed) for name in self.optimizers for seed in self.seeds]
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 run` or `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_run_id(optimizer: str, seed: int) -> str:

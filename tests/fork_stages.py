@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from optlab.orchestration import fork_server, jobs
 from optlab.system import repository
-from optlab.tracking import log_uploader, uploader_client
+from optlab.tracking import uploader, uploader_client
 
 # What sending to a database imports.
 NEEDED = (
@@ -28,18 +28,15 @@ class Inside(uploader_client.UploaderClient):
     def __init__(self):
         pass
 
-    def notify(self, log_name):
-        pass
-
     def request(self, **message):
         return None
 
     def close(self):
         with (
             contextlib.chdir(repository.get_state_root()),
-            FileLock(repository.get_state_root() / ".optlab" / "sending.lock"),
+            FileLock(repository.get_state_root() / ".optlab" / "upload.lock"),
         ):
-            log_uploader.push_pending()  # one at a time, as the process does that this stands for
+            uploader.push_pending()  # one at a time, as the process does that this stands for
 
 
 class Forked:
@@ -63,10 +60,10 @@ class Forked:
         os.waitpid(self.pid, 0)
 
 
-def launch(self, its, spinning, words):
+def launch(self, server_socket, busy_wait, arguments):
     if threading.active_count() > 1:  # some other one of this process's has begun before
-        return started(self, its, spinning, words)
-    return Forked(self._socket, its)
+        return started(self, server_socket, busy_wait, arguments)
+    return Forked(self._socket, server_socket)
 
 
 if __name__ == "__main__":
@@ -75,8 +72,6 @@ if __name__ == "__main__":
     uploader_client.UploaderClient = Inside
     started, jobs.ForkServer._launch = jobs.ForkServer._launch, launch
     repository._restart_from_sources = lambda sources: None  # it is the same, see projects.py
-    fork_server._count_threads = lambda: (
-        1
-    )  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
+    fork_server._count_threads = lambda: 1  # MLflow imports pyarrow, which has a thread for memory that it gives back
     sys.executable = sys.argv[1]  # what `optlab reproduce` starts its stages with
     fork_server.main(socket.socket(fileno=int(sys.argv[2])))
