@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from optlab.analysis.colours import assign_colours
+from optlab.analysis.presentation import assign_colours
 from optlab.data import cifar10
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.schema.parameters import Config, format_run_id
