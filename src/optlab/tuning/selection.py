@@ -1,4 +1,4 @@
-"""What the runs of an optimizer are trained with: its entry, settled, and the modules of one's own that it uses."""
+"""Values chosen by a tuning: selection from the trials, and the files trials.json and choice.json."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from optlab.tuning.search import Trial
 
 
 def select_values(spec: OptimizerSpec, trials: list[Trial], steps: int) -> StudyResult:
-    """What a study of these trials has come to: the best of those that were trained to the end, the default included.
+    """Select the best trial of a study that was trained to the end; it may be the default's.
 
     Args:
         steps: of a whole training.
@@ -55,12 +55,12 @@ def write(
 
 
 def get_environment_path(folder: Path, name: str) -> Path:
-    """Where it is kept what the machine decided about the trials that were trained last: beside the record, no part."""
+    """Return the path of the environment of the trials that were trained last, which is no part of the record."""
     return TuningFiles(folder, name).choice.with_name("conditions.json")
 
 
 def dump_entry(spec: OptimizerSpec) -> dict[str, object]:
-    """As params.yaml has it, without what is left out there."""
+    """Return the entry as params.yaml has it, without defaults."""
     return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
