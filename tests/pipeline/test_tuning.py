@@ -157,17 +157,17 @@ def test_later_checkpoint_does_not_change_requested_validation(top, config):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial")
+    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial")
     assert first.look.step == 5
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     )  # at once, from where it stopped
-    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
-    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
+    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
         == further
-        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "a")
+        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "a")
     )
 
 
@@ -175,7 +175,7 @@ def test_rejected_value_is_recorded_as_failed_trial(top, config):
     """As beyond the edge of a range."""
     spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
     settled = config.model_copy(update={"optimizers": {"mine": spec}})
-    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14, {}), top / "trial")
     assert (result.ending, result.reason) == (
         "failed", "params.yaml: optimizers.mine.rho: Adadelta refuses 1.5 (Invalid rho value: 1.5)"
     )  # fmt: skip
@@ -279,8 +279,8 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    asked = TrialRequest.from_config(settled, "mine", 1, 4)
-    key = asked.compute_key({}, settled.list_class_paths("mine"))
+    asked = TrialRequest.from_config(settled, "mine", 1, 4, {})
+    key = asked.compute_key()
     place = top / "trials" / key / "4.json"
     files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
@@ -339,12 +339,12 @@ def test_trial_cannot_read_test_split(top, config, monkeypatch):
     peeking = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
     )
-    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "trial")
     assert (result.look, result.ending) == (None, "failed")
     with monkeypatch.context() as patch:
         patch.setattr(cifar10, "forbid_test_split", lambda reason: None)
         patch.setattr(cifar10, "_forbidden_reason", "")
-        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "other").look is not None
+        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "other").look is not None
 
 
 def test_training_cannot_read_test_split(fresh):

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from optlab.system import repository
+from optlab.system import source_code
 from optlab.system.errors import RevisionError
 from optlab.system.text import extract_error
 
@@ -74,7 +74,7 @@ def _list_imported_files() -> list[str]:
     here = Path.cwd()
     return [
         path.relative_to(here).as_posix()
-        for path in repository.find_imported_modules().values()
+        for path in source_code.find_imported_modules().values()
         if path.is_relative_to(here)
     ]
 
