@@ -10,7 +10,7 @@ import torch
 from projects import PARAMS
 from ruamel.yaml import YAML
 
-from optlab.cli import comparison
+from optlab import cli
 from optlab.config import catalog, loader
 from optlab.data import cifar10
 from optlab.schema.optimizer import OptimizerSpec
@@ -102,15 +102,15 @@ def test_add_command_lists_or_inserts_entries(tmp_path, monkeypatch, capsys):
     (tmp_path / ".dvc" / "config").touch()
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.chdir(tmp_path)
-    comparison.add(None, searched=False)
+    cli.add(None, searched=False)
     assert capsys.readouterr().out.splitlines()[0].split() == ["name", "class", "search", "lr", "from", "source"]
-    comparison.add("lion", searched=False)
+    cli.add("lion", searched=False)
     added = "  lion: {class: pytorch_optimizer.Lion, lr: 0.0001}  # Chen et al. 2023, arXiv:2302.06675; search lr from "
     assert added + "1e-05 to 0.01\n" in (tmp_path / "params.yaml").read_text()
     assert capsys.readouterr().out.startswith("params.yaml: added lion: {class: pytorch_optimizer.Lion, lr: 0.0001}")
-    comparison.add("lookahead", searched=True)
+    cli.add("lookahead", searched=True)
     ranged = "lookahead: {class: pytorch_optimizer.Lookahead, base: {class: Adam, lr: {log: [0.0001, 0.1]}, default: "
     assert ranged + "{lr: 0.001}}}  # Zhang et al. 2019, arXiv:1907.08610\n" in (tmp_path / "params.yaml").read_text()
-    comparison.new("quick_step")
+    cli.new("quick_step")
     assert (tmp_path / "custom" / "quick_step.py").exists() and (tmp_path / "tests" / "test_quick_step.py").exists()
     assert list(loader.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "lookahead", "quick_step"]

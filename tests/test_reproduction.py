@@ -13,7 +13,7 @@ from optlab.reproduce import rerun
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
 from optlab.system.errors import RevisionError
-from optlab.system.revision import Revision, checkout
+from optlab.system.git import Revision, checkout
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

@@ -25,7 +25,7 @@ from optlab.system import files, repository
 from optlab.system.errors import RecordError
 
 if TYPE_CHECKING:  # a served model imports this module, and needs no packages but those that it lists
-    from optlab.system.revision import Revision
+    from optlab.system.git import Revision
 
 Status = Literal["completed", "diverged"]
 TrialStatus = Literal["completed", "stopped", "diverged", "failed"]

@@ -21,7 +21,7 @@ from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec
 from optlab.orchestration.jobs import ForkServer, Job
 from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.system import locks, processes, progress, repository
+from optlab.system import locks, processes, repository
 from optlab.system.errors import (
     ERROR_FILE_VARIABLE,
     ClusterError,
@@ -287,7 +287,7 @@ class RunScheduler:
             tuple(inputs),
             tuple(outputs),
             run,
-            {progress.PROGRESS_VARIABLE: "lines"},
+            {processes.PROGRESS_VARIABLE: "lines"},
             functools.partial(self.display.handle_line, run),
         )
 

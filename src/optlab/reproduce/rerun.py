@@ -24,7 +24,7 @@ from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, Tun
 from optlab.reproduce.output_diff import OutputDigests, Reproduction, compare_outputs, compute_md5
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
-from optlab.system.revision import Revision, checkout, restore_outputs
+from optlab.system.git import Revision, checkout, restore_outputs
 from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 from optlab.tuning.selection import get_environment_path
