@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,14 @@ def test_optimizer_colours_are_unique(small_config, tmp_path):
     config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
     axis = draw_axes(collect_comparison(config, tmp_path, {f"{name}-0": [2.0, 1.0] for name in ALL}))["training loss"]
     assert {line.get_label(): line.get_color() for line in axis.lines} == presentation.assign_colours(ALL)
+
+
+def test_stages_and_uploader_import_no_plotting_library():
+    """They run for every seed and would load it each time."""
+    modules = ("analysis.metrics", "analysis.presentation", "tracking.run_metadata", "tracking.mlflow_writer")
+    code = f"import sys, {', '.join(f'optlab.{name}' for name in modules)}; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"matplotlib", "scipy"}.isdisjoint(result.stdout.split())
 
 
 def test_challenger_keeps_study_colours(small_config, tmp_path):

@@ -268,7 +268,7 @@ def compute_study_means(config: Config, values: list[float]) -> list[float]:
     values_by_study: dict[int, list[float]] = {}
     for seed, value in zip(config.seeds, values, strict=True):
         values_by_study.setdefault(config.get_study(seed), []).append(value)
-    return [math.fsum(own) / len(own) for _, own in sorted(values_by_study.items())]
+    return [math.fsum(each) / len(each) for _, each in sorted(values_by_study.items())]
 
 
 def _find_target_step(trained: TrainRecord, accuracy: float) -> int | None:

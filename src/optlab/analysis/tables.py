@@ -229,13 +229,14 @@ def summarize_protocol(compared: Comparison) -> str:
     config = compared.config
     settings, data = config.training, config.data
     counts = {"run": len(compared.runs), "optimizer": len(compared.rows), "seed": len(config.seeds)}
-    own = {name: spec.schedule.name for name, spec in config.optimizers.items() if spec.schedule}
-    others = "".join(f", for {name} {schedule}" for name, schedule in own.items())
+    exceptions = "".join(
+        f", for {name} {spec.schedule.name}" for name, spec in config.optimizers.items() if spec.schedule
+    )
     parts = [
         ", ".join(format_count(count, noun) for noun, count in counts.items()),
         f"network {config.model}",
         f"{format_count(settings.epochs, 'epoch')} of {data.train_size:,} images in batches of {settings.batch_size}",
-        f"schedule {settings.schedule.name}{others}",
+        f"schedule {settings.schedule.name}{exceptions}",
         *["random flips and crops"] * (data.augment == "flip_crop"),
     ]
     return " · ".join(parts)

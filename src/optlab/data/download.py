@@ -194,9 +194,7 @@ def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str
             raise DataError(f"{source}: {name} has SHA-1 {digest}, not the published {expected}: refused")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".incoming-", dir=folder.parent
-        ) as temporary:  # on the same file system
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=folder.parent) as temporary:  # same file system
             for name in DIGESTS[dataset]:
                 (Path(temporary) / name).write_bytes(contents[name])
             for name in DIGESTS[dataset]:
