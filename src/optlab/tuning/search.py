@@ -1,10 +1,8 @@
-"""The points that are tried: a pure function of (seed, study, index), the same in the unit cube for every optimizer.
+"""Search for hyperparameters: Sobol points, successive halving and the selection of the best trial, without training.
 
-Which trials are trained, how far each goes, and which is chosen: no training happens here.
-
-Trials begin together. After a part of the steps the best go on, and the others stop: successive halving (Jamieson and
-Talwalkar 2016), synchronous, so that nothing depends on which trial ends first. Where the best of the first three
-quarters lies at the edge of a range on the logarithmic scale, the last quarter is drawn in the decade beyond it.
+Points are a pure function of (seed, study, index), the same in the unit cube for every optimizer. Successive halving
+(Jamieson and Talwalkar 2016) is synchronous, so nothing depends on which trial ends first. If the best of the first
+three quarters is at the edge of a logarithmic range, the last quarter is sampled from the decade beyond that edge.
 """
 
 import functools
@@ -19,14 +17,14 @@ from optlab.schema.optimizer import MAX_RANGES
 from optlab.schema.parameters import SensitivityConfig, TuningConfig
 from optlab.schema.search_space import NumericRange, Range
 
-# Always as many: scrambling gives other first coordinates for another number. Each range takes one, by its place.
+# A constant, because the scrambled coordinates depend on it. Each range takes one dimension, in order.
 SOBOL_DIMENSIONS = MAX_RANGES
 
 
 @functools.cache
 def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
-    """A place in the unit cube: of Sobol's sequence, scrambled (Owen 1998), which fills it more evenly than chance."""
-    from scipy.stats import qmc  # it takes a second
+    """Return a point of the unit cube from a scrambled Sobol sequence (Owen 1998)."""
+    from scipy.stats import qmc  # the import takes a second
 
     sequence = qmc.Sobol(SOBOL_DIMENSIONS, scramble=True, rng=_hash_to_int("points", seed, study))
     if index:
@@ -37,37 +35,36 @@ def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
 def map_point_to_ranges(
     ranges: dict[str, Range], point: tuple[float, ...], extended_edges: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """The value of each range at a place of the unit cube.
+    """Return the value of each range at a point of the unit cube.
 
     Args:
-        extended_edges: the ranges whose value is drawn next to an edge instead, -1 for the lower one and 1 for the
-            upper one.
+        extended_edges: range → -1 or 1, for a value from the decade beyond its lower or upper edge instead.
     """
     edges = extended_edges or {}
-    found = {}
+    values = {}
     for (key, each), coordinate in zip(ranges.items(), point, strict=False):
         within = each.get_adjacent_decade(edges[key]) if key in edges and isinstance(each, NumericRange) else each
-        found[key] = within.map_from_unit(coordinate)
-    return found
+        values[key] = within.map_from_unit(coordinate)
+    return values
 
 
 def derive_training_seed(purpose: str, seed: int, study: int, index: int, taken: Collection[int]) -> int:
-    """That of a trial's training: none of those that confirm what is chosen.
+    """Return the seed of a trial's training.
 
     Args:
-        purpose: other seeds for another one.
-        index: of the trial; -1 for the default's.
-        taken: the seeds of the runs.
+        purpose: each has seeds of its own.
+        index: of the trial; -1 for the default.
+        taken: seeds of the runs that confirm the choice, which are not used.
     """
     for attempt in range(len(taken) + 1):
-        found = _hash_to_int(purpose, seed, study, index, attempt) % 2**32
-        if found not in taken:
-            return found
+        derived = _hash_to_int(purpose, seed, study, index, attempt) % 2**32
+        if derived not in taken:
+            return derived
     raise AssertionError("as many different numbers as attempts")
 
 
 def _hash_to_int(purpose: str, *parts: int) -> int:
-    """64 bits of the SHA-256 of a purpose and numbers."""
+    """Return 64 bits of the SHA-256 of a purpose and numbers."""
     text = " ".join(["optlab", purpose, *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -79,14 +76,14 @@ TrialFailure = Literal["diverged", "failed"]
 
 @dataclass
 class Trial:
-    """One point of the ranges, and what became of it.
+    """One point of the ranges with the results so far.
 
     Attributes:
         values: of the ranges; empty for the default.
-        extended_ranges: the ranges whose value was drawn beyond their edge.
-        validations: at the validation split, where it was to go on or not.
-        failure: why it went no further, where that was its own doing.
-        target_step: the step that it was to reach then.
+        extended_ranges: ranges whose value is from the decade beyond their edge.
+        validations: metrics of the validation split at the end of each rung.
+        failure: why the trial ended early, unless others were better.
+        target_step: last step of the rung in which it failed.
     """
 
     study: int
@@ -100,24 +97,24 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """The smaller, the better, among trials that went equally far: by accuracy, then loss, then index."""
+        """Sort key, best first, among trials of equal length: accuracy, then loss, then index."""
         last = self.validations[-1]
         assert last.accuracy is not None and last.loss is not None
         return -last.accuracy, last.loss, self.index
 
 
-TrialBatch = list[tuple[Trial, int]]  # trials to be trained up to a step, at once or in any order
-TrialOutcomes = list[ValidationMetrics | TrialFailure]  # what came of each
+TrialBatch = list[tuple[Trial, int]]  # trials to train up to a step, in any order
+TrialOutcomes = list[ValidationMetrics | TrialFailure]  # in the order of the batch
 Search = Generator[TrialBatch, TrialOutcomes, None]
 
 
 def compute_rungs(steps: int, halving: int) -> list[int]:
-    """After how many steps it is decided who goes on: a sixteenth, a quarter and all of them where `halving` is 4."""
+    """Return the last step of each rung: a sixteenth, a quarter and all of the steps where `halving` is 4."""
     return sorted({math.ceil(steps / halving**power) for power in (2, 1, 0)})
 
 
 def compute_cost(tuning: TuningConfig, steps: int) -> int:
-    """The steps of one study, if nothing diverges."""
+    """Return the number of steps that one study trains if no trial fails."""
     total, last = steps, tuning.trials // 4
     for n_active in (tuning.trials - last, last):
         before = 0
@@ -129,12 +126,12 @@ def compute_cost(tuning: TuningConfig, steps: int) -> int:
 
 def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps: int, seeds: list[int],
           trials: list[Trial]) -> Search:  # fmt: skip
-    """One tuning: yields what is to be trained, is sent what came of it, and adds to `trials`.
+    """Run one study: yield batches of trials to train, receive their outcomes, and append to `trials`.
 
     Args:
         number: of the study.
         steps: of a whole training.
-        seeds: of the runs that confirm what is chosen.
+        seeds: of the runs that confirm the choice.
     """
 
     def add_trial(index: int, beyond: dict[str, int] | None = None) -> Trial:
@@ -155,7 +152,7 @@ def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps
 
 
 def find_learning_rate_key(ranges: dict[str, Range]) -> str | None:
-    """The range that is the learning rate's: the entry's own, or that of what it wraps."""
+    """Return the range of the learning rate, of the entry or of the optimizer that it wraps; None without one."""
     return next((key for key in ("lr", "base.lr") if isinstance(ranges.get(key), NumericRange)), None)
 
 
@@ -168,11 +165,11 @@ def run_sensitivity_grid(
     seeds: list[int],
     trials: list[Trial],
 ) -> Search:
-    """A grid over one value, the rest as chosen, each point with several seeds; otherwise as `run_study`.
+    """Run a grid over one range around a trial's values, each point with several seeds, in the manner of `run_study`.
 
     Args:
-        key: whose value it is.
-        chosen: the values in the middle.
+        key: the range.
+        chosen: the trial in the middle of the grid.
     """
     for index in range(grid.points):
         exponent = grid.decades * (index / (grid.points - 1) - 0.5)
@@ -201,32 +198,32 @@ def _request_training(batch: TrialBatch) -> Search:
 
 
 def find_best(trials: Iterable[Trial], steps: int) -> Trial | None:
-    """The best of those that were trained to the end; None where there is none."""
+    """Return the best of the trials that were trained to the end, or None if there are none."""
     completed = [
         each for each in trials if each.failure is None and each.validations and each.validations[-1].step == steps
     ]
     return min(completed, key=lambda each: each.rank, default=None)
 
 
-def find_edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
-    """The ranges at whose edge a trial's value lies, and at which of the two: a value beyond one lies at its edge."""
-    if found is None or not found.values:
+def find_edges(ranges: dict[str, Range], trial: Trial | None) -> dict[str, int]:
+    """Return range → -1 or 1 of the logarithmic ranges in which a trial's value is at or beyond an edge."""
+    if trial is None or not trial.values:
         return {}
     logarithmic = {key: each for key, each in ranges.items() if isinstance(each, NumericRange)}
-    all_of_them = {key: each.find_edge(found.values[key]) for key, each in logarithmic.items()}
-    return {key: edge for key, edge in all_of_them.items() if edge}
+    edges = {key: each.find_edge(trial.values[key]) for key, each in logarithmic.items()}
+    return {key: edge for key, edge in edges.items() if edge}
 
 
-def find_ranges_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
-    """The ranges at whose edge the chosen value lies, widened by the decade that any of the trials was drawn in."""
-    drawn = [each for each in trials if each.values]
+def find_ranges_at_edge(ranges: dict[str, Range], chosen: Trial, trials: Iterable[Trial]) -> list[str]:
+    """Return the ranges with the chosen value at an edge, after adding the decades that trials were sampled from."""
+    sampled = [each for each in trials if each.values]
     still = []
-    for key in find_edges(ranges, found):
+    for key in find_edges(ranges, chosen):
         own = ranges[key]
         assert isinstance(own, NumericRange)
-        beyond = [each.values[key] for each in drawn if key in each.extended_ranges]
+        beyond = [each.values[key] for each in sampled if key in each.extended_ranges]
         low = own.get_adjacent_decade(-1).low if any(value < own.low for value in beyond) else own.low
         high = own.get_adjacent_decade(1).high if any(value > own.high for value in beyond) else own.high
-        if NumericRange(scale="log", low=low, high=high).find_edge(found.values[key]):
+        if NumericRange(scale="log", low=low, high=high).find_edge(chosen.values[key]):
             still.append(key)
     return still
