@@ -1,8 +1,9 @@
-"""Search for hyperparameters: Sobol points, successive halving and the selection of the best trial, without training.
+"""Search without training: sampled points, which trials are trained up to which step, and the best of them.
 
-Points are a pure function of (seed, study, index), the same in the unit cube for every optimizer. Successive halving
-(Jamieson and Talwalkar 2016) is synchronous, so nothing depends on which trial ends first. If the best of the first
-three quarters is at the edge of a logarithmic range, the last quarter is sampled from the decade beyond that edge.
+Points are a pure function of (seed, study, index), the same in the unit cube for every optimizer. Trials begin
+together; after a part of the steps, only the best continue: successive halving (Jamieson and Talwalkar 2016),
+synchronous, so that nothing depends on which trial ends first. If the best of the first three quarters lies at the edge
+of a logarithmic range, the last quarter is drawn in the decade beyond it.
 """
 
 import functools
@@ -17,14 +18,14 @@ from optlab.schema.optimizer import MAX_RANGES
 from optlab.schema.parameters import SensitivityConfig, TuningConfig
 from optlab.schema.search_space import NumericRange, Range
 
-# A constant, because the scrambled coordinates depend on it. Each range takes one dimension, in order.
+# Constant, because scrambling depends on it. Each range takes one, in order.
 SOBOL_DIMENSIONS = MAX_RANGES
 
 
 @functools.cache
 def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
-    """Return a point of the unit cube from a scrambled Sobol sequence (Owen 1998)."""
-    from scipy.stats import qmc  # the import takes a second
+    """Return a point of the scrambled Sobol sequence (Owen 1998) in the unit cube."""
+    from scipy.stats import qmc  # it takes a second
 
     sequence = qmc.Sobol(SOBOL_DIMENSIONS, scramble=True, rng=_hash_to_int("points", seed, study))
     if index:
@@ -38,28 +39,28 @@ def map_point_to_ranges(
     """Return the value of each range at a point of the unit cube.
 
     Args:
-        extended_edges: range → -1 or 1, for a value from the decade beyond its lower or upper edge instead.
+        extended_edges: ranges whose value is drawn in the decade beyond an edge: -1 for the lower one, 1 for the upper.
     """
     edges = extended_edges or {}
-    values = {}
+    found = {}
     for (key, each), coordinate in zip(ranges.items(), point, strict=False):
         within = each.get_adjacent_decade(edges[key]) if key in edges and isinstance(each, NumericRange) else each
-        values[key] = within.map_from_unit(coordinate)
-    return values
+        found[key] = within.map_from_unit(coordinate)
+    return found
 
 
 def derive_training_seed(purpose: str, seed: int, study: int, index: int, taken: Collection[int]) -> int:
-    """Return the seed of a trial's training.
+    """Return the seed of a trial's training, which is none of the runs' that confirm the choice.
 
     Args:
-        purpose: each has seeds of its own.
-        index: of the trial; -1 for the default.
-        taken: seeds of the runs that confirm the choice, which are not used.
+        purpose: gives each kind of trial other seeds.
+        index: of the trial; -1 for the default's.
+        taken: the seeds of the runs.
     """
     for attempt in range(len(taken) + 1):
-        derived = _hash_to_int(purpose, seed, study, index, attempt) % 2**32
-        if derived not in taken:
-            return derived
+        found = _hash_to_int(purpose, seed, study, index, attempt) % 2**32
+        if found not in taken:
+            return found
     raise AssertionError("as many different numbers as attempts")
 
 
@@ -76,14 +77,13 @@ TrialFailure = Literal["diverged", "failed"]
 
 @dataclass
 class Trial:
-    """One point of the ranges with the results so far.
+    """One point of the ranges, and the results of its training.
 
     Attributes:
         values: of the ranges; empty for the default.
-        extended_ranges: ranges whose value is from the decade beyond their edge.
-        validations: metrics of the validation split at the end of each rung.
-        failure: why the trial ended early, unless others were better.
-        target_step: last step of the rung in which it failed.
+        extended_ranges: ranges whose value was drawn beyond their edge.
+        validations: one at the end of each rung that it reached.
+        target_step: step that it was to reach when it failed.
     """
 
     study: int
@@ -97,24 +97,24 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """Sort key, best first, among trials of equal length: accuracy, then loss, then index."""
+        """Sort key among trials of equal steps, best first: by accuracy, then loss, then index."""
         last = self.validations[-1]
         assert last.accuracy is not None and last.loss is not None
         return -last.accuracy, last.loss, self.index
 
 
-TrialBatch = list[tuple[Trial, int]]  # trials to train up to a step, in any order
-TrialOutcomes = list[ValidationMetrics | TrialFailure]  # in the order of the batch
+TrialBatch = list[tuple[Trial, int]]  # trials to be trained up to a step, in any order
+TrialOutcomes = list[ValidationMetrics | TrialFailure]  # in the batch's order
 Search = Generator[TrialBatch, TrialOutcomes, None]
 
 
 def compute_rungs(steps: int, halving: int) -> list[int]:
-    """Return the last step of each rung: a sixteenth, a quarter and all of the steps where `halving` is 4."""
+    """Return the steps after which only the best continue: a sixteenth, a quarter and all for a `halving` of 4."""
     return sorted({math.ceil(steps / halving**power) for power in (2, 1, 0)})
 
 
 def compute_cost(tuning: TuningConfig, steps: int) -> int:
-    """Return the number of steps that one study trains if no trial fails."""
+    """Return the number of steps of one study, if nothing diverges."""
     total, last = steps, tuning.trials // 4
     for n_active in (tuning.trials - last, last):
         before = 0
@@ -126,7 +126,7 @@ def compute_cost(tuning: TuningConfig, steps: int) -> int:
 
 def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps: int, seeds: list[int],
           trials: list[Trial]) -> Search:  # fmt: skip
-    """Run one study: yield batches of trials to train, receive their outcomes, and append to `trials`.
+    """Run one study: yield batches to be trained, receive their results, and append to `trials`.
 
     Args:
         number: of the study.
@@ -152,7 +152,7 @@ def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps
 
 
 def find_learning_rate_key(ranges: dict[str, Range]) -> str | None:
-    """Return the range of the learning rate, of the entry or of the optimizer that it wraps; None without one."""
+    """Return the name of the learning rate's range: of the entry, or of its base."""
     return next((key for key in ("lr", "base.lr") if isinstance(ranges.get(key), NumericRange)), None)
 
 
@@ -165,11 +165,11 @@ def run_sensitivity_grid(
     seeds: list[int],
     trials: list[Trial],
 ) -> Search:
-    """Run a grid over one range around a trial's values, each point with several seeds, in the manner of `run_study`.
+    """Run a grid over one value, the others as chosen, each point with several seeds; otherwise as `run_study`.
 
     Args:
-        key: the range.
-        chosen: the trial in the middle of the grid.
+        key: range of the value.
+        chosen: trial with the values in the middle.
     """
     for index in range(grid.points):
         exponent = grid.decades * (index / (grid.points - 1) - 0.5)
@@ -198,32 +198,32 @@ def _request_training(batch: TrialBatch) -> Search:
 
 
 def find_best(trials: Iterable[Trial], steps: int) -> Trial | None:
-    """Return the best of the trials that were trained to the end, or None if there are none."""
+    """Return the best trial of those that were trained to the end; None without one."""
     completed = [
         each for each in trials if each.failure is None and each.validations and each.validations[-1].step == steps
     ]
     return min(completed, key=lambda each: each.rank, default=None)
 
 
-def find_edges(ranges: dict[str, Range], trial: Trial | None) -> dict[str, int]:
-    """Return range → -1 or 1 of the logarithmic ranges in which a trial's value is at or beyond an edge."""
-    if trial is None or not trial.values:
+def find_edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
+    """Return range → edge (-1 or 1), of the ranges at or beyond whose edge a trial's value lies."""
+    if found is None or not found.values:
         return {}
     logarithmic = {key: each for key, each in ranges.items() if isinstance(each, NumericRange)}
-    edges = {key: each.find_edge(trial.values[key]) for key, each in logarithmic.items()}
-    return {key: edge for key, edge in edges.items() if edge}
+    all_of_them = {key: each.find_edge(found.values[key]) for key, each in logarithmic.items()}
+    return {key: edge for key, edge in all_of_them.items() if edge}
 
 
-def find_ranges_at_edge(ranges: dict[str, Range], chosen: Trial, trials: Iterable[Trial]) -> list[str]:
-    """Return the ranges with the chosen value at an edge, after adding the decades that trials were sampled from."""
-    sampled = [each for each in trials if each.values]
+def find_ranges_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
+    """Return the ranges at whose edge the chosen value lies, extended by the decades that trials were drawn in."""
+    drawn = [each for each in trials if each.values]
     still = []
-    for key in find_edges(ranges, chosen):
+    for key in find_edges(ranges, found):
         own = ranges[key]
         assert isinstance(own, NumericRange)
-        beyond = [each.values[key] for each in sampled if key in each.extended_ranges]
+        beyond = [each.values[key] for each in drawn if key in each.extended_ranges]
         low = own.get_adjacent_decade(-1).low if any(value < own.low for value in beyond) else own.low
         high = own.get_adjacent_decade(1).high if any(value > own.high for value in beyond) else own.high
-        if NumericRange(scale="log", low=low, high=high).find_edge(chosen.values[key]):
+        if NumericRange(scale="log", low=low, high=high).find_edge(found.values[key]):
             still.append(key)
     return still

@@ -1,4 +1,4 @@
-"""Result of a tuning: the chosen values, the entry that has them, and both files on disk."""
+"""Values chosen by a tuning: selection from the trials, and the files trials.json and choice.json."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from optlab.tuning.search import Trial
 
 
 def select_values(spec: OptimizerSpec, trials: list[Trial], steps: int) -> StudyResult:
-    """Select the best trial of a study among those that were trained to the end, the default included.
+    """Select the best trial of a study that was trained to the end; it may be the default's.
 
     Args:
         steps: of a whole training.
@@ -59,12 +59,12 @@ def write(
 
 
 def get_environment_path(folder: Path, name: str) -> Path:
-    """Return the file, no output of a stage, with the environment of the trials that were trained last."""
+    """Return the path of the environment of the trials that were trained last, which is no part of the record."""
     return TuningFiles(folder, name).choice.with_name("conditions.json")
 
 
 def dump_entry(spec: OptimizerSpec) -> dict[str, object]:
-    """Return an entry as params.yaml has it, without the keys that it leaves out there."""
+    """Return the entry as params.yaml has it, without defaults."""
     return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
