@@ -9,7 +9,8 @@ import safetensors.numpy
 
 from optlab.analysis import environment_diff
 from optlab.records import Environment, RunFiles
-from optlab.reproduce import output_diff, report
+from optlab.reproduce import output_diff
+from optlab.system.files import compute_md5
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
 
@@ -53,7 +54,7 @@ def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recor
     safetensors.numpy.save_file(recorded_weights, before / files.weights.name)
     for path, value in ((files.training, TRAINED), (files.test, TESTED)):
         (before / path.name).write_text(json.dumps(value))
-    digests = {name.name: output_diff.compute_md5(name) for name in before.iterdir()}
+    digests = {name.name: compute_md5(name) for name in before.iterdir()}
     if flip:
         digests[files.weights.name] = digests[files.weights.name][::-1]
     outs = [
@@ -141,5 +142,5 @@ def test_environment_diff_lists_likeliest_cause_first():
 def test_infinite_max_error_is_json_string():
     gaps = {"metrics": output_diff.MaxDifference(float("inf"), float("inf"))}
     result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
-    text = report.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
+    text = output_diff.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
     assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"

@@ -1,8 +1,9 @@
-"""Atomic writes: a file is complete or absent, whatever stops the program that writes it."""
+"""Files: atomic writes, which leave a file complete or absent whatever stops the program, and digests."""
 
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterable
@@ -43,6 +44,11 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomic(path, text.getvalue().encode())
+
+
+def compute_md5(path: Path) -> str | None:
+    """Return DVC's digest of a file, or None if there is none."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
 
 
 def make_storage_error(path: Path, error: OSError) -> StorageError:
