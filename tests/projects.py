@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
+from optlab.environment import ENVIRONMENT_VARIABLES
 from optlab.orchestration.jobs import ForkServer, LocalJob
 from optlab.system.processes import PARENT_PID_VARIABLE
-from optlab.training.determinism import ENVIRONMENT_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"

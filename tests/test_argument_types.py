@@ -13,9 +13,10 @@ from ruamel.yaml import YAML
 
 from optlab.config import catalog, loader
 from optlab.orchestration import preflight_cache
+from optlab.preflight import argument_types, checks
 from optlab.schema import parameters
 from optlab.system.errors import ConfigError
-from optlab.training import argument_types, optimizer_factory
+from optlab.training import optimizer_factory
 
 TOP = Path(__file__).resolve().parents[1]
 MUON = "class: pytorch_optimizer.Muon, lr: 0.02"
@@ -63,7 +64,9 @@ def check_argument_types(config):
         for name, spec in each.optimizers.items():
             for place, part in ((name, spec), (f"{name}.fallback", spec.fallback)):
                 if part:
-                    optimizer_factory.check_groups(optimizer_factory.resolve_optimizer(f"optimizers.{place}", part))
+                    entry = optimizer_factory.resolve_optimizer(f"optimizers.{place}", part)
+                    checks.check_hyperparameters(entry)
+                    checks.check_groups(entry)
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from optlab.data import cifar10
 from optlab.records import Environment
-from optlab.system import repository
+from optlab.system import source_code
 from optlab.training import checkpoint, determinism, loop, models, optimizer_factory, weights
 
 
@@ -378,7 +379,8 @@ def test_run_fingerprint_covers_params_code_and_environment(small_config, monkey
     base = small_config()
 
     def key(config=base, name="adam", seed=0, threads=2):
-        return checkpoint.compute_fingerprint(config, name, seed, Environment(threads=threads))
+        code = source_code.hash_code(Path(), "train", config.list_class_paths(name))
+        return checkpoint.compute_fingerprint(config, name, seed, Environment(threads=threads), code)
 
     others = [
         key(name="sgd"),
@@ -415,6 +417,7 @@ def test_run_fingerprint_covers_installed_package_code(monkeypatch, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         monkeypatch.setitem(sys.modules, f"of_this_test_{number}", SimpleNamespace(__file__=str(file)))
-    monkeypatch.setattr(repository, "__file__", str(package / "optlab" / "system" / "repository.py"))
+    monkeypatch.setattr(source_code, "_PACKAGE_FOLDER", package / "optlab")
     monkeypatch.chdir(here)
-    assert set(repository.find_imported_modules()) == {"optlab/training/loop.py", "own.py"}
+    modules = source_code.find_imported_modules()
+    assert modules == {Path("src/optlab/training/loop.py"): files[0], Path("own.py"): files[2]}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optlab.training import determinism, optimizer_factory
+from optlab.environment import ENVIRONMENT_VARIABLES, detect_onednn_isa
+from optlab.training import optimizer_factory
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def compute_digests(sample, threads, numerics, cases, cores=None, **variables):
     command = [sys.executable, TOP / "tests" / "digests.py", sample, threads, numerics, *cases]
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
-    environment = {name: value for name, value in os.environ.items() if name not in determinism.ENVIRONMENT_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT_VARIABLES}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE"} | variables
     result = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stderr
@@ -150,7 +151,7 @@ def test_recorded_instruction_set_matches_onednn(limit):
     environment = os.environ | {"ONEDNN_VERBOSE": "1"} | ({"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
     talk = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
     (line,) = [line for line in talk.splitlines() if "cpu,isa:" in line]
-    name = determinism.detect_onednn_isa(limit)
+    name = detect_onednn_isa(limit)
     if name not in said:
         pytest.skip(f"this CPU has {name}, which this test does not know")
     assert said[name] in line

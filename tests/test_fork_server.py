@@ -124,12 +124,12 @@ def test_fork_server_refuses_changed_code(top, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with ForkServer(busy_wait=False) as warm:
         assert run(warm, top, "exit").status == 3
-        path = copy / "system" / "wording.py"
+        path = copy / "system" / "text.py"
         known = path.stat()
         os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
         job = run(warm, top, "exit")
     assert job.status == 1 and job.lines == []
-    assert "wording.py changed since this command began, so it was not run: repeat the command" in job.describe_exit()
+    assert "text.py changed since this command began, so it was not run: repeat the command" in job.describe_exit()
 
 
 def test_killed_fork_server_ends_its_jobs(top):

@@ -5,10 +5,11 @@ import torch
 
 from optlab.config import catalog
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system.errors import ConfigError, StepError
-from optlab.training import checkpoint, loop, models, optimizers
-from optlab.training.optimizer_factory import TrainingContext, can_set_lr, resolve_optimizer
+from optlab.training import checkpoint, loop, models
+from optlab.training.optimizer_factory import TrainingContext, resolve_optimizer
 from optlab.training.optimizers import build
 
 CPU = torch.device("cpu")
@@ -104,14 +105,14 @@ def test_schedule_is_rejected_for_rate_setting_class(own, small_config):
         with pytest.raises(
             ConfigError, match=r"optimizers\.mine: \S+ sets its learning rate itself, so the schedule cosine"
         ):
-            optimizers.check(config_of(small_config, entry | {"schedule": COSINE}))
-        assert optimizers.check(config_of(small_config, entry)) == []
+            checks.check_config(config_of(small_config, entry | {"schedule": COSINE}))
+        assert checks.check_config(config_of(small_config, entry)) == []
 
 
 def test_schedule_multiplies_rate_changed_during_training(own, small_config, sample):
     step = {"name": "step", "step_epochs": 1, "gamma": 0.1}
     config = config_of(small_config, {"class": own("DecaysLater"), "lr": 0.1, "schedule": step}, epochs=5)
-    (warning,) = optimizers.check(config)
+    (warning,) = checks.check_config(config)
     assert "can set its learning rate itself: the schedule step then multiplies" in warning
     assert [epoch.lr for epoch in trained(config, sample).epochs] == pytest.approx([0.1, 1e-2, 1e-3, 0.5e-4, 0.5e-5])
 
@@ -145,12 +146,12 @@ def test_class_without_learning_rate_records_none(own, small_config, sample):
         with pytest.raises(
             ConfigError, match=r"has no learning rate, so the schedule cosine is not for it: add `sched"
         ):
-            optimizers.check(config_of(small_config, entry | {"schedule": COSINE}))
+            checks.check_config(config_of(small_config, entry | {"schedule": COSINE}))
 
 
 def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
     config = config_of(small_config, {"class": own("Adds"), "lr": 0.1, "schedule": COSINE})
-    optimizers.check(config)
+    checks.check_config(config)
     assert trained(config, sample).status == "completed"
     model = models.build("zilliax", seed=0)
     stepper = build("mine", config.get_optimizer("mine"), TrainingContext.from_config(config, model))
@@ -164,7 +165,7 @@ def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
 
 def test_optimizer_with_foreign_parameters_is_rejected(own, small_config, sample):
     with pytest.raises(ConfigError, match=r"fails in its first step: RuntimeError: its step has put other parameters"):
-        optimizers.check(config_of(small_config, {"class": own("Replaces"), "lr": 0.1}))
+        checks.check_config(config_of(small_config, {"class": own("Replaces"), "lr": 0.1}))
     with pytest.raises(
         StepError, match=r"step 5 fails: RuntimeError: its step has put other parameters than the model's"
     ):
@@ -176,6 +177,6 @@ def test_catalog_entries_setting_own_rate_are_known():
     own = [
         each.name
         for each in catalog.load().entries
-        if any(map(can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
+        if any(map(checks.can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
     ]
     assert own == ["swats"]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import TrainingConfig
 from optlab.system.errors import ConfigError
@@ -59,6 +60,10 @@ def spec(**entry):
 def built(**entry):
     model = models.build("zilliax", seed=0)
     return model, optimizers.build("mine", spec(**entry), TrainingContext(model, {}))
+
+
+def check(**entry):
+    return checks.check_optimizer("mine", spec(**entry), TrainingContext(models.build("zilliax", seed=0), {}))
 
 
 def train_ours(batches, **entry):
@@ -244,7 +249,7 @@ REFUSED = {
 @pytest.mark.parametrize(("entry", "place", "phrase"), REFUSED.values(), ids=REFUSED)
 def test_invalid_optimizer_entry_is_rejected(entry, place, phrase):
     with pytest.raises(ConfigError) as caught:
-        built(**entry)
+        check(**entry)
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert message.startswith(f"params.yaml: {place}"), message
@@ -268,7 +273,7 @@ FIRST_STEP = {
 @pytest.mark.parametrize(("entry", "start"), FIRST_STEP.values(), ids=FIRST_STEP)
 def test_preflight_rejects_values_failing_in_first_step(small_config, entry, start):
     with pytest.raises(ConfigError) as caught:
-        optimizers.check(small_config(optimizers={"mine": entry}))
+        checks.check_config(small_config(optimizers={"mine": entry}))
     assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
@@ -276,26 +281,26 @@ def test_nested_fallback_is_rejected(small_config):
     """It would never be built: to accept it would be to ignore it."""
     nested = {"class": "Muon", "fallback": {"class": "SGD", "fallback": {"class": "Adam"}}}
     with pytest.raises((ConfigError, ValueError)):
-        optimizers.check(small_config(optimizers={"mine": nested}))
+        checks.check_config(small_config(optimizers={"mine": nested}))
 
 
 def test_preflight_names_invalid_entry(small_config):
     config = small_config(optimizers={"sgd": {"class": "SGD"}, "second": {"class": "Adm"}})
     with pytest.raises(ConfigError, match=r"optimizers\.second\.class: Adm"):
-        optimizers.check(config)
+        checks.check_config(config)
 
 
 def test_preflight_accepts_trainable_optimizers(small_config):
-    optimizers.check(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
+    checks.check_config(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
 
 
 def test_preflight_ends_despite_endless_first_step(small_config):
-    optimizers.check(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
+    checks.check_config(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
 
 
 def test_preflight_rejects_unknown_model(small_config):
     with pytest.raises(ConfigError, match="did you mean zilliax"):
-        optimizers.check(small_config(model="zilliaks"))
+        checks.check_config(small_config(model="zilliaks"))
 
 
 SIGN = """
@@ -319,7 +324,7 @@ def test_always_failing_class_blames_no_hyperparameter(module, small_config):
         SIGN.replace("ARGUMENTS", ", closure=None").replace("        for group", "        1 / 0\n        for group")
     )
     with pytest.raises(ConfigError) as caught:
-        optimizers.check(small_config(optimizers={"mine": {"class": f"{name}.Sign", "lr": 0.25}}))
+        checks.check_config(small_config(optimizers={"mine": {"class": f"{name}.Sign", "lr": 0.25}}))
     assert str(caught.value) == (
         f"params.yaml: optimizers.mine: {name}.Sign fails in its first step: ZeroDivisionError: division by zero"
     )
@@ -332,7 +337,7 @@ def test_required_argument_is_not_blamed_for_error(module):
         source.replace("        super()", "        if decay < 0:\n            raise ValueError(decay)\n        super()")
     )
     with pytest.raises(ConfigError, match=r"^params\.yaml: optimizers\.mine\.decay: \w+\.Sign refuses -1 \(-1\)$"):
-        built(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
+        check(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
 
 
 def test_local_class_without_closure_argument_trains(batches, module):
@@ -367,7 +372,7 @@ def test_module_outside_custom_gives_one_warning(module, capsys):
 def test_misspelt_hyperparameter_of_dotted_class_is_rejected(module):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     with pytest.raises(ConfigError, match=r"optimizers\.mine\.rl: .* has no such hyperparameter"):
-        built(**{"class": f"{name}.Sign", "rl": 0.25})
+        check(**{"class": f"{name}.Sign", "rl": 0.25})
 
 
 def test_failing_module_import_is_reported(module):

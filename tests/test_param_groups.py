@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+from test_optimizers import assert_same_weights, batches, built, check, module, one_thread, train_by_hand, train_ours
 
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError
-from optlab.training import determinism, loop, models, optimizers
+from optlab.training import determinism, loop, models
 
 __all__ = ["batches", "module", "one_thread"]  # fixtures
 
@@ -130,7 +131,7 @@ REFUSED = {
 @pytest.mark.parametrize(("groups", "start"), REFUSED.values(), ids=REFUSED)
 def test_invalid_param_groups_are_refused(groups, start):
     with pytest.raises(ConfigError) as caught:
-        built(**{"class": "SGD", "groups": groups})
+        check(**{"class": "SGD", "groups": groups})
     assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
@@ -200,11 +201,11 @@ SMALL = {"data": {"train_size": 100, "validation_size": 20}, "training": {"epoch
 def test_create_graph_is_set_when_class_needs_it(module, small_config, sample, device):
     name = module(SECOND)
     config = small_config(optimizers={"mine": {"class": f"{name}.Second", "lr": 0.1}}, **SMALL)
-    optimizers.check(config)
+    checks.check_config(config)
     assert train_run(config, sample, device).hyperparameters["create_graph"] is True
     never = {"class": f"{name}.Second", "lr": 0.1, "create_graph": False}
     with pytest.raises(ConfigError, match="no grad_fn"):
-        optimizers.check(small_config(optimizers={"mine": never}))
+        checks.check_config(small_config(optimizers={"mine": never}))
 
 
 def test_gradient_evaluations_are_counted(small_config, sample, device):

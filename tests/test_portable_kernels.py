@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab.training import numerics, optimizer_factory, portable_kernels
+from optlab.preflight import checks
+from optlab.training import optimizer_factory, portable_kernels
 
 
 @pytest.fixture
@@ -269,14 +270,14 @@ ADAM, MUON = {"class": "Adam"}, {"class": "Muon", "fallback": {"class": "RMSprop
 )
 def test_untested_model_or_optimizer_gives_portability_warning(small_config, model, optimizers, untried):
     settings = {"model": model, "optimizers": optimizers}
-    warnings = numerics.list_portability_warnings(small_config(**settings, training={"numerics": "portable"}))
+    warnings = checks.list_portability_warnings(small_config(**settings, training={"numerics": "portable"}))
     assert [each.partition(" is not among")[0] for each in warnings] == [
         f"warning: numerics: portable: {each}" for each in untried
     ]
-    assert numerics.list_portability_warnings(small_config(**settings)) == []
+    assert checks.list_portability_warnings(small_config(**settings)) == []
 
 
 def test_dense_torch_classes_are_tested_on_zilliax():
     """tests/test_determinism.py trains them all."""
-    own = {name for name in numerics.TESTED_CLASSES["zilliax"] if "." not in name}
+    own = {name for name in checks.TESTED_CLASSES["zilliax"] if "." not in name}
     assert own == set(optimizer_factory.get_torch_classes()) - {"SparseAdam"}

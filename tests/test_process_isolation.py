@@ -37,8 +37,8 @@ from optlab.schema.parameters import Config
 from optlab.orchestration import preflight_cache
 preflight_cache.load_or_run(Config.model_validate_json(sys.argv[1]))
 import torch
-from optlab.training import models
-models.resolve("counting.net", "model")
+from optlab.training import class_import
+class_import.resolve("counting.net", "model")
 print(sys.modules["counting"].steps, sys.modules["counting"].built, len(torch.empty(0)))
 """
 

@@ -103,7 +103,7 @@ def challenged(small_config, tmp_path):
 def test_comparison_pairs_challenger_with_each_optimizer(challenged):
     compared = challenged(0.60, 0.61, 0.604)
     assert list(compared.pairs) == [("sgd", "adam"), ("sgd", "adamw")]
-    assert {pair.pairs for pair in compared.pairs.values()} == {2}
+    assert {pair.n_pairs for pair in compared.pairs.values()} == {2}
     said = summarize_verdicts(compared)
     assert said.startswith("sgd is worse than adam (−9.87 ±") and "; better than adamw (9.97 ±" in said
     assert said.endswith("(test accuracy, n = 3 seeds, ± 95 %).")

@@ -158,7 +158,7 @@ def test_each_study_counts_as_one_value(collected):
     sgd = next(row for row in compared.rows if row.optimizer == "sgd")
     assert sgd.validation_accuracy.n == 2
     assert sgd.validation_accuracy.sd == pytest.approx(0.1 / math.sqrt(2))
-    assert len(compared.values("sgd")) == 2 and len(compared.get_seed_values("sgd")) == 4
+    assert len(compared.get_replicate_values("sgd")) == 2 and len(compared.get_seed_values("sgd")) == 4
     assert "n = 2 studies of 2 seeds each" in verdicts.summarize_verdicts(compared)
     assert "| optimizer | study 1 | study 2 | median | spread |" in tuning_report.render_markdown(compared)
     assert "| sgd, study 2 | 4 | 1 |" in tuning_report.render_markdown(compared)

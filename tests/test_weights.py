@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError, WeightsError
-from optlab.training import models, optimizers, weights
+from optlab.training import models, weights
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_shared_weights_round_trip(tmp_path, monkeypatch):
 def test_unsavable_weights_are_rejected_before_training(small_config, monkeypatch, factory, said):
     monkeypatch.setitem(models.MODELS, "odd", factory)
     with pytest.raises(ConfigError, match=f"^params.yaml: model: {said}$"):
-        optimizers.check(small_config(model="odd"))
+        checks.check_config(small_config(model="odd"))
 
 
 def test_same_weights_give_same_bytes(tmp_path, model):

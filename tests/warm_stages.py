@@ -63,10 +63,10 @@ class Forked:
         os.waitpid(self.pid, 0)
 
 
-def launch(self, its, spinning, words):
+def launch(self, server_socket, busy_wait, arguments):
     if threading.active_count() > 1:  # some other one of this process's has begun before
-        return started(self, its, spinning, words)
-    return Forked(self._socket, its)
+        return started(self, server_socket, busy_wait, arguments)
+    return Forked(self._socket, server_socket)
 
 
 if __name__ == "__main__":
@@ -75,8 +75,6 @@ if __name__ == "__main__":
     uploader_client.UploaderClient = Inside
     started, jobs.ForkServer._launch = jobs.ForkServer._launch, launch
     repository._restart_from_sources = lambda sources: None  # it is the same, see projects.py
-    fork_server._count_threads = lambda: (
-        1
-    )  # MLflow imports pyarrow, which has one of its own, for memory that it gives back
+    fork_server._count_threads = lambda: 1  # MLflow imports pyarrow, which has a thread for memory that it gives back
     sys.executable = sys.argv[1]  # what `optlab reproduce` starts its stages with
     fork_server.main(socket.socket(fileno=int(sys.argv[2])))

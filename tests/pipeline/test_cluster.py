@@ -19,6 +19,7 @@ from optlab.config import loader
 from optlab.orchestration import ray_session
 from optlab.orchestration.executor import ClusterOptions, JobSpec
 from optlab.schema.parameters import PARAMS_FILE
+from optlab.system import source_code
 from optlab.system.errors import ClusterError, RunsFailedError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -348,17 +349,14 @@ def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
     monkeypatch.chdir(projects.TOP)
     config = loader.load(PARAMS_FILE)
     first, second = (ray_session.pack_working_dir(config, Path(), tmp_path / name) for name in ("first", "second"))
-    assert first == second and ray_session.list_changed_files(config, Path(), first) == []
-    assert ray_session.list_changed_files(config, Path(), first | {"params.yaml": "", "gone.py": ""}) == [
-        "gone.py",
-        "params.yaml",
-    ]
+    assert first == second and source_code.find_changed(first) == []
+    assert source_code.find_changed(first | {"params.yaml": "", "gone.py": ""}) == ["gone.py", "params.yaml"]
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_size < 2e6
     with zipfile.ZipFile(tmp_path / "first") as archive:
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names} == {"optlab", "pipeline", "custom", "params.yaml", "dvc.yaml"}
-    assert {"optlab/execution/node.py", "optlab/results/report.html.jinja", "pipeline/train.py"} < set(names)
+    assert {"optlab/orchestration/ray_worker.py", "optlab/analysis/report.html.jinja", "pipeline/train.py"} < set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".bin", ".safetensors"))]
 
 

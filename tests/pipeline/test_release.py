@@ -14,7 +14,7 @@ import psutil
 import pytest
 from projects import commit, stages_in
 
-from optlab.training.determinism import detect_onednn_isa
+from optlab.environment import detect_onednn_isa
 
 
 @pytest.fixture(scope="module")

@@ -105,12 +105,12 @@ def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monk
 
 def test_parallel_trials_follow_caller_setting(config, monkeypatch):
     taken = []
-    monkeypatch.setattr(executor_factory.cores, "LocalExecutor", lambda jobs, *more: taken.append(jobs))
+    monkeypatch.setattr(executor_factory.executor, "LocalExecutor", lambda jobs, *more: taken.append(jobs))
     monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "7")
     executor_factory.make_executor(config, Path())
     executor_factory.make_executor(config, Path(), 3)
     monkeypatch.delenv(executor_factory.JOBS_VARIABLE)
-    monkeypatch.setattr(executor_factory.cores, "count_slots", lambda config: 2)
+    monkeypatch.setattr(executor_factory.executor, "count_slots", lambda config: 2)
     executor_factory.make_executor(config, Path())
     assert taken == [7, 3, 2]
 
@@ -120,7 +120,7 @@ def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
         """To have seen."""
 
     class Seen:
-        def __init__(self, spinning):
+        def __init__(self, busy_wait):
             raise Enough(os.environ[executor_factory.JOBS_VARIABLE])
 
     monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "2")
@@ -157,17 +157,17 @@ def test_later_checkpoint_does_not_change_requested_validation(top, config):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial")
+    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial")
     assert first.look.step == 5
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     )  # at once, from where it stopped
-    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
-    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
+    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
         == further
-        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "a")
+        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "a")
     )
 
 
@@ -175,7 +175,7 @@ def test_rejected_value_is_recorded_as_failed_trial(top, config):
     """As beyond the edge of a range."""
     spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
     settled = config.model_copy(update={"optimizers": {"mine": spec}})
-    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14, {}), top / "trial")
     assert (result.ending, result.reason) == (
         "failed", "params.yaml: optimizers.mine.rho: Adadelta refuses 1.5 (Invalid rho value: 1.5)"
     )  # fmt: skip
@@ -279,8 +279,8 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    asked = TrialRequest.from_config(settled, "mine", 1, 4)
-    key = asked.compute_key({}, settled.paths("mine"))
+    asked = TrialRequest.from_config(settled, "mine", 1, 4, {})
+    key = asked.compute_key()
     place = top / "trials" / key / "4.json"
     files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
@@ -320,14 +320,14 @@ def test_recorded_divergence_does_not_cover_earlier_steps(config):
 
 PEEKING = """
 import torch
-from optlab.schema.parameters import Data
+from optlab.schema.parameters import DataConfig
 from optlab.data import cifar10
 
 class Peeking(torch.optim.SGD):
     def step(self, closure=None):
         if len(self.param_groups[0]["params"]) > 2:
-            sample = Data(dataset="cifar10_sample", train_size=100, validation_size=20)
-            cifar10.load_test(cifar10.Path("data/cifar10"), sample)
+            sample = DataConfig(dataset="cifar10_sample", train_size=100, validation_size=20)
+            cifar10.load_test_split(cifar10.Path("data/cifar10"), sample)
         return super().step(closure)
 """
 
@@ -339,12 +339,12 @@ def test_trial_cannot_read_test_split(top, config, monkeypatch):
     peeking = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
     )
-    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "trial")
     assert (result.look, result.ending) == (None, "failed")
     with monkeypatch.context() as patch:
-        patch.setattr(cifar10, "forbid_test_split", lambda why: None)
+        patch.setattr(cifar10, "forbid_test_split", lambda reason: None)
         patch.setattr(cifar10, "_forbidden_reason", "")
-        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "other").look is not None
+        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "other").look is not None
 
 
 def test_training_cannot_read_test_split(fresh):

@@ -76,6 +76,7 @@ class JobPayload:
         environment: what it has besides the worker's.
         files: path → bytes of what it reads besides the code and the data; journals that it may go on with included.
         outputs: paths.
+        fingerprint: a digest of what `workspace_key` leaves out: command, package versions, user modules at the root.
     """
 
     argv: list[str]
@@ -84,6 +85,7 @@ class JobPayload:
     environment: Mapping[str, str]
     files: Mapping[Path, bytes]
     outputs: tuple[Path, ...]
+    fingerprint: str
 
 
 def prepare_workspace(payload: JobPayload, root: WorkspaceRoot, data: Mapping[str, Any]) -> Path:
@@ -117,22 +119,6 @@ def _kill_stale_processes(workspace: Path) -> None:
             if Path(process.cwd()).is_relative_to(workspace):
                 process.kill()
                 process.wait(10)
-
-
-def compute_fingerprint(payload: JobPayload, expected_versions: Mapping[str, str | None]) -> str:
-    """A digest of what an order's place does not name: its words, versions, and modules at the top."""
-    excluded_folders = ("optlab", "pipeline", "custom")
-    code = [
-        path
-        for path in sorted(Path.cwd().rglob("*.py"))
-        if path.relative_to(Path.cwd()).parts[0] not in excluded_folders
-    ]
-    fingerprint_parts = [
-        payload.argv,
-        dict(expected_versions),
-        [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
-    ]
-    return hashlib.sha256(json.dumps(fingerprint_parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def merge_logs(received: bytes, present: bytes) -> bytes:
@@ -279,7 +265,7 @@ def run_job(payload: JobPayload, expected_versions: Mapping[str, str | None], ro
     _scrub_environment()
     workspace = prepare_workspace(payload, root, data)
     collector = OutputCollector(workspace, dict(payload.files))
-    done_marker = workspace / f"{_DONE_PREFIX}-{compute_fingerprint(payload, expected_versions)}"
+    done_marker = workspace / f"{_DONE_PREFIX}-{payload.fingerprint}"
     status = 0
     if not done_marker.exists():
         error_file = workspace / "reason"

@@ -17,7 +17,7 @@ from optlab.orchestration.executor import Executor, JobSpec
 from optlab.records import StudyResult, TrialsRecord, TrialStatus, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
-from optlab.system import files, locks, processes
+from optlab.system import files, locks, processes, source_code
 from optlab.system.errors import BusyError, RecordError, RunsFailedError, StorageError, print_stderr
 from optlab.system.text import get_terminal_width, wrap_text
 from optlab.tuning import search, selection
@@ -41,14 +41,15 @@ def tune(config: Config, folder: Path, name: str, job_executor: Executor | None 
         StorageError: a result cannot be written.
     """
     spec, tuning_files = config.get_optimizer(name), TuningFiles(folder, name)
-    modules = selection.hash_modules(config.list_class_paths(name))
+    class_paths = config.list_class_paths(name)
+    modules, code = selection.hash_modules(class_paths), source_code.hash_code(folder, "tune", class_paths)
     trials, studies = [], []
     with (
         contextlib.nullcontext(job_executor)
         if job_executor
         else executor_factory.make_executor(config, folder) as job_executor
     ):
-        session = TuningSession(config, name, spec, modules, _load_recorded(tuning_files.trials), job_executor)
+        session = TuningSession(config, name, spec, code, _load_recorded(tuning_files.trials), job_executor)
         print(wrap_text(_describe_budget(config, name), get_terminal_width()), flush=True)
         for number in range(config.tuning.studies):
             study_trials: list[Trial] = []
@@ -142,7 +143,7 @@ class TuningSession:
     """Trains what a search asks for, unless its result is known.
 
     Attributes:
-        modules: of custom/ that the optimizer uses, as in `Choice`.
+        code: name → SHA-256 of what decides a trial.
         recorded: key → trial of an earlier tuning.
         executor: who trains them.
         conditions: the file of those that were in force where a trial was trained last; empty while none was.
@@ -151,7 +152,7 @@ class TuningSession:
     config: Config
     name: str
     spec: OptimizerSpec
-    modules: dict[str, str]
+    code: dict[str, str]
     recorded: dict[str, records.TrialRecord]
     executor: Executor
     conditions: bytes = b""
@@ -225,10 +226,10 @@ class TuningSession:
     def _make_request(self, trial: Trial, max_step: int) -> TrialRequest:
         entry = self.spec.replace_ranges(trial.values)
         trial_config = self.config.model_copy(update={"optimizers": {self.name: entry}})
-        return TrialRequest.from_config(trial_config, self.name, trial.seed, max_step)
+        return TrialRequest.from_config(trial_config, self.name, trial.seed, max_step, self.code)
 
     def _compute_key(self, trial: Trial) -> str:
-        return self._make_request(trial, 0).compute_key(self.modules, self.config.list_class_paths(self.name))
+        return self._make_request(trial, 0).compute_key()
 
     def _make_job_spec(self, trial: Trial, max_step: int) -> JobSpec:
         key = self._compute_key(trial)

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from optlab.config import loader
-from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, TuningFiles, TuningResult
-from optlab.reproduce.output_diff import Reproduction, compare_outputs, compute_digests
-from optlab.system import processes, repository
-from optlab.system.errors import RecordError, RevisionError
-from optlab.system.git import Revision, checkout, restore_outputs
-from optlab.tracking import uploader_client
-from optlab.training.determinism import (
+from optlab.environment import (
     ENVIRONMENT_VARIABLES,
     ONEDNN_ISAS,
     PACKAGES,
     detect_onednn_isa,
     get_installed_version,
 )
+from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, TuningFiles, TuningResult
+from optlab.reproduce.output_diff import Reproduction, compare_outputs, compute_digests
+from optlab.system import processes, repository
+from optlab.system.errors import RecordError, RevisionError
+from optlab.system.git import Revision, checkout, restore_outputs
+from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 from optlab.tuning.selection import get_environment_path
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from optlab.system import files, repository
+from optlab.system import files, repository, source_code
 from optlab.system.errors import RevisionError
 from optlab.system.text import extract_error
 
@@ -79,7 +79,7 @@ def find_untracked(paths: Iterable[str]) -> list[str]:
 
 def _list_imported_files() -> list[str]:
     here = Path.cwd()
-    imported = repository.find_imported_modules().values()
+    imported = source_code.find_imported_modules().values()
     return [path.relative_to(here).as_posix() for path in imported if path.is_relative_to(here)]
 
 

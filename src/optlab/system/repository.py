@@ -5,7 +5,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +98,11 @@ def add_copy_suffix(name: str) -> str:
     return f"{name}-{Path.cwd().name}" if is_experiment_copy() else name
 
 
-def find_imported_modules() -> dict[str, Path]:
-    """Relative path → file of each module that is imported by now, of the working directory or of this package."""
-    bases = [f"{base}{os.sep}" for base in (Path.cwd(), Path(__file__).parents[2])]
-    found = {}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None) or ""
-        base = next((base for base in bases if file.startswith(base)), None)
-        if base and "site-packages" not in file[len(base) :] and Path(file).is_file():
-            found[Path(file[len(base) :]).as_posix()] = Path(file)
-    return found
-
-
 def list_installed_packages() -> list[str]:
     """Name and version of every installed package, as pip names the folder of its metadata; sorted."""
     return sorted(
         {entry.name for folder in sys.path if Path(folder).is_dir() for entry in Path(folder).glob("*-*.*-info")}
     )
-
-
-def find_top_level_sources(paths: Iterable[str]) -> Iterator[Path]:
-    """The files there of the modules and packages that dotted paths lead into, where custom/ has none of that name."""
-    for module in {Path(path.partition(".")[0]) for path in paths if "." in path}:
-        custom = CUSTOM / module
-        if not custom.is_dir() and not custom.with_suffix(".py").is_file():
-            yield from (path for path in (module.with_suffix(".py"), *module.rglob("*.py")) if path.is_file())
 
 
 def run_dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
