@@ -41,7 +41,7 @@ def main():
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
     """Its working directory; a module of `pipeline`, and one that is not."""
-    folder = tmp_path_factory.mktemp("warm")
+    folder = tmp_path_factory.mktemp("repository")
     for name in ("pipeline", "elsewhere"):
         (folder / name).mkdir()
         (folder / name / "work.py").write_text(PROGRAM)
@@ -50,7 +50,7 @@ def top(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def warm(top):
+def fork_server(top):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
         with ForkServer(busy_wait=True) as server:
@@ -62,8 +62,8 @@ def _here(top, monkeypatch):
     monkeypatch.chdir(top)
 
 
-def run(warm, top, what, **environment):
-    job = warm.start(what, f"python pipeline/work.py {what}", top, [0], environment, lambda line: False)
+def run(fork_server, top, what, **environment):
+    job = fork_server.start(what, f"python pipeline/work.py {what}", top, [0], environment, lambda line: False)
     job.wait()
     return job
 
@@ -75,28 +75,28 @@ def wait_for_lines(*jobs):
         time.sleep(0.01)
 
 
-def test_fork_server_child_equals_separate_process(warm, top):
-    job = run(warm, top, "say", COLOUR="blue")
+def test_fork_server_child_equals_separate_process(fork_server, top):
+    job = run(fork_server, top, "say", COLOUR="blue")
     said, warning = job.lines
     assert json.loads(said) == [["pipeline/work.py", "say"], str(top), "blue", [0], True, ["torch"]]
     assert warning == "a warning\n"
     assert (job.status, "COLOUR" in os.environ) == (0, False)
 
 
-def test_fork_server_job_reports_exit_status(warm, top, tmp_path):
+def test_fork_server_job_reports_exit_status(fork_server, top, tmp_path):
     reason = tmp_path / "reason"
-    assert run(warm, top, "exit").status == 3
-    refused = run(warm, top, "refuse", **{ERROR_FILE_VARIABLE: str(reason)})
+    assert run(fork_server, top, "exit").status == 3
+    refused = run(fork_server, top, "refuse", **{ERROR_FILE_VARIABLE: str(reason)})
     assert (refused.status, refused.lines, reason.read_text()) == (1, ["error: the data is gone\n"], "the data is gone")
-    broken = run(warm, top, "break")
+    broken = run(fork_server, top, "break")
     assert broken.status == 1 and broken.lines[-1] == "ZeroDivisionError: by zero\n"
-    died = run(warm, top, "die")
+    died = run(fork_server, top, "die")
     assert (died.status, died.describe_exit()) == (-9, "killed by SIGKILL: perhaps there was not enough memory")
 
 
-def test_fork_server_runs_jobs_concurrently_and_reports_ends(warm, top):
+def test_fork_server_runs_jobs_concurrently_and_reports_ends(fork_server, top):
     ended = []
-    jobs = [warm.start(f"{each}", "python pipeline/work.py stay", top, [], {}, lambda line: False, ended.append)
+    jobs = [fork_server.start(f"{each}", "python pipeline/work.py stay", top, [], {}, lambda line: False, ended.append)
             for each in range(3)]  # fmt: skip
     wait_for_lines(*jobs)
     os.killpg(jobs[1].pid, signal.SIGKILL)
@@ -110,10 +110,10 @@ def test_fork_server_runs_jobs_concurrently_and_reports_ends(warm, top):
 @pytest.mark.parametrize(
     "command", ["python elsewhere/work.py say", "nice python pipeline/work.py say", "python pipeline/work.py say; true"]
 )
-def test_unsupported_command_runs_in_separate_process(warm, top, command, monkeypatch):
+def test_unsupported_command_runs_in_separate_process(fork_server, top, command, monkeypatch):
     """Which is one that only defines the function, so it says nothing."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    job = warm.start("x", f"{command} && echo done", top, [0], {}, lambda line: False)
+    job = fork_server.start("x", f"{command} && echo done", top, [0], {}, lambda line: False)
     assert job.wait() == 0
     assert job.lines == ["done\n"]
 
@@ -122,27 +122,27 @@ def test_fork_server_refuses_changed_code(top, tmp_path, monkeypatch):
     """What the process has imported is not what is on the disk any more."""
     copy = shutil.copytree(Path(optlab.__file__).parent, tmp_path / "optlab")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with ForkServer(busy_wait=False) as warm:
-        assert run(warm, top, "exit").status == 3
+    with ForkServer(busy_wait=False) as fork_server:
+        assert run(fork_server, top, "exit").status == 3
         path = copy / "system" / "text.py"
         known = path.stat()
         os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
-        job = run(warm, top, "exit")
+        job = run(fork_server, top, "exit")
     assert job.status == 1 and job.lines == []
     assert "text.py changed since this command began, so it was not run: repeat the command" in job.describe_exit()
 
 
 def test_killed_fork_server_ends_its_jobs(top):
-    with ForkServer(busy_wait=True) as warm:
-        job = warm.start("x", "python pipeline/work.py stay", top, [], {}, lambda line: False)
+    with ForkServer(busy_wait=True) as fork_server:
+        job = fork_server.start("x", "python pipeline/work.py stay", top, [], {}, lambda line: False)
         wait_for_lines(job)
-        warm._process.kill()
+        fork_server._process.kill()
         assert job.wait() == 1 and job.describe_exit() == "the process that runs the stages has ended"
         deadline = time.monotonic() + 20
         while psutil.pid_exists(job.pid) and psutil.Process(job.pid).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert run(warm, top, "exit").describe_exit() == "the process that runs the stages has ended"
+        assert run(fork_server, top, "exit").describe_exit() == "the process that runs the stages has ended"
 
 
 @pytest.mark.parametrize(

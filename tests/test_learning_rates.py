@@ -63,7 +63,7 @@ class ReplacesLater(Replaces):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def class_path(tmp_path, monkeypatch):
     """A function that says how params.yaml names one of the classes."""
     name = f"own_rates_{abs(hash(tmp_path))}"
     (tmp_path / "custom").mkdir()
@@ -84,8 +84,8 @@ def trained(config, sample, saver=None):
     return loop.train(config, "mine", 0, cifar10.load(sample, config.data, 0), CPU, checkpointer=saver)
 
 
-def test_constant_schedule_keeps_rate_set_by_class(own, small_config, sample):
-    own_decay = trained(config_of(small_config, {"class": own("Decays"), "lr": 0.1}), sample)
+def test_constant_schedule_keeps_rate_set_by_class(class_path, small_config, sample):
+    own_decay = trained(config_of(small_config, {"class": class_path("Decays"), "lr": 0.1}), sample)
     plain = trained(config_of(small_config, {"class": "SGD", "lr": 0.1}), sample)
     assert [epoch.lr for epoch in own_decay.epochs] == pytest.approx([0.1 * 0.9**5, 0.1 * 0.9**10])
     assert own_decay.step_losses[0][:2] == plain.step_losses[0][:2]
@@ -100,8 +100,8 @@ def test_pytorch_optimizer_asgd_controls_own_learning_rate(small_config, sample)
 COSINE = {"name": "cosine"}
 
 
-def test_schedule_is_rejected_for_rate_setting_class(own, small_config):
-    for entry in ({"class": own("Decays"), "lr": 0.1}, {"class": "pytorch_optimizer.ASGD"}):
+def test_schedule_is_rejected_for_rate_setting_class(class_path, small_config):
+    for entry in ({"class": class_path("Decays"), "lr": 0.1}, {"class": "pytorch_optimizer.ASGD"}):
         with pytest.raises(
             ConfigError, match=r"optimizers\.mine: \S+ sets its learning rate itself, so the schedule cosine"
         ):
@@ -109,9 +109,9 @@ def test_schedule_is_rejected_for_rate_setting_class(own, small_config):
         assert checks.check_config(config_of(small_config, entry)) == []
 
 
-def test_schedule_multiplies_rate_changed_during_training(own, small_config, sample):
+def test_schedule_multiplies_rate_changed_during_training(class_path, small_config, sample):
     step = {"name": "step", "step_epochs": 1, "gamma": 0.1}
-    config = config_of(small_config, {"class": own("DecaysLater"), "lr": 0.1, "schedule": step}, epochs=5)
+    config = config_of(small_config, {"class": class_path("DecaysLater"), "lr": 0.1, "schedule": step}, epochs=5)
     (warning,) = checks.check_config(config)
     assert "can set its learning rate itself: the schedule step then multiplies" in warning
     assert [epoch.lr for epoch in trained(config, sample).epochs] == pytest.approx([0.1, 1e-2, 1e-3, 0.5e-4, 0.5e-5])
@@ -128,8 +128,8 @@ class Stopping(checkpoint.FileCheckpointer):
             raise StoppedError
 
 
-def test_rate_set_by_class_resumes_from_checkpoint(own, small_config, sample, tmp_path):
-    config = config_of(small_config, {"class": own("DecaysLater"), "lr": 0.1, "schedule": COSINE}, epochs=5)
+def test_rate_set_by_class_resumes_from_checkpoint(class_path, small_config, sample, tmp_path):
+    config = config_of(small_config, {"class": class_path("DecaysLater"), "lr": 0.1, "schedule": COSINE}, epochs=5)
     (tmp_path / "saved" / "a_folder.safetensors").mkdir(parents=True)
     stopping = Stopping(tmp_path / "saved", lambda: None)
     with pytest.raises(StoppedError):
@@ -139,8 +139,8 @@ def test_rate_set_by_class_resumes_from_checkpoint(own, small_config, sample, tm
     assert (continued.epochs, continued.step_losses) == (whole.epochs, whole.step_losses)
 
 
-def test_class_without_learning_rate_records_none(own, small_config, sample):
-    entries = ({"class": own("Without")}, {"class": "pytorch_optimizer.AdaFactor", "lr": None})
+def test_class_without_learning_rate_records_none(class_path, small_config, sample):
+    entries = ({"class": class_path("Without")}, {"class": "pytorch_optimizer.AdaFactor", "lr": None})
     for entry in entries:
         assert {epoch.lr for epoch in trained(config_of(small_config, entry), sample).epochs} == {None}
         with pytest.raises(
@@ -149,8 +149,8 @@ def test_class_without_learning_rate_records_none(own, small_config, sample):
             checks.check_config(config_of(small_config, entry | {"schedule": COSINE}))
 
 
-def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
-    config = config_of(small_config, {"class": own("Adds"), "lr": 0.1, "schedule": COSINE})
+def test_param_group_added_in_step_is_scheduled(class_path, small_config, sample):
+    config = config_of(small_config, {"class": class_path("Adds"), "lr": 0.1, "schedule": COSINE})
     checks.check_config(config)
     assert trained(config, sample).status == "completed"
     model = models.build("zilliax", seed=0)
@@ -163,13 +163,13 @@ def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
     assert [group["lr"] for group in stepper.optimizers[0].param_groups] == pytest.approx([0.025, 0.25])
 
 
-def test_optimizer_with_foreign_parameters_is_rejected(own, small_config, sample):
+def test_optimizer_with_foreign_parameters_is_rejected(class_path, small_config, sample):
     with pytest.raises(ConfigError, match=r"fails in its first step: RuntimeError: its step has put other parameters"):
-        checks.check_config(config_of(small_config, {"class": own("Replaces"), "lr": 0.1}))
+        checks.check_config(config_of(small_config, {"class": class_path("Replaces"), "lr": 0.1}))
     with pytest.raises(
         StepError, match=r"step 5 fails: RuntimeError: its step has put other parameters than the model's"
     ):
-        trained(config_of(small_config, {"class": own("ReplacesLater"), "lr": 0.1}), sample)
+        trained(config_of(small_config, {"class": class_path("ReplacesLater"), "lr": 0.1}), sample)
 
 
 def test_catalog_entries_setting_own_rate_are_known():

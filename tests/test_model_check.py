@@ -30,7 +30,7 @@ class ThreadsLater(torch.optim.SGD):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def project_dir(tmp_path, monkeypatch):
     (tmp_path / "custom").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -41,14 +41,14 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", bad_models.MODELS)
-def test_unusual_model_is_refused_or_accepted_cleanly(here, kind):
+def test_unusual_model_is_refused_or_accepted_cleanly(project_dir, kind):
     before = guards.read_torch_settings()
     assert bad_input.check_model(kind) in (bad_input.REFUSED, bad_input.ACCEPTED)
     assert guards.read_torch_settings() == before
 
 
-def test_class_changing_process_settings_is_refused(here, small_config, sample):
-    (here / "custom" / "strange_1.py").write_text(STRANGE)
+def test_class_changing_process_settings_is_refused(project_dir, small_config, sample):
+    (project_dir / "custom" / "strange_1.py").write_text(STRANGE)
     said = r"changes torch's number of threads from 2 to 3, for the whole process: remove that$"
     with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine: strange_1.Threads {said}"):
         checks.check_config(small_config(optimizers={"mine": {"class": "strange_1.Threads", "lr": 0.1}}))

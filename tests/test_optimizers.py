@@ -57,7 +57,7 @@ def spec(**entry):
     return OptimizerSpec.model_validate(entry)
 
 
-def built(**entry):
+def build_optimizer(**entry):
     model = models.build("zilliax", seed=0)
     return model, optimizers.build("mine", spec(**entry), TrainingContext(model, {}))
 
@@ -67,7 +67,7 @@ def check(**entry):
 
 
 def train_ours(batches, **entry):
-    model, stepper = built(**entry)
+    model, stepper = build_optimizer(**entry)
     stepper.train()
     losses = [loop.train_step(model, stepper, *batch, SETTINGS) for batch in batches]
     stepper.eval()
@@ -144,7 +144,7 @@ def test_hyperparameters_are_passed_to_optimizer_class(batches, name, values):
 
 
 def test_muon_gets_matrices_and_fallback_other_parameters():
-    model, stepper = built(**MUON)
+    model, stepper = build_optimizer(**MUON)
     taken, rest = ({id(value) for value in each.param_groups[0]["params"]} for each in stepper.optimizers)
     assert [type(each).__name__ for each in stepper.optimizers] == ["Muon", "AdamW"]
     assert taken == {id(value) for value in model.parameters() if value.ndim == 2}
@@ -174,12 +174,12 @@ def test_muon_with_fallback_equals_plain_torch(batches):
 
 
 def test_unneeded_fallback_is_not_built():
-    _, stepper = built(**{"class": "SGD", "fallback": {"class": "Adam"}})
+    _, stepper = build_optimizer(**{"class": "SGD", "fallback": {"class": "Adam"}})
     assert [type(each).__name__ for each in stepper.optimizers] == ["SGD"]
 
 
 def test_learning_rate_scaling_does_not_compound():
-    _, stepper = built(**MUON)
+    _, stepper = build_optimizer(**MUON)
     seen = []
     for factor in (0.25, 1, 0.5, 0.5):
         stepper.scale_lr(factor)
@@ -189,7 +189,7 @@ def test_learning_rate_scaling_does_not_compound():
 
 
 def test_effective_hyperparameters_include_class_defaults():
-    _, stepper = built(**MUON)
+    _, stepper = build_optimizer(**MUON)
     values = stepper.get_hyperparameters()
     assert (values["class"], values["lr"], values["momentum"]) == ("Muon", 0.02, 0.95)
     assert (values["fallback.class"], values["fallback.lr"], values["fallback.eps"]) == ("AdamW", 0.001, 1e-8)
@@ -363,7 +363,7 @@ def test_sign_descent_example_moves_weights_by_learning_rate(batches, monkeypatc
 def test_module_outside_custom_gives_one_warning(module, capsys):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     for _ in range(3):
-        built(**{"class": f"{name}.Sign", "lr": 0.25})
+        build_optimizer(**{"class": f"{name}.Sign", "lr": 0.25})
     assert capsys.readouterr().err == (
         f"warning: {name}: DVC does not see when {name}.py changes: move it to custom/\n"
     )
@@ -378,7 +378,7 @@ def test_misspelt_hyperparameter_of_dotted_class_is_rejected(module):
 def test_failing_module_import_is_reported(module):
     name = module("raise RuntimeError('two\\nlines')\n")
     with pytest.raises(ConfigError, match=r"cannot import \w+ \(RuntimeError: two lines\): install it, or correct"):
-        built(**{"class": f"{name}.Sign"})
+        build_optimizer(**{"class": f"{name}.Sign"})
 
 
 def test_schedule_free_switches_between_train_and_eval_mode(sample, small_config):

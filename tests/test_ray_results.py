@@ -26,7 +26,7 @@ def top(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def delivery(top):
+def receiver(top):
     """Of a training of adam-0, whose journal has two lines already."""
     begun = EventLog(LOG_FOLDER / NAME)
     begun.folder.mkdir(parents=True)
@@ -42,32 +42,32 @@ def event_lines(*events):
     return [json.dumps({"event": each}).encode() for each in events]
 
 
-def test_receiver_appends_event_lines_once(delivery):
+def test_receiver_appends_event_lines_once(receiver):
     """What is said twice, as by a second node, is written once."""
     path = LOG_FOLDER / NAME / "events.jsonl"
     before = path.read_bytes()
-    assert delivery.read_inputs() == {path: before}
-    delivery.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
-    delivery.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
+    assert receiver.read_inputs() == {path: before}
+    receiver.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
+    receiver.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
     assert path.read_bytes() == before + b"".join(line + b"\n" for line in event_lines("resume", "metrics", "end"))
     with pytest.raises(StorageError, match="2 lines were lost on the way"):
-        delivery.handle({"journal": NAME, "after": 7, "lines": event_lines("end")})
+        receiver.handle({"journal": NAME, "after": 7, "lines": event_lines("end")})
 
 
-def test_receiver_rejects_damaged_file(delivery, top):
+def test_receiver_rejects_damaged_file(receiver, top):
     digest = hashlib.sha256(b"weights").hexdigest()
     with pytest.raises(StorageError, match=r"models/adam-0: did not arrive whole"):
-        delivery.handle({"file": "models/adam-0", "sha256": digest, "content": b"weighty"})
+        receiver.handle({"file": "models/adam-0", "sha256": digest, "content": b"weighty"})
     assert not (top / "models").exists()
-    delivery.handle({"file": "models/adam-0", "sha256": digest, "content": b"weights"})
-    delivery.handle({"file": "models/same", "sha256": digest, "same": "models/adam-0"})
+    receiver.handle({"file": "models/adam-0", "sha256": digest, "content": b"weights"})
+    receiver.handle({"file": "models/same", "sha256": digest, "same": "models/adam-0"})
     assert (top / "models" / "same").read_bytes() == b"weights"
 
 
-def test_receiver_refuses_locked_run(delivery, monkeypatch):
+def test_receiver_refuses_locked_run(receiver, monkeypatch):
     monkeypatch.setattr("optlab.system.locks.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(BusyError, match=r"optlab-adam-0: .* is at work on it in this folder"):
-        ResultReceiver(delivery.job_spec, delivery.job, Path(), None)
+        ResultReceiver(receiver.job_spec, receiver.job, Path(), None)
 
 
 def test_output_collector_sends_each_change_once(top):

@@ -21,7 +21,7 @@ def model():
 
 
 @pytest.fixture
-def written(tmp_path, model):
+def weights_path(tmp_path, model):
     path = tmp_path / "models" / "adam-0.safetensors"
     weights.save_model(path, model, "zilliax")
     return path
@@ -153,9 +153,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("damage", "phrase"), DAMAGED.values(), ids=DAMAGED)
-def test_invalid_weights_file_is_rejected(written, model, damage, phrase):
-    written.write_bytes(damage(written.read_bytes(), model))
-    assert_refused(written, phrase)
+def test_invalid_weights_file_is_rejected(weights_path, model, damage, phrase):
+    weights_path.write_bytes(damage(weights_path.read_bytes(), model))
+    assert_refused(weights_path, phrase)
 
 
 def test_missing_weights_file_is_reported(tmp_path):
@@ -185,28 +185,28 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_pickle_as_weights_file_is_not_executed(tmp_path, written):
+def test_pickle_as_weights_file_is_not_executed(tmp_path, weights_path):
     marker = tmp_path / "executed"
-    written.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
-    assert_refused(written, "damaged or not safetensors")
+    weights_path.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
+    assert_refused(weights_path, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_zipped_pickle_as_weights_file_is_not_executed(tmp_path, written):
+def test_zipped_pickle_as_weights_file_is_not_executed(tmp_path, weights_path):
     marker = tmp_path / "executed"
-    torch.save({"0.weight": Touch(marker)}, written)
-    assert_refused(written, "damaged or not safetensors")
+    torch.save({"0.weight": Touch(marker)}, weights_path)
+    assert_refused(weights_path, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_model_name_in_weights_file_is_not_called(written, model):
+def test_model_name_in_weights_file_is_not_called(weights_path, model):
     """The name is part of the file: whoever made the file must not choose what is called here."""
-    written.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
+    weights_path.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
     code = (
         "import pathlib, sys\n"
         "from optlab.system import errors\nfrom optlab.training import weights\n"
         'errors.run_main(lambda: weights.load_model(pathlib.Path(sys.argv[1]), "zilliax"))\n'
     )
-    done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(weights_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.returncode
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

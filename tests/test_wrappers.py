@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_checkpoint import assert_same, resume_after_interruption
-from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+from test_optimizers import assert_same_weights, batches, build_optimizer, module, one_thread, train_by_hand, train_ours
 from test_param_groups import SMALL, train_run
 
 from optlab.preflight import checks
@@ -231,7 +231,7 @@ def test_lookahead_wraps_base_optimizer_instance(path, batches):
 
 def test_base_learning_rate_is_scaled_and_logged(path):
     for cls in ("Sam", "Lookahead"):
-        _, stepper = built(**{"class": path(cls), "base": BASE})
+        _, stepper = build_optimizer(**{"class": path(cls), "base": BASE})
         values = stepper.get_hyperparameters()
         assert (values["class"], values["base.class"], values["base.momentum"]) == (cls, "SGD", 0.9)
         stepper.scale_lr(0.5)
@@ -250,7 +250,7 @@ def test_wrapper_resumes_to_identical_bytes(path, small_config, sample, device, 
 def test_param_groups_reach_wrapped_optimizer(path):
     for cls in ("Sam", "Lookahead"):
         entry = {"class": path(cls), "base": BASE, "groups": [{"match": "*.bias", "lr": 0.2}]}
-        _, stepper = built(**entry)
+        _, stepper = build_optimizer(**entry)
         _, inner = flatten_wrappers(stepper.optimizers[0])
         assert [group["lr"] for group in inner.param_groups] == [0.1, 0.2]
 

@@ -91,15 +91,15 @@ class LocalJob(Job):
         self.pid = 0
         self._reader = None
         if on_line is None:
-            self.output = [os.dup(1), os.dup(2)]
+            self.output_fds = [os.dup(1), os.dup(2)]
         else:
             read_end, write_end = os.pipe()
-            self.output = [write_end, os.dup(write_end)]
+            self.output_fds = [write_end, os.dup(write_end)]
             self._reader = threading.Thread(target=self._read_output, args=[read_end], daemon=True)
             self._reader.start()
 
-    def _read_output(self, output_fds: int) -> None:
-        with open(output_fds, encoding="locale", errors="replace") as lines:
+    def _read_output(self, read_end: int) -> None:
+        with open(read_end, encoding="locale", errors="replace") as lines:
             for line in lines:
                 self.receive_line(line)
 
@@ -177,7 +177,7 @@ class ForkServer:
             _run_in_shell(job, str(command), folder, cores, environment)
         else:
             self._send(job, argv, folder, cores, environment)
-        for each in job.output:
+        for each in job.output_fds:
             os.close(each)
         return job
 
@@ -194,7 +194,7 @@ class ForkServer:
             "environment": environment,
         }
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode() + b"\n"], job.output)
+            socket.send_fds(self._socket, [json.dumps(request).encode() + b"\n"], job.output_fds)
         except OSError:
             self._mark_lost(self._last_job_id)
 
@@ -230,8 +230,8 @@ class ForkServer:
 def _run_in_shell(job: LocalJob, command: str, folder: Path, cores: list[int], environment: dict[str, str]) -> None:
     """As DVC runs a command line."""
     child = subprocess.Popen(
-        ["/bin/sh", "-c", command], cwd=folder, env=os.environ | environment, stdout=job.output[0],
-        stderr=job.output[1], stdin=subprocess.DEVNULL, start_new_session=True,
+        ["/bin/sh", "-c", command], cwd=folder, env=os.environ | environment, stdout=job.output_fds[0],
+        stderr=job.output_fds[1], stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     job.pid = child.pid
     if cores and hasattr(os, "sched_setaffinity"):
