@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from optlab.orchestration import fork_server, jobs
 from optlab.system import repository
-from optlab.tracking import log_uploader, uploader_client
+from optlab.tracking import uploader, uploader_client
 
 # What sending to a database imports.
 NEEDED = (
@@ -28,18 +28,15 @@ class Inside(uploader_client.UploaderClient):
     def __init__(self):
         pass
 
-    def notify(self, log_name):
-        pass
-
     def request(self, **message):
         return None
 
     def close(self):
         with (
             contextlib.chdir(repository.get_state_root()),
-            FileLock(repository.get_state_root() / ".optlab" / "sending.lock"),
+            FileLock(repository.get_state_root() / ".optlab" / "upload.lock"),
         ):
-            log_uploader.push_pending()  # one at a time, as the process does that this stands for
+            uploader.push_pending()  # one at a time, as the process does that this stands for
 
 
 class Forked:

@@ -27,13 +27,13 @@ def top(tmp_path, monkeypatch):
 
 @pytest.fixture
 def receiver(top):
-    """Of a training of adam-0, whose journal has two lines already."""
+    """Of a training of adam-0, whose event log has two lines already."""
     begun = EventLog(LOG_FOLDER / NAME)
     begun.folder.mkdir(parents=True)
     begun.append("start")
     begun.log_metrics([])
     order = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
-    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path(), None)
+    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path())
     yield made
     made.close()
 
@@ -47,11 +47,11 @@ def test_receiver_appends_event_lines_once(receiver):
     path = LOG_FOLDER / NAME / "events.jsonl"
     before = path.read_bytes()
     assert receiver.read_inputs() == {path: before}
-    receiver.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
-    receiver.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
+    receiver.handle({"log": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
+    receiver.handle({"log": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
     assert path.read_bytes() == before + b"".join(line + b"\n" for line in event_lines("resume", "metrics", "end"))
     with pytest.raises(StorageError, match="2 lines were lost on the way"):
-        receiver.handle({"journal": NAME, "after": 7, "lines": event_lines("end")})
+        receiver.handle({"log": NAME, "after": 7, "lines": event_lines("end")})
 
 
 def test_receiver_rejects_damaged_file(receiver, top):
@@ -67,24 +67,24 @@ def test_receiver_rejects_damaged_file(receiver, top):
 def test_receiver_refuses_locked_run(receiver, monkeypatch):
     monkeypatch.setattr("optlab.system.locks.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(BusyError, match=r"optlab-adam-0: .* is at work on it in this folder"):
-        ResultReceiver(receiver.job_spec, receiver.job, Path(), None)
+        ResultReceiver(receiver.job_spec, receiver.job, Path())
 
 
 def test_output_collector_sends_each_change_once(top):
     """The bytes of equal files, and lines that were sent along."""
-    journal = EventLog(LOG_FOLDER / NAME)
-    journal.folder.mkdir(parents=True)
-    journal.append("start")
-    news = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": journal.path.read_bytes()})
+    log = EventLog(LOG_FOLDER / NAME)
+    log.folder.mkdir(parents=True)
+    log.append("start")
+    news = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": log.path.read_bytes()})
     assert news.drain() == []
     (top / "weights").write_bytes(b"weights")
-    journal.log_artifact(Path("weights"), "weights")
+    log.log_artifact(Path("weights"), "weights")
     news.add_line("a line")
     line, kept, grown = news.drain()
     assert line == {"line": "a line"}
     assert (kept["content"], kept["file"]) == (b"weights", str(LOG_FOLDER / NAME / "weights"))
-    assert (grown["journal"], grown["after"], len(grown["lines"])) == (NAME, 1, 1)
-    with journal.path.open("ab") as file:
+    assert (grown["log"], grown["after"], len(grown["lines"])) == (NAME, 1, 1)
+    with log.path.open("ab") as file:
         file.write(b'{"event": "end"')  # it is still being written
     assert news.drain() == []
     (same,) = news.read_files((Path("weights"), Path("missing")))

@@ -51,7 +51,7 @@ def copied(tmp_path, monkeypatch):
 @pytest.fixture
 def compute_keys(small_config, monkeypatch):
     """A function that returns the fingerprint of a run of mine.Mine, and the key of a trial with it."""
-    monkeypatch.setattr(checkpoint.models, "resolve", lambda *words: None)  # keys are made of text
+    monkeypatch.setattr(checkpoint.class_import, "resolve", lambda *words: None)  # keys are made of text
     config = small_config(optimizers={"mine": {"class": "mine.Mine", "lr": 0.01}})
 
     def compute():

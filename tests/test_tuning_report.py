@@ -19,12 +19,11 @@ from optlab.analysis import (
     tuning_results,
     verdicts,
 )
-from optlab.orchestration import tuning_session
 from optlab.records import StudyResult, TrialRecord, TrialsRecord, TuningFiles, TuningResult, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system.errors import RecordError
 from optlab.tracking import comparison_sync
-from optlab.tuning import search
+from optlab.tuning import search, session
 from optlab.tuning.defaults import find_default_values
 
 RATES = [0.002, 0.02, 0.2, 0.9]
@@ -132,8 +131,8 @@ def test_recorded_default_overrides_class_default(collect_tuned_comparison):
 def test_default_trial_records_values_of_tuned_parameters(entry, expected):
     spec = OptimizerSpec.model_validate(entry)
     assert find_default_values(spec) == expected
-    work = tuning_session.TuningSession(None, "adam", spec, {}, {}, None)
-    work._compute_key, work._get_status = lambda trial: "key", lambda trial: "completed"
+    work = session.TuningSession(None, "adam", spec, {}, {}, None)
+    work.compute_key, work._get_status = lambda trial: "key", lambda trial: "completed"
     assert work.make_record(search.Trial(0, search.DEFAULT_INDEX, 1, {})).values == expected
     assert work.make_record(search.Trial(0, 2, 1, {"lr": 0.5})).values == {"lr": 0.5}
 
@@ -200,14 +199,19 @@ def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
 
 
 def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison):
-    compared = collect_tuned_comparison()
+    compared = collect_tuned_comparison([trial(None, 0.15, values={"lr": 0.001}), *SEARCHED[1:]])
     (axis,) = tuning_figures.plot_learning_rates(compared).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
     assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])
     assert list(drawn["o11"].get_xdata()) == [0.02]
-    assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])  # torch's own default
+    assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])
     assert not any(line.get_clip_on() for line in drawn.values())  # the best are near the panel's edge
+
+    (axis,) = tuning_figures.plot_learning_rates(
+        collect_tuned_comparison()
+    ).axes  # an older record lacks the default's value
+    assert not any(line.get_marker() == "s" and len(line.get_xdata()) for line in axis.lines)
 
 
 def test_tuning_files_are_written_and_report_embeds_figure(collect_tuned_comparison, tmp_path):

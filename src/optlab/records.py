@@ -10,9 +10,12 @@ DVC's run cache brings an earlier training's outputs back. Its conditions are no
 between have taken their place.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -318,6 +321,17 @@ class Champion(Record):
     chosen_by: str
     validation_accuracy: float | None
     test_accuracy: float | None
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows, the header first, as comma-separated values.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_atomic(path, text.getvalue().encode())
 
 
 def _round_to_float32(loss: float) -> float | None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optlab.records import EvalRecord, Status
+from optlab.records import EvalRecord, Status, write_csv
 from optlab.schema.parameters import CLASS_NAMES, NUM_CLASSES
-from optlab.system import files
 from optlab.training.loop import compute_loss_and_accuracy
 
 CALIBRATION_BINS = 15
@@ -67,4 +66,4 @@ def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
     rows = [["image", "actual", "predicted", "confidence"]]
     for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
         rows.append([str(index), CLASS_NAMES[actual], CLASS_NAMES[guess], f"{sure:.6f}"])
-    files.write_csv(path, rows)
+    write_csv(path, rows)

@@ -10,7 +10,7 @@ from optlab.analysis import environment_diff, figures, html, paired_tests, table
 from optlab.analysis.comparison import Comparison, Row
 from optlab.analysis.paired_tests import MeanCI
 from optlab.analysis.verdicts import format_metric_name, summarize_verdicts
-from optlab.records import REPORTS_FOLDER, Champion, Record
+from optlab.records import REPORTS_FOLDER, Champion, Record, write_csv
 from optlab.schema.parameters import CLASS_NAMES
 from optlab.system import files
 
@@ -94,7 +94,7 @@ def _write_table(compared: Comparison, path: Path) -> None:
             row.gradients_per_step,
         ]
 
-    files.write_csv(path, [header, *(build_csv_row(row) for row in compared.rows)])
+    write_csv(path, [header, *(build_csv_row(row) for row in compared.rows)])
 
 
 def _write_pairs(compared: Comparison, path: Path) -> None:
@@ -104,7 +104,7 @@ def _write_pairs(compared: Comparison, path: Path) -> None:
         [*names, *(getattr(pair, key) for key in header[2:]), *(getattr(pair.outperforming, key, None) for key in more)]
         for names, pair in compared.pairs.items()
     ]
-    files.write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
+    write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:
@@ -114,7 +114,7 @@ def _write_history(compared: Comparison, path: Path) -> None:
         for run in compared.runs
         for epoch in run.trained.history
     ]
-    files.write_csv(path, [["optimizer", "seed", *figures], *rows])
+    write_csv(path, [["optimizer", "seed", *figures], *rows])
 
 
 def _write_curves(compared: Comparison, by_step: dict[str, dict[str, figures.Curve]], folder: Path) -> None:
@@ -127,7 +127,7 @@ def _write_curves(compared: Comparison, by_step: dict[str, dict[str, figures.Cur
             for optimizer, curve in own.items()
             for step, each in curve.items()
         ]
-        files.write_csv(folder / f"{name}.csv", [["optimizer", "step", "epoch", "mean", "low", "high"], *rows])
+        write_csv(folder / f"{name}.csv", [["optimizer", "step", "epoch", "mean", "low", "high"], *rows])
 
 
 def _write_confusion(compared: Comparison, path: Path) -> None:
@@ -137,7 +137,7 @@ def _write_confusion(compared: Comparison, path: Path) -> None:
         for actual, counts in enumerate(run.tested.confusion)
         for predicted, count in enumerate(counts)
     ]
-    files.write_csv(path, [["run", "actual", "predicted", "images"], *rows])
+    write_csv(path, [["run", "actual", "predicted", "images"], *rows])
 
 
 def _render_html(compared: Comparison, by_step: dict[str, dict[str, figures.Curve]]) -> bytes:

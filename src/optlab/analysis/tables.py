@@ -19,7 +19,8 @@ from optlab.analysis.verdicts import (
     summarize_verdicts,
 )
 from optlab.records import REPORTS_FOLDER
-from optlab.system.text import format_count, get_terminal_width, wrap_text
+from optlab.schema.parameters import format_count
+from optlab.system.text import get_terminal_width, wrap_text
 
 COLUMNS = (
     "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"

@@ -10,7 +10,7 @@ from optlab.analysis.comparison import Comparison
 from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_mean
-from optlab.records import REPORTS_FOLDER
+from optlab.records import REPORTS_FOLDER, write_csv
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.system import files
@@ -205,4 +205,4 @@ def _write_trials(tunings: dict[str, OptimizerTuning], path: Path) -> None:
         for each in own.trials
         for look in [[seen.step, seen.loss, seen.accuracy] for seen in each.looks] or [[None] * 3]
     ]  # fmt: skip
-    files.write_csv(path, [header, *rows])
+    write_csv(path, [header, *rows])

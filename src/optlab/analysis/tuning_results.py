@@ -12,7 +12,6 @@ from optlab.schema.search_space import NumericRange, Range
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.git import Revision
 from optlab.tuning import search
-from optlab.tuning.defaults import find_default_value
 
 CHANCE_ACCURACY = 0.1  # the accuracy of ten equally likely classes: what a trial that diverged counts as
 NEAR_BEST_MARGIN = 0.01  # of accuracy: learning rates that come so near to the best are as good
@@ -55,10 +54,13 @@ class OptimizerTuning:
         return next((each for each in self.trials if each.study == study and each.index is None), None)
 
     def get_default_value(self, study: int, key: str) -> float | None:
-        """What the entry's default had in place of a range: as recorded, else as the installed class has it."""
+        """Return the default trial's value of a range: as recorded, else as the entry has it; None if not known.
+
+        Records of older versions lack the value where the entry leaves it to the class.
+        """
         trial = self.get_default_trial(study)
-        found = trial.values.get(key) if trial else None
-        return find_default_value(self.spec, key) if found is None else float(found)
+        value = (trial.values if trial else {}).get(key, self.spec.get_default(key))
+        return float(value) if isinstance(value, int | float) else None
 
     @property
     def ranges_at_edge(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.paired_tests import MeanCI, PairedComparison, compute_mean_ci
-from optlab.system.text import format_count
+from optlab.schema.parameters import format_count
 
 _ONE_SEED_MESSAGE = (
     "With one seed each, the optimizers' part in a difference cannot be told from the seeds': there is no verdict, and "

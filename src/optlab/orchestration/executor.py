@@ -34,7 +34,7 @@ class JobSpec:
             other has left.
         inputs: the files that it reads besides the code and the data, relative to the top.
         outputs: the files that it leaves; one that is not there afterwards is passed over.
-        run_id: the id of the run whose journal it writes; none for a trial.
+        run_id: the id of the run whose event log it writes; none for a trial.
         environment: what it has besides the environment of who does it.
         on_line: as for `Job`.
     """

@@ -1,4 +1,4 @@
-"""What a node says of an order, put where the order's own process would have put it: lines, journals, files.
+"""What a node says of an order, put where the order's own process would have put it: lines, event logs, files.
 
 Orders done on the nodes of a Ray cluster, seen from the machine that asks (`node` is the other side).
 
@@ -22,7 +22,7 @@ from optlab.orchestration.ray_worker import WorkerMessage
 from optlab.schema.parameters import Config
 from optlab.system import files, locks, processes
 from optlab.system.errors import BusyError, RunsFailedError, StorageError, print_stderr
-from optlab.tracking import event_log, sync_state
+from optlab.tracking import event_log
 from optlab.tracking.event_log import LOG_FOLDER, EventLog
 from optlab.tracking.uploader_client import UploaderClient
 
@@ -32,7 +32,6 @@ class ResultReceiver:
 
     Args:
         folder: of the pipeline.
-        link: is told of journals that have grown.
 
     Attributes:
         job_spec: as given.
@@ -44,14 +43,14 @@ class ResultReceiver:
         BusyError: another process is at work on that run.
     """
 
-    def __init__(self, job_spec: JobSpec, job: Job, folder: Path, uploader: UploaderClient | None) -> None:
-        self.job_spec, self.job, self._uploader = job_spec, job, uploader
+    def __init__(self, job_spec: JobSpec, job: Job, folder: Path) -> None:
+        self.job_spec, self.job = job_spec, job
         self.node_id = self.refusal = ""
-        self._line_counts: dict[str, int] = {}  # journal → how many are here
+        self._line_counts: dict[str, int] = {}  # event log → how many are here
         self._run_lock = contextlib.ExitStack()
         if job_spec.run_id:
             self._run_lock.enter_context(
-                locks.hold_lock(sync_state.get_lock_name(folder, job_spec.run_id), locks.LOCK_TIMEOUT_S)
+                locks.hold_lock(event_log.get_lock_name(folder, job_spec.run_id), locks.LOCK_TIMEOUT_S)
             )
 
     def close(self) -> None:
@@ -59,7 +58,7 @@ class ResultReceiver:
         self._run_lock.close()
 
     def read_inputs(self) -> dict[Path, bytes]:
-        """Path → bytes of what travels with it: what it reads, and the journal that it may go on with."""
+        """Path → bytes of what travels with it: what it reads, and the event log that it may go on with."""
         contents = {
             path: path.read_bytes()
             for each in self.job_spec.inputs
@@ -93,8 +92,8 @@ class ResultReceiver:
             self.node_id, self.refusal = message["node"], message["refused"]
         elif "line" in message:
             self.job.receive_line(message["line"])
-        elif "journal" in message:
-            self._append_events(message["journal"], message["after"], message["lines"])
+        elif "log" in message:
+            self._append_events(message["log"], message["after"], message["lines"])
         elif "file" in message:
             self._write_file(message)
         else:
@@ -105,7 +104,9 @@ class ResultReceiver:
         log = EventLog(event_log.get_log_folder() / name)
         known_lines = self._line_counts.setdefault(name, len(log.read_lines()))
         if after > known_lines:
-            raise StorageError(f"journal {name}: {after - known_lines} lines were lost on the way: repeat the command")
+            raise StorageError(
+                f"event log {name}: {after - known_lines} lines were lost on the way: repeat the command"
+            )
         new_lines = lines[known_lines - after :]
         try:
             log.folder.mkdir(parents=True, exist_ok=True)
@@ -113,8 +114,6 @@ class ResultReceiver:
             raise files.make_storage_error(log.folder, error) from None
         log.extend(new_lines)
         self._line_counts[name] = known_lines + len(new_lines)
-        if self._uploader:
-            self._uploader.notify(name)
 
     def _write_file(self, message: WorkerMessage) -> None:
         path = Path(message["file"])
@@ -207,7 +206,7 @@ class RayExecutor:
             job.end(1, f"`{job_spec.command}` is not a stage of this repository's alone: a cluster cannot run it")
             return
         try:
-            self._receivers[job_spec.name] = ResultReceiver(job_spec, job, self._folder, self._uploader)
+            self._receivers[job_spec.name] = ResultReceiver(job_spec, job, self._folder)
         except BusyError as error:
             job.end(1, str(error))
             return

@@ -10,7 +10,7 @@ What it says is lists of messages, each a dictionary with one of these keys:
 
     node      its id: the order has come there; refused, why that node is not to be used, or nothing
     line      of the order's output
-    journal   a journal's name; after, how many of its lines were known; lines, those that came since
+    log       an event log's name; after, how many of its lines were known; lines, those that came since
     file      a path; content, its bytes, or same, a path that has them already; its sha256
     end       the exit status; told, why it failed, where it could say
 """
@@ -38,7 +38,7 @@ from optlab.orchestration import executor, preflight_cache
 from optlab.orchestration.jobs import ForkServer
 from optlab.system import files, processes, repository
 from optlab.system.errors import ERROR_FILE_VARIABLE, DataError
-from optlab.tracking import sync_state, uploader_client
+from optlab.tracking import event_log, uploader_client
 from optlab.tracking.event_log import LOG_FOLDER
 
 
@@ -74,7 +74,7 @@ class JobPayload:
         folder: relative to the top.
         workspace_key: as in `Order`.
         environment: what it has besides the worker's.
-        files: path → bytes of what it reads besides the code and the data; journals that it may go on with included.
+        files: path → bytes of what it reads besides the code and the data; event logs that it may go on with included.
         outputs: paths.
         fingerprint: a digest of what `workspace_key` leaves out: command, package versions, user modules at the root.
     """
@@ -122,7 +122,7 @@ def _kill_stale_processes(workspace: Path) -> None:
 
 
 def merge_logs(received: bytes, present: bytes) -> bytes:
-    """A journal as it was sent, and the lines after those in which it was equal here: they did not arrive.
+    """An event log as it was sent, and the lines after those in which it was equal here: they did not arrive.
 
     Who has asked may have written lines, too: that the run is dead, or what another node has said of the same steps.
     """
@@ -135,7 +135,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
     if equal == len(present_lines):
         return received
     known = {
-        (point[0], point[3]) for event in sync_state.parse_events(received_lines) for point in event.get("points", ())
+        (point[0], point[3]) for event in event_log.parse_events(received_lines) for point in event.get("points", ())
     }
     return received + b"".join(
         line + b"\n" for line in map(functools.partial(_drop_known_points, known), present_lines[equal:]) if line
@@ -144,7 +144,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
 
 def _drop_known_points(known: set[tuple[str, int]], line: bytes) -> bytes:
     """A line without the points that are known; nothing, if it had no others."""
-    event = sync_state.parse_event(line)
+    event = event_log.parse_event(line)
     if event["event"] != "metrics":
         return line
     points = [point for point in event["points"] if (point[0], point[3]) not in known]
@@ -320,7 +320,7 @@ class OutputCollector:
     workspace: Path
     received_files: dict[Path, bytes]
     _lines: "collections.deque[str]" = field(default_factory=collections.deque)
-    _sent_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # journal → bytes, lines
+    _sent_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # event log → bytes, lines
     _sent_files: dict[str, str] = field(default_factory=dict)  # SHA-256 → path
 
     def __post_init__(self) -> None:
@@ -346,11 +346,11 @@ class OutputCollector:
                 lines = file.read().split(b"\n")[:-1]
             if lines:
                 artifact_paths = [
-                    event["path"] for event in sync_state.parse_events(lines, skip="metrics") if "path" in event
+                    event["path"] for event in event_log.parse_events(lines, skip="metrics") if "path" in event
                 ]
                 messages += [
                     *self.read_files([Path(each) for each in artifact_paths]),
-                    {"journal": name, "after": after, "lines": lines},
+                    {"log": name, "after": after, "lines": lines},
                 ]
                 self._sent_sizes[name] = (size + sum(len(line) + 1 for line in lines), after + len(lines))
         return messages

@@ -20,7 +20,7 @@ from optlab.orchestration.display import Display, show_status
 from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec
 from optlab.orchestration.jobs import ForkServer, Job
 from optlab.records import RunFiles
-from optlab.schema.parameters import PARAMS_FILE, Config
+from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import locks, processes, repository
 from optlab.system.errors import (
     ERROR_FILE_VARIABLE,
@@ -30,7 +30,6 @@ from optlab.system.errors import (
     RunsFailedError,
     summarize_error,
 )
-from optlab.system.text import format_count
 from optlab.tracking import uploader_client
 from optlab.training import numerics
 

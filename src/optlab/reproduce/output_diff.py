@@ -14,12 +14,12 @@ import numpy as np
 import safetensors.numpy
 
 from optlab.analysis import environment_diff
-from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
+from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialRecord, TrialsRecord, TuningFiles
 from optlab.system.errors import StorageError
 from optlab.system.files import compute_md5
 from optlab.system.git import Revision
-from optlab.tracking import log_uploader, mlflow_store, sync_state
-from optlab.tracking.event_log import EventLog, get_current_time_ms
+from optlab.tracking import mlflow_store, uploader
+from optlab.tracking.event_log import EventLog, get_current_time_ms, get_experiment_name
 
 ReproductionVerdict = Literal["identical", "within tolerance", "different", "not run"]
 
@@ -94,7 +94,7 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     Args:
         outs: the outputs of its stages in dvc.lock.
     """
-    outputs = compute_digests(tree, outs)
+    outputs = _compute_digests(tree, outs)
     conditions = environment_diff.diff_environments(
         Environment.read_at_revision(revision, files.environment), Environment.read(tree / files.environment)
     )
@@ -125,7 +125,42 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     return Reproduction(files.id, verdict, outputs, first, known, conditions, reason)
 
 
-def compute_digests(tree: Path, outs: list[dict[str, Any]]) -> list[OutputDigests]:
+def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[str, Any]]) -> Reproduction:
+    """Compare the trials and the choice of a search, repeated in `tree`, with the record of the revision.
+
+    The keys of the trials are not compared: they are digests of code and package versions as well as of parameters.
+
+    Args:
+        stage: such as `tune@adam`.
+        outs: the outputs of the stage as dvc.lock has them.
+    """
+    outputs = _compute_digests(tree, outs)
+    if all(output.is_identical for output in outputs):
+        return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
+    path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
+    recorded, reproduced = (
+        [trial.model_copy(update={"key": ""}) for trial in (*record.trials, *record.sensitivity)] if record else []
+        for record in (TrialsRecord.read_at_revision(revision, path), TrialsRecord.read(tree / path))
+    )
+    names = [_format_trial_name(trial) for trial in reproduced if trial not in recorded]
+    if names:
+        reason = f"{len(names)} of {len(reproduced)} trials differ: {', '.join(names[:10])}"
+    elif recorded != reproduced:
+        reason = f"{len(recorded)} trials are recorded, and {len(reproduced)} of them repeated"
+    elif any(not output.is_identical for output in outputs if Path(output.path) != path):
+        reason = "every trial is the recorded one, but the choice differs"
+    else:
+        reason = "every trial and the choice are the recorded ones; keys of trials differ, by code or package versions"
+        return Reproduction(stage, "identical", outputs, reason=reason)
+    return Reproduction(stage, "different", outputs, reason=reason)
+
+
+def _format_trial_name(trial: TrialRecord) -> str:
+    index = "default" if trial.index is None else trial.index
+    return f"{index} of study {trial.study + 1}" if trial.study else str(index)
+
+
+def _compute_digests(tree: Path, outs: list[dict[str, Any]]) -> list[OutputDigests]:
     """Return the recorded digest of each output in dvc.lock, and that of the file in `tree`."""
     return [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
 
@@ -282,7 +317,7 @@ def _write_event_log(revision: Revision, result: Reproduction, original: str | N
     values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
     event_log.log_metrics([(name, value, now, 0) for name, value in values.items()])
     event_log.end("failed" if result.verdict == "not run" else "completed")
-    log_uploader.push_pending()
+    uploader.push_pending()
 
 
 def _find_original_run(revision: Revision, run: str, weights: str | None) -> str | None:
@@ -290,7 +325,7 @@ def _find_original_run(revision: Revision, run: str, weights: str | None) -> str
     if weights is None:
         return None
     try:
-        return mlflow_store.find_run_ids(sync_state.get_experiment_name(revision.folder), [(run, weights)])[0]
+        return mlflow_store.find_run_ids(get_experiment_name(revision.folder), [(run, weights)])[0]
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

@@ -221,6 +221,12 @@ class OptimizerSpec(_HyperparameterModel):
         """Return the entry with values in place of its ranges, named as in `ranges`; with its default without any."""
         return OptimizerSpec.model_validate(self._dump_with_values(values))
 
+    def get_default(self, key: str) -> Any:
+        """Return the entry's default for a range, named as in `ranges`; None for a group's, and if the class has it."""
+        where, _, name = key.rpartition(".")
+        part = {"": self, "base": self.base, "fallback": self.fallback}.get(where)
+        return part.default.get(name) if part else None
+
     def _dump_with_values(self, values: dict[str, Any]) -> dict[str, Any]:
         dump = self.model_dump(by_alias=True, exclude={"default", "groups", "base", "fallback", *self.local_ranges})
         dump["groups"] = [

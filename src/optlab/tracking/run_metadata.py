@@ -1,4 +1,4 @@
-"""What is said about a run besides its figures: the facts that open its journal, and how it ended."""
+"""Content of an event log besides the training's metrics: parameters and tags of a run, its evaluation, and its end."""
 
 import getpass
 import os
@@ -17,11 +17,12 @@ from optlab.system.errors import StorageError
 from optlab.tracking.event_log import (
     EventLog,
     get_current_time_ms,
+    get_experiment_name,
+    get_lock_name,
     make_epoch_points,
     make_validation_points,
     round_metric,
 )
-from optlab.tracking.sync_state import get_experiment_name, get_lock_name
 from optlab.training import models, optimizers
 from optlab.training.optimizer_factory import TrainingContext
 
@@ -37,11 +38,16 @@ def build_run_metadata(
     provenance: dict[str, str] | None = None,
     extra_tags: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The fields of a journal's first event.
+    """Return the fields of a log's start event.
 
     Args:
-        provenance: as `git.get_provenance` has it, which is the default.
-        extra_tags: tags besides.
+        config: of the pipeline.
+        folder: of the pipeline.
+        name: of the optimizer.
+        seed: of the run.
+        conditions: environment of the training.
+        provenance: as from `git.get_provenance`, which is the default.
+        extra_tags: further tags.
     """
     run = format_run_id(name, seed)
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
@@ -74,20 +80,17 @@ def build_run_metadata(
             "Trained on the **test** split, in file order, as the tutorial does: its test accuracy is an accuracy "
             "on training images."
         )
-    dataset_info = {
-        "name": config.data.dataset,
-        "digest": cifar10.compute_digest(config.data.dataset),
-        "source": DATASET_SOURCE,
-    }
+    dataset = config.data.dataset
     return {
         "id": uuid.uuid4().hex[:16], "time": get_current_time_ms(), "name": f"{run} [{exp}]" if exp else run,
-        "experiment": get_experiment_name(folder), "params": params, "tags": tags, "dataset": dataset_info,
+        "experiment": get_experiment_name(folder), "params": params, "tags": tags,
+        "dataset": {"name": dataset, "digest": cifar10.compute_digest(dataset), "source": DATASET_SOURCE},
         "lock": get_lock_name(folder, run),
     }  # fmt: skip
 
 
 def _get_user() -> str:
-    """The account's name: on a shared server, who trained."""
+    """Return the account's name, which tells on a shared server who has trained."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -96,14 +99,13 @@ def _get_user() -> str:
 
 @contextmanager
 def close_on_error(log: EventLog) -> Iterator[None]:
-    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
-
+    """End the log as `interrupted` or `failed`, with all buffered metrics, if the block raises."""
     with processes.interrupt_on_sigterm():
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when who reads its output is gone
-            with suppress(StorageError):  # on a full disk, the next process says that this one has ended
+            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when the reader of the output is gone
+            with suppress(StorageError):  # on a full disk, the next process ends it
                 log.end("interrupted" if stopped else "failed")
             raise
 
@@ -118,14 +120,17 @@ def create_log_from_record(
     provenance: dict[str, str] | None = None,
     extra_tags: dict[str, str] | None = None,
 ) -> EventLog:
-    """A draft of a journal for a run that was not trained here but came with the record, which has no times.
+    """Return the draft of a log for a run that came with the record, which has no times, in place of a training.
 
     Args:
-        weights: the file, where it is at hand.
-        conditions: those that are recorded, where they are.
-        timestamp_ms: the time of all that is in it, in ms since 1970; default: now.
-        provenance: the revision that the record is from, as `git.get_provenance` has it; default: the present one.
-        extra_tags: tags besides.
+        config: of the pipeline.
+        files: of the run.
+        weights: the file, if it is there.
+        trained: the record.
+        conditions: the recorded environment, if there is one.
+        timestamp_ms: time of all events, in ms since 1970; default: now.
+        provenance: revision of the record, as from `git.get_provenance`; default: the present one.
+        extra_tags: further tags.
     """
     digest, timestamp_ms = trained.weights_sha256, get_current_time_ms() if timestamp_ms is None else timestamp_ms
     log = EventLog.create(files.id, digest, draft=True)
@@ -150,20 +155,25 @@ def create_log_from_record(
 
 
 def _get_default_hyperparameters(config: Config, optimizer: str) -> dict[str, str]:
-    """Those that the installed version gives it, for records that do not have them."""
+    """Return the installed class's hyperparameters, for old records without them."""
     context = TrainingContext.from_config(config, models.build(config.model, 0))
-    stepper = optimizers.build(optimizer, config.get_optimizer(optimizer), context)
-    return {key: str(value) for key, value in stepper.get_hyperparameters().items()}
+    driver = optimizers.build(optimizer, config.get_optimizer(optimizer), context)
+    return {key: str(value) for key, value in driver.get_hyperparameters().items()}
 
 
 def log_evaluation(log: EventLog, run: str, weights: Path | None, trained: TrainRecord, measured: EvalRecord,
-               model: str, timestamp_ms: int | None = None) -> None:  # fmt: skip
-    """Write what an evaluation adds: the test metrics, what figures show and, where the weights are at hand, the model.
+                   model: str, timestamp_ms: int | None = None) -> None:  # fmt: skip
+    """Write the events of an evaluation: test metrics, data of the figures and, if there are weights, the model.
 
     A run whose outputs are not finite has diverged, though its training may have completed.
 
     Args:
-        model: its name in params.yaml.
+        log: of the run.
+        run: id of the run.
+        weights: the file, if it is there.
+        trained: record of the training.
+        measured: record of the evaluation.
+        model: name in params.yaml.
         timestamp_ms: in ms since 1970; default: now.
     """
     _log_test_metrics(log, measured, get_current_time_ms() if timestamp_ms is None else timestamp_ms)
@@ -175,7 +185,7 @@ def log_evaluation(log: EventLog, run: str, weights: Path | None, trained: Train
 
 
 def _log_test_metrics(log: EventLog, measured: EvalRecord, timestamp_ms: int) -> None:
-    """Write the test metrics that are not there yet; at step 0, where MLflow draws a bar for each run."""
+    """Write the test metrics that the log lacks, at step 0, where MLflow draws a bar for each run."""
     logged = log.read_metric_values()
     values = {
         "test/loss": measured.test_loss,
@@ -183,7 +193,7 @@ def _log_test_metrics(log: EventLog, measured: EvalRecord, timestamp_ms: int) ->
         "test/expected_calibration_error": measured.expected_calibration_error,
     } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
     metrics = {key: round_metric(value) for key, value in values.items() if value is not None}
-    # Journals of earlier versions have all digits.
+    # Logs of older versions have all digits.
     points = [
         (key, value, timestamp_ms, 0)
         for key, value in metrics.items()

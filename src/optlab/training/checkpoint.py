@@ -72,7 +72,7 @@ class FileCheckpointer(Checkpointer):
     """Saves a training now and then, and brings it back.
 
     Args:
-        folder: of this run alone: below one named by its `compute_fingerprint`, and named by the journal that has
+        folder: of this run alone: below one named by its `compute_fingerprint`, and named by the event log that has
             its losses so far.
         before: called before each save; what it writes is on the disk before the checkpoint counts.
     """

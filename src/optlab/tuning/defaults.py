@@ -1,4 +1,4 @@
-"""The values that an entry's default has in place of its ranges."""
+"""Values that the default trial of an entry has in place of its ranges, as they are recorded."""
 
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.search_space import NumericRange
@@ -7,27 +7,19 @@ from optlab.training.optimizer_factory import get_arguments, resolve_optimizer
 
 
 def find_default_values(spec: OptimizerSpec) -> dict[str, float]:
-    """Range → value, of the ranges between two numbers whose value is known."""
-    found = {key: find_default_value(spec, key) for key, own in spec.ranges.items() if isinstance(own, NumericRange)}
-    return {key: value for key, value in found.items() if value is not None}
+    """Return range → value, of the ranges between two numbers whose value is known."""
+    values = {key: _find_default_value(spec, key) for key, own in spec.ranges.items() if isinstance(own, NumericRange)}
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
-def find_default_value(spec: OptimizerSpec, key: str) -> float | None:
-    """The value that the entry's default has in place of a range, or the class's own; None if that is not known.
-
-    Args:
-        key: of the range: `lr`, `base.lr`, `fallback.lr`; of a group's, nothing is known.
-    """
+def _find_default_value(spec: OptimizerSpec, key: str) -> object:
+    """Return the entry's default for a range such as `lr` or `base.lr`, or else the class's; None if not known."""
     where, _, name = key.rpartition(".")
     part = {"": spec, "base": spec.base, "fallback": spec.fallback}.get(where)
-    if part is None:
-        return None
-    if name in part.default:
-        given = part.default[name]
-        return float(given) if isinstance(given, int | float) else None
+    if part is None or name in part.default:
+        return spec.get_default(key)
     try:
         cls = resolve_optimizer("", part.replace_ranges({})).cls
     except ConfigError:  # its package is not installed here
         return None
-    found = get_arguments(cls)[name].default if name in get_arguments(cls) else None
-    return float(found) if isinstance(found, int | float) else None
+    return get_arguments(cls)[name].default if name in get_arguments(cls) else None
