@@ -29,7 +29,7 @@ PARTS = ("push_all", "end_abandoned", "find")
 
 
 def write_one(top: Path) -> Path:
-    """Create a repository with one event log that MLflow has; return its folder. `top` is the working directory."""
+    """Create a repository with one event log that MLflow has; return its folder. The working directory is `top`."""
     from optlab.tracking import uploader
     from optlab.tracking.event_log import EventLog
 

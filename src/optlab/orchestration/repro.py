@@ -84,7 +84,7 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
                 _run_check(fork_server, ["optlab", "check"], folder)
         root_pipeline = pipeline if folder == Path() else DvcPipeline(Path("dvc.yaml"), [], (), allow_missing, pipeline)
         _run_stage(root_pipeline, fork_server, "download", "the data could not be had")
-        _run_check(fork_server, ["optlab.data.verification", config.data.dataset])
+        _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
         with executor_factory.make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
             tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
             for name in config.optimizers:

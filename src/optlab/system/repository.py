@@ -1,4 +1,4 @@
-"""The repository: its root, the pipeline in use, the code that is imported, and DVC's command, cache and remotes."""
+"""The repository: its root, the pipeline in use, the installed packages, and DVC's command, cache and remotes."""
 
 import functools
 import hashlib

@@ -510,20 +510,12 @@ def build_trials_state(tag: str, params: Sequence[str]) -> str:
 def _build_state(columns: dict[str, int], order: str, *, ascending: bool, filter_tag: str, sections: Iterable[str],
                  charts: list[dict[str, Any]]) -> str:  # fmt: skip
     widths = _PINNED_COLUMNS | columns
-    return json.dumps(
-        {
-            "selectedColumns": list(columns),
-            "columnOrder": list(widths),
-            "columnWidths": widths,
-            "orderByKey": f"metrics.`{order}`",
-            "orderByAsc": ascending,
-            "searchFilter": f"tags.{filter_tag} = 'current'",
-            "compareRunCharts": charts,
-            "compareRunSections": _build_sections(sections),
-            "isAccordionReordered": True,
-            "runsHiddenMode": "SHOW_ALL",
-        }
-    )
+    return json.dumps({
+        "selectedColumns": list(columns), "columnOrder": list(widths), "columnWidths": widths,
+        "orderByKey": f"metrics.`{order}`", "orderByAsc": ascending, "searchFilter": f"tags.{filter_tag} = 'current'",
+        "compareRunCharts": charts, "compareRunSections": _build_sections(sections), "isAccordionReordered": True,
+        "runsHiddenMode": "SHOW_ALL",
+    })  # fmt: skip
 
 
 def _build_sections(names: Iterable[str]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from optlab.analysis import html
+from optlab.analysis import presentation
 from optlab.system.errors import WeightsError
 from optlab.tracking import mlflow_store
 from optlab.tracking.event_log import FIGURES_FOLDER, EventLog
@@ -177,7 +177,7 @@ def _log_tags(client: "MlflowClient", run_id: str, tags: dict[str, Any], refused
 def _log_figures(client: "MlflowClient", run_id: str, event: dict[str, Any]) -> None:
     """Log the page of the confusion matrix, which MLflow cannot draw from metrics."""
     if event["confusion"]:
-        page = html.render_confusion_matrix(event["run"], event["confusion"]).decode()
+        page = presentation.render_confusion_matrix(event["run"], event["confusion"]).decode()
         client.log_text(run_id, page, f"{FIGURES_FOLDER}/confusion_matrix.html")
 
 

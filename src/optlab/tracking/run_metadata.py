@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from optlab.analysis.colours import assign_colours
+from optlab.analysis.presentation import assign_colours
 from optlab.data import cifar10
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.schema.parameters import Config, format_run_id
@@ -29,25 +29,14 @@ from optlab.training.optimizer_factory import TrainingContext
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
-def build_run_metadata(
-    config: Config,
-    folder: Path,
-    name: str,
-    seed: int,
-    conditions: Environment,
-    provenance: dict[str, str] | None = None,
-    extra_tags: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Return the fields of a log's start event.
+def build_run_metadata(config: Config, folder: Path, name: str, seed: int, conditions: Environment,
+                       provenance: dict[str, str] | None = None,
+                       extra_tags: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Return the fields of a log's start event, for a run of the optimizer `name` of the pipeline in `folder`.
 
     Args:
-        config: of the pipeline.
-        folder: of the pipeline.
-        name: of the optimizer.
-        seed: of the run.
         conditions: environment of the training.
         provenance: as from `git.get_provenance`, which is the default.
-        extra_tags: further tags.
     """
     run = format_run_id(name, seed)
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
@@ -57,19 +46,12 @@ def build_run_metadata(
     params["device"] = conditions.device
     provenance = git.get_provenance() if provenance is None else provenance
     tags = provenance | {
-        "optlab.run": run,
-        "optimizer": name,
-        "status": "running",
+        "optlab.run": run, "optimizer": name, "status": "running",
         "mlflow.runColor": assign_colours(config.optimizers)[name],
-        "mlflow.source.name": "pipeline/train.py",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _get_user(),
-        "conditions.cpu": conditions.cpu,
-        "conditions.cpu_capability": conditions.cpu_capability,
-        "conditions.python": conditions.python,
-        "conditions.torch": conditions.packages.get("torch", "unknown"),
-    }
-    tags |= extra_tags or {}
+        "mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL", "mlflow.user": _get_user(),
+        "conditions.cpu": conditions.cpu, "conditions.cpu_capability": conditions.cpu_capability,
+        "conditions.python": conditions.python, "conditions.torch": conditions.packages.get("torch", "unknown"),
+    } | (extra_tags or {})  # fmt: skip
     exp = repository.get_dvc_experiment()
     if exp:
         tags |= {"dvc.exp.name": exp, "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV", "unknown")}
@@ -110,27 +92,17 @@ def close_on_error(log: EventLog) -> Iterator[None]:
             raise
 
 
-def create_log_from_record(
-    config: Config,
-    files: RunFiles,
-    weights: Path | None,
-    trained: TrainRecord,
-    conditions: Environment | None = None,
-    timestamp_ms: int | None = None,
-    provenance: dict[str, str] | None = None,
-    extra_tags: dict[str, str] | None = None,
-) -> EventLog:
+def create_log_from_record(config: Config, files: RunFiles, weights: Path | None, trained: TrainRecord,
+                           conditions: Environment | None = None, timestamp_ms: int | None = None,
+                           provenance: dict[str, str] | None = None,
+                           extra_tags: dict[str, str] | None = None) -> EventLog:  # fmt: skip
     """Return the draft of a log for a run that came with the record, which has no times, in place of a training.
 
     Args:
-        config: of the pipeline.
-        files: of the run.
         weights: the file, if it is there.
-        trained: the record.
         conditions: the recorded environment, if there is one.
         timestamp_ms: time of all events, in ms since 1970; default: now.
         provenance: revision of the record, as from `git.get_provenance`; default: the present one.
-        extra_tags: further tags.
     """
     digest, timestamp_ms = trained.weights_sha256, get_current_time_ms() if timestamp_ms is None else timestamp_ms
     log = EventLog.create(files.id, digest, draft=True)
@@ -168,11 +140,7 @@ def log_evaluation(log: EventLog, run: str, weights: Path | None, trained: Train
     A run whose outputs are not finite has diverged, though its training may have completed.
 
     Args:
-        log: of the run.
-        run: id of the run.
         weights: the file, if it is there.
-        trained: record of the training.
-        measured: record of the evaluation.
         model: name in params.yaml.
         timestamp_ms: in ms since 1970; default: now.
     """
