@@ -158,21 +158,23 @@ class RaySession:
             self._ray.shutdown()
             raise ClusterError(f"a node cannot run optlab: {format_ray_error(error)}") from None
         refused = [
-            f"node {names[node_id]}: {each.differences}" for node_id, each in node_infos.items() if each.differences
+            f"node {names[node_id]}: {each.version_differences}"
+            for node_id, each in node_infos.items()
+            if each.version_differences
         ]
         if refused:
             self._ray.shutdown()
             raise ClusterError(f"{'; '.join(refused)}: install the same there, or take it out of the cluster")
         self.workspace_node = {
-            workspace_key: number for number, each in node_infos.items() for workspace_key in each.places
+            workspace_key: number for number, each in node_infos.items() for workspace_key in each.workspaces
         }
         self.workspace_node |= {
             workspace: number
             for number, each in node_infos.items()
-            for workspace, is_done in each.places.items()
+            for workspace, is_done in each.workspaces.items()
             if is_done
         }
-        digests = sorted({each.machine for each in node_infos.values()})
+        digests = sorted({each.machine_digest for each in node_infos.values()})
         self.machine_digest = (
             digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
         )

@@ -111,7 +111,7 @@ def collect_comparison(config: Config, folder: Path) -> "Comparison":
     """What the pipeline in a folder compares: its own runs, or the first optimizer's with those of a study.
 
     Raises:
-        ConfigError, RecordError: as for `collect_with_study` here and in `results.comparison`.
+        ConfigError, RecordError: as for `collect_with_study` here and in `analysis.comparison`.
     """
     from optlab.analysis import comparison
 
