@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
-from optlab.orchestration.jobs import ForkServer, LocalJob
+from optlab.orchestration.fork_server import ForkServer, LocalJob
 from optlab.system.processes import PARENT_PID_VARIABLE
 from optlab.training.determinism import ENVIRONMENT_VARIABLES
 
@@ -159,7 +159,7 @@ class Stages(ForkServer):
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
-        self.PROGRAM = (str(Path(__file__).with_name("warm_stages.py")), str(self._folder / "python"))
+        self.PROGRAM = (str(Path(__file__).with_name("fork_server_stages.py")), str(self._folder / "python"))
         # A test in this process may have set MLflow's address for itself.
         own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
         super().__init__(busy_wait=False)
@@ -187,12 +187,9 @@ class Stages(ForkServer):
             return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
-        job = LocalJob(words[0], None, lambda name: None)
-        for descriptor in job.output:
-            os.close(descriptor)
-        job.output = output
-        self._send(job, words, folder, [], environment)
-        status = job.wait()
+        job = LocalJob(words[0], None)
+        assert self._send(job, words, folder, [], environment, output)
+        status = job.result()
         assert not job.reason, job.reason
         return status
 

@@ -81,7 +81,7 @@ def test_throughput_without_complete_round_writes_no_page(results):
 
 @pytest.mark.parametrize(("measured", "rounds", "rows"), [(3, "1", ["fp32"]), (7, "2 and 1", ["fp32", "bf16"])])
 def test_side_by_side_keeps_rounds_when_later_fails(results, monkeypatch, measured, rounds, rows):
-    monkeypatch.setattr(side_by_side.conditions, "has_native_bf16", lambda _: True)
+    monkeypatch.setattr(side_by_side.determinism, "has_native_bf16", lambda _: True)
     text = results(side_by_side, "seconds", exit_after(measured, lambda _: 10.0), "--rounds", "2")
     assert f"n = {rounds} rounds" in text
     assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows
@@ -92,7 +92,7 @@ def test_noop_repro_timing_works_without_dvc_on_path(tmp_path, monkeypatch):
     (tmp_path / "input").touch()
     (tmp_path / "dvc.yaml").write_text("stages: {nothing: {cmd: echo, deps: [input]}}\n")
     for words in (["init", "--no-scm"], ["repro"]):
-        subprocess.run([*throughput.dvc.DVC_COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
+        subprocess.run([*throughput.repository.DVC_COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
     monkeypatch.setattr(throughput, "TOP", tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
     assert len(throughput.noop_seconds(times=1)) == 1

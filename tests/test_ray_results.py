@@ -1,4 +1,4 @@
-"""What a node says of an order, and what is made of it here."""
+"""Messages of a node about a job, and what the driver makes of them."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from optlab.orchestration import ray_worker
 from optlab.orchestration.executor import JobSpec
-from optlab.orchestration.jobs import Job
+from optlab.orchestration.fork_server import Job
 from optlab.orchestration.ray_executor import ResultReceiver
 from optlab.orchestration.ray_worker import OutputCollector
 from optlab.system.errors import BusyError, DataError, StorageError
@@ -26,14 +26,14 @@ def top(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def delivery(top):
-    """Of a training of adam-0, whose journal has two lines already."""
+def receiver(top):
+    """Receiver for a training of adam-0, whose event log has two lines already."""
     begun = EventLog(LOG_FOLDER / NAME)
     begun.folder.mkdir(parents=True)
     begun.append("start")
     begun.log_metrics([])
-    order = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
-    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path(), None)
+    job_spec = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
+    made = ResultReceiver(job_spec, Job("adam-0", lambda line: False), Path(), None)
     yield made
     made.close()
 
@@ -42,52 +42,52 @@ def event_lines(*events):
     return [json.dumps({"event": each}).encode() for each in events]
 
 
-def test_receiver_appends_event_lines_once(delivery):
-    """What is said twice, as by a second node, is written once."""
+def test_receiver_appends_event_lines_once(receiver):
+    """Lines that are sent twice, as by a second node, are written once."""
     path = LOG_FOLDER / NAME / "events.jsonl"
     before = path.read_bytes()
-    assert delivery.read_inputs() == {path: before}
-    delivery.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
-    delivery.handle({"journal": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
+    assert receiver.read_inputs() == {path: before}
+    receiver.handle({"log": NAME, "after": 2, "lines": event_lines("resume", "metrics")})
+    receiver.handle({"log": NAME, "after": 2, "lines": event_lines("resume", "metrics", "end")})
     assert path.read_bytes() == before + b"".join(line + b"\n" for line in event_lines("resume", "metrics", "end"))
     with pytest.raises(StorageError, match="2 lines were lost on the way"):
-        delivery.handle({"journal": NAME, "after": 7, "lines": event_lines("end")})
+        receiver.handle({"log": NAME, "after": 7, "lines": event_lines("end")})
 
 
-def test_receiver_rejects_damaged_file(delivery, top):
+def test_receiver_rejects_damaged_file(receiver, top):
     digest = hashlib.sha256(b"weights").hexdigest()
     with pytest.raises(StorageError, match=r"models/adam-0: did not arrive whole"):
-        delivery.handle({"file": "models/adam-0", "sha256": digest, "content": b"weighty"})
+        receiver.handle({"file": "models/adam-0", "sha256": digest, "content": b"weighty"})
     assert not (top / "models").exists()
-    delivery.handle({"file": "models/adam-0", "sha256": digest, "content": b"weights"})
-    delivery.handle({"file": "models/same", "sha256": digest, "same": "models/adam-0"})
+    receiver.handle({"file": "models/adam-0", "sha256": digest, "content": b"weights"})
+    receiver.handle({"file": "models/same", "sha256": digest, "same": "models/adam-0"})
     assert (top / "models" / "same").read_bytes() == b"weights"
 
 
-def test_receiver_refuses_locked_run(delivery, monkeypatch):
+def test_receiver_refuses_locked_run(receiver, monkeypatch):
     monkeypatch.setattr("optlab.system.locks.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(BusyError, match=r"optlab-adam-0: .* is at work on it in this folder"):
-        ResultReceiver(delivery.job_spec, delivery.job, Path(), None)
+        ResultReceiver(receiver.job_spec, receiver.job, Path(), None)
 
 
 def test_output_collector_sends_each_change_once(top):
-    """The bytes of equal files, and lines that were sent along."""
-    journal = EventLog(LOG_FOLDER / NAME)
-    journal.folder.mkdir(parents=True)
-    journal.append("start")
-    news = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": journal.path.read_bytes()})
-    assert news.drain() == []
+    """Neither the bytes of equal files, nor lines that came with the job."""
+    log = EventLog(LOG_FOLDER / NAME)
+    log.folder.mkdir(parents=True)
+    log.append("start")
+    collector = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": log.path.read_bytes()})
+    assert collector.drain() == []
     (top / "weights").write_bytes(b"weights")
-    journal.log_artifact(Path("weights"), "weights")
-    news.add_line("a line")
-    line, kept, grown = news.drain()
+    log.log_artifact(Path("weights"), "weights")
+    collector.add_line("a line")
+    line, kept, grown = collector.drain()
     assert line == {"line": "a line"}
     assert (kept["content"], kept["file"]) == (b"weights", str(LOG_FOLDER / NAME / "weights"))
-    assert (grown["journal"], grown["after"], len(grown["lines"])) == (NAME, 1, 1)
-    with journal.path.open("ab") as file:
+    assert (grown["log"], grown["after"], len(grown["lines"])) == (NAME, 1, 1)
+    with log.path.open("ab") as file:
         file.write(b'{"event": "end"')  # it is still being written
-    assert news.drain() == []
-    (same,) = news.read_files((Path("weights"), Path("missing")))
+    assert collector.drain() == []
+    (same,) = collector.read_files((Path("weights"), Path("missing")))
     assert same["same"] == kept["file"] and "content" not in same
 
 
@@ -96,8 +96,8 @@ def test_output_collector_sends_each_change_once(top):
     [
         ("a b", "", "a b"),
         ("a b", "a b c d", "a b c d"),  # not all had arrived
-        ("a b", "a", "a b"),  # it went on elsewhere meanwhile
-        ("a b x", "a b c", "a b x c"),  # who asks has found it dead
+        ("a b", "a", "a b"),  # another node has resumed it meanwhile
+        ("a b x", "a b c", "a b x c"),  # the driver has recorded its death
     ],
 )
 def test_merged_event_logs_lose_no_line(sent, here, joined):
@@ -106,7 +106,7 @@ def test_merged_event_logs_lose_no_line(sent, here, joined):
 
 
 def test_merged_event_logs_drop_duplicate_steps():
-    """The one died after it had written more than arrived; the other began anew, and died, too."""
+    """The first node died after it had written more than arrived; the second started again, and died, too."""
     metrics = [
         json.dumps({"event": "metrics", "points": [["loss", 0.5, when, step]]}) for when, step in enumerate("0012")
     ]

@@ -1,4 +1,4 @@
-"""Runs and trials on a real Ray cluster of two nodes on this machine: the same bytes as here, whatever dies."""
+"""Runs and trials on a real Ray cluster of two nodes on this machine: bytes of a local run, whatever dies."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 import zipfile
+from concurrent.futures import wait
 from pathlib import Path
 
 import projects
@@ -74,9 +75,9 @@ class LocalRayCluster:
         """All nodes but `a`."""
         return list(self._nodes.worker_nodes)
 
-    def places(self, name="*"):
-        """The folders in which orders are done, by node."""
-        return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/places/*") if path.is_dir()]
+    def workspaces(self, name="*"):
+        """Workspaces on the nodes."""
+        return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/workspaces/*") if path.is_dir()]
 
     def left(self):
         """Files of ours on the nodes, and processes that work in them; Ray's idle workers may take a moment."""
@@ -146,14 +147,15 @@ def repro(project, farm, *words):
 
 
 def begun(farm, node, beginning):
-    """Whether a node is at work on such orders, and has the first figures."""
+    """Return the workspaces in which a node runs such jobs and has the first metrics."""
     return [
-        place
-        for place in farm.places(node)
-        if place.name.startswith(beginning)
-        and not list(place.glob("ended-*"))
+        workspace
+        for workspace in farm.workspaces(node)
+        if workspace.name.startswith(beginning)
+        and not list(workspace.glob("ended-*"))
         and (
-            list(place.glob(".optlab/journal/*/events.jsonl")) or list(place.glob(".optlab/trials/*/*/conditions.json"))
+            list(workspace.glob(".optlab/journal/*/events.jsonl"))
+            or list(workspace.glob(".optlab/trials/*/*/conditions.json"))
         )
     ]
 
@@ -237,8 +239,8 @@ def test_killed_driver_repeats_no_finished_work(farm, slow, tmp_path):
 
 
 def ended(farm, beginning):
-    """The places in which such an order was done to its end."""
-    return [path for path in farm.places() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
+    """Return the workspaces in which such a job was completed."""
+    return [path for path in farm.workspaces() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
 
 
 def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_path, monkeypatch):
@@ -250,11 +252,11 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_pat
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
     with repro(project, farm, "--shared", str(shared)) as command:
-        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/journal/*/events.jsonl")))
+        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/journal/*/events.jsonl")))
         other = farm.start("other", {"PYTHONPATH": str(older)})  # it joins late
         told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
         projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))
-        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/checkpoints/*/*/*/0*")))
+        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/checkpoints/*/*/*/0*")))
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130, output(project)
     assert "stopped: what is complete is kept" in output(project)
@@ -317,9 +319,10 @@ def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, m
 
     names = ["dies", "breaks", "1", "2"]
     with RayExecutor(config, Path(), ClusterOptions(address=farm.address, num_gpus=0.5)) as pool:
+        jobs = {}
         for name in names:
-            words = ["pipeline/work.py", name, str(tmp_path / "met")]
-            pool.submit(JobSpec(name, words, Path(), name, outputs=(Path("left"),), on_line=hear))
+            argv = ["pipeline/work.py", name, str(tmp_path / "met")]
+            jobs[name] = pool.submit(JobSpec(name, argv, Path(), name, outputs=(Path("left"),), on_line=hear))
         (tmp_path / "pipeline" / "another.py").touch()
         pool.wait_ready()
         (tmp_path / "pipeline" / "work.py").write_text(f"{PROGRAM}# another thought")
@@ -327,7 +330,7 @@ def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, m
             RunsFailedError, match=r"^pipeline/work.py changed since the nodes got it: repeat the command$"
         ):
             pool.wait_ready()
-        jobs = {job.name: job for job in (pool.wait_any() for _ in names)}
+        wait(jobs.values())
     assert [jobs[name].status for name in names] == [1, 1, 0, 0]
     said = [line.split() for line in lines if line[0] in "12b"]
     assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU
@@ -358,7 +361,7 @@ def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "first") as archive:
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names} == {"optlab", "pipeline", "custom", "params.yaml", "dvc.yaml"}
-    assert {"optlab/execution/node.py", "optlab/results/report.html.jinja", "pipeline/train.py"} < set(names)
+    assert {"optlab/orchestration/ray_worker.py", "optlab/analysis/report.html.jinja", "pipeline/train.py"} < set(names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".bin", ".safetensors"))]
 
 

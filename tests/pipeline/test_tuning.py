@@ -17,9 +17,9 @@ from PIL import Image
 from projects import TOP, commit, lock_of
 
 from optlab.data import cifar10
-from optlab.orchestration import executor_factory, repro, tuning_session
-from optlab.orchestration.executor import LocalExecutor
-from optlab.orchestration.jobs import ForkServer
+from optlab.orchestration import executor, repro, tuning_session
+from optlab.orchestration.executor import JOBS_VARIABLE, LocalExecutor
+from optlab.orchestration.fork_server import ForkServer
 from optlab.records import Environment, TrialsRecord, TuningResult
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
@@ -81,7 +81,7 @@ def tuned(config, monkeypatch, warm, jobs=2, killed=None):
     """The bytes of both files, and the trials that were started."""
     shared = SharedForkServer(warm, killed)
     with monkeypatch.context() as patch:
-        patch.setattr(executor_factory, "make_executor", lambda config, folder: LocalExecutor(jobs, False, shared))
+        patch.setattr(LocalExecutor, "from_config", lambda config: LocalExecutor(jobs, False, shared))
         tuning_session.tune(config, Path(), "mine")
     return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
@@ -104,15 +104,12 @@ def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monk
 
 
 def test_parallel_trials_follow_caller_setting(config, monkeypatch):
-    taken = []
-    monkeypatch.setattr(executor_factory.cores, "LocalExecutor", lambda jobs, *more: taken.append(jobs))
-    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "7")
-    executor_factory.make_executor(config, Path())
-    executor_factory.make_executor(config, Path(), 3)
-    monkeypatch.delenv(executor_factory.JOBS_VARIABLE)
-    monkeypatch.setattr(executor_factory.cores, "count_slots", lambda config: 2)
-    executor_factory.make_executor(config, Path())
-    assert taken == [7, 3, 2]
+    monkeypatch.setenv(JOBS_VARIABLE, "7")
+    executors = [LocalExecutor.from_config(config), LocalExecutor.from_config(config, 3)]
+    monkeypatch.delenv(JOBS_VARIABLE)
+    monkeypatch.setattr(executor, "count_slots", lambda config: 2)
+    executors.append(LocalExecutor.from_config(config))
+    assert [each.max_workers for each in executors] == [7, 3, 2]
 
 
 def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
@@ -120,10 +117,10 @@ def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
         """To have seen."""
 
     class Seen:
-        def __init__(self, spinning):
-            raise Enough(os.environ[executor_factory.JOBS_VARIABLE])
+        def __init__(self, busy_wait):
+            raise Enough(os.environ[JOBS_VARIABLE])
 
-    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "2")
+    monkeypatch.setenv(JOBS_VARIABLE, "2")
     monkeypatch.setattr(repro, "ForkServer", Seen)
     with pytest.raises(Enough, match=r"^5$"):
         repro.run_pipeline(config, Path(), 5)
@@ -280,7 +277,7 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
     asked = TrialRequest.from_config(settled, "mine", 1, 4)
-    key = asked.compute_key({}, settled.paths("mine"))
+    key = asked.compute_key({}, settled.list_class_paths("mine"))
     place = top / "trials" / key / "4.json"
     files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])

@@ -1,4 +1,4 @@
-"""The trials of one optimizer's tuning, side by side."""
+"""Tuning of one optimizer: runs the trials that its search requests on an executor, and records the results."""
 
 import contextlib
 import functools
@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from optlab import records
 from optlab.analysis import paired_tests
-from optlab.orchestration import executor_factory
-from optlab.orchestration.executor import Executor, JobSpec
+from optlab.orchestration.executor import Executor, JobSpec, LocalExecutor, wait_first
+from optlab.orchestration.fork_server import Job
 from optlab.records import StudyResult, TrialsRecord, TrialStatus, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
@@ -29,25 +29,21 @@ TRIAL_MODULE = "optlab.tuning.trial"
 
 
 def tune(config: Config, folder: Path, name: str, job_executor: Executor | None = None) -> None:
-    """Look for the values of an optimizer's ranges, and write what was chosen.
+    """Search for values within an optimizer's ranges, and write the selected ones.
 
-    What an interrupted call, or an earlier one with fewer trials, has trained is not trained again.
+    Trials of an interrupted call, or of an earlier one with fewer trials, are not trained again.
 
     Args:
-        job_executor: who trains the trials; default: the cores of this machine.
+        job_executor: trains the trials; default: one on the cores of this machine.
 
     Raises:
-        RunsFailedError: a trial was killed, or fails where it is not the optimizer's doing.
+        RunsFailedError: a trial was killed, or failed for a reason other than the optimizer.
         StorageError: a result cannot be written.
     """
     spec, tuning_files = config.get_optimizer(name), TuningFiles(folder, name)
     modules = selection.hash_modules(config.list_class_paths(name))
     trials, studies = [], []
-    with (
-        contextlib.nullcontext(job_executor)
-        if job_executor
-        else executor_factory.make_executor(config, folder) as job_executor
-    ):
+    with contextlib.nullcontext(job_executor) if job_executor else LocalExecutor.from_config(config) as job_executor:
         session = TuningSession(config, name, spec, modules, _load_recorded(tuning_files.trials), job_executor)
         print(wrap_text(_describe_budget(config, name), get_terminal_width()), flush=True)
         for number in range(config.tuning.studies):
@@ -79,7 +75,7 @@ def remove_checkpoints(key: str) -> None:
 
 
 def _run_sensitivity(session: "TuningSession", chosen: Trial | None) -> list[Trial]:
-    """The grid over the learning rate about the first study's choice, if it is asked for; the default has none."""
+    """Train the grid of learning rates about the first study's selection, if the configuration has one."""
     config, key, grid_trials = session.config, search.find_learning_rate_key(session.spec.ranges), list[Trial]()
     grid = config.tuning.sensitivity
     if grid and key and chosen and key in chosen.values:
@@ -90,16 +86,15 @@ def _run_sensitivity(session: "TuningSession", chosen: Trial | None) -> list[Tri
 
 
 def _load_recorded(path: Path) -> dict[str, records.TrialRecord]:
-    """Key → trial of those that are on record."""
+    """Return key → trial of an earlier record."""
     try:
-        found = TrialsRecord.read(path)
-        return {each.key: each for each in (*found.trials, *found.sensitivity)}
+        record = TrialsRecord.read(path)
+        return {each.key: each for each in (*record.trials, *record.sensitivity)}
     except RecordError:
         return {}
 
 
 def _describe_budget(config: Config, name: str) -> str:
-    """What a tuning will take, before it begins."""
     tuning, steps = config.tuning, config.total_steps
     total = _compute_max_steps(config)
     parts = ", ".join(f"{end:,}" for end in search.compute_rungs(steps, tuning.halving))
@@ -111,14 +106,13 @@ def _describe_budget(config: Config, name: str) -> str:
 
 
 def _compute_max_steps(config: Config) -> int:
-    """The steps of a tuning, at most."""
+    """Return the largest number of steps that a tuning can take."""
     tuning, grid = config.tuning, config.tuning.sensitivity
     grid_steps = grid.points * grid.seeds * config.total_steps if grid else 0
     return tuning.studies * search.compute_cost(tuning, config.total_steps) + grid_steps
 
 
 def _describe_power(config: Config) -> str:
-    """What the runs that confirm the choice will be able to show."""
     n, pairs = config.n_replicates, math.comb(len(config.optimizers), 2)
     confirmation = f"{len(config.seeds)} run{'s' if len(config.seeds) > 1 else ''} with other seeds confirm the choice"
     if n < 2 or not pairs:
@@ -139,13 +133,13 @@ def _format_study(name: str, number: int, chosen: StudyResult, config: Config) -
 
 @dataclass
 class TuningSession:
-    """Trains what a search asks for, unless its result is known.
+    """One optimizer's tuning: trains the trials that a search requests, unless their results are known.
 
     Attributes:
-        modules: of custom/ that the optimizer uses, as in `Choice`.
+        modules: modules of custom/ that the optimizer uses, as in `TuningResult`.
         recorded: key → trial of an earlier tuning.
-        executor: who trains them.
-        conditions: the file of those that were in force where a trial was trained last; empty while none was.
+        executor: trains the trials.
+        conditions: environment file of the last trained trial; empty before.
     """
 
     config: Config
@@ -164,7 +158,7 @@ class TuningSession:
         return self.executor.get_machine_digest()
 
     def run_search(self, requests_and_results: search.Search) -> None:
-        """Until the search has nothing more to ask."""
+        """Train what the search requests, until it is complete."""
         requests = next(requests_and_results, None)
         while requests is not None:
             missing = [each for each in requests if self._find_result(*each) is None]
@@ -187,7 +181,7 @@ class TuningSession:
             if result and result.reason:
                 print_stderr(f"{self.name}: {_format_trial_name(trial)} failed: {result.reason}")
         trial, max_step = requests[-1]
-        with contextlib.suppress(OSError):  # it broke down before it had them
+        with contextlib.suppress(OSError):  # it failed before it wrote them
             self.conditions = (
                 self._get_result_path(self._compute_key(trial), max_step).with_name(ENVIRONMENT_FILE).read_bytes()
             )
@@ -198,7 +192,6 @@ class TuningSession:
         return result
 
     def _update_progress(self, requests: TrialBatch, missing: TrialBatch) -> None:
-        """How far all trials are, and how many steps of that were trained now."""
         for request in requests:
             trial, max_step = request
             trial_id = trial.study, trial.index, trial.seed
@@ -206,15 +199,13 @@ class TuningSession:
             self._steps_reached[trial_id] = max_step
 
     def _format_eta(self) -> str:
-        """How long the rest takes at the speed so far."""
         rest = max(0, _compute_max_steps(self.config) - sum(self._steps_reached.values()))
         seconds = rest * self._training_seconds / self._steps_trained if self._steps_trained else 0.0
         return f"; at most {seconds / 60:.0f} min left" if seconds >= 30 else ""
 
     def _format_round(self, results: TrialOutcomes, n_trained: int) -> str:
-        """What a round has come to."""
         validations = [each for each in results if isinstance(each, records.ValidationMetrics)]
-        first_step = min((each.step for each in validations), default=0)  # the default goes to the end at once
+        first_step = min((each.step for each in validations), default=0)  # the default trial is not halved
         accuracies = [each.accuracy for each in validations if each.step == first_step and each.accuracy is not None]
         best = (
             f"best validation accuracy at step {first_step:,}: {max(accuracies):.2%}" if accuracies else "all diverged"
@@ -245,11 +236,11 @@ class TuningSession:
         )
 
     def _get_result_path(self, key: str, max_step: int) -> Path:
-        """Where the result of a trial lies, once it was trained so far, on such a machine with these packages."""
+        """Return the file for the result of a trial at a step, on these machines with these packages."""
         return TRIALS_FOLDER / self._machine_digest / key / f"{max_step}.json"
 
     def _find_result(self, trial: Trial, max_step: int) -> "records.ValidationMetrics | search.TrialFailure | None":
-        """What came of a trial, if it was trained so far: now, before an interruption, or in the record."""
+        """Return the result of a trial at a step from this or an interrupted call, or from the record; else None."""
         result = self._load_result(trial, max_step)
         if result:
             return result.look or result.ending
@@ -265,7 +256,7 @@ class TuningSession:
         return TrialResult.load_if_present(self._get_result_path(self._compute_key(trial), max_step))
 
     def make_record(self, trial: Trial) -> records.TrialRecord:
-        """As it is written."""
+        """Return a trial as trials.json has it."""
         is_default = trial.index == search.DEFAULT_INDEX
         return records.TrialRecord(
             study=trial.study,
@@ -290,27 +281,24 @@ def _format_trial_name(trial: Trial) -> str:
 
 
 def _run_jobs(job_specs: list[JobSpec], executor: Executor, name: str) -> None:
-    """Train all of them.
+    """Run all jobs.
 
     Raises:
-        RunsFailedError: one has left no result; the others are trained first.
+        RunsFailedError: jobs failed; the others were completed first.
     """
-    waiting, n_running = list(job_specs), 0
-    failed: list[str] = []
+    waiting, running, failed = list(job_specs), set[Job](), list[str]()
     with (
         processes.interrupt_on_sigterm(),
         tqdm(total=len(job_specs), desc=f"{name}: trials", disable=None, leave=False) as bar,
     ):
         try:
-            while waiting or n_running:
-                while waiting and executor.has_room():
-                    executor.submit(waiting.pop(0))
-                    n_running += 1
-                job = executor.wait_any()
-                n_running -= 1
-                bar.update()
-                if job.status:
-                    failed.append(f"{job.name}: {job.describe_failure()}")
+            while waiting or running:
+                while waiting and len(running) < executor.max_workers:
+                    running.add(executor.submit(waiting.pop(0)))
+                done = wait_first(running)
+                running.difference_update(done)
+                bar.update(len(done))
+                failed += [f"{job.name}: {job.describe_failure()}" for job in done if job.status]
         except BaseException:
             executor.stop()
             raise
