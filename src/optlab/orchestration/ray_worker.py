@@ -48,7 +48,7 @@ _fork_server: ForkServer | None = None
 
 @dataclass(frozen=True)
 class WorkspaceRoot:
-    """Where the workspaces of a working tree's jobs are on a node.
+    """Location of the workspaces of a working tree's jobs on a node.
 
     Attributes:
         project: a name for the working tree.
