@@ -36,10 +36,11 @@ from optlab.config import loader
 from optlab.data import download
 from optlab.data.cifar10 import DIGESTS
 from optlab.orchestration import preflight_cache
+from optlab.preflight import checks
 from optlab.schema import parameters
 from optlab.system import repository
 from optlab.system.errors import DataError, OptlabError, WeightsError
-from optlab.training import models, optimizers, weights
+from optlab.training import models, weights
 
 LIMIT_S = 20
 LIMIT_BYTES = 4_000_000_000  # beyond what this process has when it starts
@@ -118,7 +119,7 @@ def check_params(content: bytes) -> str:
     def work() -> str:
         settings = loader.load()
         for each in preflight_cache.split_config(settings):
-            optimizers.check(each)
+            checks.check_config(each)
         said = YAML(typ="safe", pure=True).load(content)
         return (
             ACCEPTED if same(said, settings.model_dump(by_alias=True, exclude_unset=True)) else "not what the file says"
@@ -191,7 +192,7 @@ def check_model(kind: str) -> str:
 
     def work() -> str:
         try:
-            optimizers.check(config)
+            checks.check_config(config)
         except OptlabError as error:
             refusals.append(str(error))
             raise

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from optlab.preflight import argument_types
 from optlab.system.errors import ConfigError
-from optlab.training import argument_types
 
 TEXTS = ("off", "yes", "true", "0.5", "much", "")
 # An annotation's text → what is right of it, and what is wrong; where it says more than this, its defaults are tried.

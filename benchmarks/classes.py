@@ -24,9 +24,10 @@ from needs import TOP
 from ruamel.yaml import YAML
 
 from optlab.data import cifar10, download
+from optlab.preflight import checks
 from optlab.schema.parameters import Config
 from optlab.system.errors import OptlabError, summarize_error
-from optlab.training import determinism, loop, optimizers
+from optlab.training import determinism, loop
 
 MEMORY = 4 << 30  # bytes, of address space, beyond what the process has at its start
 PATIENCE_S = 120.0
@@ -65,7 +66,7 @@ def tried(entry: dict[str, Any], folder: Path) -> str:
     config = configured(entry)
     device = determinism.configure_torch(config.training)
     try:
-        optimizers.check(config)
+        checks.check_config(config)
         outcome = loop.train(config, "mine", 0, cifar10.load(folder, config.data, 0), device)
     except OptlabError as error:
         return str(error)

@@ -16,6 +16,7 @@ import torch
 from needs import TOP
 
 from optlab.config.loader import load
+from optlab.environment import capture_environment
 from optlab.schema.parameters import Config
 from optlab.training import determinism
 from optlab.training.loop import train_step
@@ -93,7 +94,7 @@ def main() -> None:
         low, middle, high = (100 * value for value in statistics.quantiles(own, n=4))
         lines.append(f"| {name} | {contenders[name].numbers:.1f} | {middle:.1f} % ({low:.1f} – {high:.1f}) |\n")
     RESULTS.write_text(
-        f"# What each step costs\n\n{determinism.capture_environment(device).cpu}, {config.training.threads} thread, "
+        f"# What each step costs\n\n{capture_environment(device).cpu}, {config.training.threads} thread, "
         f"{config.model}, batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
         "steps, median and quartiles.\n\n"
         "| optimizer | numbers kept for each weight | its own time, as a share of the time for the gradient |\n"

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 sys.path.insert(0, str(TOP / "tests"))
 import projects
 
+from optlab.environment import capture_environment
 from optlab.training import determinism
 
 RESULTS = TOP / "benchmarks" / "SCALING.md"
@@ -89,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, nargs="*", default=[10, 100, 1000])
     counts = parser.parse_args().runs
-    cpu = determinism.capture_environment(determinism.torch.device("cpu")).cpu
+    cpu = capture_environment(determinism.torch.device("cpu")).cpu
     text = (
         f"# Runs on a cluster\n\n{cpu}, {psutil.cpu_count()} cores for all nodes and the machine that asks; "
         f"`python benchmarks/scaling.py`, n = 1.\n\n"

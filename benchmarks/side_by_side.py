@@ -21,9 +21,9 @@ from needs import TOP
 from ruamel.yaml import YAML
 from throughput_report import spread
 
+from optlab.environment import capture_environment, has_native_bf16
 from optlab.schema import parameters
 from optlab.system import errors, repository
-from optlab.training import determinism
 
 RESULTS = TOP / "benchmarks" / "SIDE_BY_SIDE.md"
 SEEDS = [0, 1]  # of three optimizers: six runs
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=45_000, help="images per run")
     arguments = parser.parse_args()
     needs.check(("dvc",), ("git", "optlab"))
-    precisions = ["fp32", "bf16"] if determinism.has_native_bf16(torch.device("cpu")) else ["fp32"]
+    precisions = ["fp32", "bf16"] if has_native_bf16(torch.device("cpu")) else ["fp32"]
     rounds: dict[str, list[tuple[float, float]]] = {precision: [] for precision in precisions}
     for precision in precisions:
         for _ in range(arguments.rounds):
@@ -74,7 +74,7 @@ def report(rounds: dict[str, list[tuple[float, float]]], images: int) -> str:
 
     The last precision may have fewer rounds than the first, or none.
     """
-    facts = determinism.capture_environment(torch.device("cpu"))
+    facts = capture_environment(torch.device("cpu"))
     counts = " and ".join(dict.fromkeys(str(len(pairs)) for pairs in rounds.values() if pairs))
     lines = [
         "# Side by side",

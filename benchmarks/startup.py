@@ -21,8 +21,8 @@ import needs
 import torch
 from needs import TOP
 
+from optlab.environment import capture_environment
 from optlab.system import errors
-from optlab.training import determinism
 
 sys.path.insert(0, str(TOP / "tests"))
 
@@ -130,7 +130,7 @@ def git(*words: str) -> None:
 
 def report(results: dict[str, dict[str, list[float]]], imports: list[float], against: str | None) -> str:
     """The table in markdown; medians, and beside them how often an `import torch` would fit in, for each run."""
-    facts = determinism.capture_environment(torch.device("cpu"))
+    facts = capture_environment(torch.device("cpu"))
     unit = statistics.median(imports)
     lines = [
         "# Start-up",

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Subset
 
 from optlab.config import loader
 from optlab.data import cifar10
+from optlab.environment import capture_environment, has_native_bf16
 from optlab.schema import parameters
 from optlab.system import errors, repository
 from optlab.tracking.callbacks import EventLogWriter, ProgressBar
@@ -183,7 +184,7 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
         os.chdir(folder)
         sender, opening = (
             UploaderClient(),
-            build_run_metadata(chosen, Path(), "sgd", 0, determinism.capture_environment(device)),
+            build_run_metadata(chosen, Path(), "sgd", 0, capture_environment(device)),
         )
         if trainings == 1:  # wait until it has started up, for that is counted in whole trainings alone
             ahead = EventLog.create("sgd-0")
@@ -216,7 +217,7 @@ def run_peak(precision: str) -> dict[str, float]:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    emulated = precision == "bf16" and not determinism.has_native_bf16(torch.device("cpu"))
+    emulated = precision == "bf16" and not has_native_bf16(torch.device("cpu"))
     size, best = 512 if emulated else 2048, 0.0
     matrix = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     image, kernel = matrix.view(1, size, size // 32, 32), matrix.view(size, size, 1, 1)
@@ -350,7 +351,7 @@ def main() -> None:
     arguments = parser.parse_args()
     threads = loader.load(TOP / parameters.PARAMS_FILE).training.threads
     torch.set_num_threads(threads)
-    native = determinism.has_native_bf16(torch.device("cpu"))
+    native = has_native_bf16(torch.device("cpu"))
     arguments.bf16_images = arguments.bf16_images or (arguments.images if native else 3_200)
     if arguments.contender:
         print(json.dumps(CONTENDERS[arguments.contender](arguments)))

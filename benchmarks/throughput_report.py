@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optlab.training import determinism
+from optlab.environment import capture_environment
 
 BATCH = 64  # images
 MISSING = "not measured."
@@ -38,7 +38,7 @@ class Figures:
 def report(found: Figures) -> str:
     """The table in markdown, of at least one round; what is missing is said to be."""
     rounds, default, noop = found.rounds, found.default, found.noop
-    facts = determinism.capture_environment(torch.device("cpu"))
+    facts = capture_environment(torch.device("cpu"))
     lines = [
         "# Throughput",
         "",

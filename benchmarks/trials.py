@@ -22,6 +22,7 @@ import projects
 
 from optlab.config import loader
 from optlab.data import cifar10
+from optlab.environment import capture_environment
 from optlab.training import determinism, loop
 
 RESULTS = TOP / "benchmarks" / "TRIALS.md"
@@ -71,7 +72,7 @@ def main() -> None:
         own = training(project, 20)
     beyond = (many[0] - few[0]) / (count - count // 10) - own
     text = (
-        f"# Trials\n\n{determinism.capture_environment(determinism.torch.device('cpu')).cpu}, {count // 10} and "
+        f"# Trials\n\n{capture_environment(determinism.torch.device('cpu')).cpu}, {count // 10} and "
         f"{count} "
         f"trials; one tuning of each size, one trial at a time, trainings of 14 steps of 16 images.\n\n"
         f"| trials | the stage `tune`, s | its highest memory, MiB |\n| --- | --- | --- |\n"

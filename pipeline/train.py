@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from optlab.config import loader
 from optlab.schema import parameters
-from optlab.system import errors, locks, processes, repository
+from optlab.system import errors, locks, processes, repository, source_code
 from optlab.tracking.uploader_client import UploaderClient
 from optlab.training import numerics
 
@@ -27,6 +27,7 @@ def main() -> None:
     uploader = UploaderClient()  # it loads MLflow meanwhile
     from optlab import records
     from optlab.data import cifar10
+    from optlab.environment import capture_environment, has_native_bf16
     from optlab.orchestration import preflight_cache
     from optlab.tracking import callbacks, run_metadata
     from optlab.tracking.event_log import EventLog, end_abandoned, find_resumable
@@ -35,7 +36,7 @@ def main() -> None:
     cifar10.forbid_test_split("a training must not see it")
     found = preflight_cache.load_or_run(settings)
     device = determinism.configure_torch(settings.training)
-    if settings.training.precision == "bf16" and not determinism.has_native_bf16(device):
+    if settings.training.precision == "bf16" and not has_native_bf16(device):
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in found.warnings:
         print(sentence)
@@ -43,8 +44,9 @@ def main() -> None:
     splits = cifar10.load(repository.DATA, settings.data, seed)
 
     files = records.RunFiles(folder, name, seed)
-    environment = determinism.capture_environment(device, settings.list_class_paths(name))
-    key = checkpoint.compute_fingerprint(settings, name, seed, environment)
+    environment = capture_environment(device, settings.list_class_paths(name))
+    code = source_code.hash_code(folder, "train", settings.list_class_paths(name))
+    key = checkpoint.compute_fingerprint(settings, name, seed, environment, code)
     lock_name = run_metadata.get_lock_name(folder, files.id)
     with locks.hold_lock(lock_name, locks.LOCK_TIMEOUT_S):
         event_log = find_resumable(files.id, key) or EventLog.create(files.id, key)

@@ -3,8 +3,8 @@
     python tests/operations.py THREADS…
 
 Prints `{"libraries": {…}, "1": {…}, "2": {…}}`: name → digest, with one thread as ATen, oneDNN and MKL compute them
-under the variables of `numerics: portable`, and then with what `optlab.portable` replaces, for each number of threads.
-The inputs come from numpy's PCG64, whose floats are the same everywhere.
+under the variables of `numerics: portable`, and then with what `training.portable_kernels` replaces, for each number of
+threads. The inputs come from numpy's PCG64, whose floats are the same everywhere.
 """
 
 import hashlib

@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 from ruamel.yaml import YAML
 
+from optlab.environment import ENVIRONMENT_VARIABLES
 from optlab.orchestration.fork_server import ForkServer, LocalJob
 from optlab.system.processes import PARENT_PID_VARIABLE
-from optlab.training.determinism import ENVIRONMENT_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
@@ -79,28 +79,28 @@ class Project:
         own = self.environment | environment
         return subprocess.run(command, cwd=self.top / folder, env=own, capture_output=True, text=True, timeout=600)
 
-    def stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one stage module without DVC."""
-        return self.warm(f"pipeline/{name}.py", *arguments, **environment)
+        return self.run_forked(f"pipeline/{name}.py", *arguments, **environment)
 
-    def warm(self, *words: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_forked(self, *words: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a stage's module, or `optlab`, as a child of a process that has imported what it needs.
 
         Where the project's code is not this repository's, or its numerics are decided before the imports, it is a
         process of its own.
         """
         if _can_be_forked(self.top, self.environment | environment):
-            return _warm().call(list(words), self.top / folder, self.environment | environment)
+            return _get_fork_server().call(list(words), self.top / folder, self.environment | environment)
         program = [] if words[0] == "optlab" else [sys.executable]
         return self.run(*program, *words, folder=folder, **environment)
 
     def repro(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`dvc repro`, whose stages are such children, and follow nobody."""
-        return self.run("dvc", "repro", *words, **self.shimmed(**environment))
+        return self.run("dvc", "repro", *words, **self.get_fork_environment(**environment))
 
-    def shimmed(self, **environment: str) -> dict[str, str]:
+    def get_fork_environment(self, **environment: str) -> dict[str, str]:
         """The environment in which DVC's stages are such children."""
-        return _warm().shim(self.environment | environment)
+        return _get_fork_server().shim(self.environment | environment)
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""
@@ -155,11 +155,11 @@ sys.exit(int(answer))
 
 
 class Stages(ForkServer):
-    """The process that `Project.warm` forks; one for each process of tests."""
+    """The process that `Project.run_forked` forks; one for each process of tests."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
-        self.PROGRAM = (str(Path(__file__).with_name("fork_server_stages.py")), str(self._folder / "python"))
+        self.PROGRAM = (str(Path(__file__).with_name("fork_stages.py")), str(self._folder / "python"))
         # A test in this process may have set MLflow's address for itself.
         own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
         super().__init__(busy_wait=False)
@@ -213,11 +213,11 @@ class Stages(ForkServer):
 
 
 @functools.cache
-def _warm() -> Stages:
+def _get_fork_server() -> Stages:
     return Stages()
 
 
-def stages_in(result: "subprocess.CompletedProcess[str]") -> set[str]:
+def list_started_stages(result: "subprocess.CompletedProcess[str]") -> set[str]:
     """The stages that DVC said it runs."""
     return set(re.findall(r"Running stage '([^']+)'", result.stdout + result.stderr))
 

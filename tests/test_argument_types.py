@@ -13,9 +13,10 @@ from ruamel.yaml import YAML
 
 from optlab.config import catalog, loader
 from optlab.orchestration import preflight_cache
+from optlab.preflight import argument_types, checks
 from optlab.schema import parameters
 from optlab.system.errors import ConfigError
-from optlab.training import argument_types, optimizer_factory
+from optlab.training import optimizer_factory
 
 TOP = Path(__file__).resolve().parents[1]
 MUON = "class: pytorch_optimizer.Muon, lr: 0.02"
@@ -63,7 +64,9 @@ def check_argument_types(config):
         for name, spec in each.optimizers.items():
             for place, part in ((name, spec), (f"{name}.fallback", spec.fallback)):
                 if part:
-                    optimizer_factory.check_groups(optimizer_factory.resolve_optimizer(f"optimizers.{place}", part))
+                    entry = optimizer_factory.resolve_optimizer(f"optimizers.{place}", part)
+                    checks.check_hyperparameters(entry)
+                    checks.check_groups(entry)
 
 
 @pytest.mark.parametrize(("text", "said"), REFUSED.values(), ids=REFUSED)
@@ -97,7 +100,7 @@ def test_committed_params_files_have_correct_types(path, monkeypatch):
 
 
 def test_catalog_entries_and_defaults_have_correct_types(small_config):
-    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.ENTRIES}))
+    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.load().entries}))
     for cls in bad_signatures.classes(torch.optim, pytorch_optimizer, schedulefree):
         argument_types.check("", cls, bad_signatures.defaults(cls))
 

@@ -22,7 +22,7 @@ DEFAULT = {"default": {"rate": 2400.0, "logging": 0.03}}
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
+def run_benchmark(tmp_path, monkeypatch):
     """A function that runs a benchmark with another function for one of its own, and returns the page it leaves."""
     monkeypatch.setattr(needs, "check", lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # it would outlive the test
@@ -52,17 +52,17 @@ def exit_after(count, answers):
 
 # In a round there are nine measurements; three rounds, then the default training.
 @pytest.mark.parametrize(("measured", "rounds"), [(27, 3), (26, 2), (9, 1)])
-def test_throughput_keeps_rounds_when_later_part_fails(results, measured, rounds):
-    text = results(throughput, "measure", exit_after(measured, FIGURES.get), "--rounds", "3")
+def test_throughput_keeps_rounds_when_later_part_fails(run_benchmark, measured, rounds):
+    text = run_benchmark(throughput, "measure", exit_after(measured, FIGURES.get), "--rounds", "3")
     assert f"n = {rounds} rounds" in text
     assert "| optlab fp32 | 3000 (3000 – 3000) | 1.50 (1.50 – 1.50) |" in text
     assert "MLflow from its import to its last write): not measured." in text
     assert "`dvc repro` with nothing to do: not measured." in text
 
 
-def test_throughput_keeps_default_training_when_dvc_fails(results, monkeypatch):
+def test_throughput_keeps_default_training_when_dvc_fails(run_benchmark, monkeypatch):
     monkeypatch.setattr(throughput, "measure", lambda name, _: (FIGURES | DEFAULT)[name])
-    text = results(throughput, "noop_seconds", lambda: sys.exit("the moon is in the wrong house"))
+    text = run_benchmark(throughput, "noop_seconds", lambda: sys.exit("the moon is in the wrong house"))
     assert "3.00% of its time (n = 1), at 2400 images/s." in text
     assert "`dvc repro` with nothing to do: not measured." in text
 
@@ -75,14 +75,14 @@ def test_step_profile_excludes_backward_from_optimizer():
     assert parts["convolution"] > parts["optimizer"] + parts["the rest"]
 
 
-def test_throughput_without_complete_round_writes_no_page(results):
-    assert results(throughput, "measure", exit_after(6, FIGURES.get)) is None
+def test_throughput_without_complete_round_writes_no_page(run_benchmark):
+    assert run_benchmark(throughput, "measure", exit_after(6, FIGURES.get)) is None
 
 
 @pytest.mark.parametrize(("measured", "rounds", "rows"), [(3, "1", ["fp32"]), (7, "2 and 1", ["fp32", "bf16"])])
-def test_side_by_side_keeps_rounds_when_later_fails(results, monkeypatch, measured, rounds, rows):
+def test_side_by_side_keeps_rounds_when_later_fails(run_benchmark, monkeypatch, measured, rounds, rows):
     monkeypatch.setattr(side_by_side.determinism, "has_native_bf16", lambda _: True)
-    text = results(side_by_side, "seconds", exit_after(measured, lambda _: 10.0), "--rounds", "2")
+    text = run_benchmark(side_by_side, "seconds", exit_after(measured, lambda _: 10.0), "--rounds", "2")
     assert f"n = {rounds} rounds" in text
     assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows
     assert ("bf16 was not measured." in text) == (rows == ["fp32"])

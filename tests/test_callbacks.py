@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from optlab.records import EpochMetrics
-from optlab.system import progress
+from optlab.system import processes
 from optlab.tracking import callbacks
 from optlab.training.loop import TrainStart
 
@@ -29,7 +29,7 @@ def test_progress_callbacks_report_epochs_and_divergence(capsys, kind, known):
     watching.on_step(1, 0, float("nan"), 64)
     watching.on_epoch(EpochMetrics(epoch=1, lr=0.1, **dict(zip(FIGURES, values, strict=True))))
     watching.on_end("diverged")
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(progress.PROGRESS_PREFIX)]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(processes.PROGRESS_PREFIX)]
     assert said == [f"sgd-0  epoch 1/3  {WORDS[known]}", f"sgd-0  {callbacks.DIVERGED_MESSAGE}"]
 
 
@@ -47,7 +47,7 @@ def test_progress_callbacks_list_parameter_assignment_before_first_step(capsys):
         watching = kind(epochs=3, images_per_epoch=400)
         watching.on_start(start)
         watching.on_end("completed")
-        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(progress.PROGRESS_PREFIX)]
+        said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(processes.PROGRESS_PREFIX)]
         assert said == [
             "sgd-0  Muon: 10 numbers",
             "sgd-0  AdamW: 5 numbers",

@@ -10,7 +10,7 @@ import torch
 from projects import PARAMS
 from ruamel.yaml import YAML
 
-from optlab.cli import comparison
+from optlab import cli
 from optlab.config import catalog, loader
 from optlab.data import cifar10
 from optlab.schema.optimizer import OptimizerSpec
@@ -19,7 +19,7 @@ from optlab.system.errors import ConfigError
 from optlab.training import loop, models, optimizer_factory
 
 TOP = Path(__file__).resolve().parents[1]
-BY_NAME = {each.name: each for each in catalog.ENTRIES}
+BY_NAME = {each.name: each for each in catalog.load().entries}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("known", catalog.ENTRIES, ids=BY_NAME)
+@pytest.mark.parametrize("known", catalog.load().entries, ids=BY_NAME)
 def test_catalog_entry_trains(small_config, sample, known):
     """Seven steps: every weight moves, and no loss is lost."""
     if importlib.util.find_spec(known.package) is None:
@@ -48,20 +48,20 @@ def test_catalog_entry_trains(small_config, sample, known):
 
 
 def test_catalog_names_are_valid_and_unique():
-    assert len(BY_NAME) == len(catalog.ENTRIES)
+    assert len(BY_NAME) == len(catalog.load().entries)
     assert all(re.fullmatch(NAME_PATTERN, name) for name in BY_NAME)
 
 
 def test_catalog_contains_all_dense_torch_classes():
-    found = {each.values["class"] for each in catalog.ENTRIES if each.package == "torch"}
+    found = {each.values["class"] for each in catalog.load().entries if each.package == "torch"}
     assert found == set(optimizer_factory.get_torch_classes()) - {"SparseAdam"}
 
 
 def test_catalog_package_pins_are_consistent():
     extra = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]["zoo"]
-    pins = {f"{name}=={version}" for name, version in catalog.PACKAGES.items()}
+    pins = {f"{name}=={version}" for name, version in catalog.load().packages.items()}
     assert pins == set(extra) and pins <= set((TOP / "constraints.txt").read_text().split())
-    assert {each.package for each in catalog.ENTRIES} == {"torch", *catalog.PACKAGES}
+    assert {each.package for each in catalog.load().entries} == {"torch", *catalog.load().packages}
 
 
 def test_catalog_range_surrounds_entry_learning_rate():
@@ -70,7 +70,7 @@ def test_catalog_range_surrounds_entry_learning_rate():
     assert BY_NAME["prodigy"].lr_range_text == ""
 
 
-@pytest.mark.parametrize("known", catalog.ENTRIES, ids=BY_NAME)
+@pytest.mark.parametrize("known", catalog.load().entries, ids=BY_NAME)
 def test_catalog_entry_with_range_is_valid(known):
     found = OptimizerSpec.model_validate(YAML(typ="safe", pure=True).load(known.text_with_range))
     plain = OptimizerSpec.model_validate(known.values)
@@ -83,7 +83,7 @@ def test_catalog_entry_with_range_is_valid(known):
 
 
 def test_catalog_table_names_missing_packages(monkeypatch):
-    assert len(catalog.format_table().splitlines()) == 1 + len(catalog.ENTRIES)
+    assert len(catalog.format_table().splitlines()) == 1 + len(catalog.load().entries)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "schedulefree" else True)
     assert catalog.format_table().splitlines()[-1] == "schedulefree is not installed: pip install 'schedulefree==1.4.1'"
     with pytest.raises(ConfigError, match=r"^schedule_free_sgd: its package is not installed: pip install 'sched.+1'"):
@@ -102,15 +102,15 @@ def test_add_command_lists_or_inserts_entries(tmp_path, monkeypatch, capsys):
     (tmp_path / ".dvc" / "config").touch()
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.chdir(tmp_path)
-    comparison.add(None, searched=False)
+    cli.add(None, searched=False)
     assert capsys.readouterr().out.splitlines()[0].split() == ["name", "class", "search", "lr", "from", "source"]
-    comparison.add("lion", searched=False)
+    cli.add("lion", searched=False)
     added = "  lion: {class: pytorch_optimizer.Lion, lr: 0.0001}  # Chen et al. 2023, arXiv:2302.06675; search lr from "
     assert added + "1e-05 to 0.01\n" in (tmp_path / "params.yaml").read_text()
     assert capsys.readouterr().out.startswith("params.yaml: added lion: {class: pytorch_optimizer.Lion, lr: 0.0001}")
-    comparison.add("lookahead", searched=True)
+    cli.add("lookahead", searched=True)
     ranged = "lookahead: {class: pytorch_optimizer.Lookahead, base: {class: Adam, lr: {log: [0.0001, 0.1]}, default: "
     assert ranged + "{lr: 0.001}}}  # Zhang et al. 2019, arXiv:1907.08610\n" in (tmp_path / "params.yaml").read_text()
-    comparison.new("quick_step")
+    cli.new("quick_step")
     assert (tmp_path / "custom" / "quick_step.py").exists() and (tmp_path / "tests" / "test_quick_step.py").exists()
     assert list(loader.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "lookahead", "quick_step"]

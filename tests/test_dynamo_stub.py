@@ -8,17 +8,18 @@ from optlab.training import dynamo_stub
 
 PROGRAM = """
 import sys, torch
-from optlab.training import models, optimizers, dynamo_stub
+from optlab.preflight import checks
+from optlab.training import models, dynamo_stub
 from conftest import _small_config
 
-optimizers.check(_small_config())
+checks.check_config(_small_config())
 assert isinstance(sys.modules["torch._dynamo"], dynamo_stub._DynamoStub)
 assert not hasattr(sys.modules["torch._dynamo"], "__file__")  # as whoever looks through all modules asks
 print("without")
 model, images = models.build("zilliax", 0), torch.zeros(2, 3, 32, 32)
 assert torch.equal(torch.compile(model, backend="eager")(images), model(images))
 assert not isinstance(sys.modules["torch._dynamo"], dynamo_stub._DynamoStub)
-optimizers.check(_small_config())
+checks.check_config(_small_config())
 import torch._dynamo.config
 print("with")
 """

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from optlab.preflight import checks
 from optlab.schema.parameters import Config
 from optlab.system.errors import ConfigError
-from optlab.training import optimizer_factory, optimizers
+from optlab.training import optimizer_factory
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "entries.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(optimizers:\n.*?)```", TEXT, re.DOTALL)
@@ -31,9 +32,9 @@ def test_entries_docs_examples_are_accepted(small_config, entry):
     package = entry["class"].partition(".")[0]
     if "." in entry["class"] and find_spec(package) is None:
         with pytest.raises(ConfigError, match="install it, or correct"):
-            optimizers.check(config)
+            checks.check_config(config)
         return
-    optimizers.check(Config.model_validate(config.model_dump(by_alias=True)))
+    checks.check_config(Config.model_validate(config.model_dump(by_alias=True)))
 
 
 def test_entries_docs_list_injected_arguments():

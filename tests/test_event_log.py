@@ -273,7 +273,7 @@ def test_sync_state_belongs_to_one_store(top, monkeypatch):
 
 
 @pytest.fixture
-def elsewhere(top, monkeypatch):
+def replace_store(top, monkeypatch):
     """Another store than the repository's own, as a server is one; a function that puts an empty one in its place."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
     shutil.copy("mlflow.db", "another.db")
@@ -293,24 +293,24 @@ def elsewhere(top, monkeypatch):
     return replace
 
 
-def test_emptied_store_is_refilled(elsewhere):
+def test_emptied_store_is_refilled(replace_store):
     log = begun()
     log.append("end", status="completed", time=2000)
     assert list(log_uploader.push_all()) == [log.folder.name]
     assert list(log_uploader.push_all()) == []
-    elsewhere()
+    replace_store()
     mlflow_store.invalidate_store_id()  # as in another process
     assert list(log_uploader.push_all()) == [log.folder.name]
     assert list(log_uploader.push_all()) == []
     assert len(search_runs()[1]) == 1
 
 
-def test_store_emptied_during_training_is_refilled(elsewhere):
+def test_store_emptied_during_training_is_refilled(replace_store):
     """The store knows nothing of the run then, and refuses what belongs to it."""
     log = begun()
     live = log_uploader.LogUploader(log)
     live.push()
-    elsewhere()
+    replace_store()
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
     live.push()
     log.log_metrics([("step/loss", 2.25, 1002, 1)])
@@ -319,7 +319,7 @@ def test_store_emptied_during_training_is_refilled(elsewhere):
     assert fetch_losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
 
 
-def test_store_id_is_requested_once(elsewhere, monkeypatch):
+def test_store_id_is_requested_once(replace_store, monkeypatch):
     from mlflow import MlflowClient
 
     asked = []

@@ -9,7 +9,7 @@ import pytest
 from optlab.reproduce import release
 from optlab.system import files, git, repository
 from optlab.system.errors import OptlabError, RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 
 def run_git(*words):

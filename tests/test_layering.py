@@ -19,7 +19,7 @@ WATCHING = {
 # Imported without a part in what the stage writes.
 _OPTIMIZERS = (
     "argument_types", "blame", "classes", "construction", "faults", "generators", "model_check", "models",
-    "modules", "optimizers", "probing", "process_settings", "rates", "stepping", "uncompiled", "weights",
+    "modules", "optimizers", "probing", "guards", "rates", "stepping", "uncompiled", "weights",
 )  # fmt: skip
 NOT_USED = {
     "download": {"config.entries", "config.parameters", "config.ranges", "training.numerics"},

@@ -5,10 +5,11 @@ import torch
 
 from optlab.config import catalog
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system.errors import ConfigError, StepError
-from optlab.training import checkpoint, loop, models, optimizers
-from optlab.training.optimizer_factory import TrainingContext, can_set_lr, resolve_optimizer
+from optlab.training import checkpoint, loop, models
+from optlab.training.optimizer_factory import TrainingContext, resolve_optimizer
 from optlab.training.optimizers import build
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ class ReplacesLater(Replaces):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def class_path(tmp_path, monkeypatch):
     """A function that says how params.yaml names one of the classes."""
     name = f"own_rates_{abs(hash(tmp_path))}"
     (tmp_path / "custom").mkdir()
@@ -83,8 +84,8 @@ def trained(config, sample, saver=None):
     return loop.train(config, "mine", 0, cifar10.load(sample, config.data, 0), CPU, checkpointer=saver)
 
 
-def test_constant_schedule_keeps_rate_set_by_class(own, small_config, sample):
-    own_decay = trained(config_of(small_config, {"class": own("Decays"), "lr": 0.1}), sample)
+def test_constant_schedule_keeps_rate_set_by_class(class_path, small_config, sample):
+    own_decay = trained(config_of(small_config, {"class": class_path("Decays"), "lr": 0.1}), sample)
     plain = trained(config_of(small_config, {"class": "SGD", "lr": 0.1}), sample)
     assert [epoch.lr for epoch in own_decay.epochs] == pytest.approx([0.1 * 0.9**5, 0.1 * 0.9**10])
     assert own_decay.step_losses[0][:2] == plain.step_losses[0][:2]
@@ -99,19 +100,19 @@ def test_pytorch_optimizer_asgd_controls_own_learning_rate(small_config, sample)
 COSINE = {"name": "cosine"}
 
 
-def test_schedule_is_rejected_for_rate_setting_class(own, small_config):
-    for entry in ({"class": own("Decays"), "lr": 0.1}, {"class": "pytorch_optimizer.ASGD"}):
+def test_schedule_is_rejected_for_rate_setting_class(class_path, small_config):
+    for entry in ({"class": class_path("Decays"), "lr": 0.1}, {"class": "pytorch_optimizer.ASGD"}):
         with pytest.raises(
             ConfigError, match=r"optimizers\.mine: \S+ sets its learning rate itself, so the schedule cosine"
         ):
-            optimizers.check(config_of(small_config, entry | {"schedule": COSINE}))
-        assert optimizers.check(config_of(small_config, entry)) == []
+            checks.check_config(config_of(small_config, entry | {"schedule": COSINE}))
+        assert checks.check_config(config_of(small_config, entry)) == []
 
 
-def test_schedule_multiplies_rate_changed_during_training(own, small_config, sample):
+def test_schedule_multiplies_rate_changed_during_training(class_path, small_config, sample):
     step = {"name": "step", "step_epochs": 1, "gamma": 0.1}
-    config = config_of(small_config, {"class": own("DecaysLater"), "lr": 0.1, "schedule": step}, epochs=5)
-    (warning,) = optimizers.check(config)
+    config = config_of(small_config, {"class": class_path("DecaysLater"), "lr": 0.1, "schedule": step}, epochs=5)
+    (warning,) = checks.check_config(config)
     assert "can set its learning rate itself: the schedule step then multiplies" in warning
     assert [epoch.lr for epoch in trained(config, sample).epochs] == pytest.approx([0.1, 1e-2, 1e-3, 0.5e-4, 0.5e-5])
 
@@ -127,8 +128,8 @@ class Stopping(checkpoint.FileCheckpointer):
             raise StoppedError
 
 
-def test_rate_set_by_class_resumes_from_checkpoint(own, small_config, sample, tmp_path):
-    config = config_of(small_config, {"class": own("DecaysLater"), "lr": 0.1, "schedule": COSINE}, epochs=5)
+def test_rate_set_by_class_resumes_from_checkpoint(class_path, small_config, sample, tmp_path):
+    config = config_of(small_config, {"class": class_path("DecaysLater"), "lr": 0.1, "schedule": COSINE}, epochs=5)
     (tmp_path / "saved" / "a_folder.safetensors").mkdir(parents=True)
     stopping = Stopping(tmp_path / "saved", lambda: None)
     with pytest.raises(StoppedError):
@@ -138,19 +139,19 @@ def test_rate_set_by_class_resumes_from_checkpoint(own, small_config, sample, tm
     assert (continued.epochs, continued.step_losses) == (whole.epochs, whole.step_losses)
 
 
-def test_class_without_learning_rate_records_none(own, small_config, sample):
-    entries = ({"class": own("Without")}, {"class": "pytorch_optimizer.AdaFactor", "lr": None})
+def test_class_without_learning_rate_records_none(class_path, small_config, sample):
+    entries = ({"class": class_path("Without")}, {"class": "pytorch_optimizer.AdaFactor", "lr": None})
     for entry in entries:
         assert {epoch.lr for epoch in trained(config_of(small_config, entry), sample).epochs} == {None}
         with pytest.raises(
             ConfigError, match=r"has no learning rate, so the schedule cosine is not for it: add `sched"
         ):
-            optimizers.check(config_of(small_config, entry | {"schedule": COSINE}))
+            checks.check_config(config_of(small_config, entry | {"schedule": COSINE}))
 
 
-def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
-    config = config_of(small_config, {"class": own("Adds"), "lr": 0.1, "schedule": COSINE})
-    optimizers.check(config)
+def test_param_group_added_in_step_is_scheduled(class_path, small_config, sample):
+    config = config_of(small_config, {"class": class_path("Adds"), "lr": 0.1, "schedule": COSINE})
+    checks.check_config(config)
     assert trained(config, sample).status == "completed"
     model = models.build("zilliax", seed=0)
     stepper = build("mine", config.get_optimizer("mine"), TrainingContext.from_config(config, model))
@@ -162,20 +163,20 @@ def test_param_group_added_in_step_is_scheduled(own, small_config, sample):
     assert [group["lr"] for group in stepper.optimizers[0].param_groups] == pytest.approx([0.025, 0.25])
 
 
-def test_optimizer_with_foreign_parameters_is_rejected(own, small_config, sample):
+def test_optimizer_with_foreign_parameters_is_rejected(class_path, small_config, sample):
     with pytest.raises(ConfigError, match=r"fails in its first step: RuntimeError: its step has put other parameters"):
-        optimizers.check(config_of(small_config, {"class": own("Replaces"), "lr": 0.1}))
+        checks.check_config(config_of(small_config, {"class": class_path("Replaces"), "lr": 0.1}))
     with pytest.raises(
         StepError, match=r"step 5 fails: RuntimeError: its step has put other parameters than the model's"
     ):
-        trained(config_of(small_config, {"class": own("ReplacesLater"), "lr": 0.1}), sample)
+        trained(config_of(small_config, {"class": class_path("ReplacesLater"), "lr": 0.1}), sample)
 
 
 def test_catalog_entries_setting_own_rate_are_known():
     """Those whose steps do so at once would be given a constant schedule."""
     own = [
         each.name
-        for each in catalog.ENTRIES
-        if any(map(can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
+        for each in catalog.load().entries
+        if any(map(checks.can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
     ]
     assert own == ["swats"]

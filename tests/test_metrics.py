@@ -21,7 +21,7 @@ def probability_row(winner, confidence):
 
 
 @pytest.fixture
-def drawn():
+def random_predictions():
     """300 random predictions, sharp and flat ones, as plain lists."""
     generator = random.Random(0)
     logits = [[generator.gauss(0, 1) * generator.choice([0.1, 1, 3]) for _ in range(10)] for _ in range(300)]
@@ -55,8 +55,8 @@ def plain_metrics(logits, labels):
     return loss, confusion, sum(gaps)
 
 
-def test_metrics_equal_plain_python(drawn):
-    logits, labels = drawn
+def test_metrics_equal_plain_python(random_predictions):
+    logits, labels = random_predictions
     loss, confusion, gap = plain_metrics(logits, labels)
     found = metrics.compute_metrics("completed", torch.tensor(logits), torch.tensor(labels))
     assert found.test_loss == pytest.approx(loss, rel=1e-6)

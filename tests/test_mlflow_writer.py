@@ -21,7 +21,7 @@ def upload_log(log):
     return client, run
 
 
-def whole(client, run):
+def read_whole_values(client, run):
     """What is among the artifacts because MLflow does not take it, or not whole."""
     found = {}
     for each in client.list_artifacts(run.info.run_id, "whole"):
@@ -43,7 +43,7 @@ def test_rejected_name_does_not_lose_other_data(top, capsys):
     assert (run.info.status, run.info.end_time, run.data.tags["status"]) == ("FINISHED", 2000, "completed")
     assert (run.data.tags["optlab.run"], run.data.tags["weights.sha256"]) == ("adam-0", "abc")
     assert len(client.get_metric_history(run.info.run_id, "step/loss")) == 5
-    assert whole(client, run) == {"k+(1)": "7", "what?": "is it", "no!": "x" * 9000}
+    assert read_whole_values(client, run) == {"k+(1)": "7", "what?": "is it", "no!": "x" * 9000}
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert "refuses the tag 'what?', the param 'k+(1)', the dataset of " in said[0]
@@ -66,7 +66,7 @@ def test_truncated_value_is_marked_and_kept_as_artifact(top):
     for value, size in ((run.data.params["groups"], 6000), (run.data.tags["note"], 8000)):
         assert len(value) == size and value.endswith(mark) and long.startswith(value.removesuffix(mark))
     assert (run.data.params["fits"], run.data.tags["fits"]) == ("x" * 6000, "y" * 8000)
-    assert whole(client, run) == {"groups": long, "note": long}
+    assert read_whole_values(client, run) == {"groups": long, "note": long}
     assert log_uploader.list_refused_logs() == []
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError, StepError
-from optlab.training import loop, optimizers, process_settings
+from optlab.training import guards, loop
 
 STRANGE = """
 import torch
@@ -29,7 +30,7 @@ class ThreadsLater(torch.optim.SGD):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def project_dir(tmp_path, monkeypatch):
     (tmp_path / "custom").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -40,19 +41,19 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", bad_models.MODELS)
-def test_unusual_model_is_refused_or_accepted_cleanly(here, kind):
-    before = process_settings.read_torch_settings()
+def test_unusual_model_is_refused_or_accepted_cleanly(project_dir, kind):
+    before = guards.read_torch_settings()
     assert bad_input.check_model(kind) in (bad_input.REFUSED, bad_input.ACCEPTED)
-    assert process_settings.read_torch_settings() == before
+    assert guards.read_torch_settings() == before
 
 
-def test_class_changing_process_settings_is_refused(here, small_config, sample):
-    (here / "custom" / "strange_1.py").write_text(STRANGE)
+def test_class_changing_process_settings_is_refused(project_dir, small_config, sample):
+    (project_dir / "custom" / "strange_1.py").write_text(STRANGE)
     said = r"changes torch's number of threads from 2 to 3, for the whole process: remove that$"
     with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine: strange_1.Threads {said}"):
-        optimizers.check(small_config(optimizers={"mine": {"class": "strange_1.Threads", "lr": 0.1}}))
+        checks.check_config(small_config(optimizers={"mine": {"class": "strange_1.Threads", "lr": 0.1}}))
     later = small_config(optimizers={"mine": {"class": "strange_1.ThreadsLater", "lr": 0.1}})
-    optimizers.check(later)
+    checks.check_config(later)
     with pytest.raises(StepError, match=rf"^step 2 {said}"):
         loop.train(later, "mine", 0, cifar10.load(sample, later.data, 0), torch.device("cpu"))
     assert torch.get_num_threads() == 2
@@ -63,7 +64,7 @@ def test_class_changing_process_settings_is_refused(here, small_config, sample):
     ("conv6", "SGD", False),
 ))  # fmt: skip
 def test_averaging_optimizer_with_batch_norm_gives_warning(small_config, model, cls, warned):
-    warnings = optimizers.check(small_config(model=model, optimizers={"mine": {"class": cls, "lr": 0.1}}))
+    warnings = checks.check_config(small_config(model=model, optimizers={"mine": {"class": cls, "lr": 0.1}}))
     assert [each.startswith("warning: optimizers.mine: schedulefree.SGDScheduleFree is ev") for each in warnings] == (
         [True] if warned else []
     )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import TrainingConfig
 from optlab.system.errors import ConfigError
@@ -56,13 +57,17 @@ def spec(**entry):
     return OptimizerSpec.model_validate(entry)
 
 
-def built(**entry):
+def build_optimizer(**entry):
     model = models.build("zilliax", seed=0)
     return model, optimizers.build("mine", spec(**entry), TrainingContext(model, {}))
 
 
+def check(**entry):
+    return checks.check_optimizer("mine", spec(**entry), TrainingContext(models.build("zilliax", seed=0), {}))
+
+
 def train_ours(batches, **entry):
-    model, stepper = built(**entry)
+    model, stepper = build_optimizer(**entry)
     stepper.train()
     losses = [loop.train_step(model, stepper, *batch, SETTINGS) for batch in batches]
     stepper.eval()
@@ -139,7 +144,7 @@ def test_hyperparameters_are_passed_to_optimizer_class(batches, name, values):
 
 
 def test_muon_gets_matrices_and_fallback_other_parameters():
-    model, stepper = built(**MUON)
+    model, stepper = build_optimizer(**MUON)
     taken, rest = ({id(value) for value in each.param_groups[0]["params"]} for each in stepper.optimizers)
     assert [type(each).__name__ for each in stepper.optimizers] == ["Muon", "AdamW"]
     assert taken == {id(value) for value in model.parameters() if value.ndim == 2}
@@ -169,12 +174,12 @@ def test_muon_with_fallback_equals_plain_torch(batches):
 
 
 def test_unneeded_fallback_is_not_built():
-    _, stepper = built(**{"class": "SGD", "fallback": {"class": "Adam"}})
+    _, stepper = build_optimizer(**{"class": "SGD", "fallback": {"class": "Adam"}})
     assert [type(each).__name__ for each in stepper.optimizers] == ["SGD"]
 
 
 def test_learning_rate_scaling_does_not_compound():
-    _, stepper = built(**MUON)
+    _, stepper = build_optimizer(**MUON)
     seen = []
     for factor in (0.25, 1, 0.5, 0.5):
         stepper.scale_lr(factor)
@@ -184,7 +189,7 @@ def test_learning_rate_scaling_does_not_compound():
 
 
 def test_effective_hyperparameters_include_class_defaults():
-    _, stepper = built(**MUON)
+    _, stepper = build_optimizer(**MUON)
     values = stepper.get_hyperparameters()
     assert (values["class"], values["lr"], values["momentum"]) == ("Muon", 0.02, 0.95)
     assert (values["fallback.class"], values["fallback.lr"], values["fallback.eps"]) == ("AdamW", 0.001, 1e-8)
@@ -244,7 +249,7 @@ REFUSED = {
 @pytest.mark.parametrize(("entry", "place", "phrase"), REFUSED.values(), ids=REFUSED)
 def test_invalid_optimizer_entry_is_rejected(entry, place, phrase):
     with pytest.raises(ConfigError) as caught:
-        built(**entry)
+        check(**entry)
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert message.startswith(f"params.yaml: {place}"), message
@@ -268,7 +273,7 @@ FIRST_STEP = {
 @pytest.mark.parametrize(("entry", "start"), FIRST_STEP.values(), ids=FIRST_STEP)
 def test_preflight_rejects_values_failing_in_first_step(small_config, entry, start):
     with pytest.raises(ConfigError) as caught:
-        optimizers.check(small_config(optimizers={"mine": entry}))
+        checks.check_config(small_config(optimizers={"mine": entry}))
     assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
@@ -276,26 +281,26 @@ def test_nested_fallback_is_rejected(small_config):
     """It would never be built: to accept it would be to ignore it."""
     nested = {"class": "Muon", "fallback": {"class": "SGD", "fallback": {"class": "Adam"}}}
     with pytest.raises((ConfigError, ValueError)):
-        optimizers.check(small_config(optimizers={"mine": nested}))
+        checks.check_config(small_config(optimizers={"mine": nested}))
 
 
 def test_preflight_names_invalid_entry(small_config):
     config = small_config(optimizers={"sgd": {"class": "SGD"}, "second": {"class": "Adm"}})
     with pytest.raises(ConfigError, match=r"optimizers\.second\.class: Adm"):
-        optimizers.check(config)
+        checks.check_config(config)
 
 
 def test_preflight_accepts_trainable_optimizers(small_config):
-    optimizers.check(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
+    checks.check_config(small_config(optimizers={"muon": MUON, "lbfgs": {"class": "LBFGS"}}))
 
 
 def test_preflight_ends_despite_endless_first_step(small_config):
-    optimizers.check(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
+    checks.check_config(small_config(optimizers={"lbfgs": {"class": "LBFGS", "max_iter": 1_000_000_000}}))
 
 
 def test_preflight_rejects_unknown_model(small_config):
     with pytest.raises(ConfigError, match="did you mean zilliax"):
-        optimizers.check(small_config(model="zilliaks"))
+        checks.check_config(small_config(model="zilliaks"))
 
 
 SIGN = """
@@ -319,7 +324,7 @@ def test_always_failing_class_blames_no_hyperparameter(module, small_config):
         SIGN.replace("ARGUMENTS", ", closure=None").replace("        for group", "        1 / 0\n        for group")
     )
     with pytest.raises(ConfigError) as caught:
-        optimizers.check(small_config(optimizers={"mine": {"class": f"{name}.Sign", "lr": 0.25}}))
+        checks.check_config(small_config(optimizers={"mine": {"class": f"{name}.Sign", "lr": 0.25}}))
     assert str(caught.value) == (
         f"params.yaml: optimizers.mine: {name}.Sign fails in its first step: ZeroDivisionError: division by zero"
     )
@@ -332,7 +337,7 @@ def test_required_argument_is_not_blamed_for_error(module):
         source.replace("        super()", "        if decay < 0:\n            raise ValueError(decay)\n        super()")
     )
     with pytest.raises(ConfigError, match=r"^params\.yaml: optimizers\.mine\.decay: \w+\.Sign refuses -1 \(-1\)$"):
-        built(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
+        check(**{"class": f"{name}.Sign", "lr": 0.25, "decay": -1})
 
 
 def test_local_class_without_closure_argument_trains(batches, module):
@@ -358,7 +363,7 @@ def test_sign_descent_example_moves_weights_by_learning_rate(batches, monkeypatc
 def test_module_outside_custom_gives_one_warning(module, capsys):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     for _ in range(3):
-        built(**{"class": f"{name}.Sign", "lr": 0.25})
+        build_optimizer(**{"class": f"{name}.Sign", "lr": 0.25})
     assert capsys.readouterr().err == (
         f"warning: {name}: DVC does not see when {name}.py changes: move it to custom/\n"
     )
@@ -367,13 +372,13 @@ def test_module_outside_custom_gives_one_warning(module, capsys):
 def test_misspelt_hyperparameter_of_dotted_class_is_rejected(module):
     name = module(SIGN.replace("ARGUMENTS", ", closure=None"))
     with pytest.raises(ConfigError, match=r"optimizers\.mine\.rl: .* has no such hyperparameter"):
-        built(**{"class": f"{name}.Sign", "rl": 0.25})
+        check(**{"class": f"{name}.Sign", "rl": 0.25})
 
 
 def test_failing_module_import_is_reported(module):
     name = module("raise RuntimeError('two\\nlines')\n")
     with pytest.raises(ConfigError, match=r"cannot import \w+ \(RuntimeError: two lines\): install it, or correct"):
-        built(**{"class": f"{name}.Sign"})
+        build_optimizer(**{"class": f"{name}.Sign"})
 
 
 def test_schedule_free_switches_between_train_and_eval_mode(sample, small_config):

@@ -2,11 +2,21 @@
 
 import pytest
 import torch
-from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+from test_optimizers import (
+    assert_same_weights,
+    batches,
+    build_optimizer,
+    check,
+    module,
+    one_thread,
+    train_by_hand,
+    train_ours,
+)
 
 from optlab.data import cifar10
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError
-from optlab.training import determinism, loop, models, optimizers
+from optlab.training import determinism, loop, models
 
 __all__ = ["batches", "module", "one_thread"]  # fixtures
 
@@ -64,7 +74,7 @@ def test_param_groups_equal_plain_pytorch(batches, entry, by_hand):
 def test_fallback_gets_parameters_outside_groups():
     last = max(name for name in NAMES if name.endswith("weight"))
     entry = {"class": "Muon", "lr": 0.02, "groups": [{"match": last}], "fallback": {"class": "AdamW", "lr": 0.001}}
-    model, stepper = built(**entry)
+    model, stepper = build_optimizer(**entry)
     muon, rest = stepper.optimizers
     assert group_parameter_names(muon, model) == [[last]]
     assert group_parameter_names(rest, model) == [[name for name in NAMES if name != last]]
@@ -72,7 +82,7 @@ def test_fallback_gets_parameters_outside_groups():
 
 def test_fallback_has_own_param_groups():
     fallback = {"class": "AdamW", "lr": 0.001, "groups": [{"match": "*.bias", "weight_decay": 0}]}
-    model, stepper = built(**{"class": "Muon", "lr": 0.02, "fallback": fallback})
+    model, stepper = build_optimizer(**{"class": "Muon", "lr": 0.02, "fallback": fallback})
     weights, biases = group_parameter_names(stepper.optimizers[1], model)
     assert all(name.endswith("bias") for name in biases) and not any(name.endswith("bias") for name in weights)
     values = stepper.get_hyperparameters()
@@ -80,21 +90,21 @@ def test_fallback_has_own_param_groups():
 
 
 def test_lr_scale_applies_to_every_param_group():
-    _, stepper = built(**{"class": "SGD", "lr": 0.1, "groups": [{"ndim": 1, "lr": 0.2}]})
+    _, stepper = build_optimizer(**{"class": "SGD", "lr": 0.1, "groups": [{"ndim": 1, "lr": 0.2}]})
     stepper.scale_lr(0.5)
     assert [group["lr"] for group in stepper.optimizers[0].param_groups] == [0.05, 0.1]
     assert stepper.lr == 0.05
 
 
 def test_param_group_sizes_are_described_and_logged():
-    _, stepper = built(**{"class": "SGD", "lr": 0.1, "groups": [{"match": "*.bias", "lr": 0.2}]})
+    _, stepper = build_optimizer(**{"class": "SGD", "lr": 0.1, "groups": [{"match": "*.bias", "lr": 0.2}]})
     values = stepper.get_hyperparameters()
     assert values["groups.0.match"] == "*.bias" and values["groups.0.lr"] == 0.2
     assert values["parameters"] + values["groups.0.parameters"] == 145578
     weights, biases = stepper.describe()
     assert weights.startswith("SGD: 145,376 numbers (99.9%): ")
     assert biases.startswith("SGD, *.bias: 202 numbers (0.1%): ")
-    assert built(**{"class": "SGD"})[1].describe() == []
+    assert build_optimizer(**{"class": "SGD"})[1].describe() == []
 
 
 FLAGGED = """
@@ -130,13 +140,13 @@ REFUSED = {
 @pytest.mark.parametrize(("groups", "start"), REFUSED.values(), ids=REFUSED)
 def test_invalid_param_groups_are_refused(groups, start):
     with pytest.raises(ConfigError) as caught:
-        built(**{"class": "SGD", "groups": groups})
+        check(**{"class": "SGD", "groups": groups})
     assert str(caught.value).startswith(f"params.yaml: {start}"), caught.value
 
 
 def test_param_group_refused_by_class_is_named():
     with pytest.raises(ConfigError, match=r"optimizers\.mine\.groups\.0: Muon refuses .*bias \("):
-        built(**{"class": "Muon", "groups": [{"match": "*.bias"}], "fallback": {"class": "AdamW"}})
+        build_optimizer(**{"class": "Muon", "groups": [{"match": "*.bias"}], "fallback": {"class": "AdamW"}})
 
 
 CLOSURES = """
@@ -163,7 +173,7 @@ def test_optimizer_may_ignore_or_repeat_closure(module, batches, name, gradients
     theirs, expected = train_by_hand(batches, lambda values: torch.optim.SGD(values, lr=0.1))
     assert_same_weights(ours, theirs)
     assert losses == expected
-    _, stepper = built(**{"class": f"{module(CLOSURES)}.{name}", "lr": 0.1})
+    _, stepper = build_optimizer(**{"class": f"{module(CLOSURES)}.{name}", "lr": 0.1})
     stepper.step(lambda: torch.tensor(1.0))
     assert stepper.gradients == gradients
 
@@ -200,11 +210,11 @@ SMALL = {"data": {"train_size": 100, "validation_size": 20}, "training": {"epoch
 def test_create_graph_is_set_when_class_needs_it(module, small_config, sample, device):
     name = module(SECOND)
     config = small_config(optimizers={"mine": {"class": f"{name}.Second", "lr": 0.1}}, **SMALL)
-    optimizers.check(config)
+    checks.check_config(config)
     assert train_run(config, sample, device).hyperparameters["create_graph"] is True
     never = {"class": f"{name}.Second", "lr": 0.1, "create_graph": False}
     with pytest.raises(ConfigError, match="no grad_fn"):
-        optimizers.check(small_config(optimizers={"mine": never}))
+        checks.check_config(small_config(optimizers={"mine": never}))
 
 
 def test_gradient_evaluations_are_counted(small_config, sample, device):

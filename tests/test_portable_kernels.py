@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from optlab.training import numerics, optimizer_factory, portable_kernels
+from optlab.preflight import checks
+from optlab.training import optimizer_factory, portable_kernels
 
 
 @pytest.fixture
-def installed():
+def compute_both():
     """A function that computes twice: by torch's own operations, then by those that replace them."""
     torch.manual_seed(1)  # of 0 to 11, the one whose sums cancel least: they come within half of the tolerance
 
@@ -95,9 +96,9 @@ def test_matmul_handles_tiny_and_huge_values():
     )  # a float32's last bits
 
 
-def test_sqrt_is_correctly_rounded(installed):
+def test_sqrt_is_correctly_rounded(compute_both):
     x = wide_range_values(3, 1000).abs()
-    _, found = installed(lambda: (x.sqrt(), x.clone().sqrt_(), x.double().sqrt(), torch.tensor(-1.0).sqrt()))
+    _, found = compute_both(lambda: (x.sqrt(), x.clone().sqrt_(), x.double().sqrt(), torch.tensor(-1.0).sqrt()))
     expected = [
         np.float32(math.sqrt(value)) for value in x.tolist()
     ]  # a float64's root, rounded, is the nearest float32
@@ -113,7 +114,7 @@ def assert_results_close(pair):
         torch.testing.assert_close(other, own, rtol=2e-4, atol=2e-5)
 
 
-def test_linear_layer_and_gradients_match_torch(installed):
+def test_linear_layer_and_gradients_match_torch(compute_both):
     x, w, b = torch.randn(50, 100, requires_grad=True), torch.randn(7, 100, requires_grad=True), torch.randn(7)
     b.requires_grad_()
 
@@ -121,18 +122,18 @@ def test_linear_layer_and_gradients_match_torch(installed):
         y = F.linear(x, w, b)
         return y, *torch.autograd.grad(y.square().sum(), (x, w, b))
 
-    assert_results_close(installed(compute))
+    assert_results_close(compute_both(compute))
     assert_results_close(
-        installed(lambda: (torch.addmm(b, x, w.t(), beta=0.5, alpha=2), torch.addmm(b, x, w.t(), beta=0)))
+        compute_both(lambda: (torch.addmm(b, x, w.t(), beta=0.5, alpha=2), torch.addmm(b, x, w.t(), beta=0)))
     )
     assert_results_close(
-        installed(lambda: ((x.bfloat16() @ w.bfloat16().t()).float() / 10, x.flatten().dot(x.flatten())))
+        compute_both(lambda: ((x.bfloat16() @ w.bfloat16().t()).float() / 10, x.flatten().dot(x.flatten())))
     )
 
 
-def test_integers_and_float64_use_torch_kernels(installed):
+def test_integers_and_float64_use_torch_kernels(compute_both):
     x, y = torch.arange(600), torch.rand(600, dtype=torch.float64)
-    own, other = installed(
+    own, other = compute_both(
         lambda: [x.view(20, 30) @ x.view(30, 20), x.dot(x), x.sum(), y.view(20, 30) @ y.view(30, 20)]
     )
     assert all(torch.equal(one, two) for one, two in zip(own, other, strict=True))
@@ -151,19 +152,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("compute", REFUSED.values(), ids=REFUSED)
-def test_invalid_operands_raise_torch_error_message(installed, compute):
+def test_invalid_operands_raise_torch_error_message(compute_both, compute):
     def message():
         with pytest.raises((RuntimeError, IndexError)) as caught:
             compute()
         return str(caught.value)
 
-    own, other = installed(message)
+    own, other = compute_both(message)
     assert own == other
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_matches_torch(installed, affine, training):
+def test_batch_norm_matches_torch(compute_both, affine, training):
     x = torch.randn(6, 5, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def compute():
@@ -177,7 +178,7 @@ def test_batch_norm_matches_torch(installed, affine, training):
         )
         return y, *gradients, layer.running_mean, layer.running_var
 
-    assert_results_close(installed(compute))
+    assert_results_close(compute_both(compute))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_batch_norm_matches_torch(installed, affine, training):
 )  # fmt: skip
 @pytest.mark.parametrize("wanted", ["xwb", "wb", "x", "b", "xw"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_convolution_gradients_match_torch(installed, kernel, settings, wanted, images):
+def test_convolution_gradients_match_torch(compute_both, kernel, settings, wanted, images):
     channels = 4 // settings.get("groups", 1)
     tensors = {"x": torch.randn(images, 4, 9, 9), "w": torch.randn(6, channels, kernel, kernel), "b": torch.randn(6)}
     for name in wanted:
@@ -198,14 +199,14 @@ def test_convolution_gradients_match_torch(installed, kernel, settings, wanted, 
         y = F.conv2d(tensors["x"], tensors["w"], tensors["b"], **settings)
         return y, *torch.autograd.grad(y.square().sum(), [tensors[name] for name in wanted])
 
-    assert_results_close(installed(compute))
+    assert_results_close(compute_both(compute))
 
 
-def test_sums_match_torch(installed):
+def test_sums_match_torch(compute_both):
     x = torch.randn(40, 50)
     one = x.view(1, -1)
     assert_results_close(
-        installed(
+        compute_both(
             lambda: (
                 x.sum(),
                 x.sum((0, -1)),
@@ -223,7 +224,7 @@ def test_sums_match_torch(installed):
     assert portable_kernels.compute_sum(torch.ones(1000)) == 1000
 
 
-def test_sum_is_independent_of_thread_count(installed):
+def test_sum_is_independent_of_thread_count(compute_both):
     x = torch.randn(1, 100_000)
     before = torch.get_num_threads()
 
@@ -235,17 +236,17 @@ def test_sum_is_independent_of_thread_count(installed):
         torch.set_num_threads(before)
         return found
 
-    own, other = installed(sums)
+    own, other = compute_both(sums)
     assert not all(torch.equal(each, own[0]) for each in own)  # or else this could not see it
     assert all(torch.equal(each, other[0]) for each in other)
 
 
-def test_thread_count_is_restored(installed):
+def test_thread_count_is_restored(compute_both):
     before = torch.get_num_threads()
     x, w = torch.randn(3, 4, 8, 8), torch.randn(6, 4, 3, 3, requires_grad=True)
     try:
         torch.set_num_threads(3)
-        installed(lambda: F.conv2d(x, w).sum().backward())
+        compute_both(lambda: F.conv2d(x, w).sum().backward())
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -269,14 +270,14 @@ ADAM, MUON = {"class": "Adam"}, {"class": "Muon", "fallback": {"class": "RMSprop
 )
 def test_untested_model_or_optimizer_gives_portability_warning(small_config, model, optimizers, untried):
     settings = {"model": model, "optimizers": optimizers}
-    warnings = numerics.list_portability_warnings(small_config(**settings, training={"numerics": "portable"}))
+    warnings = checks.list_portability_warnings(small_config(**settings, training={"numerics": "portable"}))
     assert [each.partition(" is not among")[0] for each in warnings] == [
         f"warning: numerics: portable: {each}" for each in untried
     ]
-    assert numerics.list_portability_warnings(small_config(**settings)) == []
+    assert checks.list_portability_warnings(small_config(**settings)) == []
 
 
 def test_dense_torch_classes_are_tested_on_zilliax():
     """tests/test_determinism.py trains them all."""
-    own = {name for name in numerics.TESTED_CLASSES["zilliax"] if "." not in name}
+    own = {name for name in checks.TESTED_CLASSES["zilliax"] if "." not in name}
     assert own == set(optimizer_factory.get_torch_classes()) - {"SparseAdam"}

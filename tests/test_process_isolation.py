@@ -37,14 +37,14 @@ from optlab.schema.parameters import Config
 from optlab.orchestration import preflight_cache
 preflight_cache.load_or_run(Config.model_validate_json(sys.argv[1]))
 import torch
-from optlab.training import models
-models.resolve("counting.net", "model")
+from optlab.training import class_import
+class_import.resolve("counting.net", "model")
 print(sys.modules["counting"].steps, sys.modules["counting"].built, len(torch.empty(0)))
 """
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def counting_module(tmp_path, monkeypatch):
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "counting.py").write_text(COUNTING)
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def here(tmp_path, monkeypatch):
     sys.modules.pop("counting", None)
 
 
-def test_preflight_leaves_process_state_unchanged(here, small_config):
+def test_preflight_leaves_process_state_unchanged(counting_module, small_config):
     config = small_config(model="counting.net", optimizers={"mine": {"class": "counting.Counting", "lr": 0.1}})
     words = [sys.executable, "-c", PROGRAM, config.model_dump_json(by_alias=True)]
     for _ in range(2):  # without a remembered check, and with one
@@ -61,7 +61,7 @@ def test_preflight_leaves_process_state_unchanged(here, small_config):
         assert result.stdout == "0 0 0\n", result.stderr
 
 
-def test_optimizer_probe_leaves_process_state_unchanged(here, small_config, sample):
+def test_optimizer_probe_leaves_process_state_unchanged(counting_module, small_config, sample):
     """That a checkpoint is written depends on the time: it must decide no bit."""
     config = small_config(optimizers={"mine": {"class": "counting.Counting", "lr": 0.1}})
     loop.train(config, "mine", 0, cifar10.load(sample, config.data, 0), torch.device("cpu"))

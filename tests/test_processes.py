@@ -18,7 +18,7 @@ from optlab.system import processes
 from optlab.system.errors import OptlabError
 
 STAGE = {"DVC_STAGE": "train@adam-0"}
-OPTLAB = {"OPTLAB_PID": "20"}
+OPTLAB = {"OPTLAB_PARENT_PID": "20"}
 DVC, SCRIPT, INIT = 10, 15, 1
 
 
@@ -47,7 +47,7 @@ class FakeProcess(SimpleNamespace):
         return self._read("called")
 
 
-def below(*ancestors):
+def process_below(*ancestors):
     """This process, with these above it, the nearest first."""
     above = None
     for each in reversed(ancestors):
@@ -118,14 +118,14 @@ CHAINS = {
 
 
 @pytest.fixture
-def by_hand(monkeypatch):
-    for name in ("DVC_STAGE", "OPTLAB_PID"):
+def no_stage_variables(monkeypatch):
+    for name in ("DVC_STAGE", "OPTLAB_PARENT_PID"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(("ancestors", "environment", "expected"), CHAINS.values(), ids=CHAINS)
-def test_caller_process_is_found_among_ancestors(monkeypatch, by_hand, ancestors, environment, expected):
-    stage = below(*ancestors)
+def test_caller_process_is_found_among_ancestors(monkeypatch, no_stage_variables, ancestors, environment, expected):
+    stage = process_below(*ancestors)
     monkeypatch.setattr(processes.psutil, "Process", lambda: stage)
     monkeypatch.setattr(processes, "_get_session_id", lambda each: each.session)
     for name, value in environment.items():
@@ -134,7 +134,7 @@ def test_caller_process_is_found_among_ancestors(monkeypatch, by_hand, ancestors
     assert (None if None in found else [each.pid for each in found]) == expected
 
 
-def test_vanished_ancestor_interrupts_stage(monkeypatch, by_hand):
+def test_vanished_ancestor_interrupts_stage(monkeypatch, no_stage_variables):
     def gone():
         raise psutil.NoSuchProcess(10)
 
@@ -160,9 +160,12 @@ def test_usage_message_works_without_docstrings():
     assert (result.returncode, result.stderr) == (1, f"error: Usage: python {program} OPTIMIZER SEED\n")
 
 
-def test_reproduce_passes_parent_pid_to_stages():
-    """The runs of `optlab repro` are in test_kill_recovery."""
-    assert rerun._build_process_env(Path("tree"), Path("bin"), {})["OPTLAB_PID"] == str(os.getpid())
+@pytest.mark.parametrize("names", ["OPTLAB_PARENT_PID OPTLAB_UPLOADER_PARENT", "OPTLAB_PID OPTLAB_SENDER"])
+def test_reproduced_stages_follow_their_caller_and_upload_nothing(names):
+    """By today's variables, and by those of older revisions. The runs of `optlab repro` are in test_kill_recovery."""
+    variables = rerun._build_process_env(Path("tree"), Path("bin"), {})
+    parent, uploader = names.split()
+    assert (variables[parent], variables[uploader]) == (str(os.getpid()), "nobody")
 
 
 WORK = """
@@ -204,7 +207,7 @@ def pipeline(tmp_path):
 
 
 @contextlib.contextmanager
-def started(folder, *words):
+def start_process(folder, *words):
     own = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "OPTLAB"))}
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     own["PYTHONPATH"] = str(Path(processes.__file__).parents[2])
@@ -237,14 +240,14 @@ def wait_for(reached, seconds=60):
     return reached()
 
 
-def said(folder):
+def read_marker(folder):
     return (folder / "said").exists() and (folder / "said").read_text()
 
 
 def test_dvc_python_api_completes_stage(pipeline):
     (pipeline / "look").touch()
-    with started(pipeline, "-c", BY_API) as process:
-        assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
+    with start_process(pipeline, "-c", BY_API) as process:
+        assert wait_for(lambda: read_marker(pipeline)) == "at work", (pipeline / "log").read_text()
         time.sleep(3 * processes._CALLER_POLL_S)
         (pipeline / "end").touch()
         assert process.wait(60) == 0, (pipeline / "log").read_text()
@@ -254,8 +257,8 @@ def test_dvc_python_api_completes_stage(pipeline):
 @pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
 def test_stage_stops_with_killed_caller(pipeline, words):
     (pipeline / "look").touch()
-    with started(pipeline, *words) as process:
-        assert wait_for(lambda: said(pipeline)) == "at work", (pipeline / "log").read_text()
+    with start_process(pipeline, *words) as process:
+        assert wait_for(lambda: read_marker(pipeline)) == "at work", (pipeline / "log").read_text()
         process.send_signal(signal.SIGKILL)
         process.wait()
         wait_for(lambda: not running_processes(pipeline), 20)
@@ -263,22 +266,22 @@ def test_stage_stops_with_killed_caller(pipeline, words):
 
 @pytest.mark.parametrize("words", [("-m", "dvc", "repro"), ("-c", BY_API)], ids=["dvc", "API"])
 def test_stage_stops_if_caller_died_early(pipeline, words):
-    with started(pipeline, *words) as process:
+    with start_process(pipeline, *words) as process:
         wait_for(lambda: (pipeline / "started").exists())
         process.send_signal(signal.SIGKILL)
         process.wait()
         (pipeline / "look").touch()
-        assert wait_for(lambda: said(pipeline)) == "orphaned"
+        assert wait_for(lambda: read_marker(pipeline)) == "orphaned"
         wait_for(lambda: not running_processes(pipeline), 20)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "prctl"), reason="only Linux lets a process take orphans in")
 def test_stage_adopted_by_python_reaper_stops(pipeline):
     """As the first process of a container does, which may be a Python program."""
-    with started(pipeline, "-c", AS_REAPER) as reaper:
+    with start_process(pipeline, "-c", AS_REAPER) as reaper:
         wait_for(lambda: (pipeline / "started").exists())
         (run,) = psutil.Process(reaper.pid).children()
         run.kill()
         wait_for(lambda: not run.is_running())
         (pipeline / "look").touch()
-        assert wait_for(lambda: said(pipeline)) == "orphaned"
+        assert wait_for(lambda: read_marker(pipeline)) == "orphaned"

@@ -50,7 +50,7 @@ def test_model_requirements_cover_all_imports():
 
 
 @pytest.fixture
-def own(top):
+def repository_with_models(top):
     """A repository with a module in custom/ and another at its top, each with a model; the working directory."""
     (top / "custom").mkdir()
     (top / "custom" / "served_net.py").write_text(OWN)
@@ -61,7 +61,7 @@ def own(top):
         sys.modules.pop(name, None)
 
 
-def test_dotted_model_adds_its_packages(own):
+def test_dotted_model_adds_its_packages(repository_with_models):
     """Also those that a module which it imports does."""
     plain = set(pyfunc_model.list_requirements("zilliax"))
     assert set(pyfunc_model.list_requirements("torchvision.models.resnet18")) == plain
@@ -70,35 +70,35 @@ def test_dotted_model_adds_its_packages(own):
     assert set(pyfunc_model.list_requirements("at_the_top.net")) - plain == {"scipy", "pillow"}
 
 
-def test_top_level_model_is_logged_with_code(own, monkeypatch):
-    (own / "custom" / "served_net.py").unlink()
+def test_top_level_model_is_logged_with_code(repository_with_models, monkeypatch):
+    (repository_with_models / "custom" / "served_net.py").unlink()
     model = models.build("at_the_top.net", 0)
-    path = own / "weights.safetensors"
+    path = repository_with_models / "weights.safetensors"
     digest = weights.save_model(path, model, "at_the_top.net")
     mlflow_store.connect()
     logged = mlflow.initialize_logged_model(name="net")
     pyfunc_model.log_model("net", logged.model_id, path, "at_the_top.net", digest)
-    (own / "at_the_top.py").unlink()
+    (repository_with_models / "at_the_top.py").unlink()
     sys.modules.pop("at_the_top")
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(own)])
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(repository_with_models)])
     images = np.zeros((2, 3, 32, 32), np.float32)
     found = mlflow.pyfunc.load_model(f"models:/{logged.model_id}").predict(images)
     assert np.array_equal(found, model(torch.from_numpy(images)).detach().numpy())
 
 
-def test_study_loads_model_from_top_level_custom_folder(own, monkeypatch):
-    study = own / "studies" / "mine"
+def test_study_loads_model_from_top_level_custom_folder(repository_with_models, monkeypatch):
+    study = repository_with_models / "studies" / "mine"
     study.mkdir(parents=True)
     (study / parameters.PARAMS_FILE).write_text(
         "model: served_net.net\nseeds: [0]\ndata: {train_size: 100, validation_size: 20}\n"
         "training: {epochs: 1, batch_size: 16, threads: 1}\noptimizers: {sgd: {class: SGD, lr: 0.1}}\n"
     )
-    (own / "custom" / "helper.py").write_text("")
-    monkeypatch.chdir(own)
+    (repository_with_models / "custom" / "helper.py").write_text("")
+    monkeypatch.chdir(repository_with_models)
     model = models.build("served_net.net", 0)
     weights.save_model(study / "weights.safetensors", model, "served_net.net")
     sys.modules.pop("served_net")
-    monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.startswith(str(own))])
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.startswith(str(repository_with_models))])
     monkeypatch.chdir(study)
     found = inference.load_model(Path("weights.safetensors"))
     assert Path.cwd() == study

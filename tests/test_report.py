@@ -5,7 +5,7 @@ import re
 
 import pytest
 from test_comparison import write_record
-from test_tuning_report import collected  # noqa: F401
+from test_tuning_report import collect_tuned_comparison  # noqa: F401
 
 from optlab.analysis import comparison, environment_diff, report, tables
 from optlab.analysis.verdicts import summarize_verdicts
@@ -13,9 +13,9 @@ from optlab.records import Environment, EvalRecord, RunFiles
 
 
 @pytest.fixture
-def page(collected, tmp_path):  # noqa: F811
+def page(collect_tuned_comparison, tmp_path):  # noqa: F811
     """That of a record in which sgd was tuned, with whole trials."""
-    report.write(collected(), tmp_path)
+    report.write(collect_tuned_comparison(), tmp_path)
     return (tmp_path / "reports" / "report.html").read_text()
 
 
@@ -42,8 +42,8 @@ def test_report_figures_scale_and_inherit_text_color(page):
     assert targets <= set(re.findall(r' id="([^"]+)"', page))
 
 
-def test_report_is_deterministic(collected, tmp_path):  # noqa: F811
-    compared = collected()
+def test_report_is_deterministic(collect_tuned_comparison, tmp_path):  # noqa: F811
+    compared = collect_tuned_comparison()
     report.write(compared, tmp_path)
     first = (tmp_path / "reports" / "report.html").read_bytes()
     report.write(compared, tmp_path)
@@ -83,7 +83,7 @@ def test_report_lists_parameters_with_defaults(small_config):
 
 
 @pytest.fixture
-def challenged(small_config, tmp_path):
+def collect_challenge(small_config, tmp_path):
     """A function that has sgd, with these test accuracies, challenge adam and adamw."""
 
     def collect(*accuracies):
@@ -100,10 +100,10 @@ def challenged(small_config, tmp_path):
     return collect
 
 
-def test_comparison_pairs_challenger_with_each_optimizer(challenged):
-    compared = challenged(0.60, 0.61, 0.604)
+def test_comparison_pairs_challenger_with_each_optimizer(collect_challenge):
+    compared = collect_challenge(0.60, 0.61, 0.604)
     assert list(compared.pairs) == [("sgd", "adam"), ("sgd", "adamw")]
-    assert {pair.pairs for pair in compared.pairs.values()} == {2}
+    assert {pair.n_pairs for pair in compared.pairs.values()} == {2}
     said = summarize_verdicts(compared)
     assert said.startswith("sgd is worse than adam (−9.87 ±") and "; better than adamw (9.97 ±" in said
     assert said.endswith("(test accuracy, n = 3 seeds, ± 95 %).")
@@ -113,9 +113,9 @@ def test_comparison_pairs_challenger_with_each_optimizer(challenged):
     assert tables.format_title(compared) == "sgd against 2 optimizers on CIFAR-10"
 
 
-def test_verdict_for_inconclusive_or_diverged_challenger(challenged):
-    said = summarize_verdicts(challenged(0.5, 0.7, 0.6))
+def test_verdict_for_inconclusive_or_diverged_challenger(collect_challenge):
+    said = summarize_verdicts(collect_challenge(0.5, 0.7, 0.6))
     assert said.startswith("sgd is not to be told apart from adam (")
-    said = summarize_verdicts(challenged(None, 0.7, 0.6))
+    said = summarize_verdicts(collect_challenge(None, 0.7, 0.6))
     assert said.startswith("sgd has not completed all its runs, so there is no verdict.")
     assert said.count("no verdict") == 1

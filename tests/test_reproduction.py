@@ -13,7 +13,7 @@ from optlab.reproduce import rerun
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
 from optlab.system.errors import RevisionError
-from optlab.system.revision import Revision, checkout
+from optlab.system.git import Revision, checkout
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -155,7 +155,7 @@ def test_recorded_environment_variables_are_restored():
     assert derive_isa_variables(Environment(**recorded), "AVX512_CORE")["ONEDNN_MAX_CPU_ISA"] == "AVX2_VNNI"
 
 
-def kept(folder):
+def create_outside_file(folder):
     """A file outside of the checkout that must stay."""
     folder.mkdir(parents=True)
     (folder / "kept").write_text("mine")
@@ -183,7 +183,7 @@ OUTSIDE = {
 
 @pytest.mark.parametrize(("path", "link"), OUTSIDE.values(), ids=OUTSIDE)
 def test_output_paths_outside_checkout_are_rejected(tmp_path, monkeypatch, path, link):
-    top, victim = tmp_path / "top", kept(tmp_path / "outside")
+    top, victim = tmp_path / "top", create_outside_file(tmp_path / "outside")
     path = path.format(outside=victim.parent)
     stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}, {"path": path, "md5": "0"}]}
     top.mkdir()
@@ -201,7 +201,7 @@ def test_output_paths_outside_checkout_are_rejected(tmp_path, monkeypatch, path,
 
 
 def test_tuning_output_paths_are_checked_before_first_run(tmp_path, monkeypatch):
-    top, victim = tmp_path / "top", kept(tmp_path / "outside")
+    top, victim = tmp_path / "top", create_outside_file(tmp_path / "outside")
     stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}]}
     tuned = stage | {"outs": [{"path": "../outside/kept", "md5": "0"}]}
     place = TuningFiles(top, "adam").choice

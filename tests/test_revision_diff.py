@@ -9,7 +9,7 @@ from optlab.config import loader
 from optlab.orchestration import versus
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.system.errors import ConfigError, RecordError, RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 PARAMS = """\
 model: zilliax

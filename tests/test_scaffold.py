@@ -55,7 +55,7 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def params(tmp_path, monkeypatch):
+def write_params(tmp_path, monkeypatch):
     """A function that writes a params.yaml with these optimizers, and returns its path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -69,8 +69,8 @@ def params(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("before", "after"), LAYOUTS.values(), ids=LAYOUTS)
-def test_added_entry_leaves_other_bytes_unchanged(params, before, after):
-    path = params(before)
+def test_added_entry_leaves_other_bytes_unchanged(write_params, before, after):
+    path = write_params(before)
     scaffold.add_entry(path, "lion", "{class: pytorch_optimizer.Lion, lr: 0.0001}", "Chen")
     assert path.read_bytes().decode() == HEAD + after
     assert list(loader.load(path).optimizers) == ["sgd", "lion"]
@@ -89,8 +89,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("before", "said"), REFUSED.values(), ids=REFUSED)
-def test_refused_entry_leaves_params_unchanged(params, before, said):
-    path = params(before)
+def test_refused_entry_leaves_params_unchanged(write_params, before, said):
+    path = write_params(before)
     if said is None:
         scaffold.add_entry(path, "lion", "{class: Adam}")
         assert list(loader.load(path).optimizers) == ["sgd", "adam", "lion"]
@@ -100,8 +100,8 @@ def test_refused_entry_leaves_params_unchanged(params, before, said):
     assert path.read_bytes().decode() == HEAD + before
 
 
-def test_scaffolded_optimizer_passes_its_generated_test(params, tmp_path, sample, small_config):
-    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+def test_scaffolded_optimizer_passes_its_generated_test(write_params, tmp_path, sample, small_config):
+    path = write_params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
     module, test = scaffold.create_optimizer("brand_new", path)
     assert (
         str(module) == "custom/brand_new.py" and "brand_new: {class: brand_new.BrandNew, lr: 0.01}" in path.read_text()
@@ -114,8 +114,8 @@ def test_scaffolded_optimizer_passes_its_generated_test(params, tmp_path, sample
     assert YAML(typ="safe").load(path)["optimizers"]["brand_new"]["lr"] == 0.01
 
 
-def test_generated_test_detects_state_outside_optimizer(params, tmp_path, sample, small_config):
-    module, test = scaffold.create_optimizer("forgetful", params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n"))
+def test_generated_test_detects_state_outside_optimizer(write_params, tmp_path, sample, small_config):
+    module, test = scaffold.create_optimizer("forgetful", write_params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n"))
     text = module.read_text()
     module.write_text(text.replace("state = self.state[weight]", "state = vars(self).setdefault(str(id(weight)), {})"))
     spec = importlib.util.spec_from_file_location("generated", test)
@@ -133,15 +133,15 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "said"), NAMES.items())
-def test_invalid_scaffold_name_writes_nothing(params, tmp_path, name, said):
-    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+def test_invalid_scaffold_name_writes_nothing(write_params, tmp_path, name, said):
+    path = write_params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
     with pytest.raises(ConfigError, match=said):
         scaffold.create_optimizer(name, path)
     assert [each.name for each in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_scaffold_overwrites_no_file(params, tmp_path):
-    path = params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+def test_scaffold_overwrites_no_file(write_params, tmp_path):
+    path = write_params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_mine.py").write_text("own")
     with pytest.raises(ConfigError, match=r"^tests/test_mine\.py is there already"):

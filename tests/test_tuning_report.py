@@ -48,7 +48,7 @@ SEARCHED = [trial(None, 0.15), trial(0, 0.2), trial(1, 0.4), trial(2, 0.395), tr
 
 
 @pytest.fixture
-def collected(small_config, tmp_path):
+def collect_tuned_comparison(small_config, tmp_path):
     """A function that collects a record with a tuned sgd and an adam that was not."""
 
     def collect(trials=SEARCHED, accuracies=(0.4, 0.5, 0.6, 0.7), at_edge=(), sensitivity=(), seeds=(0, 1), **changes):
@@ -82,16 +82,16 @@ def test_learning_rate_width_spans_near_best_trials():
     assert tuning_results.compute_near_best_width([0.001, 0.01, 0.1, 1.0], [0.1, 0.395, 0.4, 0.389]) == pytest.approx(1)
 
 
-def test_table_and_verdict_mark_tuned_optimizers(collected):
-    compared = collected()
+def test_table_and_verdict_mark_tuned_optimizers(collect_tuned_comparison):
+    compared = collect_tuned_comparison()
     assert "(test accuracy, sgd tuned, 4 trials, n = 2 seeds" in verdicts.summarize_verdicts(compared)
     header, *rows = tables.build_optimizer_table(compared)
     place = header.index("tuned")
     assert {row[0]: row[place] for row in rows} == {"sgd": "4 trials", "adam": "not tuned"}
 
 
-def test_selection_at_edge_does_not_count_as_tuned(collected):
-    compared = collected(at_edge=["lr"])
+def test_selection_at_edge_does_not_count_as_tuned(collect_tuned_comparison):
+    compared = collect_tuned_comparison(at_edge=["lr"])
     assert "not tuned: at the edge of its range" in tables.render_text(compared)
     assert "sgd: not tuned: what was chosen lies at the edge of lr: widen the range." in tuning_report.render_markdown(
         compared
@@ -99,20 +99,23 @@ def test_selection_at_edge_does_not_count_as_tuned(collected):
 
 
 @pytest.mark.parametrize(("default", "at_edge"), [(2.0, ["lr"]), (0.0, ["lr"]), (0.5, [])])
-def test_default_outside_range_counts_as_at_edge(collected, default, at_edge):
+def test_default_outside_range_counts_as_at_edge(collect_tuned_comparison, default, at_edge):
     spec = OptimizerSpec.model_validate({**ENTRIES["sgd"], "default": {"lr": default}})
     chosen = StudyResult(entry={"class": "SGD", "lr": default}, validation_accuracy=0.4)
     choice = TuningResult(is_tuned=True, studies=[chosen], modules={})
-    assert dataclasses.replace(collected().tunings["sgd"], spec=spec, choice=choice).ranges_at_edge == at_edge
+    assert (
+        dataclasses.replace(collect_tuned_comparison().tunings["sgd"], spec=spec, choice=choice).ranges_at_edge
+        == at_edge
+    )
 
 
-def test_recorded_default_overrides_class_default(collected):
+def test_recorded_default_overrides_class_default(collect_tuned_comparison):
     """Whatever the installed class's own is: a report must not change with the packages."""
     spec = OptimizerSpec.model_validate({**ENTRIES["sgd"], "default": {"lr": 0.5}})
     chosen = StudyResult(entry={"class": "SGD"}, validation_accuracy=0.4)
     recorded = trial(None, 0.4).model_copy(update={"values": {"lr": 2.0}})
     own = dataclasses.replace(
-        collected([recorded, *SEARCHED[1:]]).tunings["sgd"], spec=spec,
+        collect_tuned_comparison([recorded, *SEARCHED[1:]]).tunings["sgd"], spec=spec,
         choice=TuningResult(is_tuned=True, studies=[chosen], modules={}),
     )  # fmt: skip
     assert (own.ranges_at_edge, own.get_default_value(0, "lr")) == (["lr"], 2.0)
@@ -135,30 +138,30 @@ def test_default_trial_records_values_of_tuned_parameters(entry, expected):
     assert work.make_record(search.Trial(0, 2, 1, {"lr": 0.5})).values == {"lr": 0.5}
 
 
-def test_tuning_page_lists_trials_and_statistics(collected):
-    text = tuning_report.render_markdown(collected())
+def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
+    text = tuning_report.render_markdown(collect_tuned_comparison())
     assert "| sgd | 4 | 1 | lr 0.02 | 40.00 % | 15.00 % |\n| adam | 0 | – | not tuned | – | – |" in text
     assert "sgd: learning rates within one point of the best span 1.0 decades." in text
     assert f"| 1 | {100 * (0.2 + 0.4 + 0.395 + 0.1) / 4:.2f} % |" in text and "| 4 | 40.00 % |" in text
     assert "the best of every" not in text and "Stopping early" not in text
 
 
-def test_tuning_page_explains_stopped_trials(collected):
+def test_tuning_page_explains_stopped_trials(collect_tuned_comparison):
     trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
-    text = tuning_report.render_markdown(collected(trials, halving=4))
+    text = tuning_report.render_markdown(collect_tuned_comparison(trials, halving=4))
     assert "After 1 and after 2 of 7 steps, the best of every 4 went on." in text
     assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
     assert "`halving: 1` trains all to the end" in text and "| k |" not in text
 
 
-def test_each_study_counts_as_one_value(collected):
+def test_each_study_counts_as_one_value(collect_tuned_comparison):
     """Four seeds in two studies: the first has the first and the third."""
     trials = [*SEARCHED, *(each.model_copy(update={"study": 1}) for each in SEARCHED)]
-    compared = collected(trials, [0.40, 0.50, 0.60, 0.70, 0.6, 0.6, 0.6, 0.6], seeds=range(4), studies=2)
+    compared = collect_tuned_comparison(trials, [0.40, 0.50, 0.60, 0.70, 0.6, 0.6, 0.6, 0.6], seeds=range(4), studies=2)
     sgd = next(row for row in compared.rows if row.optimizer == "sgd")
     assert sgd.validation_accuracy.n == 2
     assert sgd.validation_accuracy.sd == pytest.approx(0.1 / math.sqrt(2))
-    assert len(compared.values("sgd")) == 2 and len(compared.get_seed_values("sgd")) == 4
+    assert len(compared.get_replicate_values("sgd")) == 2 and len(compared.get_seed_values("sgd")) == 4
     assert "n = 2 studies of 2 seeds each" in verdicts.summarize_verdicts(compared)
     assert "| optimizer | study 1 | study 2 | median | spread |" in tuning_report.render_markdown(compared)
     assert "| sgd, study 2 | 4 | 1 |" in tuning_report.render_markdown(compared)
@@ -171,10 +174,10 @@ def test_each_study_counts_as_one_value(collected):
     assert {each.n for each in curve.values()} == {2}
 
 
-def test_study_column_shows_value_of_confirming_seed(collected):
+def test_study_column_shows_value_of_confirming_seed(collect_tuned_comparison):
     """Of three studies and three seeds, the seed 3 confirms the first."""
     trials = [each.model_copy(update={"study": study}) for study in range(3) for each in SEARCHED]
-    compared = collected(trials, [0.4, 0.5, 0.6] * 2, seeds=[1, 2, 3], studies=3)
+    compared = collect_tuned_comparison(trials, [0.4, 0.5, 0.6] * 2, seeds=[1, 2, 3], studies=3)
     ((_, *cells, _, _),) = tuning_report.build_study_table(
         dataclasses.replace(compared, verdict_metric="validation_accuracy")
     )[1:]
@@ -188,16 +191,16 @@ def test_study_assignment_depends_on_seed_not_position(small_config):
         small_config(seeds=[0, 2], optimizers=ENTRIES, tuning={"studies": 2})
 
 
-def test_tuning_page_shows_learning_rate_grid(collected):
+def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
     grid = [trial(index, accuracy, key=f"grid {number}") for number, (index, accuracy) in
             enumerate([(0, 0.2), (0, 0.3), (1, 0.4), (1, 0.4), (2, None), (2, 0.3)])]  # fmt: skip
-    text = tuning_report.render_markdown(collected(sensitivity=grid))
+    text = tuning_report.render_markdown(collect_tuned_comparison(sensitivity=grid))
     assert "| learning rate | validation accuracy (2 seeds) |" in text
     assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
 
 
-def test_trial_figure_highlights_selection_and_default(collected):
-    compared = collected()
+def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison):
+    compared = collect_tuned_comparison()
     (axis,) = tuning_figures.plot_learning_rates(compared).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
     assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
@@ -207,8 +210,8 @@ def test_trial_figure_highlights_selection_and_default(collected):
     assert not any(line.get_clip_on() for line in drawn.values())  # the best are near the panel's edge
 
 
-def test_tuning_files_are_written_and_report_embeds_figure(collected, tmp_path):
-    compared = collected()
+def test_tuning_files_are_written_and_report_embeds_figure(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison()
     report.write(compared, tmp_path)
     assert (tmp_path / "reports" / "tuning" / "accuracy.png").exists()
     lines = (tmp_path / "reports" / "tuning" / "trials.csv").read_text().splitlines()
@@ -226,15 +229,15 @@ def test_tuning_report_without_ranges_is_minimal(small_config, tmp_path):
     assert "Tuning" not in (tmp_path / "reports" / "report.html").read_text()
 
 
-def test_tuning_of_other_params_is_rejected(collected, tmp_path):
-    compared = collected()
+def test_tuning_of_other_params_is_rejected(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison()
     TuningResult(is_tuned=False, studies=[StudyResult(entry={})], modules={}).write(TuningFiles(tmp_path, "sgd").choice)
     with pytest.raises(RecordError, match=r"tuning/sgd/choice\.json: is of other parameters: run `dvc repro`"):
         comparison.collect(compared.config, tmp_path)
 
 
-def test_mlflow_gets_one_run_per_trial(collected, tmp_path):
-    found = {each.run: each for each in comparison_sync.build_view(collected(), tmp_path).trials}
+def test_mlflow_gets_one_run_per_trial(collect_tuned_comparison, tmp_path):
+    found = {each.run: each for each in comparison_sync.build_view(collect_tuned_comparison(), tmp_path).trials}
     assert list(found) == ["sgd default", "sgd 0", "sgd 1", "sgd 2", "sgd 3"]
     assert found["sgd 1"].params == {"optimizer": "sgd", "class": "SGD", "lr": "0.02"}
     assert found["sgd 1"].points == (("validation/accuracy", 0.4, 7), ("validation/loss", 1.0, 7))

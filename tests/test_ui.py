@@ -13,7 +13,7 @@ PAGES = {"the curve of every run": "http://mlflow.example/#/experiments/1/runs?c
 
 
 @pytest.fixture
-def opened(monkeypatch):
+def opened_urls(monkeypatch):
     """The addresses that a browser was told to open; there is a display."""
     found = []
     monkeypatch.setenv("DISPLAY", ":0")
@@ -29,19 +29,19 @@ def remote(top, monkeypatch):
     return monkeypatch
 
 
-def test_ui_opens_remote_server_pages(remote, opened, capsys):
+def test_ui_opens_remote_server_pages(remote, opened_urls, capsys):
     ui.open_pages(Path(), 5000, browse=True)
-    assert opened == list(PAGES.values())
+    assert opened_urls == list(PAGES.values())
     assert PAGES["the curve of every run"] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [{"browse": False}, {"display": ""}])
-def test_ui_opens_no_browser_without_display_or_request(remote, opened, change):
+def test_ui_opens_no_browser_without_display_or_request(remote, opened_urls, change):
     remote.setenv("DISPLAY", change.get("display", ":0"))
     remote.delenv("WAYLAND_DISPLAY", raising=False)
     remote.setattr(ui.sys, "platform", "linux")
     ui.open_pages(Path(), 5000, browse=change.get("browse", True))
-    assert opened == []
+    assert opened_urls == []
 
 
 def test_ui_without_comparison_names_next_commands(remote, capsys):

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError, WeightsError
-from optlab.training import models, optimizers, weights
+from optlab.training import models, weights
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def model():
 
 
 @pytest.fixture
-def written(tmp_path, model):
+def weights_path(tmp_path, model):
     path = tmp_path / "models" / "adam-0.safetensors"
     weights.save_model(path, model, "zilliax")
     return path
@@ -99,7 +100,7 @@ def test_shared_weights_round_trip(tmp_path, monkeypatch):
 def test_unsavable_weights_are_rejected_before_training(small_config, monkeypatch, factory, said):
     monkeypatch.setitem(models.MODELS, "odd", factory)
     with pytest.raises(ConfigError, match=f"^params.yaml: model: {said}$"):
-        optimizers.check(small_config(model="odd"))
+        checks.check_config(small_config(model="odd"))
 
 
 def test_same_weights_give_same_bytes(tmp_path, model):
@@ -152,9 +153,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("damage", "phrase"), DAMAGED.values(), ids=DAMAGED)
-def test_invalid_weights_file_is_rejected(written, model, damage, phrase):
-    written.write_bytes(damage(written.read_bytes(), model))
-    assert_refused(written, phrase)
+def test_invalid_weights_file_is_rejected(weights_path, model, damage, phrase):
+    weights_path.write_bytes(damage(weights_path.read_bytes(), model))
+    assert_refused(weights_path, phrase)
 
 
 def test_missing_weights_file_is_reported(tmp_path):
@@ -184,28 +185,28 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_pickle_as_weights_file_is_not_executed(tmp_path, written):
+def test_pickle_as_weights_file_is_not_executed(tmp_path, weights_path):
     marker = tmp_path / "executed"
-    written.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
-    assert_refused(written, "damaged or not safetensors")
+    weights_path.write_bytes(pickle.dumps({"0.weight": Touch(marker)}))
+    assert_refused(weights_path, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_zipped_pickle_as_weights_file_is_not_executed(tmp_path, written):
+def test_zipped_pickle_as_weights_file_is_not_executed(tmp_path, weights_path):
     marker = tmp_path / "executed"
-    torch.save({"0.weight": Touch(marker)}, written)
-    assert_refused(written, "damaged or not safetensors")
+    torch.save({"0.weight": Touch(marker)}, weights_path)
+    assert_refused(weights_path, "damaged or not safetensors")
     assert not marker.exists()
 
 
-def test_model_name_in_weights_file_is_not_called(written, model):
+def test_model_name_in_weights_file_is_not_called(weights_path, model):
     """The name is part of the file: whoever made the file must not choose what is called here."""
-    written.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
+    weights_path.write_bytes(save(tensors(model), metadata={"model": "os.abort"}))
     code = (
         "import pathlib, sys\n"
         "from optlab.system import errors\nfrom optlab.training import weights\n"
         'errors.run_main(lambda: weights.load_model(pathlib.Path(sys.argv[1]), "zilliax"))\n'
     )
-    done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(weights_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.returncode
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

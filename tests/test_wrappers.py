@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_checkpoint import assert_same, resume_after_interruption
-from test_optimizers import assert_same_weights, batches, built, module, one_thread, train_by_hand, train_ours
+from test_optimizers import assert_same_weights, batches, build_optimizer, module, one_thread, train_by_hand, train_ours
 from test_param_groups import SMALL, train_run
 
+from optlab.preflight import checks
 from optlab.system.errors import ConfigError, ResourceError, StepError
 from optlab.training import determinism, models, optimizers
 from optlab.training.optimizer_driver import flatten_wrappers
@@ -215,7 +216,7 @@ def test_sharpness_aware_minimization_equals_plain_torch(path, batches, cls):
 @pytest.mark.parametrize(("cls", "gradients"), [("Sam", 2), ("TwoSteps", 2), ("Lookahead", 1)])
 def test_wrapper_gradients_are_counted(path, small_config, sample, device, cls, gradients):
     config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE}}, **SMALL)
-    optimizers.check(config)
+    checks.check_config(config)
     assert [epoch.gradients for epoch in train_run(config, sample, device).epochs] == [5 * gradients] * 2
 
 
@@ -230,7 +231,7 @@ def test_lookahead_wraps_base_optimizer_instance(path, batches):
 
 def test_base_learning_rate_is_scaled_and_logged(path):
     for cls in ("Sam", "Lookahead"):
-        _, stepper = built(**{"class": path(cls), "base": BASE})
+        _, stepper = build_optimizer(**{"class": path(cls), "base": BASE})
         values = stepper.get_hyperparameters()
         assert (values["class"], values["base.class"], values["base.momentum"]) == (cls, "SGD", 0.9)
         stepper.scale_lr(0.5)
@@ -249,7 +250,7 @@ def test_wrapper_resumes_to_identical_bytes(path, small_config, sample, device, 
 def test_param_groups_reach_wrapped_optimizer(path):
     for cls in ("Sam", "Lookahead"):
         entry = {"class": path(cls), "base": BASE, "groups": [{"match": "*.bias", "lr": 0.2}]}
-        _, stepper = built(**entry)
+        _, stepper = build_optimizer(**entry)
         _, inner = flatten_wrappers(stepper.optimizers[0])
         assert [group["lr"] for group in inner.param_groups] == [0.1, 0.2]
 
@@ -270,7 +271,7 @@ def test_constructor_arguments_are_injected_by_name(path, small_config):
 
 def refusal(config):
     with pytest.raises(ConfigError) as caught:
-        optimizers.check(config)
+        checks.check_config(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -384,13 +385,13 @@ def test_optimizer_probe_draws_no_random_numbers(path, small_config):
 )
 def test_optimizer_trains_with_required_groups(path, small_config, sample, device, cls, more):
     config = small_config(optimizers={"mine": {"class": path(cls), **more}}, **SMALL)
-    optimizers.check(config)
+    checks.check_config(config)
     assert train_run(config, sample, device).status == "completed"
 
 
 def test_failing_step_is_reported_with_source_line(path, small_config, sample, device):
     config = small_config(optimizers={"mine": {"class": path("Late")}}, **SMALL)
-    optimizers.check(config)
+    checks.check_config(config)
     with pytest.raises(StepError, match=r"^step 3 fails: RuntimeError: enough \(.*user_module_\d+\.py, line \d+\)$"):
         train_run(config, sample, device)
 
@@ -432,4 +433,4 @@ def test_custom_folder_prefix_in_class_is_rejected(small_config):
     with pytest.raises(
         ConfigError, match=r"custom.lion.Lion: modules are looked for in custom/ itself: write lion.Lion$"
     ):
-        optimizers.check(small_config(optimizers={"mine": {"class": "custom.lion.Lion"}}))
+        checks.check_config(small_config(optimizers={"mine": {"class": "custom.lion.Lion"}}))

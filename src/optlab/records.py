@@ -15,7 +15,7 @@ import json
 import math
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from optlab.schema.parameters import format_run_id
 from optlab.system import files, repository
 from optlab.system.errors import RecordError
-from optlab.system.revision import Revision
+
+if TYPE_CHECKING:  # a served model imports this module, and needs no packages but those that it lists
+    from optlab.system.git import Revision
 
 Status = Literal["completed", "diverged"]
 TrialStatus = Literal["completed", "stopped", "diverged", "failed"]
@@ -64,7 +66,7 @@ class Record(BaseModel):
         return cls.parse(content, str(path))
 
     @classmethod
-    def read_at_revision(cls, revision: Revision, path: Path) -> Self | None:
+    def read_at_revision(cls, revision: "Revision", path: Path) -> Self | None:
         """What a git revision holds; None if that is missing or damaged."""
         content = revision.read(path)
         try:

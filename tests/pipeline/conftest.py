@@ -66,7 +66,7 @@ def longer(reproduced, tmp_path_factory):
 def undisturbed(longer, tmp_path_factory):
     """The outputs of adam's longer training, by their paths."""
     project = longer.copy(tmp_path_factory.mktemp("undisturbed") / "project")
-    assert project.stage("train", "adam", "0").returncode == 0
+    assert project.run_stage("train", "adam", "0").returncode == 0
     return {name: (project.top / name).read_bytes() for name in ("models/adam-0.safetensors", "runs/adam-0/train.json")}
 
 

@@ -20,7 +20,7 @@ def shown(reproduced):
     """The finished project, after two more calls of `show`: `dvc repro` has shown the comparison, too."""
     project, _ = reproduced
     for _ in range(2):
-        assert project.warm("optlab", "show").returncode == 0
+        assert project.run_forked("optlab", "show").returncode == 0
     return project
 
 
@@ -56,7 +56,7 @@ def browser():
 
 
 @contextmanager
-def opened(browser, address, width=1400):
+def open_page(browser, address, width=1400):
     """A page in an empty profile."""
     context = browser.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
@@ -77,7 +77,7 @@ def columns(page):
 
 def test_start_page_leads_to_curves_and_runs(served, browser):
     _, url, _ = served
-    with opened(browser, url) as page:
+    with open_page(browser, url) as page:
         page.locator(".js-plotly-plot .scatterlayer .js-line").first.wait_for(state="attached")
         page.locator(".js-plotly-plot .bars .point").first.wait_for(state="attached")
         charts = page.get_by_text(re.compile(r"^(step|test)/\w+$")).all_inner_texts()
@@ -95,7 +95,7 @@ def test_start_page_leads_to_curves_and_runs(served, browser):
 
 def test_narrow_window_shows_first_columns(served, browser):
     _, url, _ = served
-    with opened(browser, f"{url}/#/experiments/1/runs", width=1000) as page:
+    with open_page(browser, f"{url}/#/experiments/1/runs", width=1000) as page:
         assert columns(page)[:3] == FIRST_COLUMNS
 
 
@@ -108,7 +108,7 @@ def test_plain_mlflow_ui_needs_one_click(served, browser):
             body=re.sub("(?s)<script>.*?</script>", "", route.fetch().text(), count=1), content_type="text/html"
         )
 
-    with opened(browser, "about:blank") as page:
+    with open_page(browser, "about:blank") as page:
         page.route(f"{url}/", bare)
         page.goto(url)
         page.get_by_text("Model training", exact=True).click()
@@ -121,7 +121,7 @@ def test_plain_mlflow_ui_needs_one_click(served, browser):
 def test_champion_is_listed_among_models(served, browser):
     """With its metrics, and as the one version that is registered, after three calls of `show`."""
     _, url, _ = served
-    with opened(browser, f"{url}/#/experiments/1/models") as page:
+    with open_page(browser, f"{url}/#/experiments/1/models") as page:
         page.get_by_role("link", name=re.compile("optlab-cifar10")).wait_for()
         assert page.get_by_text(re.compile(r"^v\d+$")).all_inner_texts() == ["v1"]
         page.get_by_role("button", name="Columns").click()
@@ -138,9 +138,9 @@ def test_ui_prints_page_urls_and_stops_on_sigint(served, shown):
         f"{url}/#/experiments/1/runs?compareRunsMode=CHART", f"{url}/#/experiments/1/runs",
         f"{url}/#/experiments/2/runs?compareRunsMode=CHART",
     ]  # fmt: skip
-    used = shown.warm("optlab", "ui", "--no-browser", "--port", url.rpartition(":")[2])
+    used = shown.run_forked("optlab", "ui", "--no-browser", "--port", url.rpartition(":")[2])
     assert used.returncode == 1 and used.stderr.startswith("error: port ") and len(used.stderr.splitlines()) == 1
-    elsewhere = shown.warm("optlab", "ui", "--no-browser", MLFLOW_TRACKING_URI=url)
+    elsewhere = shown.run_forked("optlab", "ui", "--no-browser", MLFLOW_TRACKING_URI=url)
     assert elsewhere.returncode == 0 and f"{url}/#/experiments/1/runs?viewStateShareKey" in elsewhere.stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -21,14 +21,14 @@ def current(project):
 
 def test_clean_removes_uploaded_log_of_former_run(copied):
     """Not even when its parameters come back, and DVC its outputs."""
-    assert removed(copied.warm("optlab", "clean")) == []
+    assert removed(copied.run_forked("optlab", "clean")) == []
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
     assert copied.repro().returncode == 0
-    (name,) = removed(copied.warm("optlab", "clean"))
+    (name,) = removed(copied.run_forked("optlab", "clean"))
     assert "-adam-0-" in name
-    assert removed(copied.warm("optlab", "clean")) == []
-    assert "no runs had something to send" in copied.warm("optlab", "sync").stdout
-    assert copied.warm("optlab", "show").returncode == 0
+    assert removed(copied.run_forked("optlab", "clean")) == []
+    assert "no runs had something to send" in copied.run_forked("optlab", "sync").stdout
+    assert copied.run_forked("optlab", "show").returncode == 0
     held = [("adam-0", "current"), ("adam-0", "earlier"), ("sgd-0", "current")]
     assert comparison_tags(copied) == held
     before = current(copied)
@@ -44,7 +44,7 @@ def test_clean_keeps_files_of_active_training(longer, undisturbed, tmp_path):
     (project.top / "runs/adam-0/train.json").unlink()  # as DVC does before it starts the stage
     with started(project, sys.executable, "pipeline/train.py", "adam", "0") as process:
         until(process, lambda: checkpoints(project))
-        result = project.warm("optlab", "clean")
+        result = project.run_forked("optlab", "clean")
         assert process.poll() is None
         assert removed(result) == []
         assert "  1: a process is at work on their runs" in result.stdout.splitlines()
@@ -52,5 +52,5 @@ def test_clean_keeps_files_of_active_training(longer, undisturbed, tmp_path):
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     (run,) = set(logged_runs(project)) - set(before)
     assert logged_runs(project)[run]["steps"] == list(range(7 * LONG))
-    (name,) = removed(project.warm("optlab", "clean"))
+    (name,) = removed(project.run_forked("optlab", "clean"))
     assert "-adam-0-" in name

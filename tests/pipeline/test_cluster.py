@@ -1,4 +1,4 @@
-"""Runs and trials on a real Ray cluster of two nodes on this machine: bytes of a local run, whatever dies."""
+"""Runs and trials on a real Ray cluster of two nodes on this machine: the same bytes as here, whatever dies."""
 
 import contextlib
 import json
@@ -20,6 +20,7 @@ from optlab.config import loader
 from optlab.orchestration import ray_session
 from optlab.orchestration.executor import ClusterOptions, JobSpec
 from optlab.schema.parameters import PARAMS_FILE
+from optlab.system import source_code
 from optlab.system.errors import ClusterError, RunsFailedError
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -76,7 +77,7 @@ class LocalRayCluster:
         return list(self._nodes.worker_nodes)
 
     def workspaces(self, name="*"):
-        """Workspaces on the nodes."""
+        """The workspaces on the nodes."""
         return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/workspaces/*") if path.is_dir()]
 
     def left(self):
@@ -91,7 +92,7 @@ class LocalRayCluster:
 
 
 @pytest.fixture(scope="module")
-def farm():
+def ray_cluster():
     folder = Path(tempfile.mkdtemp())  # short: it holds sockets
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))  # a cluster's address is written there, into a folder that Ray expects
@@ -103,12 +104,12 @@ def farm():
 
 
 @pytest.fixture(autouse=True)
-def _alone(farm):
+def _remove_extra_nodes(ray_cluster):
     """After each test, there is `a` alone, with nothing on it."""
     yield
-    for each in farm.others():
-        farm.kill(each)
-    for path in farm.folder.glob("a/tmp/*"):
+    for each in ray_cluster.others():
+        ray_cluster.kill(each)
+    for path in ray_cluster.folder.glob("a/tmp/*"):
         shutil.rmtree(path)
 
 
@@ -141,16 +142,16 @@ def journals(project, run):
     return [[each for each in every if each["event"] != "metrics"] for every in events]
 
 
-def repro(project, farm, *words):
+def repro(project, ray_cluster, *words):
     """`optlab repro` on the cluster, beside the test."""
-    return projects.started(project, "optlab", "repro", "--cluster", farm.address, *words)
+    return projects.started(project, "optlab", "repro", "--cluster", ray_cluster.address, *words)
 
 
-def begun(farm, node, beginning):
-    """Return the workspaces in which a node runs such jobs and has the first metrics."""
+def find_active(ray_cluster, node, beginning):
+    """The workspaces on a node whose job has its first metrics and has not ended."""
     return [
         workspace
-        for workspace in farm.workspaces(node)
+        for workspace in ray_cluster.workspaces(node)
         if workspace.name.startswith(beginning)
         and not list(workspace.glob("ended-*"))
         and (
@@ -160,19 +161,19 @@ def begun(farm, node, beginning):
     ]
 
 
-def test_cluster_survives_two_node_deaths_with_identical_record(farm, slow, tmp_path):
+def test_cluster_survives_two_node_deaths_with_identical_record(ray_cluster, slow, tmp_path):
     """One in the middle of a tuning, one in the middle of four runs."""
     here = slow.copy(tmp_path / "here")
     here.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
     here.edit("params.yaml", "Resting, lr: 0.001", "Resting, lr: {log: [0.0001, 0.01]}")
     projects.commit(here, "four runs, one optimizer tuned")
     there = here.copy(tmp_path / "there")
-    one, other = farm.start("b"), farm.start("c")
-    with repro(there, farm) as command:
-        projects.until(command, lambda: begun(farm, "b", "trial-"))
-        farm.kill(one)
-        projects.until(command, lambda: begun(farm, "c", "train-adam"))
-        farm.kill(other)
+    one, other = ray_cluster.start("b"), ray_cluster.start("c")
+    with repro(there, ray_cluster) as command:
+        projects.until(command, lambda: find_active(ray_cluster, "b", "trial-"))
+        ray_cluster.kill(one)
+        projects.until(command, lambda: find_active(ray_cluster, "c", "train-adam"))
+        ray_cluster.kill(other)
         status = command.wait(120)
     assert status == 0, output(there)
     deaths = re.findall(
@@ -185,7 +186,7 @@ def test_cluster_survives_two_node_deaths_with_identical_record(farm, slow, tmp_
     for top in (there, here):
         steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(top).values()}
         assert steps == {f"{name}-{seed}": list(range(7 * EPOCHS)) for name in ("sgd", "adam") for seed in range(2)}
-    assert farm.left() == ([], [])
+    assert ray_cluster.left() == ([], [])
 
 
 MORE = """
@@ -207,22 +208,25 @@ class Broken(torch.optim.SGD):
 """
 
 
-def test_killed_driver_repeats_no_finished_work(farm, slow, tmp_path):
+def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
     """What had ended on a node, and was not collected, is not trained again; what had begun goes on there."""
     project = slow.copy(tmp_path / "project")
     with (project.top / "custom" / "resting.py").open("a") as file:
         file.write(MORE)
     project.edit("params.yaml", "{class: SGD,", "{class: resting.Slower,")
-    farm.start("b")
+    ray_cluster.start("b")
     project.edit("params.yaml", "  sgd:", "  broken: {class: resting.Broken, lr: 0.01}\n  sgd:")
-    with repro(project, farm) as command:
-        projects.until(command, lambda: begun(farm, "*", "train-adam") and begun(farm, "*", "train-sgd"))
+    with repro(project, ray_cluster) as command:
+        runs = ("train-adam", "train-sgd")
+        projects.until(command, lambda: all(find_active(ray_cluster, "*", run) for run in runs))
         command.send_signal(signal.SIGSTOP)  # a slow driver does not slow the runs
-        projects.until(command, lambda: ended(farm, "train-adam"))
-        projects.until(command, lambda: list(begun(farm, "*", "train-sgd")[0].glob(".optlab/checkpoints/*/*/*/0*")))
+        projects.until(command, lambda: find_finished(ray_cluster, "train-adam"))
+        sgd = find_active(ray_cluster, "*", "train-sgd")[0]
+        projects.until(command, lambda: list(sgd.glob(".optlab/checkpoints/*/*/*/0*")))
         command.kill()
-    assert "train@adam" not in (project.top / "dvc.lock").read_text() and not ended(farm, "train-sgd")
-    result = project.run("optlab", "repro", "--cluster", farm.address)
+    assert "train@adam" not in (project.top / "dvc.lock").read_text()
+    assert not find_finished(ray_cluster, "train-sgd")
+    result = project.run("optlab", "repro", "--cluster", ray_cluster.address)
     assert result.returncode == 1 and "Traceback" not in result.stdout + result.stderr
     # A run's own exception is its end, and the others go on.
     reason, summary = result.stderr.splitlines()[-2:]
@@ -238,22 +242,22 @@ def test_killed_driver_repeats_no_finished_work(farm, slow, tmp_path):
     assert steps["adam-0"] == steps["sgd-0"] == list(range(7 * EPOCHS))
 
 
-def ended(farm, beginning):
-    """Return the workspaces in which such a job was completed."""
-    return [path for path in farm.workspaces() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
+def find_finished(ray_cluster, beginning):
+    """The workspaces whose job has ended."""
+    return [path for path in ray_cluster.workspaces() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
 
 
-def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_path, monkeypatch):
+def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, tmp_path, monkeypatch):
     """With a shared folder, what had begun goes on from there at the next call."""
     project, shared = slow.copy(tmp_path / "project"), tmp_path / "shared"
     project.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2]")
     project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
-    older = farm.folder / "older"
+    older = ray_cluster.folder / "older"
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
-    with repro(project, farm, "--shared", str(shared)) as command:
+    with repro(project, ray_cluster, "--shared", str(shared)) as command:
         projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/journal/*/events.jsonl")))
-        other = farm.start("other", {"PYTHONPATH": str(older)})  # it joins late
+        other = ray_cluster.start("other", {"PYTHONPATH": str(older)})  # it joins late
         told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
         projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))
         projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/checkpoints/*/*/*/0*")))
@@ -261,16 +265,16 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(farm, slow, tmp_pat
         assert command.wait(60) == 130, output(project)
     assert "stopped: what is complete is kept" in output(project)
     assert f"epoch 1/{EPOCHS}  training loss" in output(project)  # while none was at its end
-    assert farm.left() == ([], [])
+    assert ray_cluster.left() == ([], [])
     told = r"^node other \(.*\): torch 2.0.0 \(2.* here\): install the same there, or take it out of the cluster$"
     monkeypatch.chdir(project.top)
     with (
         pytest.raises(ClusterError, match=told),
-        RayExecutor(loader.load(PARAMS_FILE), Path(), ClusterOptions(farm.address)) as pool,
+        RayExecutor(loader.load(PARAMS_FILE), Path(), ClusterOptions(ray_cluster.address)) as pool,
     ):
         pool.wait_ready()
-    farm.kill(other)
-    result = project.run("optlab", "repro", "--cluster", farm.address, "--shared", str(shared))
+    ray_cluster.kill(other)
+    result = project.run("optlab", "repro", "--cluster", ray_cluster.address, "--shared", str(shared))
     assert result.returncode == 0, result.stderr
     resumed = [
         each["step"] for seed in range(3) for each in journals(project, f"adam-{seed}")[0] if each["event"] == "resume"
@@ -291,7 +295,7 @@ def main():
     what = sys.argv[1]
     print(what, os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     if what == "dies":  # as Ray's worker does where the kernel wants its memory
-        os.kill(int(os.environ["OPTLAB_PID"]), 9)
+        os.kill(int(os.environ["OPTLAB_PARENT_PID"]), 9)
         time.sleep(60)
     if what == "breaks":
         raise ZeroDivisionError("by zero")
@@ -302,7 +306,7 @@ def main():
 """
 
 
-def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, monkeypatch, capfd):
+def test_gpu_sharing_and_retries_of_dead_workers(ray_cluster, small_config, tmp_path, monkeypatch, capfd):
     """A worker that dies three times is given up, an exception is not tried again, and neither holds up the others."""
     for name in ("pipeline", ".dvc", "met"):
         (tmp_path / name).mkdir()
@@ -310,7 +314,7 @@ def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, m
     (tmp_path / "pipeline" / "work.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     config = small_config(training={"threads": 2})
-    farm.start("g", num_cpus=4, num_gpus=1)
+    ray_cluster.start("g", num_cpus=4, num_gpus=1)
     lines = []
 
     def hear(line):
@@ -318,7 +322,7 @@ def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, m
         return True
 
     names = ["dies", "breaks", "1", "2"]
-    with RayExecutor(config, Path(), ClusterOptions(address=farm.address, num_gpus=0.5)) as pool:
+    with RayExecutor(config, Path(), ClusterOptions(address=ray_cluster.address, num_gpus=0.5)) as pool:
         jobs = {}
         for name in names:
             argv = ["pipeline/work.py", name, str(tmp_path / "met")]
@@ -343,7 +347,7 @@ def test_gpu_sharing_and_retries_of_dead_workers(farm, small_config, tmp_path, m
     )
     assert said == ["1", "2"]
     assert (tmp_path / "left").read_text() in "12"
-    assert farm.left() == ([], [])
+    assert ray_cluster.left() == ([], [])
 
 
 def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
@@ -351,11 +355,8 @@ def test_runtime_package_contains_only_code(tmp_path, monkeypatch):
     monkeypatch.chdir(projects.TOP)
     config = loader.load(PARAMS_FILE)
     first, second = (ray_session.pack_working_dir(config, Path(), tmp_path / name) for name in ("first", "second"))
-    assert first == second and ray_session.list_changed_files(config, Path(), first) == []
-    assert ray_session.list_changed_files(config, Path(), first | {"params.yaml": "", "gone.py": ""}) == [
-        "gone.py",
-        "params.yaml",
-    ]
+    assert first == second and source_code.find_changed(first) == []
+    assert source_code.find_changed(first | {"params.yaml": "", "gone.py": ""}) == ["gone.py", "params.yaml"]
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     assert (tmp_path / "first").stat().st_size < 2e6
     with zipfile.ZipFile(tmp_path / "first") as archive:

@@ -53,7 +53,7 @@ def assert_fully_uploaded(project, before, steps):
     assert sent.read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
 
 
-def fill(folder, leave):
+def fill_disk(folder, leave):
     """Take all the room that a disk has, but for so many bytes."""
     free = shutil.disk_usage(folder).free
     (folder / "filler").write_bytes(b"x" * max(0, free - leave))
@@ -64,10 +64,10 @@ def test_full_disk_while_writing_data_is_recoverable(copied, disk, resize):
     shutil.rmtree(data)
     before, expected = read_outputs(copied), recorded_data_digests(copied)
     disk(data, "1m")
-    assert_single_trouble(copied.stage("download"), "error", "data/cifar10", REASON)
+    assert_single_trouble(copied.run_stage("download"), "error", "data/cifar10", REASON)
     assert [path for path in data.rglob("*") if path.is_file()] == []
     resize(data, "8m")
-    assert copied.stage("download").returncode == 0
+    assert copied.run_stage("download").returncode == 0
     assert {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in data.glob("cifar10/*")} == expected
     assert read_outputs(copied, "data") == before
 
@@ -83,11 +83,11 @@ def test_full_disk_while_writing_weights_is_recoverable(copied, disk, resize):
     logged, before = logged_runs(copied), read_outputs(copied)
     shutil.move(copied.top / "models", copied.top / "aside")
     disk(copied.top / "models", "300k")
-    assert_single_trouble(copied.stage("train", "adam", "0"), "error", "models/adam-0.safetensors", REASON)
+    assert_single_trouble(copied.run_stage("train", "adam", "0"), "error", "models/adam-0.safetensors", REASON)
     assert list((copied.top / "models").iterdir()) == []
     assert read_outputs(copied) == without_prefix(before, "models")
     resize(copied.top / "models", "2m")
-    assert copied.stage("train", "adam", "0").returncode == 0
+    assert copied.run_stage("train", "adam", "0").returncode == 0
     assert read_outputs(copied, "models/sgd") == without_prefix(before, "models/sgd")
     assert_fully_uploaded(copied, logged, 14)
 
@@ -100,7 +100,7 @@ def test_full_disk_while_writing_checkpoint_gives_one_warning(longer, undisturbe
     project = longer.copy(tmp_path / "project")
     logged = logged_runs(project)
     disk(project.top / ".optlab" / "checkpoints", "100k")
-    assert_single_trouble(project.stage("train", "adam", "0"), "warning", "checkpoint", ".safetensors", REASON)
+    assert_single_trouble(project.run_stage("train", "adam", "0"), "warning", "checkpoint", ".safetensors", REASON)
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     assert_fully_uploaded(project, logged, 7 * LONG)
 
@@ -110,11 +110,11 @@ def test_full_disk_while_writing_event_log_is_recoverable(copied, disk, room):
     logged, before = logged_runs(copied), read_outputs(copied)
     journal = copied.top / ".optlab" / "journal"
     disk(journal, "4m")
-    fill(journal, room)
-    assert_single_trouble(copied.stage("train", "adam", "0"), "error", ".optlab/journal/", REASON)
+    fill_disk(journal, room)
+    assert_single_trouble(copied.run_stage("train", "adam", "0"), "error", ".optlab/journal/", REASON)
     assert read_outputs(copied, *RUN) == {name: each for name, each in before.items() if name not in RUN}
     (journal / "filler").unlink()
-    assert copied.stage("train", "adam", "0").returncode == 0
+    assert copied.run_stage("train", "adam", "0").returncode == 0
     assert read_outputs(copied) == before
     assert_fully_uploaded(copied, logged, 14)
 
@@ -124,15 +124,15 @@ def test_full_disk_while_writing_metrics_is_recoverable(longer, undisturbed, tmp
     logged, before = logged_runs(project), read_outputs(project)
     journal = project.top / ".optlab" / "journal"
     disk(journal, "4m")
-    fill(journal, 8192)
-    failed = project.stage("train", "adam", "0")
+    fill_disk(journal, 8192)
+    failed = project.run_stage("train", "adam", "0")
     *warnings, error = trouble_lines(failed)
     assert error.startswith("error: .optlab/journal/") and "events.jsonl" in error and REASON in error
     assert all(line.startswith("warning: no checkpoint (.optlab/journal/") for line in warnings)
     assert failed.returncode == 1
     assert read_outputs(project) == before
     (journal / "filler").unlink()
-    assert project.stage("train", "adam", "0").returncode == 0
+    assert project.run_stage("train", "adam", "0").returncode == 0
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     assert_fully_uploaded(project, logged, 7 * LONG)
 
@@ -149,12 +149,12 @@ def test_full_disk_while_writing_database_is_recoverable(copied, disk, tmp_path,
         shutil.rmtree(tmp_path / ".optlab" / "journal")
     disk(copied.top, "40m")
     logged = logged_runs(copied) if exists else {}
-    fill(copied.top, 8192 if exists else 300_000)
-    assert_single_trouble(copied.stage("train", "adam", "0"), "warning", "mlflow.db", "disk is full")
+    fill_disk(copied.top, 8192 if exists else 300_000)
+    assert_single_trouble(copied.run_stage("train", "adam", "0"), "warning", "mlflow.db", "disk is full")
     assert read_outputs(copied) == before
     assert list(copied.top.glob(".mlflow.db*")) == []
     (copied.top / "filler").unlink()
-    sent = copied.warm("optlab", "sync")
+    sent = copied.run_forked("optlab", "sync")
     assert (sent.returncode, trouble_lines(sent)) == (0, []), sent.stderr
     assert_fully_uploaded(copied, logged, 14)
 
@@ -163,8 +163,8 @@ def test_full_disk_while_writing_database_is_recoverable(copied, disk, tmp_path,
 def test_full_disk_for_all_outputs_is_recoverable(copied, disk, room):
     logged, before = logged_runs(copied), read_outputs(copied)
     disk(copied.top, "40m")
-    fill(copied.top, room)
-    failed = copied.stage("train", "adam", "0")
+    fill_disk(copied.top, room)
+    failed = copied.run_stage("train", "adam", "0")
     *warnings, error = trouble_lines(failed)
     assert failed.returncode == 1
     assert error.startswith("error: ") and REASON in error
@@ -172,13 +172,13 @@ def test_full_disk_for_all_outputs_is_recoverable(copied, disk, room):
     assert all(line.startswith(("warning: no checkpoint (", "warning: MLflow at ")) for line in warnings)
     assert read_outputs(copied, *RUN) == {name: each for name, each in before.items() if name not in RUN}
     (copied.top / "filler").unlink()
-    again = copied.stage("train", "adam", "0")
+    again = copied.run_stage("train", "adam", "0")
     assert (again.returncode, trouble_lines(again)) == (0, []), again.stderr
     assert read_outputs(copied) == before
     assert_fully_uploaded(copied, logged, 14)
 
 
-def flip(path):
+def flip_bit(path):
     """Turn one bit in the middle of a file round, with the size and the times that it has."""
     before = path.stat()
     content = bytearray(path.read_bytes())
@@ -221,8 +221,8 @@ def apply_remedy(project, line):
 
 def test_flipped_bit_in_data_file_is_detected(copied):
     before = read_outputs(copied)
-    flip(copied.top / "data/cifar10/data_batch_3.bin")
-    line = assert_refused(copied.stage("train", "adam", "0"), "data/cifar10/data_batch_3.bin", "altered")
+    flip_bit(copied.top / "data/cifar10/data_batch_3.bin")
+    line = assert_refused(copied.run_stage("train", "adam", "0"), "data/cifar10/data_batch_3.bin", "altered")
     assert "DVC" not in line  # its copy is whole
     assert apply_remedy(copied, line).returncode == 0
     assert read_outputs(copied) == before
@@ -230,9 +230,9 @@ def test_flipped_bit_in_data_file_is_detected(copied):
 
 def test_flipped_bit_in_weights_is_detected(copied, image):
     before = read_outputs(copied)
-    flip(copied.top / "models/adam-0.safetensors")
-    assert_refused(copied.warm("optlab", "predict", image), "models/adam-0.safetensors", "altered")
-    line = assert_refused(copied.stage("evaluate", "adam", "0"), "models/adam-0.safetensors", "altered")
+    flip_bit(copied.top / "models/adam-0.safetensors")
+    assert_refused(copied.run_forked("optlab", "predict", image), "models/adam-0.safetensors", "altered")
+    line = assert_refused(copied.run_stage("evaluate", "adam", "0"), "models/adam-0.safetensors", "altered")
     assert apply_remedy(copied, line).returncode == 0
     assert read_outputs(copied) == before
 
@@ -240,10 +240,10 @@ def test_flipped_bit_in_weights_is_detected(copied, image):
 def test_flipped_bit_in_logged_weights_is_not_uploaded(copied):
     """A database made anew gets all but the damaged weights, and no model."""
     (kept,) = copied.top.glob(".optlab/journal/*-adam-0-*/adam-0.safetensors")
-    flip(kept)
+    flip_bit(kept)
     (copied.top / "mlflow.db").unlink()
     shutil.rmtree(copied.top / "mlruns")
-    sent = copied.warm("optlab", "sync")
+    sent = copied.run_forked("optlab", "sync")
     assert sent.returncode == 0, sent.stderr
     artifact, model = trouble_lines(sent)
     assert "refuses the artifact of" in artifact and "was altered since it was written" in artifact
@@ -257,8 +257,8 @@ def test_flipped_bit_in_checkpoint_is_detected(longer, undisturbed, tmp_path):
     project = longer.copy(tmp_path / "project")
     logged = logged_runs(project)
     checkpoint = interrupt_training(project)
-    flip(checkpoint)
-    assert_single_trouble(project.stage("train", "adam", "0"), "warning", checkpoint.name, "SHA-256", "starts over")
+    flip_bit(checkpoint)
+    assert_single_trouble(project.run_stage("train", "adam", "0"), "warning", checkpoint.name, "SHA-256", "starts over")
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     assert_fully_uploaded(project, logged, 7 * LONG)
 
@@ -274,11 +274,11 @@ def interrupt_training(project):
 def test_flipped_bit_in_cached_weights_is_detected(copied, image):
     """DVC takes a file of its cache for what it was; it is not used all the same, and the remedy works."""
     before, weights = read_outputs(copied), copied.top / "models/adam-0.safetensors"
-    flip(cache_path(copied, weights))
+    flip_bit(cache_path(copied, weights))
     shutil.rmtree(weights.parent)
     assert copied.run("dvc", "checkout", "train@adam-0", "train@sgd-0").returncode == 0
     assert weights.read_bytes() != before["models/adam-0.safetensors"]
-    assert_refused(copied.warm("optlab", "predict", image), "altered", "DVC's damaged copy .dvc/cache/files/md5/")
+    assert_refused(copied.run_forked("optlab", "predict", image), "altered", "DVC's damaged copy .dvc/cache/files/md5/")
     forced = copied.repro("-f", "-s", "evaluate@adam-0")
     assert forced.returncode != 0
     (line,) = trouble_lines(forced)
@@ -295,10 +295,10 @@ def test_flipped_bit_in_cached_weights_is_detected(copied, image):
 
 def test_flipped_bit_in_cached_data_is_detected(copied):
     before, damaged = read_outputs(copied), copied.top / "data/cifar10/data_batch_3.bin"
-    flip(cache_path(copied, damaged))
+    flip_bit(cache_path(copied, damaged))
     shutil.rmtree(copied.top / "data")
     assert copied.run("dvc", "checkout", "download").returncode == 0
-    line = assert_refused(copied.stage("train", "adam", "0"), "data/cifar10/data_batch_3.bin", "DVC's damaged copy")
+    line = assert_refused(copied.run_stage("train", "adam", "0"), "data/cifar10/data_batch_3.bin", "DVC's damaged copy")
     assert apply_remedy(copied, line).returncode == 0
     assert read_outputs(copied) == before
     damaged.unlink()

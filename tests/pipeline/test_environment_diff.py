@@ -10,7 +10,7 @@ MIXED = "1.0 (adam-0)"
 
 
 @pytest.fixture(scope="module")
-def mixed(reproduced, tmp_path_factory):
+def mixed_environments(reproduced, tmp_path_factory):
     """A project whose record says that adam was trained with another numpy; and what `dvc repro` then printed."""
     project = reproduced[0].copy(tmp_path_factory.mktemp("mixed") / "project")
     path = project.top / "runs" / "adam-0" / "conditions.json"
@@ -20,8 +20,8 @@ def mixed(reproduced, tmp_path_factory):
     return project, result.stdout
 
 
-def test_changed_environment_reruns_only_comparison(mixed, reproduced):
-    project, printed = mixed
+def test_changed_environment_reruns_only_comparison(mixed_environments, reproduced):
+    project, printed = mixed_environments
     assert re.findall(r"Running stage '([^']+)'", printed) == ["compare"]
     outputs = [
         {name: stage["outs"] for name, stage in lock_of(each).items() if name != "compare"}
@@ -30,8 +30,8 @@ def test_changed_environment_reruns_only_comparison(mixed, reproduced):
     assert outputs[0] == outputs[1]
 
 
-def test_differing_environment_is_named_in_all_outputs(mixed, reproduced):
-    project, printed = mixed
+def test_differing_environment_is_named_in_all_outputs(mixed_environments, reproduced):
+    project, printed = mixed_environments
     assert MIXED in printed and MIXED not in reproduced[1]
     for name in ("comparison.md", "report.html"):
         assert MIXED in (project.top / "reports" / name).read_text(), name
@@ -41,18 +41,18 @@ def test_differing_environment_is_named_in_all_outputs(mixed, reproduced):
         assert run["tags"]["comparison.conditions"] == "the same for all runs"
 
 
-def test_check_names_retraining_command_for_differing_environment(mixed, reproduced):
-    (line,) = mixed[0].warm("optlab", "check").stderr.splitlines()
+def test_check_names_retraining_command_for_differing_environment(mixed_environments, reproduced):
+    (line,) = mixed_environments[0].run_forked("optlab", "check").stderr.splitlines()
     assert line.startswith("note: adam-0: recorded with numpy 1.0, here ")
     assert "`dvc repro -f -s train@adam-0`, then `dvc repro`, trains it again here" in line
-    assert reproduced[0].warm("optlab", "check").stderr == ""
+    assert reproduced[0].run_forked("optlab", "check").stderr == ""
 
 
-def test_release_of_mixed_environments_needs_flag(mixed, tmp_path):
-    project = mixed[0].copy(tmp_path / "project")
-    refused = project.warm("optlab", "release", "v1")
+def test_release_of_mixed_environments_needs_flag(mixed_environments, tmp_path):
+    project = mixed_environments[0].copy(tmp_path / "project")
+    refused = project.run_forked("optlab", "release", "v1")
     assert refused.returncode == 1 and MIXED in refused.stderr and "`--mixed`" in refused.stderr
-    released = project.warm("optlab", "release", "v1", "--mixed")
+    released = project.run_forked("optlab", "release", "v1", "--mixed")
     assert released.returncode == 0, released.stderr
     assert MIXED in project.run("git", "tag", "-l", "--format=%(contents)", "v1").stdout
 
@@ -60,7 +60,7 @@ def test_release_of_mixed_environments_needs_flag(mixed, tmp_path):
 def test_optimizer_package_is_recorded_in_environment(reproduced, tmp_path):
     project = reproduced[0].copy(tmp_path / "project")
     project.edit("params.yaml", "{class: Adam, ", "{class: schedulefree.AdamWScheduleFree, ")
-    assert project.stage("train", "adam", "0").returncode == 0
+    assert project.run_stage("train", "adam", "0").returncode == 0
     packages = [
         json.loads((project.top / "runs" / run / "conditions.json").read_text())["packages"]
         for run in ("adam-0", "sgd-0")
@@ -80,7 +80,7 @@ def test_uncommitted_module_makes_tree_dirty(reproduced, tmp_path):
             project.edit("params.yaml", "sign_descent.", "mine.")
             project.run("git", "commit", "-qam", "another class")
         before = logged_runs(project)
-        assert project.stage("train", "sgd", "0").returncode == 0
+        assert project.run_stage("train", "sgd", "0").returncode == 0
         (run,) = [each for key, each in logged_runs(project).items() if key not in before]
         dirty[name] = run["tags"]["git.dirty"]
     assert dirty == {"sign_descent": "no", "mine": "yes"}

@@ -39,7 +39,7 @@ def test_temp_experiment_reports_to_main_store(committed):
     applied = committed.run("dvc", "exp", "apply", "higher")
     assert not re.findall(r"^(?!tutorial/)\S+\.(?:safetensors|csv|html)$", applied.stderr, re.MULTILINE)
     assert committed.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
-    assert committed.warm("optlab", "show").returncode == 0
+    assert committed.run_forked("optlab", "show").returncode == 0
     (run,) = find_experiment_runs(committed, "higher")
     assert run["tags"]["comparison"] == "current"
     shown = committed.run("dvc", "exp", "show", "--drop", "(?!Experiment|.*adam.lr)").stdout
@@ -52,7 +52,7 @@ def test_queued_experiments_run_in_parallel(committed):
     for name, change in changes.items():
         assert committed.run("dvc", "exp", "run", "--queue", "-n", name, "-S", change).returncode == 0
     command = ["dvc", "queue", "start", "-j", "2"]  # its workers would hold a pipe open
-    subprocess.run(command, cwd=committed.top, env=committed.shimmed(), check=True,
+    subprocess.run(command, cwd=committed.top, env=committed.get_fork_environment(), check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
 
     def refs():
@@ -79,13 +79,13 @@ def assert_both_recorded(committed, refs):
         assert (run["name"], run["status"], len(run["steps"])) == (f"{optimizer}-0 [{name}]", "FINISHED", 14)
     (more,) = [ref for ref in refs() if ref.endswith("/more")]
     assert committed.run("git", "cat-file", "-e", f"{more}:runs/rms-0/conditions.json").returncode == 0
-    assert "no runs had something to send" in committed.warm("optlab", "sync").stdout
+    assert "no runs had something to send" in committed.run_forked("optlab", "sync").stdout
 
 
 def test_copied_project_runs_its_own_code(copied, tmp_path):
     """As where another checkout is installed, and a worktree or an experiment's copy is at work."""
     other = copied.copy(tmp_path / "other")
     other.edit("src/optlab/analysis/verdicts.py", "With one seed each", "With another seed each")
-    result = copied.stage("compare", PYTHONPATH=str(other.top / "src"))
+    result = copied.run_stage("compare", PYTHONPATH=str(other.top / "src"))
     assert result.returncode == 0, result.stderr
     assert "With one seed each" in result.stdout

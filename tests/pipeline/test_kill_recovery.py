@@ -33,7 +33,7 @@ def project(longer, tmp_path):
 
 
 @pytest.fixture
-def alone(project):
+def single_optimizer_project(project):
     """With one optimizer."""
     project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
     return project
@@ -72,33 +72,33 @@ def assert_resumed(project, before, undisturbed, interruptions):
 
 
 @pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
-def test_training_stops_with_caller_and_resumes(alone, undisturbed, command):
-    before = logged_runs(alone)
-    with started(alone, *command) as caller:
-        until(caller, lambda: checkpoints(alone))
-        assert len(processes_below(alone.top)) >= 3  # with what trains, and what fills MLflow
+def test_training_stops_with_caller_and_resumes(single_optimizer_project, undisturbed, command):
+    before = logged_runs(single_optimizer_project)
+    with started(single_optimizer_project, *command) as caller:
+        until(caller, lambda: checkpoints(single_optimizer_project))
+        assert len(processes_below(single_optimizer_project.top)) >= 3  # with what trains, and what fills MLflow
         caller.send_signal(signal.SIGKILL)
         caller.wait()
-        assert all_exit_within(alone, 60)
-    assert read_events(alone)[-1]["event"] == "end"
-    assert read_events(alone)[-1]["status"] == "interrupted"
-    again = alone.repro(*DVC[2:]) if command is DVC else alone.run(*command)
+        assert all_exit_within(single_optimizer_project, 60)
+    assert read_events(single_optimizer_project)[-1]["event"] == "end"
+    assert read_events(single_optimizer_project)[-1]["status"] == "interrupted"
+    again = single_optimizer_project.repro(*DVC[2:]) if command is DVC else single_optimizer_project.run(*command)
     assert again.returncode == 0, again.stderr
     assert re.search(r"adam-0  continues after step \d+", again.stdout), again.stdout
-    assert_resumed(alone, before, undisturbed, "1")
-    assert "up to date" in alone.run("dvc", "repro", *DVC[2:]).stdout
+    assert_resumed(single_optimizer_project, before, undisturbed, "1")
+    assert "up to date" in single_optimizer_project.run("dvc", "repro", *DVC[2:]).stdout
 
 
 @pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
-def test_killed_uploader_loses_nothing(alone, undisturbed, command):
-    before = logged_runs(alone)
-    with started(alone, *command) as caller:
-        until(caller, lambda: len(logged_runs(alone)) > len(before))
-        (sender,) = filter(is_uploader, processes_below(alone.top))
+def test_killed_uploader_loses_nothing(single_optimizer_project, undisturbed, command):
+    before = logged_runs(single_optimizer_project)
+    with started(single_optimizer_project, *command) as caller:
+        until(caller, lambda: len(logged_runs(single_optimizer_project)) > len(before))
+        (sender,) = filter(is_uploader, processes_below(single_optimizer_project.top))
         sender.kill()
         assert caller.wait(240) == 0
-        assert all_exit_within(alone, 60)  # the one that was started in its place, too
-    assert_resumed(alone, before, undisturbed, None)
+        assert all_exit_within(single_optimizer_project, 60)  # the one that was started in its place, too
+    assert_resumed(single_optimizer_project, before, undisturbed, None)
 
 
 def test_killed_training_is_closed_by_sync(project):
@@ -110,7 +110,7 @@ def test_killed_training_is_closed_by_sync(project):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert logged_runs(project)[run]["status"] == "RUNNING"
-    result = project.warm("optlab", "sync")
+    result = project.run_forked("optlab", "sync")
     assert result.returncode == 0, result.stderr
     assert logged_runs(project)[run]["status"] == "KILLED"
     assert logged_runs(project)[run]["tags"]["status"] == "interrupted"
@@ -181,7 +181,7 @@ def test_concurrent_stages_run_one_after_another(project, undisturbed):
     """The second waits for the first, then does the same again, to the same bytes."""
     with started(project, *STAGE) as first:
         until(first, lambda: list(project.top.glob(".optlab/locks/optlab-adam-0.pid")) and checkpoints(project))
-        second = project.stage("train", "adam", "0")
+        second = project.run_stage("train", "adam", "0")
         assert first.poll() == 0  # by the time the second one ends
     assert second.returncode == 0, second.stderr
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed

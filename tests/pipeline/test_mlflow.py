@@ -10,11 +10,11 @@ import numpy as np
 import projects
 import pytest
 from PIL import Image
-from projects import stages_in
+from projects import list_started_stages
 
 
 def look(project, **environment):
-    result = project.warm(str(Path(__file__).with_name("mlflow_snapshot.py")), **environment)
+    result = project.run_forked(str(Path(__file__).with_name("mlflow_snapshot.py")), **environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -97,8 +97,8 @@ def test_moved_repository_keeps_working(reproduced, tmp_path):
     assert shape == "(2, 10)"
     assert Path(downloaded).read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
     Image.new("L", (40, 40), 128).save(tmp_path / "grey.png")
-    assert project.warm("optlab", "predict", str(tmp_path / "grey.png")).stdout.count("%") == 3
-    assert "has everything: no runs had something to send" in project.warm("optlab", "sync").stdout
+    assert project.run_forked("optlab", "predict", str(tmp_path / "grey.png")).stdout.count("%") == 3
+    assert "has everything: no runs had something to send" in project.run_forked("optlab", "sync").stdout
 
 
 def test_served_champion_matches_recorded_weights(reproduced, tmp_path):
@@ -131,7 +131,7 @@ def test_artifacts_contain_no_pickle(reproduced):
 
 def test_concurrent_first_stages_share_new_database(fresh):
     fresh.edit("params.yaml", "threads: 2", "threads: 1")
-    assert fresh.stage("download").returncode == 0
+    assert fresh.run_stage("download").returncode == 0
     command = [sys.executable, "pipeline/train.py"]
     pair = [
         subprocess.Popen([*command, name, "0"], cwd=fresh.top, env=fresh.environment, stderr=subprocess.PIPE, text=True)
@@ -149,12 +149,12 @@ def test_unreachable_server_costs_only_one_warning(copied):
     record = (copied.top / "runs/adam-0/train.json").read_bytes()
     before = look(copied)
     # Port 9 of this machine: nothing listens there.
-    result = copied.stage("train", "adam", "0", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    result = copied.run_stage("train", "adam", "0", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("warning") == 1
     assert (copied.top / "runs/adam-0/train.json").read_bytes() == record
     assert len(look(copied)["runs"]) == len(before["runs"])
-    assert copied.stage("evaluate", "adam", "0").returncode == 0
+    assert copied.run_stage("evaluate", "adam", "0").returncode == 0
     after = look(copied)
     (new,) = [run for run in after["runs"] if run["id"] not in {old["id"] for old in before["runs"]}]
     assert [step for step, _, _ in new["steps"]] == list(range(14))
@@ -174,7 +174,7 @@ def test_changed_learning_rate_updates_runs_summaries_and_tags(copied, reproduce
 
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
-    assert stages_in(copied.repro()) == {"tune@adam", "train@adam-0", "evaluate@adam-0", "compare"}
+    assert list_started_stages(copied.repro()) == {"tune@adam", "train@adam-0", "evaluate@adam-0", "compare"}
     assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
     assert "up to date" in copied.repro().stdout
     found = look(copied)
@@ -184,7 +184,7 @@ def test_changed_learning_rate_updates_runs_summaries_and_tags(copied, reproduce
     assert sorted(each["name"] for each in found["summaries"]) == ["adam", "sgd"]
     kept = {each["id"] for each in found["summaries"]} & {each["id"] for each in before}
     assert kept == {each["id"] for each in before} - {adam["id"]}
-    assert copied.warm("optlab", "show").returncode == 0
+    assert copied.run_forked("optlab", "show").returncode == 0
     again = look(copied)
     assert (len(again["runs"]), again["summaries"]) == (3, found["summaries"])
 
@@ -195,7 +195,7 @@ def test_restored_runs_reach_mlflow_and_sync_refills_it(copied, tmp_path):
     clone = copied.clone(tmp_path / "clone", cached=True)
     printed = clone.repro()
     assert printed.returncode == 0, printed.stderr
-    assert not [stage for stage in stages_in(printed) if stage.startswith(("train", "evaluate"))]
+    assert not [stage for stage in list_started_stages(printed) if stage.startswith(("train", "evaluate"))]
 
     def complete():
         held = look(clone)
@@ -210,11 +210,11 @@ def test_restored_runs_reach_mlflow_and_sync_refills_it(copied, tmp_path):
         assert len(held["summaries"]) == 2
 
     complete()
-    assert clone.warm("optlab", "show").returncode == 0
+    assert clone.run_forked("optlab", "show").returncode == 0
     complete()
     (clone.top / "mlflow.db").unlink()
     shutil.rmtree(clone.top / "mlruns")
-    sent = clone.warm("optlab", "sync")
+    sent = clone.run_forked("optlab", "sync")
     assert "sent the comparison of optlab\n" in sent.stdout and not sent.stderr, sent.stdout + sent.stderr
     complete()
-    assert "no runs had something to send" in clone.warm("optlab", "sync").stdout
+    assert "no runs had something to send" in clone.run_forked("optlab", "sync").stdout

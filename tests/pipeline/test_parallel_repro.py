@@ -24,7 +24,7 @@ def test_parallel_repro_leaves_lock_of_plain_repro(reproduced, fresh):
     """With the lock of plain `dvc repro` and nothing else, as in a fresh clone: the same bytes afterwards."""
     lock = (reproduced[0].top / "dvc.lock").read_bytes()
     (fresh.top / "dvc.lock").write_bytes(lock)
-    result = fresh.warm("optlab", "repro", "--jobs", "2")
+    result = fresh.run_forked("optlab", "repro", "--jobs", "2")
     assert result.returncode == 0, result.stderr
     assert set(re.findall(r"^(\w+-0)  epoch 2/2", result.stdout, re.MULTILINE)) == {"sgd-0", "adam-0"}
     assert re.search(r"adam +1 +completed", result.stdout)
@@ -50,7 +50,7 @@ def test_failed_run_alone_is_repeated(fresh):
     (fresh.top / "mine.py").write_text(OPTIMIZER)
     fresh.edit("params.yaml", "  adam: {class: Adam, lr: 0.001}", "  broken: {class: mine.Broken, lr: 0.01}")
     fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
-    result = fresh.warm("optlab", "repro", "--jobs", "2")
+    result = fresh.run_forked("optlab", "repro", "--jobs", "2")
     assert result.returncode == 1
     *reasons, summary = result.stderr.splitlines()
     assert summary.startswith("error: 2 of 4 runs failed: broken-0, broken-1: ")
@@ -61,7 +61,7 @@ def test_failed_run_alone_is_repeated(fresh):
     assert not (fresh.top / "reports" / "comparison.md").exists()
     before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
     fresh.edit("mine.py", "> 5", "> 500")
-    result = fresh.warm("optlab", "repro", "--jobs", "2")
+    result = fresh.run_forked("optlab", "repro", "--jobs", "2")
     assert result.returncode == 0, result.stderr
     assert set(re.findall(r"^(\w+-\d)  epoch", result.stdout, re.MULTILINE)) == {"broken-0", "broken-1"}
     assert (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns == before
@@ -119,7 +119,7 @@ def test_interrupt_stops_all_child_processes(fresh, number):
 def test_eight_parallel_jobs_complete_without_warnings(fresh):
     fresh.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2, 3]")
     fresh.edit("params.yaml", "epochs: 2", "epochs: 1")
-    result = fresh.warm("optlab", "repro", "--jobs", "8")
+    result = fresh.run_forked("optlab", "repro", "--jobs", "8")
     assert result.returncode == 0, result.stdout + result.stderr
     said = result.stdout + result.stderr
     assert not re.findall("^.*(?:lock|warning).*$", said, re.IGNORECASE | re.MULTILINE)
@@ -159,11 +159,11 @@ def test_failure_reason_is_passed_to_caller(tmp_path, monkeypatch):
 
 def test_run_failing_without_reason_shows_its_output(fresh):
     """The stage's module cannot even be read; and what a full disk has left of the reason is an empty file."""
-    assert fresh.stage("download").returncode == 0
+    assert fresh.run_stage("download").returncode == 0
     (fresh.top / "pipeline" / "train.py").write_text(
-        "import os, pathlib\npathlib.Path(os.environ['OPTLAB_REASON']).touch()\nimport no_such_module\n"
+        "import os, pathlib\npathlib.Path(os.environ['OPTLAB_ERROR_FILE']).touch()\nimport no_such_module\n"
     )
-    result = fresh.warm("optlab", "repro", "--jobs", "2")
+    result = fresh.run_forked("optlab", "repro", "--jobs", "2")
     assert result.returncode == 1
     assert "2 of 2 runs failed" in result.stderr
     assert "No module named 'no_such_module'" in result.stdout
@@ -251,7 +251,7 @@ def test_recorded_runs_are_not_retrained_for_missing_weights(copied, monkeypatch
         path.unlink()
     record = (copied.top / "runs" / "adam-0" / "train.json").read_bytes()
     copied.edit("params.yaml", "seeds: [0]", "seeds: [0, 1]")
-    result = copied.warm("optlab", "repro", "--allow-missing")
+    result = copied.run_forked("optlab", "repro", "--allow-missing")
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (copied.top / "models").iterdir()} == {"sgd-1.safetensors", "adam-1.safetensors"}
     assert re.search(r"adam +2 +completed", result.stdout)

@@ -12,16 +12,16 @@ from pathlib import Path
 import projects
 import psutil
 import pytest
-from projects import commit, stages_in
+from projects import commit, list_started_stages
 
-from optlab.training.determinism import detect_onednn_isa
+from optlab.environment import detect_onednn_isa
 
 
 @pytest.fixture(scope="module")
 def released(reproduced, tmp_path_factory):
     """A project with the tag v1, and another comparison since."""
     project = reproduced[0].copy(tmp_path_factory.mktemp("released") / "project")
-    result = project.warm("optlab", "release", "v1")
+    result = project.run_forked("optlab", "release", "v1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"2 of 2 runs marked in MLflow", result.stdout)
     project.edit("params.yaml", "lr: 0.001", "lr: 0.002")
@@ -45,7 +45,7 @@ def state(project):
 
 def reproduce(project, *words, **environment):
     before = state(project)
-    result = project.warm("optlab", "reproduce", *words, "--json", **environment)
+    result = project.run_forked("optlab", "reproduce", *words, "--json", **environment)
     assert state(project) == before
     return result, json.loads(result.stdout) if result.stdout else None
 
@@ -64,13 +64,13 @@ def test_release_tag_contains_table_and_record(released):
 
 
 def test_release_is_compared_with_current_record(released):
-    result = released.warm("optlab", "compare", "v1")
+    result = released.run_forked("optlab", "compare", "v1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^sgd +1 .* the same weights$", result.stdout, re.MULTILINE)
     assert re.search(r"^adam +1 .* one seed in common$", result.stdout, re.MULTILINE)
     assert "params.yaml since v1: optimizers.adam.lr 0.001 → 0.002\n" in result.stdout
     assert "other conditions" not in result.stdout
-    unknown = released.warm("optlab", "compare", "v1", "v0")
+    unknown = released.run_forked("optlab", "compare", "v1", "v0")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert unknown.stderr == "error: v0: no such tag, branch or commit: `git tag` lists the tags\n"
 
@@ -82,12 +82,12 @@ def test_reverted_params_change_can_be_released(project):
     for number, command in enumerate(["dvc", "optlab", "dvc"]):
         old, new = ("lr: 0.002", "lr: 0.004") if number % 2 == 0 else ("lr: 0.004", "lr: 0.002")
         project.edit("params.yaml", old, new)
-        result = project.run(command, "repro", **project.shimmed())
+        result = project.run(command, "repro", **project.get_fork_environment())
         assert result.returncode == 0, result.stderr
-        assert ("train@adam-0" in stages_in(result)) is (number == 0)
+        assert ("train@adam-0" in list_started_stages(result)) is (number == 0)
         found.append(conditions.read_bytes())
     assert found[0] != found[1] and found[2:] == found[:2]
-    result = project.warm("optlab", "release", "v2")
+    result = project.run_forked("optlab", "release", "v2")
     assert result.returncode == 0, result.stderr
 
 
@@ -131,14 +131,14 @@ def test_reproduced_release_is_identical(project, tmp_path):
     assert all(output["recorded"] == output["reproduced"] for run in verdicts["runs"] for output in run["outputs"])
     project.run("git", "checkout", "-q", "src")
     (tmp_path / "runs.py").write_text(RUNS)
-    *_, logged, originals = project.warm(str(tmp_path / "runs.py")).stdout.splitlines()
+    *_, logged, originals = project.run_forked(str(tmp_path / "runs.py")).stdout.splitlines()
     assert json.loads(logged) == [["identical", 1.0]] * 2
     assert sorted(json.loads(originals)) == [["adam-0", "yes"], ["sgd-0", "yes"]]
 
 
 def test_reproduction_works_without_cache_or_remote(project):
     shutil.rmtree(project.top / ".dvc" / "cache")
-    result = project.warm("optlab", "reproduce", "v1", "sgd-0")
+    result = project.run_forked("optlab", "reproduce", "v1", "sgd-0")
     assert result.returncode == 0, result.stderr
     assert re.search(r"sgd-0 +identical +4/4 outputs", result.stdout)
     assert "adam-0" not in result.stdout
@@ -220,7 +220,7 @@ def test_reproduction_works_from_remote_alone(project, tmp_path):
     assert project.run("git", "init", "-q", "--bare", str(remote)).returncode == 0
     assert project.run("git", "remote", "add", "origin", str(remote)).returncode == 0
     assert project.run("dvc", "remote", "add", "--local", "-d", "storage", str(stored)).returncode == 0
-    result = project.warm("optlab", "release", "v2", "--push")
+    result = project.run_forked("optlab", "release", "v2", "--push")
     assert result.returncode == 0, result.stderr
     assert "v2" in project.run("git", "ls-remote", "--tags", "origin").stdout
     assert "pushed the outputs to the DVC remote" in result.stdout
@@ -286,7 +286,7 @@ REFUSED = {
 def test_invalid_release_is_rejected(project, change, tag, phrase):
     change(project)
     before = project.run("git", "rev-parse", "HEAD").stdout
-    result = project.warm("optlab", "release", tag)
+    result = project.run_forked("optlab", "release", tag)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert phrase in line
@@ -296,7 +296,7 @@ def test_invalid_release_is_rejected(project, change, tag, phrase):
 
 @pytest.mark.parametrize(("words", "phrase"), [(["v9"], "no such tag"), (["v1", "adam-7"], "has no run adam-7")])
 def test_unrunnable_reproduction_exits_with_status_2(released, words, phrase):
-    result = released.warm("optlab", "reproduce", *words)
+    result = released.run_forked("optlab", "reproduce", *words)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert phrase in line

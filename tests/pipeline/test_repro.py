@@ -6,7 +6,7 @@ import re
 
 import pytest
 from dvc.repo import Repo
-from projects import stages_in
+from projects import list_started_stages
 
 
 def test_repro_prints_table_and_report_path(reproduced):
@@ -77,7 +77,7 @@ RUNS = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
 def test_params_edit_reruns_only_dependent_stages(copied, old, new, expected):
     """A dry run names the stages whose own parameters changed; those behind them follow if their inputs change."""
     copied.edit("params.yaml", old, new)
-    assert stages_in(copied.repro("--dry")) == expected
+    assert list_started_stages(copied.repro("--dry")) == expected
 
 
 TUNE = {"tune@adam", "tune@sgd"}
@@ -101,7 +101,7 @@ TOUCHED = {
     "src/optlab/schema/search_space.py": {"compare"} | ALL,
     "src/optlab/orchestration/tuning_session.py": TUNE,
     "src/optlab/tuning/search.py": {"compare"} | TUNE,
-    "src/optlab/training/tuned_values.py": {"compare", "train@adam-0", "train@sgd-0"} | TUNE,
+    "src/optlab/training/tuned_values.py": ALL,
     "src/optlab/analysis/report.py": {"compare"},
     "src/optlab/analysis/metrics.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }
@@ -133,7 +133,7 @@ def test_misspelt_optimizer_stops_before_training(copied):
     result = copied.repro()
     assert result.returncode != 0
     assert "did you mean Adam?" in result.stderr
-    assert not stages_in(result) & RUNS
+    assert not list_started_stages(result) & RUNS
 
 
 def test_diverged_run_does_not_fail_pipeline(copied):
@@ -166,7 +166,7 @@ def test_damaged_input_is_rejected_in_one_line(copied, name, damage, stage, mess
     damage(copied.top / name)
     own = [*copied.top.glob("models/*"), *copied.top.glob("runs/*/*")]
     before = {path: path.read_bytes() for path in own}
-    result = copied.stage(stage, "sgd", "0")
+    result = copied.run_stage(stage, "sgd", "0")
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 1
     assert len(lines) == 1

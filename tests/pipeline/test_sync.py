@@ -32,9 +32,9 @@ def ready(tmp_path_factory):
     top.mkdir()
     project = projects.create(top)
     project.edit("params.yaml", "threads: 2", "threads: 1")
-    assert project.stage("download").returncode == 0
+    assert project.run_stage("download").returncode == 0
     undisturbed = project.copy(top.with_name("undisturbed"))
-    assert undisturbed.stage("train", "adam", "0").returncode == 0
+    assert undisturbed.run_stage("train", "adam", "0").returncode == 0
     return project, (undisturbed.top / "runs/adam-0/train.json").read_bytes()
 
 
@@ -46,30 +46,30 @@ def test_returning_server_gets_complete_data(ready, server, tmp_path):
     """Every metric with its original time; a second call changes nothing; the server was never needed."""
     project = ready[0].copy(tmp_path / "project")
     for stage in ("train", "evaluate"):
-        result = project.stage(stage, "adam", "0", MLFLOW_TRACKING_URI=server.uri)
+        result = project.run_stage(stage, "adam", "0", MLFLOW_TRACKING_URI=server.uri)
         assert result.returncode == 0
         assert len(warnings(result)) == 1, result.stderr
         assert "Traceback" not in result.stderr
     assert (project.top / "runs/adam-0/train.json").read_bytes() == ready[1]
-    refused = project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
+    refused = project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: MLflow at http://127.0.0.1")
     assert len(refused.stderr.splitlines()) == 1
     server.start()
-    assert project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     held = metrics_in(server.database)
     assert held == journalled(project)
     assert runs_in(server.database) == ["FINISHED"]
     weights = (project.top / "models/adam-0.safetensors").read_bytes()
     (sent,) = (server.folder / "artifacts").rglob("weights/adam-0.safetensors")
     assert sent.read_bytes() == weights
-    again = project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
+    again = project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri)
     assert "no runs had something to send" in again.stdout
     assert metrics_in(server.database) == held
     # What was noted about how far it got is lost, as after a kill: all is sent once more, and nothing doubles.
     for path in (project.top / ".optlab" / "journal").glob("*/synced.json"):
         path.unlink()
-    assert project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     assert metrics_in(server.database) == held
     assert runs_in(server.database) == ["FINISHED"]
 
@@ -78,11 +78,11 @@ def test_emptied_server_gets_everything_again(ready, server, tmp_path):
     """`optlab sync` and the next stage see that another database is behind the same address."""
     project = ready[0].copy(tmp_path / "project")
     server.start()
-    assert project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=server.uri).returncode == 0
-    assert "no runs had something" in project.warm("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
+    assert project.run_stage("train", "adam", "0", MLFLOW_TRACKING_URI=server.uri).returncode == 0
+    assert "no runs had something" in project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).stdout
     for command in (["optlab", "sync"], ["pipeline/evaluate.py", "adam", "0"]):
         server.empty()
-        result = project.warm(*command, MLFLOW_TRACKING_URI=server.uri)
+        result = project.run_forked(*command, MLFLOW_TRACKING_URI=server.uri)
         assert result.returncode == 0 and not warnings(result), result.stderr
         assert metrics_in(server.database) == journalled(project)
         assert runs_in(server.database) == ["FINISHED"]
@@ -125,7 +125,7 @@ def test_server_killed_during_training_is_filled_later(ready, server, tmp_path):
     assert errors.count("warning:") == 1
     assert metrics_in(server.database) != journalled(project)
     server.start()
-    result = project.stage("evaluate", "adam", "0", MLFLOW_TRACKING_URI=server.uri)
+    result = project.run_stage("evaluate", "adam", "0", MLFLOW_TRACKING_URI=server.uri)
     assert result.returncode == 0 and not warnings(result), result.stderr
     assert metrics_in(server.database) == journalled(project)
     assert runs_in(server.database) == ["FINISHED"]
@@ -159,7 +159,7 @@ def bad_server(request):
 def test_failing_server_costs_one_warning(ready, bad_server, tmp_path):
     project = ready[0].copy(tmp_path / "project")
     began = time.monotonic()
-    result = project.stage("train", "adam", "0", MLFLOW_TRACKING_URI=bad_server)
+    result = project.run_stage("train", "adam", "0", MLFLOW_TRACKING_URI=bad_server)
     assert result.returncode == 0
     assert len(warnings(result)) == 1, result.stderr
     assert "Traceback" not in result.stderr
@@ -173,7 +173,7 @@ def test_store_is_filled_from_revision(copied, tmp_path):
         assert copied.run("git", *command).returncode == 0
     bare, full = copied.clone(tmp_path / "bare"), copied.clone(tmp_path / "full", cached=True)
     for project, words in ((bare, "without its weights"), (full, "with its weights")):
-        result = project.warm("optlab", "sync", "--from", "HEAD")
+        result = project.run_forked("optlab", "sync", "--from", "HEAD")
         assert result.returncode == 0, result.stderr
         assert f"adam-0: taken from HEAD, {words}" in result.stdout
         database = project.top / "mlflow.db"
@@ -190,14 +190,14 @@ def test_store_is_filled_from_revision(copied, tmp_path):
         assert {when for *_, when in held} == {committed}
         found = list((project.top / "mlruns").rglob("weights/adam-0.safetensors"))
         assert len(found) == (1 if project is full else 0)
-        again = project.warm("optlab", "sync", "--from", "HEAD")
+        again = project.run_forked("optlab", "sync", "--from", "HEAD")
         assert "MLflow has it already" in again.stdout
         assert metrics_in(database) == held
         assert runs_in(database) == ["FINISHED", "FINISHED"]
 
 
 def test_revision_without_record_is_rejected(copied):
-    result = copied.warm("optlab", "sync", "--from", "HEAD")
+    result = copied.run_forked("optlab", "sync", "--from", "HEAD")
     assert result.returncode == 1
     assert result.stderr == "error: HEAD: the record of sgd-0 is incomplete: `dvc repro` was not committed\n"
-    assert copied.warm("optlab", "sync", "--from", "nonsense").stderr.startswith("error: nonsense: no such tag")
+    assert copied.run_forked("optlab", "sync", "--from", "nonsense").stderr.startswith("error: nonsense: no such tag")

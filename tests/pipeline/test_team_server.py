@@ -156,15 +156,15 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(server, tmp_path_factory):
+def shared_project(server, tmp_path_factory):
     """A project after ada's `dvc repro` with that server, what that printed, and her settings."""
     project = projects.create(tmp_path_factory.mktemp("shared"))
     ada = login(server, "ada", MEMBERS["ada"])
     return project, project.repro(**ada), ada
 
 
-def test_pipeline_reports_to_team_server(shared, server, tmp_path):
-    project, result, ada = shared
+def test_pipeline_reports_to_team_server(shared_project, server, tmp_path):
+    project, result, ada = shared_project
     assert result.returncode == 0, result.stdout + result.stderr
     assert "warning" not in result.stderr.lower()
     assert f"{server}/#/experiments/" in result.stdout
@@ -198,13 +198,13 @@ def test_pipeline_reports_to_team_server(shared, server, tmp_path):
     assert json.loads(fetched.stdout) == [run_of(held, champion)["id"], "1"]
 
 
-def test_wrong_password_warns_and_run_is_uploaded_later(shared, server, tmp_path):
+def test_wrong_password_warns_and_run_is_uploaded_later(shared_project, server, tmp_path):
     """The second member's runs go into the first one's experiment, and the comparison is both's."""
-    project, _, ada = shared
+    project, _, ada = shared_project
     before = look(project, **ada)
     copy = project.copy(tmp_path / "copied")
     record = (copy.top / "runs/adam-0/train.json").read_bytes()
-    result = copy.stage("train", "adam", "0", **login(server, "ben", "not-the-password-of-ben"))
+    result = copy.run_stage("train", "adam", "0", **login(server, "ben", "not-the-password-of-ben"))
     assert result.returncode == 0, result.stderr
     assert result.stderr.lower().count("warning") == 1, result.stderr
     assert "MLflow at " in result.stderr
@@ -213,7 +213,7 @@ def test_wrong_password_warns_and_run_is_uploaded_later(shared, server, tmp_path
 
     ben = login(server, "ben", MEMBERS["ben"])
     for stage in (("evaluate", "adam", "0"), ("compare",)):
-        result = copy.stage(*stage, **ben)
+        result = copy.run_stage(*stage, **ben)
         assert result.returncode == 0, result.stderr
         assert "warning" not in result.stderr.lower()
     after = look(project, **ada)["runs"]
@@ -226,9 +226,9 @@ def test_wrong_password_warns_and_run_is_uploaded_later(shared, server, tmp_path
     assert marks == {run["id"]: "earlier" if run["name"] == "adam-0" else "current" for run in before["runs"]}
 
 
-def test_member_without_read_permission_counts_as_synced(shared, server):
+def test_member_without_read_permission_counts_as_synced(shared_project, server):
     """The server is asked when its experiments were made, to tell a new database from the old one."""
-    project, _, ada = shared
+    project, _, ada = shared_project
     api = f"{server}/api/2.0/mlflow/experiments"
     made = requests.post(f"{api}/create", json={"name": "optlab-closed"}, auth=ADMIN, timeout=60).json()
     denied = {
@@ -239,12 +239,12 @@ def test_member_without_read_permission_counts_as_synced(shared, server):
     assert granted.status_code == 200, granted.text
     read = {"experiment_id": made["experiment_id"]}
     assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=60).status_code == 403
-    result = project.warm("optlab", "sync", **ada)
+    result = project.run_forked("optlab", "sync", **ada)
     assert "no runs had something to send" in result.stdout, result.stdout + result.stderr
     assert result.stderr == ""
 
 
-def test_team_server_requires_login(shared, server):
+def test_team_server_requires_login(shared_project, server):
     """Otherwise the tests above would say nothing about the login."""
     for auth in (None, ("ada", "not-the-password-of-ada")):
         answer = requests.get(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=1", auth=auth, timeout=60)

@@ -103,7 +103,7 @@ def test_dataset_mismatch_is_reported_before_training(studied):
     other = studied.top / "studies" / "full"
     shutil.copytree(studied.top / "studies" / "small", other)
     studied.edit("studies/full/params.yaml", "dataset: cifar10_sample", "dataset: cifar10")
-    result = studied.warm("optlab", "repro", folder="studies/full")
+    result = studied.run_forked("optlab", "repro", folder="studies/full")
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(

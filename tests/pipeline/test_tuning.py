@@ -33,7 +33,7 @@ ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0
 
 
 @pytest.fixture(scope="module")
-def warm():
+def fork_server():
     """One process for all tunings: each would start its own."""
     with ForkServer(busy_wait=False) as started:
         yield started
@@ -64,11 +64,11 @@ def config(small_config):
 class SharedForkServer:
     """Passes for a process of one's own, and perhaps kills a job."""
 
-    def __init__(self, warm, killed=None):
-        self.warm, self.killed, self.started = warm, killed, []
+    def __init__(self, fork_server, killed=None):
+        self.fork_server, self.killed, self.started = fork_server, killed, []
 
     def start(self, name, words, folder, *arguments):
-        job = self.warm.start(name, words, folder.resolve(), *arguments)
+        job = self.fork_server.start(name, words, folder.resolve(), *arguments)
         self.started.append(name)
         if len(self.started) == self.killed:
             while not job.pid and job.status is None:
@@ -77,17 +77,17 @@ class SharedForkServer:
         return job
 
 
-def tuned(config, monkeypatch, warm, jobs=2, killed=None):
+def run_tuning(config, monkeypatch, fork_server, jobs=2, killed=None):
     """The bytes of both files, and the trials that were started."""
-    shared = SharedForkServer(warm, killed)
+    shared = SharedForkServer(fork_server, killed)
     with monkeypatch.context() as patch:
         patch.setattr(LocalExecutor, "from_config", lambda config: LocalExecutor(jobs, False, shared))
         tuning_session.tune(config, Path(), "mine")
     return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
 
-def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monkeypatch, warm):
-    first, started = tuned(config, monkeypatch, warm, jobs=1)
+def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monkeypatch, fork_server):
+    first, started = run_tuning(config, monkeypatch, fork_server, jobs=1)
     found = TrialsRecord.model_validate_json(first["trials.json"]).trials
     assert len(found) == 6 and {each.status for each in found} >= {"completed", "stopped"}
     assert len(started) > 6  # those that go on are started more than once
@@ -96,9 +96,9 @@ def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monk
         shutil.rmtree(".optlab/trials")
         if killed:
             with pytest.raises(RunsFailedError, match=r"1 of \d+ trials failed \(.* killed by SIGKILL"):
-                tuned(config, monkeypatch, warm, jobs, killed)
+                run_tuning(config, monkeypatch, fork_server, jobs, killed)
             assert not Path("tuning").exists()
-        again, more = tuned(config, monkeypatch, warm, jobs)
+        again, more = run_tuning(config, monkeypatch, fork_server, jobs)
         assert again == first
         assert len(more) < len(started) if killed else len(more) == len(started)
 
@@ -126,23 +126,23 @@ def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
         repro.run_pipeline(config, Path(), 5)
 
 
-def test_known_trials_are_not_retrained(top, config, monkeypatch, warm):
-    first, _ = tuned(config, monkeypatch, warm)
-    again, started = tuned(config, monkeypatch, warm)
+def test_known_trials_are_not_retrained(top, config, monkeypatch, fork_server):
+    first, _ = run_tuning(config, monkeypatch, fork_server)
+    again, started = run_tuning(config, monkeypatch, fork_server)
     assert (again, started) == (first, [])
     assert Environment.read(selection.get_environment_path(Path(), "mine")).threads == 1
     shutil.rmtree(".optlab")  # as in a fresh clone: it is on record
-    again, started = tuned(config, monkeypatch, warm)
+    again, started = run_tuning(config, monkeypatch, fork_server)
     assert (again, started) == (first, [])
     more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 8})})
-    names = tuned(more, monkeypatch, warm)[1]
+    names = run_tuning(more, monkeypatch, fork_server)[1]
     assert len(names) > 0 and "the default with seed" not in " ".join(names)
     known = {each.key for each in TrialsRecord.model_validate_json(first["trials.json"]).trials if not each.beyond}
     assert known < {each.key for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
-def test_run_trains_with_selected_values(top, config, monkeypatch, warm):
-    tuned(config, monkeypatch, warm)
+def test_run_trains_with_selected_values(top, config, monkeypatch, fork_server):
+    run_tuning(config, monkeypatch, fork_server)
     found = TuningResult.read(Path("tuning/mine/choice.json"))
     settled, tags = tuned_values.load_chosen_config(config, Path(), "mine", 0)
     assert selection.dump_entry(settled.get_optimizer("mine")) == found.studies[0].entry
@@ -154,17 +154,17 @@ def test_later_checkpoint_does_not_change_requested_validation(top, config):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial")
+    first = train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial")
     assert first.look.step == 5
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     )  # at once, from where it stopped
-    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
-    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5), top / "trial") == first
+    further = train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
+    assert train_trial(TrialRequest.from_config(settled, "mine", 1, 5, {}), top / "trial") == first
     assert (
-        train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "trial")
+        train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "trial")
         == further
-        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9), top / "a")
+        == train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "a")
     )
 
 
@@ -172,7 +172,7 @@ def test_rejected_value_is_recorded_as_failed_trial(top, config):
     """As beyond the edge of a range."""
     spec = OptimizerSpec.model_validate({"class": "Adadelta", "rho": 1.5})
     settled = config.model_copy(update={"optimizers": {"mine": spec}})
-    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(settled, "mine", 1, 14, {}), top / "trial")
     assert (result.ending, result.reason) == (
         "failed", "params.yaml: optimizers.mine.rho: Adadelta refuses 1.5 (Invalid rho value: 1.5)"
     )  # fmt: skip
@@ -187,7 +187,7 @@ def with_custom_class(config, text):
     return config.model_copy(update={"optimizers": {"mine": OptimizerSpec.model_validate(entry)}})
 
 
-def test_failed_trial_is_reported_and_recorded(top, config, monkeypatch, warm, capfd):
+def test_failed_trial_is_reported_and_recorded(top, config, monkeypatch, fork_server, capfd):
     failing = with_custom_class(config, """
 import torch
 
@@ -197,14 +197,14 @@ class Mine(torch.optim.SGD):
             raise ValueError("too fast")
         return super().step(closure)
 """)  # fmt: skip
-    tuned(failing, monkeypatch, warm)
+    run_tuning(failing, monkeypatch, fork_server)
     said = capfd.readouterr().err
     assert re.search(r"mine: trial \d failed: step 0 fails: ValueError: too fast \(.*, line 7\)", said)
-    assert tuned(failing, monkeypatch, warm)[1] == []
+    assert run_tuning(failing, monkeypatch, fork_server)[1] == []
     assert "failed" in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
-def test_resource_error_is_not_recorded_as_trial_failure(top, config, monkeypatch, warm):
+def test_resource_error_is_not_recorded_as_trial_failure(top, config, monkeypatch, fork_server):
     """The tuning ends, and once the machine is mended, the next call trains what it has not got."""
     lacking = with_custom_class(config, """
 import pathlib
@@ -217,9 +217,9 @@ class Mine(torch.optim.SGD):
         return super().step(closure)
 """)  # fmt: skip
     with pytest.raises(RunsFailedError, match=r"5 of 5 trials failed .*No space left on device"):
-        tuned(lacking, monkeypatch, warm)
+        run_tuning(lacking, monkeypatch, fork_server)
     Path("mended").touch()
-    tuned(lacking, monkeypatch, warm)
+    run_tuning(lacking, monkeypatch, fork_server)
     assert "failed" not in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
 
 
@@ -237,14 +237,14 @@ class Mine(torch.optim.SGD):
 """
 
 
-def test_code_edited_during_trial_is_not_recorded(top, config, monkeypatch, warm):
+def test_code_edited_during_trial_is_not_recorded(top, config, monkeypatch, fork_server):
     edited = with_custom_class(config, EDITING)
     with pytest.raises(RunsFailedError, match=r"[1-5] of 5 trials failed .*the code has changed since"):
-        tuned(edited, monkeypatch, warm, jobs=1)
+        run_tuning(edited, monkeypatch, fork_server, jobs=1)
     assert not Path("tuning").exists()
 
 
-def test_code_edited_during_tuning_is_not_recorded(top, config, monkeypatch, warm):
+def test_code_edited_during_tuning_is_not_recorded(top, config, monkeypatch, fork_server):
     """Also where an edit is taken back before the end: what is looked at then is as it was."""
     edited = with_custom_class(config, "from torch.optim import SGD as Mine\n")
     (module,) = Path("custom").glob("*.py")
@@ -264,11 +264,11 @@ def test_code_edited_during_tuning_is_not_recorded(top, config, monkeypatch, war
     with monkeypatch.context() as patch:
         patch.setattr(SharedForkServer, "start", edits)
         with pytest.raises(RunsFailedError, match=r"1 of 5 trials failed .*the code has changed since"):
-            tuned(edited, patch, warm, jobs=1)
-    first, _ = tuned(edited, monkeypatch, warm)
+            run_tuning(edited, patch, fork_server, jobs=1)
+    first, _ = run_tuning(edited, monkeypatch, fork_server)
     shutil.rmtree("tuning")
     shutil.rmtree(".optlab/trials")
-    assert tuned(edited, monkeypatch, warm)[0] == first
+    assert run_tuning(edited, monkeypatch, fork_server)[0] == first
 
 
 def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
@@ -276,8 +276,8 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
     settled = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "SGD", "lr": 0.01})}}
     )
-    asked = TrialRequest.from_config(settled, "mine", 1, 4)
-    key = asked.compute_key({}, settled.list_class_paths("mine"))
+    asked = TrialRequest.from_config(settled, "mine", 1, 4, {})
+    key = asked.compute_key()
     place = top / "trials" / key / "4.json"
     files.write_atomic(place.with_name("4.task.json"), asked.model_dump_json().encode())
     monkeypatch.setattr(sys, "argv", ["trial", str(place.with_name("4.task.json")), str(place)])
@@ -317,14 +317,14 @@ def test_recorded_divergence_does_not_cover_earlier_steps(config):
 
 PEEKING = """
 import torch
-from optlab.schema.parameters import Data
+from optlab.schema.parameters import DataConfig
 from optlab.data import cifar10
 
 class Peeking(torch.optim.SGD):
     def step(self, closure=None):
         if len(self.param_groups[0]["params"]) > 2:
-            sample = Data(dataset="cifar10_sample", train_size=100, validation_size=20)
-            cifar10.load_test(cifar10.Path("data/cifar10"), sample)
+            sample = DataConfig(dataset="cifar10_sample", train_size=100, validation_size=20)
+            cifar10.load_test_split(cifar10.Path("data/cifar10"), sample)
         return super().step(closure)
 """
 
@@ -336,19 +336,19 @@ def test_trial_cannot_read_test_split(top, config, monkeypatch):
     peeking = config.model_copy(
         update={"optimizers": {"mine": OptimizerSpec.model_validate({"class": "peeking.Peeking"})}}
     )
-    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "trial")
+    result = train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "trial")
     assert (result.look, result.ending) == (None, "failed")
     with monkeypatch.context() as patch:
-        patch.setattr(cifar10, "forbid_test_split", lambda why: None)
+        patch.setattr(cifar10, "forbid_test_split", lambda reason: None)
         patch.setattr(cifar10, "_forbidden_reason", "")
-        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14), top / "other").look is not None
+        assert train_trial(TrialRequest.from_config(peeking, "mine", 1, 14, {}), top / "other").look is not None
 
 
 def test_training_cannot_read_test_split(fresh):
-    assert fresh.stage("download").returncode == 0
+    assert fresh.run_stage("download").returncode == 0
     (fresh.top / "custom" / "peeking.py").write_text(PEEKING)
     fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: peeking.Peeking, lr: 0.01}")
-    result = fresh.stage("train", "sgd", "0")
+    result = fresh.run_stage("train", "sgd", "0")
     assert result.returncode == 1
     assert "the test split was asked for, and a training must not see it" in result.stderr
     assert not (fresh.top / "models" / "sgd-0.safetensors").exists()
@@ -368,7 +368,7 @@ def test_pipeline_with_range_is_tuned_once(fresh):
     trained = json.loads((fresh.top / "runs" / "sgd-0" / "train.json").read_text())
     assert dict(trained["hyperparameters"])["lr"] == str(found["studies"][0]["entry"].get("lr", 0.001))
     (fresh.top / "custom" / "unused.py").write_text("x = 1\n")
-    result = fresh.warm("optlab", "repro")
+    result = fresh.run_forked("optlab", "repro")
     assert result.returncode == 0, result.stderr
     assert "known already" in result.stdout and "epoch" not in result.stdout  # nothing is trained again
 
@@ -399,33 +399,34 @@ def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     fresh.edit("studies/small/params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
     assert fresh.run("git", "add", "-A").returncode == 0
     assert fresh.run("git", "commit", "-qm", "study").returncode == 0
-    result = fresh.warm("optlab", "repro", folder="studies/small")
+    result = fresh.run_forked("optlab", "repro", folder="studies/small")
     assert result.returncode == 0, result.stderr
     commit(fresh, "the download's dvc.lock and .gitignore")
     here = ["--pipeline", "studies/small"]
-    result = fresh.warm("optlab", "release", "v1", *here)
+    result = fresh.run_forked("optlab", "release", "v1", *here)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 runs marked in MLflow" in result.stdout
     had = read_mlflow_runs(fresh)
     assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had[0]} and len(had[1]) == 1
-    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.shimmed())
+    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.get_fork_environment())
     assert result.returncode == 0, result.stdout + result.stderr
     assert "sgd-0     identical         4/4 outputs" in result.stdout
     assert "tune@sgd  identical         2/2 outputs" in result.stdout
-    result = fresh.warm("optlab", "sync", "--from", "v1", folder="studies/small")
+    result = fresh.run_forked("optlab", "sync", "--from", "v1", folder="studies/small")
     assert result.returncode == 0, result.stderr
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
-    result = fresh.warm("optlab", "compare", "v1", *here)
+    result = fresh.run_forked("optlab", "compare", "v1", *here)
     assert result.returncode == 0 and result.stdout.count("the same weights") == 2, result.stderr
     other = fresh.clone(fresh.top / "other", cached=True)
     for command in (["sync", "--from", "v1"], ["show"]):
-        result = other.warm("optlab", *command, folder="studies/small")
+        result = other.run_forked("optlab", *command, folder="studies/small")
         assert result.returncode == 0, result.stderr
     assert read_mlflow_runs(other) == had
     Image.new("RGB", (32, 32), "navy").save(study / "blue.png")
-    result = fresh.warm("optlab", "predict", "blue.png", folder="studies/small")  # at the top nothing was compared
+    # At the top nothing was compared.
+    result = fresh.run_forked("optlab", "predict", "blue.png", folder="studies/small")
     assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr
-    result = fresh.warm("optlab", "release", "v2", "--pipeline", "studies")
+    result = fresh.run_forked("optlab", "release", "v2", "--pipeline", "studies")
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
         1, "error: studies: no pipeline of this repository: name the folder of one with `--pipeline`"
     )  # fmt: skip

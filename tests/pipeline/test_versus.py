@@ -34,12 +34,12 @@ def studied(reproduced, tmp_path_factory):
     study.mkdir(parents=True)
     (study / "params.yaml").write_text(STUDY)
     shutil.copy(TOP / "studies" / "optimizers" / "dvc.yaml", study)
-    result = project.warm("optlab", "repro", folder="studies/small")
+    result = project.run_forked("optlab", "repro", folder="studies/small")
     assert result.returncode == 0, result.stderr
     return project
 
 
-def record(folder):
+def read_train_records(folder):
     """Path → content of what the runs left."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("train.json")}
 
@@ -54,14 +54,14 @@ def read_comparison_table(folder):
 def test_versus_trains_only_challenger(studied, tmp_path):
     project = studied.copy(tmp_path / "project")
     study = project.top / "studies" / "small"
-    before = record(study)
+    before = read_train_records(study)
     project.edit("params.yaml", "optimizers:\n", "optimizers:\n  sign: {class: sign_descent.SignDescent, lr: 0.0003}\n")
 
-    result = project.warm("optlab", "versus", "custom/sign_descent.py", "--study", "studies/small")
+    result = project.run_forked("optlab", "versus", "custom/sign_descent.py", "--study", "studies/small")
     assert result.returncode == 0, result.stderr
     folder = project.top / "studies" / "small-sign"
-    assert sorted(path.parent.name for path in record(folder)) == ["sign-10", "sign-11"]
-    assert record(study) == before
+    assert sorted(path.parent.name for path in read_train_records(folder)) == ["sign-10", "sign-11"]
+    assert read_train_records(study) == before
     params = YAML(typ="safe").load(folder / "params.yaml")
     assert params.pop("optimizers") == {
         "sign": {"class": "sign_descent.SignDescent", "lr": {"log": [3e-05, 0.03]}, "default": {"lr": 0.0003}}
@@ -94,7 +94,7 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     deps = content["stages"]["train@sgd-11"]["deps"]
     next(each for each in deps if each["path"] == "../../src/optlab/training")["md5"] = "0" * 32 + ".dir"
     lock.dump(content, study / "dvc.lock")
-    result = project.warm("optlab", "versus", "momentum", "--study", "studies/small")
+    result = project.run_forked("optlab", "versus", "momentum", "--study", "studies/small")
     assert result.returncode == 0, result.stderr
     said = " ".join(result.stdout.split())
     assert re.search(
@@ -104,14 +104,15 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
         r"sgd \(1 run\) was recorded otherwise .*: src/optlab/training has changed since: `optlab versus", said
     )
 
-    result = project.warm("optlab", "versus", "momentum", "--study", "studies/small", "--again")
+    result = project.run_forked("optlab", "versus", "momentum", "--study", "studies/small", "--again")
     assert result.returncode == 0, result.stderr
     folder = project.top / "studies" / "small-momentum"
-    trained = {path.parent.name for path in record(folder)}
+    trained = {path.parent.name for path in read_train_records(folder)}
     assert trained == {f"{name}-{seed}" for name in ("momentum", "sgd", "adam") for seed in (10, 11)}
     text = (folder / "reports" / "comparison.md").read_text()
     assert "recorded otherwise" not in text
-    assert record(folder).items() >= record(study).items()  # the same values, seeds and code: the same bytes
+    # The same values, seeds and code: the same bytes.
+    assert read_train_records(folder).items() >= read_train_records(study).items()
     chosen = json.loads((study / "tuning" / "sgd" / "choice.json").read_text())["studies"][0]["entry"]
     assert YAML(typ="safe").load(folder / "params.yaml")["optimizers"]["sgd"]["lr"] == chosen["lr"]
     assert read_comparison_table(folder)["sgd"]["tuned"] == "1 trial"
@@ -119,16 +120,16 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     # One that was trained here under other conditions than these is trained once more.
     path = folder / "runs" / "adam-11" / "conditions.json"
     path.write_text(path.read_text().replace('"torch": "2.', '"torch": "1.'))
-    result = project.warm("optlab", "versus", "momentum", "--study", "studies/small", "--again")
+    result = project.run_forked("optlab", "versus", "momentum", "--study", "studies/small", "--again")
     assert result.returncode == 0, result.stderr
     assert '"torch": "2.' in path.read_text()
     assert {line.split()[0] for line in result.stdout.splitlines() if " epoch 1/1 " in line} == {"adam-10", "adam-11"}
 
     # A plain repetition keeps them, and trains nothing.
-    result = project.warm("optlab", "versus", "momentum", "--study", "studies/small")
+    result = project.run_forked("optlab", "versus", "momentum", "--study", "studies/small")
     assert result.returncode == 0 and "epoch 1/1" not in result.stdout
-    assert {path.parent.name for path in record(folder)} == trained
-    shown = project.warm("optlab", "show", folder="studies/small-momentum")
+    assert {path.parent.name for path in read_train_records(folder)} == trained
+    shown = project.run_forked("optlab", "show", folder="studies/small-momentum")
     report = "Report: studies/small-momentum/reports/report.html"
     assert shown.returncode == 0 and shown.stdout.strip() == f"{render_versus(folder)}\n{report}"
 
@@ -236,7 +237,8 @@ def test_invalid_versus_input_changes_nothing(studied, words, change, said):
         if change:
             change(studied.top)
         before = read_files(studied.top)
-        result = studied.warm("optlab", "versus", *words, *([] if "--study" in words else ["--study", "studies/small"]))
+        study = [] if "--study" in words else ["--study", "studies/small"]
+        result = studied.run_forked("optlab", "versus", *words, *study)
         assert result.returncode == 1
         assert result.stderr.startswith("error: ") and said in result.stderr and len(result.stderr.splitlines()) == 1
         assert read_files(studied.top) == before

@@ -15,7 +15,7 @@ from optlab.analysis.tuning_results import OptimizerTuning
 from optlab.records import Environment, EvalRecord, RunFiles, Status, TrainRecord
 from optlab.schema.parameters import SPLIT_SIZES, Config
 from optlab.system.errors import RecordError, RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from optlab.analysis.verdicts import format_difference, format_mean, format_metr
 from optlab.config import loader
 from optlab.schema.parameters import Config
 from optlab.system.errors import RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 _NON_TRAINING_KEYS = {"verdict", "seeds"}  # what decides no run
 

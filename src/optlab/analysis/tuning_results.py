@@ -10,7 +10,7 @@ from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.schema.search_space import NumericRange, Range
 from optlab.system.errors import RecordError, RevisionError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 from optlab.tuning import search
 from optlab.tuning.defaults import find_default_value
 

@@ -9,7 +9,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from optlab.config.error_messages import describe_error
 from optlab.schema.parameters import PARAMS_FILE, Config, format_run_id
 from optlab.system.errors import ConfigError, RevisionError, summarize_error
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 
 def load(path: Path = PARAMS_FILE) -> Config:

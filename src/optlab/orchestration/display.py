@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from optlab.records import EvalRecord, RunFiles
-from optlab.system import progress
+from optlab.system import processes
 from optlab.system.errors import RecordError
 
 
@@ -43,9 +43,9 @@ class Display:
 
     def handle_line(self, run: str, line: str) -> bool:
         """Show a line of a run's output if it reports progress or an epoch; returns whether it does."""
-        if line.startswith(progress.PROGRESS_PREFIX):
+        if line.startswith(processes.PROGRESS_PREFIX):
             with contextlib.suppress(ValueError):  # another line can run into it
-                self._update_bar(run, json.loads(line.removeprefix(progress.PROGRESS_PREFIX)))
+                self._update_bar(run, json.loads(line.removeprefix(processes.PROGRESS_PREFIX)))
             return True
         if line.startswith((f"{run}  ", "warning:")):
             prefix = "" if line.startswith(run) else f"{run}  "

@@ -30,7 +30,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optlab.system import errors, repository
+from optlab.system import errors, source_code
 from optlab.system.errors import ERROR_FILE_VARIABLE
 
 # What the stages import while they run, but for a user's own modules.
@@ -38,6 +38,8 @@ _PRELOAD_TRAINING = (
     "optlab.data.cifar10",
     "optlab.orchestration.preflight_cache",
     "optlab.analysis.metrics",
+    "optlab.environment",
+    "optlab.preflight.checks",
     "optlab.tracking.run_metadata",
     "optlab.tracking.uploader_client",
     "optlab.tracking.callbacks",
@@ -312,7 +314,7 @@ class ForkServerProcess:
         self._connection = connection
         self._job_ids: dict[int, int] = {}  # process id → job
         self._file_signatures = {
-            path: _get_file_signature(path) for path in repository.find_imported_modules().values()
+            path: _get_file_signature(path) for path in source_code.find_imported_modules().values()
         }
 
     def serve(self) -> None:

@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optlab.records import Environment
 from optlab.schema.parameters import Config
-from optlab.system import files, processes, repository
+from optlab.system import files, processes, repository, source_code
 from optlab.system.errors import StorageError
 
 _CACHE_FOLDER = Path(".optlab") / "checked"
@@ -67,18 +66,20 @@ def run_checks(config: Config) -> PreflightResult:
     Raises:
         ConfigError: params.yaml cannot be used.
     """
-    from optlab.training import determinism, numerics, optimizers
+    from optlab.environment import capture_environment
+    from optlab.preflight import checks
+    from optlab.training import determinism
 
     cache_path = _CACHE_FOLDER / f"{_compute_cache_key(config)}.json"  # now: what follows sets variables
     device = determinism.configure_torch(config.training)
     single_configs = split_config(config)
     if single_configs == [config]:
-        warnings = [*optimizers.check(config), *numerics.list_portability_warnings(config)]
+        warnings = [*checks.check_config(config), *checks.list_portability_warnings(config)]
     else:
         warnings = [
             sentence for each in single_configs for sentence in (load_cached(each) or run_checks(each)).warnings
         ]
-    current_environment = determinism.capture_environment(device, config.list_class_paths())
+    current_environment = capture_environment(device, config.list_class_paths())
     result = PreflightResult(warnings=list(dict.fromkeys(warnings)), environment=current_environment)
     with contextlib.suppress(StorageError, OSError):  # it is looked for again
         files.write_atomic(cache_path, result.model_dump_json().encode())
@@ -97,14 +98,14 @@ def split_config(config: Config) -> list[Config]:
 
 
 def _compute_cache_key(config: Config) -> str:
-    """Of the parameters, the code that they name and are judged by, the packages, and what the machine decides."""
+    """Return a digest of the parameters, this package, the user's modules that they name, packages and machine."""
+    code = [
+        *source_code.list_files(source_code.PACKAGE),
+        *source_code.find_user_modules(config.list_class_paths()),
+    ]
     key_parts = {
         "config": config.model_dump(mode="json"),
-        "code": {
-            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(set(_list_code_files(config)))
-            if path.is_file()  # an editor's lock is a link to nowhere
-        },
+        "code": source_code.hash_files(code),
         "machine": compute_machine_digest(),
         "memory": processes.get_total_memory(),
     }
@@ -123,17 +124,6 @@ def compute_machine_digest() -> str:
         ),
     }
     return hashlib.sha256(json.dumps(digest_parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _list_code_files(config: Config) -> Iterator[Path]:
-    """This package, custom/, and the repository's own modules that params.yaml names."""
-    yield from Path(__file__).parents[1].rglob("*.py")
-    yield from repository.CUSTOM.rglob("*.py")
-    for path in config.list_class_paths():
-        module = path.partition(".")[0]
-        if "." in path and module:
-            yield from Path().glob(f"{module}.py")
-            yield from Path(module).rglob("*.py")
 
 
 def _read_cpu_info() -> str:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import getpass
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -24,13 +25,10 @@ import numpy as np
 from optlab.orchestration import preflight_cache, ray_worker
 from optlab.orchestration.executor import ClusterOptions, JobSpec
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.system import git, repository
+from optlab.system import git, repository, source_code
 from optlab.system.errors import ClusterError, print_stderr, summarize_error
 from optlab.system.text import format_count
-from optlab.tuning import selection
 
-_STAGE_FOLDER = Path("pipeline")
-_PACKAGE_FOLDER = Path(__file__).parents[1]
 _CONNECT_TIMEOUT_S = 10.0
 _CLEANUP_TIMEOUT_S = 30.0
 _IGNORED_PACKAGES = ("mlflow", "dvc")  # not used on a node
@@ -41,56 +39,27 @@ _VARIABLE_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "CUBLAS_", "TORCH", "
 def pack_working_dir(config: Config, folder: Path, target: Path) -> dict[str, str]:
     """Write the code of this working tree, and the parameters of the pipeline in `folder`, to a zip file.
 
-    The package lies at its top, where a worker imports it from, all else where it is in the repository. The same
-    content is the same file.
+    The package is at its root, from which a worker imports it; all else has its path in the repository. Equal content
+    gives equal bytes.
 
     Returns:
-        name in it → SHA-256.
+        name → SHA-256 of the packed files.
     """
     digests = {}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, path in sorted(_list_members(config, folder).items()):
-            content = path.read_bytes()
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-            digests[name] = hashlib.sha256(content).hexdigest()
+        for name in sorted(set(_list_code(config, folder))):
+            content = source_code.locate(name).read_bytes()
+            is_package = name.is_relative_to(source_code.PACKAGE)
+            member = name.relative_to(source_code.PACKAGE.parent) if is_package else name
+            archive.writestr(zipfile.ZipInfo(member.as_posix()), content, zipfile.ZIP_DEFLATED)
+            digests[name.as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
 
 
-def list_changed_files(config: Config, folder: Path, packed: dict[str, str]) -> list[str]:
-    """The names of packed files that are other ones by now, or gone. New ones decide nothing that has begun."""
-    members = _list_members(config, folder)
-
-    def compute_digest(name: str) -> str | None:
-        try:
-            return hashlib.sha256(members[name].read_bytes()).hexdigest()
-        except (OSError, KeyError):
-            return None
-
-    return sorted(name for name in packed if compute_digest(name) != packed[name])
-
-
-def _list_members(config: Config, folder: Path) -> dict[str, Path]:
-    """Name → path of each file."""
-    members = {path.as_posix(): path for path in _list_repository_files(config, folder)}
-    return members | {
-        f"optlab/{path.relative_to(_PACKAGE_FOLDER).as_posix()}": path for path in _list_sources(_PACKAGE_FOLDER)
-    }
-
-
-def _list_repository_files(config: Config, folder: Path) -> Iterator[Path]:
-    yield from (path for path in (folder / PARAMS_FILE, folder / "dvc.yaml") if path.is_file())
-    yield from _list_sources(_STAGE_FOLDER)
-    yield from _list_sources(repository.CUSTOM)
-    yield from repository.find_top_level_sources(config.list_class_paths())
-
-
-def _list_sources(folder: Path) -> Iterator[Path]:
-    hidden = ("__pycache__", ".")  # an editor's, too
-    return (
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(hidden) for part in path.relative_to(folder).parts)
-    )
+def _list_code(config: Config, folder: Path) -> Iterator[Path]:
+    for path in (source_code.PACKAGE, source_code.STAGES, folder / PARAMS_FILE, folder / "dvc.yaml"):
+        yield from source_code.list_files(path)
+    yield from source_code.list_user_files(config.list_class_paths())
 
 
 def collect_env_vars(config: Config) -> dict[str, str]:
@@ -105,11 +74,9 @@ def collect_env_vars(config: Config) -> dict[str, str]:
 def collect_provenance(config: Config) -> dict[str, str]:
     """Return variables that name user and revision on a node, which has no git repository."""
     state = git.get_provenance()
-    used_files = [
-        path.as_posix()
-        for path in (*_STAGE_FOLDER.glob("*.py"), *repository.find_top_level_sources(config.list_class_paths()))
-    ]
-    if state and git.find_untracked([*used_files, *selection.hash_modules(config.list_class_paths())]):
+    user_modules = source_code.find_user_modules(config.list_class_paths())
+    used = [*source_code.list_files(source_code.STAGES), *user_modules]
+    if state and git.find_untracked(name.as_posix() for name in used):
         state["git.dirty"] = "yes"
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         return git.make_provenance_variables(state) | {"LOGNAME": getpass.getuser()}
@@ -132,7 +99,7 @@ class RaySession:
         folder: of the pipeline.
 
     Attributes:
-        list_changed_files: returns the files that have changed since the nodes got them.
+        list_changed_files: returns the packed files that have been edited or removed since.
         machine_digest: digest of the nodes: their own if they are equal, else one of them all.
         node_of_workspace: key of a workspace → id of the node that has it.
         loop: event loop in a thread of its own, for the jobs' messages.
@@ -178,7 +145,7 @@ class RaySession:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, previous_handler)  # Ray's would end this process at once
         _suppress_worker_output()
-        self.list_changed_files = functools.partial(list_changed_files, self._config, folder, packed)
+        self.list_changed_files = functools.partial(source_code.find_changed, packed)
         return ray
 
     def _probe_nodes(self) -> None:
@@ -237,7 +204,13 @@ class RaySession:
         """Submit a job as a Ray task; returns Ray's generator of lists of messages."""
         environment = self._provenance | dict(job_spec.environment)
         payload = ray_worker.JobPayload(
-            argv, job_spec.folder, job_spec.workspace_key, environment, files, job_spec.outputs
+            argv,
+            job_spec.folder,
+            job_spec.workspace_key,
+            environment,
+            files,
+            job_spec.outputs,
+            self._compute_fingerprint(argv),
         )
         options: dict[str, Any] = {}
         node_id = None if self._workspace_root.shared_folder else self.node_of_workspace.get(job_spec.workspace_key)
@@ -254,6 +227,13 @@ class RaySession:
             **options,
         )
         return remote.remote(payload, self._expected_versions, self._workspace_root, self._data)
+
+    def _compute_fingerprint(self, argv: list[str]) -> str:
+        """Return a digest of what a job's `workspace_key` leaves out; 8 hexadecimal digits."""
+        user_modules = source_code.find_user_modules(self._config.list_class_paths())
+        at_root = source_code.hash_files(name for name in user_modules if not name.is_relative_to(repository.CUSTOM))
+        content = json.dumps([argv, self._expected_versions, at_root], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def cancel(self, task: Any, force: bool) -> None:
         """Interrupt a task, or with `force` kill its worker."""

@@ -82,6 +82,7 @@ class JobPayload:
         environment: variables in addition to the worker's.
         files: path → bytes of its inputs besides the code and the data, and of event logs that it may continue.
         outputs: paths.
+        fingerprint: digest of what `workspace_key` leaves out: command, package versions, user modules at the root.
     """
 
     argv: list[str]
@@ -90,6 +91,7 @@ class JobPayload:
     environment: Mapping[str, str]
     files: Mapping[Path, bytes]
     outputs: tuple[Path, ...]
+    fingerprint: str
 
 
 def prepare_workspace(payload: JobPayload, root: WorkspaceRoot, data: Mapping[str, Any]) -> Path:
@@ -122,22 +124,6 @@ def _kill_stale_processes(workspace: Path) -> None:
             if Path(process.cwd()).is_relative_to(workspace):
                 process.kill()
                 process.wait(10)
-
-
-def compute_fingerprint(payload: JobPayload, expected_versions: Mapping[str, str | None]) -> str:
-    """Return a digest of what `workspace_key` leaves out: command, package versions, modules at the top."""
-    excluded_folders = ("optlab", "pipeline", "custom")
-    code = [
-        path
-        for path in sorted(Path.cwd().rglob("*.py"))
-        if path.relative_to(Path.cwd()).parts[0] not in excluded_folders
-    ]
-    fingerprint_parts = [
-        payload.argv,
-        dict(expected_versions),
-        [hashlib.sha256(path.read_bytes()).hexdigest() for path in code],
-    ]
-    return hashlib.sha256(json.dumps(fingerprint_parts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def merge_logs(received: bytes, present: bytes) -> bytes:
@@ -281,7 +267,7 @@ def run_job(payload: JobPayload, expected_versions: Mapping[str, str | None], ro
     _scrub_environment()
     workspace = prepare_workspace(payload, root, data)
     collector = OutputCollector(workspace, dict(payload.files))
-    done_marker = workspace / f"{_DONE_PREFIX}-{compute_fingerprint(payload, expected_versions)}"
+    done_marker = workspace / f"{_DONE_PREFIX}-{payload.fingerprint}"
     if not done_marker.exists():
         job = _start_job(payload, workspace, collector, has_gpu=bool(context.get_accelerator_ids().get("GPU")))
         try:

@@ -20,7 +20,7 @@ from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec, Loc
 from optlab.orchestration.fork_server import ForkServer, Job
 from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.system import locks, processes, progress, repository
+from optlab.system import locks, processes, repository
 from optlab.system.errors import (
     ClusterError,
     ConfigError,
@@ -281,7 +281,7 @@ class RunScheduler:
             tuple(inputs),
             tuple(outputs),
             run,
-            {progress.PROGRESS_VARIABLE: "lines"},
+            {processes.PROGRESS_VARIABLE: "lines"},
             functools.partial(self.display.handle_line, run),
         )
 

@@ -17,7 +17,7 @@ from optlab.orchestration.fork_server import Job
 from optlab.records import StudyResult, TrialsRecord, TrialStatus, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
-from optlab.system import files, locks, processes
+from optlab.system import files, locks, processes, source_code
 from optlab.system.errors import BusyError, RecordError, RunsFailedError, StorageError, print_stderr
 from optlab.system.text import get_terminal_width, wrap_text
 from optlab.tuning import search, selection
@@ -41,10 +41,11 @@ def tune(config: Config, folder: Path, name: str, job_executor: Executor | None 
         StorageError: a result cannot be written.
     """
     spec, tuning_files = config.get_optimizer(name), TuningFiles(folder, name)
-    modules = selection.hash_modules(config.list_class_paths(name))
+    class_paths = config.list_class_paths(name)
+    modules, code = selection.hash_modules(class_paths), source_code.hash_code(folder, "tune", class_paths)
     trials, studies = [], []
     with contextlib.nullcontext(job_executor) if job_executor else LocalExecutor.from_config(config) as job_executor:
-        session = TuningSession(config, name, spec, modules, _load_recorded(tuning_files.trials), job_executor)
+        session = TuningSession(config, name, spec, code, _load_recorded(tuning_files.trials), job_executor)
         print(wrap_text(_describe_budget(config, name), get_terminal_width()), flush=True)
         for number in range(config.tuning.studies):
             study_trials: list[Trial] = []
@@ -136,7 +137,7 @@ class TuningSession:
     """One optimizer's tuning: trains the trials that a search requests, unless their results are known.
 
     Attributes:
-        modules: modules of custom/ that the optimizer uses, as in `TuningResult`.
+        code: name → SHA-256 of what decides a trial.
         recorded: key → trial of an earlier tuning.
         executor: trains the trials.
         conditions: environment file of the last trained trial; empty before.
@@ -145,7 +146,7 @@ class TuningSession:
     config: Config
     name: str
     spec: OptimizerSpec
-    modules: dict[str, str]
+    code: dict[str, str]
     recorded: dict[str, records.TrialRecord]
     executor: Executor
     conditions: bytes = b""
@@ -216,10 +217,10 @@ class TuningSession:
     def _make_request(self, trial: Trial, max_step: int) -> TrialRequest:
         entry = self.spec.replace_ranges(trial.values)
         trial_config = self.config.model_copy(update={"optimizers": {self.name: entry}})
-        return TrialRequest.from_config(trial_config, self.name, trial.seed, max_step)
+        return TrialRequest.from_config(trial_config, self.name, trial.seed, max_step, self.code)
 
     def _compute_key(self, trial: Trial) -> str:
-        return self._make_request(trial, 0).compute_key(self.modules, self.config.list_class_paths(self.name))
+        return self._make_request(trial, 0).compute_key()
 
     def _make_job_spec(self, trial: Trial, max_step: int) -> JobSpec:
         key = self._compute_key(trial)

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from optlab.analysis import environment_diff
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 
 ReproductionVerdict = Literal["identical", "within tolerance", "different", "not run"]
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from optlab import records
 from optlab.analysis import environment_diff, tables
 from optlab.analysis.comparison import Comparison, Run
-from optlab.system import git, repository
+from optlab.system import git, repository, source_code
 from optlab.system.errors import RevisionError
 from optlab.tracking import mlflow_store
 from optlab.tracking.sync_state import get_experiment_name
-from optlab.tuning import selection
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
 _RELEASED_FILES = ("params.yaml", "dvc.lock")
@@ -40,9 +39,8 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     ]
     if foreign:
         raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
-    paths = compared.config.list_class_paths()
-    used = [*selection.hash_modules(paths), *(path.as_posix() for path in repository.find_top_level_sources(paths))]
-    for path in git.find_untracked(used):  # those that git does not ignore are among the changed ones
+    user_modules = source_code.find_user_modules(compared.config.list_class_paths())
+    for path in git.find_untracked(each.as_posix() for each in user_modules):  # those not ignored are in `foreign`
         raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")
     pipeline = (folder / "dvc.yaml").as_posix()
     stale = list_stale_stages(pipeline)

@@ -8,7 +8,7 @@ from typing import Any
 
 from optlab.reproduce.output_diff import Reproduction
 from optlab.system.errors import StorageError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 from optlab.tracking import log_uploader, mlflow_store, sync_state
 from optlab.tracking.event_log import EventLog, get_current_time_ms
 

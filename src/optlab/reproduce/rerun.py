@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from optlab.config import loader
-from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, TuningFiles, TuningResult
-from optlab.reproduce.output_diff import OutputDigests, Reproduction, compare_outputs, compute_md5
-from optlab.system import processes, repository
-from optlab.system.errors import RecordError, RevisionError
-from optlab.system.revision import Revision, checkout, restore_outputs
-from optlab.tracking import uploader_client
-from optlab.training.determinism import (
+from optlab.environment import (
     ENVIRONMENT_VARIABLES,
     ONEDNN_ISAS,
     PACKAGES,
     detect_onednn_isa,
     get_installed_version,
 )
+from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, TuningFiles, TuningResult
+from optlab.reproduce.output_diff import OutputDigests, Reproduction, compare_outputs, compute_md5
+from optlab.system import processes, repository
+from optlab.system.errors import RecordError, RevisionError
+from optlab.system.git import Revision, checkout, restore_outputs
+from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 from optlab.tuning.selection import get_environment_path
 
 _PROVIDED_PATHS = (repository.DATA, Path(".dvc") / "config.local")  # what is put into a checkout for the stages
 _ATEN_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
 _ONEDNN_BY_CAPABILITY = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not name oneDNN's
+
+# Variables that older revisions read instead: the PID to end with, and no upload to the user's MLflow.
+_FORMER_PARENT_PID_VARIABLE, _FORMER_UPLOADER_PARENT_VARIABLE = "OPTLAB_PID", "OPTLAB_SENDER"
 
 
 def select_runs(revision: Revision, names: list[str]) -> list[str]:
@@ -204,10 +207,10 @@ def _build_process_env(tree: Path, programs: Path, replayed: dict[str, str] | No
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     variables["PATH"] = f"{programs}{os.pathsep}{variables.get('PATH', '')}"
     variables["PYTHONPATH"] = str(tree / "src")
-    variables[processes.PARENT_PID_VARIABLE] = str(os.getpid())  # no DVC runs the stages here
-    variables[uploader_client.UPLOADER_PARENT_VARIABLE] = (
-        uploader_client.NO_UPLOAD
-    )  # the verdict is logged; the checkout will be deleted
+    for name in (processes.PARENT_PID_VARIABLE, _FORMER_PARENT_PID_VARIABLE):
+        variables[name] = str(os.getpid())  # no DVC runs the stages here: they end with this process
+    for name in (uploader_client.UPLOADER_PARENT_VARIABLE, _FORMER_UPLOADER_PARENT_VARIABLE):
+        variables[name] = uploader_client.NO_UPLOAD  # the verdict is logged; the checkout will be deleted
     if replayed is not None:
         variables = {key: value for key, value in variables.items() if key not in ENVIRONMENT_VARIABLES} | replayed
     return variables

@@ -1,7 +1,7 @@
 """The models of params.yaml, strict and frozen: shape and types, checked before torch is imported.
 
 What only torch can tell (does the class exist, does it take this hyperparameter) is checked in
-`optlab.training.optimizers.check` and `optlab.training.models.build`, which every stage calls before it works.
+`optlab.preflight.checks.check_config` and `optlab.training.models.build`, which every stage calls before it works.
 """
 
 import math

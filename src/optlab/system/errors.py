@@ -1,23 +1,29 @@
-"""Errors that a user can mend: each is one line that says where it is and what to do."""
+"""Errors that a user can mend, one line each, and the entry point that prints them.
 
+A message says where, what, and what to do. The entry point also makes the console safe: no print fails, whatever the
+encoding, and a user without an account has a name.
+"""
+
+import codecs
 import contextlib
 import errno
+import getpass
+import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from optlab.system import startup
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+ERROR_FILE_VARIABLE = "OPTLAB_ERROR_FILE"  # path of a file, into which a failing program writes its error
 
-# Names a file in which a program that fails leaves its reason in one line, for who started it among others.
-ERROR_FILE_VARIABLE = "OPTLAB_REASON"
-
-_SQLALCHEMY_PREFIX = (
-    "(raised as a result of Query-invoked autoflush"  # what SQLAlchemy puts before a database's own words
-)
+_AUTOFLUSH_PREFIX = "(raised as a result of Query-invoked autoflush"  # first line of SQLAlchemy's, above the reason
+_ERROR_HANDLER = "optlab.ascii"
+_ASCII_EQUIVALENTS = {
+    "−": "-", "–": "-", "±": "+/-", "…": "...", "→": "->", "←": "<-", "×": "x", "÷": "/", "·": "*", "≤": "<=",
+    "≥": ">=", "‖": "|", "─": "-", "²": "^2", "’": "'",
+}  # fmt: skip
 
 
 class OptlabError(Exception):
@@ -36,7 +42,7 @@ class StepError(OptlabError):
 
 
 class ResourceError(OptlabError):
-    """The machine has not got what a training wants: memory, room on its disk, a GPU that answers."""
+    """The machine lacks memory, disk space or a working GPU."""
 
 
 class DataError(OptlabError):
@@ -52,15 +58,15 @@ class RecordError(OptlabError):
 
 
 class StorageError(OptlabError):
-    """A file cannot be written: the disk is full, or the place does not permit it."""
+    """A file cannot be written: the disk is full, or the place is not writable."""
 
 
 class TrackingError(OptlabError):
-    """MLflow cannot be reached, or does not take what is sent."""
+    """MLflow cannot be reached, or refuses what is sent."""
 
 
 class BusyError(OptlabError):
-    """Another process is at work on the same outputs."""
+    """Another process holds the lock of the same outputs."""
 
 
 class RevisionError(OptlabError):
@@ -81,12 +87,12 @@ class ImageError(OptlabError):
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's main function; an `OptlabError` ends it with one line on stderr and exit status 1."""
-    startup.prepare()
+    _prepare_console()
     try:
         main()
     except OptlabError as error:
         _exit_with_error(str(error))
-    except BrokenPipeError:  # who reads the output has stopped; a print at exit would raise again
+    except BrokenPipeError:  # the reader of the output is gone; a print at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
     except KeyboardInterrupt:
@@ -101,21 +107,20 @@ def run_main(main: Callable[[], None]) -> None:
         raise
 
 
-def _exit_with_error(reason: str) -> NoReturn:
-    print_stderr(f"error: {reason}")
-    _write_error_file(reason)
+def _exit_with_error(message: str) -> NoReturn:
+    print_stderr(f"error: {message}")
+    _write_error_file(message)
     sys.exit(1)
 
 
-def _write_error_file(reason: str) -> None:
-    """Write the reason where the caller looks for it, if it asked for that."""
+def _write_error_file(message: str) -> None:
     if ERROR_FILE_VARIABLE in os.environ:
         with contextlib.suppress(OSError):
-            Path(os.environ[ERROR_FILE_VARIABLE]).write_text(reason, "utf-8", "backslashreplace")
+            Path(os.environ[ERROR_FILE_VARIABLE]).write_text(message, "utf-8", "backslashreplace")
 
 
 def print_stderr(text: str) -> None:
-    """Print an error or a warning on stderr, on a line of its own also where a progress bar is at work."""
+    """Print an error or a warning on stderr, on a line of its own even while a progress bar is shown."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)
@@ -123,6 +128,42 @@ def print_stderr(text: str) -> None:
 
 
 def summarize_error(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its type where it has none."""
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SQLALCHEMY_PREFIX)]
+    """Return the first line of an error's text, or the name of its type where it has none."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_AUTOFLUSH_PREFIX)]
     return (lines or [type(error).__name__])[0]
+
+
+def _prepare_console() -> None:
+    """Print characters that the terminal's encoding lacks in ASCII, and to a closed stream nothing."""
+    _open_closed_streams()
+    _set_user_name()
+    codecs.register_error(_ERROR_HANDLER, _replace_with_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != ("utf-8", "surrogateescape"):
+            stream.reconfigure(errors=_ERROR_HANDLER)  # with those two, nothing fails
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in the place of each closed stream, so that no file opened later gets its number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _set_user_name() -> None:
+    """Name a user without an account, such as a container's: DVC fails without a name."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
+def _replace_with_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Replace each character by its nearest ASCII text, or by Python's escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII_EQUIVALENTS.get(each) or ascii(each)[1:-1] for each in text), error.end

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the program that writes them."""
+"""Atomic writes: a file is complete or absent, whatever stops the program that writes it."""
 
 import contextlib
 import csv
@@ -10,19 +10,19 @@ from pathlib import Path
 
 from optlab.system.errors import StorageError, summarize_error
 
+TEMPORARY_SUFFIX = ".new"  # of a file that is still being written; git and DVC ignore it
 _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see who may write there"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "something else is in its place: move that away"),
     errno.ENAMETOOLONG: "choose a shorter name",
 }
-TEMPORARY_SUFFIX = ".new"  # of a file that is still being written; git and DVC ignore it
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step, and on the disk before that: what was there stays until then.
+    """Replace the file at `path` by `content` in one step, once that is on the disk; makes missing folders.
 
     Raises:
-        StorageError: the disk is full, or the place cannot be written to.
+        StorageError: the disk is full, or the place is not writable.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
     try:
@@ -39,14 +39,14 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """The rows, the header first, as comma-separated values; errors as in `write_atomic`."""
+    """Write rows, the header first, as comma-separated values; errors as in `write_atomic`."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomic(path, text.getvalue().encode())
 
 
 def make_storage_error(path: Path, error: OSError) -> StorageError:
-    """What to tell the user of a file that could not be written."""
+    """Return the error, with its remedy, for a file that could not be written."""
     reason = error.strerror or summarize_error(error)
     remedy = _REMEDIES.get(error.errno or 0, "make room for it")
     return StorageError(f"{path}: cannot be written ({reason}): {remedy}, then run the same command again")

@@ -1,4 +1,4 @@
-"""One process at a time on the same outputs."""
+"""Locks by name: one process at a time writes the same outputs."""
 
 import contextlib
 import os
@@ -13,17 +13,17 @@ from filelock import FileLock, Timeout
 from optlab.system import files, repository
 from optlab.system.errors import BusyError, print_stderr
 
+LOCKS = Path(".optlab") / "locks"
 LOCK_TIMEOUT_S = 30.0  # for a process that is stopping
 _LONG_LOCK_TIMEOUT_S = 3600.0
-LOCKS = Path(".optlab") / "locks"
 
 
 @contextmanager
 def hold_lock(name: str, timeout_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock of that name; the system lets go of it when this process ends, however it ends.
+    """Hold the lock of that name; the system releases it when this process ends, however it ends.
 
     Raises:
-        BusyError: another process still has it after `timeout_s` seconds; the message says which.
+        BusyError: another process still holds it after `timeout_s` seconds; the message says which.
         StorageError: the lock cannot be written.
     """
     folder = repository.get_state_root() / LOCKS
@@ -39,18 +39,18 @@ def hold_lock(name: str, timeout_s: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise files.make_storage_error(path, error) from None
     try:
-        with contextlib.suppress(OSError):  # on a full disk, nobody is told who
+        with contextlib.suppress(OSError):  # on a full disk, the owner stays unknown
             owner.write_text(f"{os.getpid()} {' '.join(sys.argv)}", "utf-8", "backslashreplace")
         yield
     finally:
         lock.release()
         if repository.is_experiment_copy():
-            delete_lock(name)  # nobody else has locks of that name
+            delete_lock(name)  # no other process uses this name
 
 
 @contextmanager
 def wait_for_lock(name: str) -> Iterator[None]:
-    """Hold the lock of that name as soon as nobody else does; after a while, say who does.
+    """Hold the lock of that name as soon as it is free; after `LOCK_TIMEOUT_S`, print which process holds it.
 
     Raises:
         StorageError: the lock cannot be written.
@@ -69,16 +69,14 @@ def wait_for_lock(name: str) -> Iterator[None]:
 
 
 def delete_lock(name: str) -> None:
-    """Remove the files of a lock that nobody will ask for again: that of a copy of the repository which is gone."""
+    """Delete the files of a lock that no process will ask for again, as in a deleted copy of the repository."""
     for ending in ("pid", "lock"):
         (repository.get_state_root() / LOCKS / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def _describe_owner(owner: Path) -> str:
-    try:
-        number, _, command = owner.read_text("utf-8").partition(" ")
-        if psutil.pid_exists(int(number)):
-            return f"process {number} (`{command[:100]}`)"
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        pid, _, command = owner.read_text("utf-8").partition(" ")
+        if psutil.pid_exists(int(pid)):
+            return f"process {pid} (`{command[:100]}`)"
     return "another process"

@@ -1,11 +1,5 @@
-"""Work in a child of this process, so that it leaves no trace in this one.
+"""Child processes that end with their parent, calls in a fork, and the memory that a process may take."""
 
-The machine's memory: what there is, what some work took of it, and a limit before the kernel ends processes.
-
-Child processes that do not outlive their parent's wish.
-"""
-
-import contextlib
 import json
 import os
 import re
@@ -27,16 +21,29 @@ import psutil
 from optlab.system import errors
 from optlab.system.errors import OptlabError, ResourceError, summarize_error
 
-_PARENT_POLL_S = 0.2  # how often a child sees whether its parent is there
+PARENT_PID_VARIABLE = "OPTLAB_PARENT_PID"  # of the `optlab` that starts stages, or that starts the DVC which does
+PROGRESS_VARIABLE = "OPTLAB_PROGRESS"  # "lines": a training prints its progress as lines of JSON, for its caller
+PROGRESS_PREFIX = "::progress "  # of such a line
+STOP_TIMEOUT_S = 45.0  # between SIGINT and SIGKILL: on a busy machine MLflow alone takes 20 s to load
+GIB = 2**30
+
+_DVC_STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the stages that it starts, so no process above DVC has it
+_PARENT_POLL_S = 0.2
+_CALLER_POLL_S = 0.5
+_SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tcsh"}
+_PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?", re.IGNORECASE)
+_PROC_SELF = Path("/proc/self")
+# Limits of a container: cgroup version 2, then version 1.
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def call_in_fork(function: Callable[[], Any]) -> Any:
-    """Return what `function` returns, as JSON has it.
+    """Call `function` in a fork of this process, so that it leaves no trace here; returns its result, through JSON.
 
     Raises:
         OptlabError: `function` has raised it; of the same class.
-        LackError: the child was killed.
-        ChildProcessError: `function` has raised anything else, whose traceback is on stderr.
+        ResourceError: the child was killed.
+        ChildProcessError: `function` has raised anything else; its traceback is on stderr.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -47,26 +54,21 @@ def call_in_fork(function: Callable[[], Any]) -> Any:
         _run_child(function, writable, parent)
     os.close(writable)
     try:
-        with os.fdopen(readable, "rb") as answers:
-            content = answers.read()
+        with os.fdopen(readable, "rb") as file:
+            content = file.read()
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         raise
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return _decode_answer(content, status)
-
-
-def _decode_answer(content: bytes, status: int) -> Any:
     if not content:
         raise ResourceError(
             f"a process that tried params.yaml out was stopped (exit status {status}): is memory short?"
         )
     answer = json.loads(content)
     if "error" in answer:
-        kind = getattr(errors, answer["kind"], None)
-        raise (kind or ChildProcessError)(answer["error"])
+        raise getattr(errors, answer["kind"], ChildProcessError)(answer["error"])
     return answer["result"]
 
 
@@ -91,30 +93,22 @@ def _run_child(function: Callable[[], Any], writable: int, parent: int) -> NoRet
 
 
 def _exit_with_parent(parent: int) -> None:
-    """End with the parent."""
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_S)
     os._exit(1)
 
 
-# A container's own limit: of cgroup version 2, and of version 1.
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_PROC_SELF = Path("/proc/self")
-_ALLOCATION_FAILURE = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")  # torch's words on a CPU
-GIB = 2**30
-
-
 def get_total_memory() -> int:
-    """Bytes that this machine, or this container, has."""
-    found = [psutil.virtual_memory().total]
+    """Return the bytes of memory of this machine, or of this container."""
+    limits = [psutil.virtual_memory().total]
     for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max"
-            found.append(int(path.read_text("utf-8")))
-    return min(found)
+        with suppress(OSError, ValueError):  # "max"
+            limits.append(int(path.read_text("utf-8")))
+    return min(limits)
 
 
 def limit_memory() -> None:
-    """Let an allocation fail that would bring this process above the machine's memory, swap included.
+    """Make an allocation fail that would bring this process above the machine's memory, swap included.
 
     Without it the allocation succeeds, and its use takes the machine with it until the kernel kills something. On Linux
     only, where a limit on data counts what a process can write to and shares with nobody.
@@ -131,17 +125,17 @@ def limit_memory() -> None:
 
 @dataclass
 class PeakMemory:
-    """Bytes that some work took at its highest, more than before it; 0 while it is unknown."""
+    """Peak of the memory that some work took, in bytes above the memory before it; 0 while unknown."""
 
     bytes: int = 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def measure_peak_memory() -> Iterator[PeakMemory]:
-    """How much the work within takes; known after it, and on Linux only."""
+    """Measure the peak memory of the block; known after it, and on Linux only."""
     peak = PeakMemory()
     try:
-        (_PROC_SELF / "clear_refs").write_bytes(b"5")  # the highest value so far becomes the present one: man 5 proc
+        (_PROC_SELF / "clear_refs").write_bytes(b"5")  # resets the peak: man 5 proc
         before = _read_peak_memory()
     except (OSError, ValueError):
         yield peak
@@ -152,23 +146,22 @@ def measure_peak_memory() -> Iterator[PeakMemory]:
 
 def _read_peak_memory() -> int:
     status = (_PROC_SELF / "status").read_text("utf-8", "replace")
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    if found is None:
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    if peak is None:
         raise ValueError("no VmHWM")
-    return int(found[1]) * 1024
+    return int(peak[1]) * 1024
 
 
 def describe_memory_error(error: Exception) -> str | None:
-    """What an error says about memory that could not be had, in words; None if it is about something else."""
-    found = _ALLOCATION_FAILURE.search(str(error))
-    if not (found or isinstance(error, MemoryError)):
+    """Return what to say of an allocation that failed, or None if the error is another one."""
+    # torch raises a plain RuntimeError on a CPU, and only its text tells that memory was short.
+    if not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
         return None
-    requested = f" ({int(found[1]) / GIB:.1f} GiB at once)" if found else ""
-    return f"wants more memory than the {_get_memory_limit() / GIB:.1f} GiB that there are{requested}"
+    return f"needs more than the {_get_memory_limit() / GIB:.1f} GiB of available memory"
 
 
 def _get_memory_limit() -> int:
-    """Bytes that this process may have: all, or what `ulimit -v` leaves of it."""
+    """Return the bytes that this process may have: all, or the limit that `ulimit -v` sets."""
     if not _PROC_SELF.is_dir():
         return get_total_memory()
     import resource
@@ -177,43 +170,33 @@ def _get_memory_limit() -> int:
     return get_total_memory() if soft == resource.RLIM_INFINITY else min(get_total_memory(), soft)
 
 
-STOP_TIMEOUT_S = (
-    45.0  # between asking a process to stop and killing it: on a busy machine MLflow alone takes 20 to load
-)
-PARENT_PID_VARIABLE = "OPTLAB_PID"  # of the `optlab` that starts stages, or starts the DVC that does
-_DVC_STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for what it starts, and so by nobody above DVC
-_CALLER_POLL_S = 0.5  # how often to see whether the callers are alive
-_SHELLS = {"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh", "csh", "tcsh"}
-_PYTHON = re.compile(r"(python|pypy)[\d.]*[a-z]?", re.IGNORECASE)
-
-
 def parse_arguments(*names: str) -> list[str]:
-    """Return those of this program, one for each name; a SEED is a whole number.
+    """Return this program's arguments, one for each name; a SEED is a whole number.
 
     Raises:
-        OptlabError: they are not as many, or no number stands where one must.
+        OptlabError: their number is another, or a SEED is no number.
     """
     program, *given = sys.argv
-    is_right = len(given) == len(names) and all(
+    is_valid = len(given) == len(names) and all(
         value.isdecimal() or name != "SEED" for name, value in zip(names, given, strict=True)
     )
-    if not is_right:
+    if not is_valid:
         raise OptlabError(f"Usage: python {program} {' '.join(names)}")
     return given
 
 
 def exit_with_caller() -> None:
-    """Stop, as on SIGTERM, once the DVC or the `optlab` that this stage was started by is gone.
+    """Stop, as on SIGTERM, once the DVC or the `optlab` that started this stage is gone.
 
-    Killed, they leave what they started, which would then write beside the next one. A stage that was started by hand
-    follows nobody.
+    When these are killed, they leave their stages behind, which would then write beside the next ones. A stage that was
+    started by hand follows no process.
 
     Raises:
         KeyboardInterrupt: one of them is gone already.
     """
-    followed = find_callers()
-    present = [each for each in followed if each is not None]
-    if len(present) < len(followed):
+    callers = find_callers()
+    present = [each for each in callers if each is not None]
+    if len(present) < len(callers):
         raise KeyboardInterrupt
 
     def watch() -> None:
@@ -228,22 +211,22 @@ def exit_with_caller() -> None:
 
 
 def find_callers() -> list[psutil.Process | None]:
-    """The ancestors that this process must not outlive, by their marks in its environment; None for one that is gone.
+    """Find the ancestors that this process must not outlive, by the variables they set; None for one that is gone.
 
-    Only these: an editor or a terminal further up may be closed while a `nohup dvc repro` goes on.
+    Only these: an editor or a terminal further up may be closed while a `nohup dvc repro` continues.
     """
-    found = [find_dvc()] if _DVC_STAGE_VARIABLE in os.environ else []
-    number = os.environ.get(PARENT_PID_VARIABLE)
-    if number is not None:
-        found.append(next((each for each in _walk_ancestors() if str(each.pid) == number), None))
-    return found
+    callers = [find_dvc()] if _DVC_STAGE_VARIABLE in os.environ else []
+    pid = os.environ.get(PARENT_PID_VARIABLE)
+    if pid is not None:
+        callers.append(next((each for each in _walk_ancestors() if str(each.pid) == pid), None))
+    return callers
 
 
 def find_dvc() -> psutil.Process | None:
-    """The DVC that runs this stage; None if there is none, or another process has taken the stage in after its end.
+    """Find the DVC that runs this stage: the nearest ancestor that is not part of the stage itself.
 
-    It is the nearest ancestor that is not a part of the stage itself: `find_dvc`, or a Python program that uses
-    DVC's API.
+    That is `dvc`, `optlab`, or a Python program that uses DVC's API. None if there is no such ancestor, or another
+    process has adopted the stage after DVC's end.
     """
     if _DVC_STAGE_VARIABLE not in os.environ:
         return None
@@ -256,7 +239,7 @@ def find_dvc() -> psutil.Process | None:
 
 
 def _walk_ancestors() -> Iterator[psutil.Process]:
-    """The nearest first, up to one that ends in this moment."""
+    """Yield the ancestors, the nearest first, up to one that ends meanwhile."""
     with suppress(psutil.Error):
         process = psutil.Process().parent()
         while process is not None:
@@ -265,7 +248,7 @@ def _walk_ancestors() -> Iterator[psutil.Process]:
 
 
 def _is_in_stage(process: psutil.Process) -> bool:
-    """Whether it is the shell of the stage's command line, or whatever else that line puts around this process."""
+    """Tell if a process is the shell of the stage's command line, or a wrapper such as `timeout` in that line."""
     with suppress(psutil.Error):
         if process.environ().get(_DVC_STAGE_VARIABLE) == os.environ[_DVC_STAGE_VARIABLE]:
             return True
@@ -273,10 +256,10 @@ def _is_in_stage(process: psutil.Process) -> bool:
 
 
 def _can_run_stages(process: psutil.Process, stage: psutil.Process) -> bool:
-    """By the name of its program alone: an argument, such as a folder's name, says nothing.
+    """Tell by the name of its program alone: an argument, such as a folder's name, proves nothing.
 
-    What takes orphans in can be an interpreter, too, as the first process of a container; but DVC starts a stage in its
-    own session, and orphans are mostly of another.
+    A process that adopts orphans can be an interpreter, too, as the first process of a container; but DVC starts a
+    stage in its own session, and orphans are mostly of another.
     """
     names = _get_program_names(process)
     if not names.isdisjoint(("dvc", "optlab")):
@@ -285,12 +268,12 @@ def _can_run_stages(process: psutil.Process, stage: psutil.Process) -> bool:
 
 
 def _get_program_names(process: psutil.Process) -> set[str]:
-    """What its program is called, as far as that can be read: a script's own name, and its interpreter's."""
-    found = set()
+    """Return the readable names of a process's program: a script's and its interpreter's."""
+    names = set()
     for read in (process.name, process.exe):
         with suppress(psutil.Error):
-            found.add(Path(read()).name)
-    return found
+            names.add(Path(read()).name)
+    return names
 
 
 def _get_session_id(process: psutil.Process) -> int | None:
@@ -301,7 +284,7 @@ def _get_session_id(process: psutil.Process) -> int | None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it is at work, and not only waiting for its parent to take notice of its end."""
+    """Tell if a process runs, and is no zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -310,9 +293,9 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt here, as Ctrl-C does. In the main thread; in others, it does nothing.
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C. Does nothing outside of the main thread.
 
-    Ctrl-C as well where this process was started with it switched off, as shells start jobs in the background: its
+    On Ctrl-C as well if this process was started with it switched off, as shells start jobs in the background: its
     children could not be interrupted otherwise.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -324,7 +307,7 @@ def interrupt_on_sigterm() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for each in numbers:
-            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the clearing up short
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the cleanup short
         raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in numbers}
@@ -339,17 +322,17 @@ class SessionLeader(Protocol):
     """A process that leads a session of its own.
 
     Attributes:
-        pid: 0 while it has none yet.
+        pid: 0 until it has one.
     """
 
     pid: int
 
     def poll(self) -> int | None:
-        """Its exit status, once it has ended."""
+        """Return the exit status, or None while the process runs."""
 
 
 def stop(children: Sequence[SessionLeader]) -> None:
-    """Interrupt processes that lead sessions of their own, with all that they started; kill what does not end."""
+    """Interrupt session leaders with all processes of their sessions; kill those that do not end in time."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for number in (signal.SIGINT, signal.SIGKILL):
         signaled = set[int]()
@@ -364,7 +347,7 @@ def stop(children: Sequence[SessionLeader]) -> None:
 
 
 def run(command: Sequence[str] | str, **options: Any) -> int:
-    """Run a command to its end and return its exit status; if this process is interrupted, it is stopped first.
+    """Run a command to its end and return its exit status; if this process is interrupted, stop the command first.
 
     Args:
         command: a list of words, or one line for the shell.

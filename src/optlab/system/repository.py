@@ -1,16 +1,10 @@
-"""The repository: where its top is, and in which of its pipelines a program was started.
-
-DVC as a command, its cache and remotes, and its own copies of a damaged file.
-
-DVC trusts its cache unread, and would put the damage back in place.
-"""
+"""The repository: its root, the pipeline in use, the code that is imported, and DVC's command, cache and remotes."""
 
 import functools
 import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +12,15 @@ from optlab.system.errors import OptlabError
 from optlab.system.text import extract_error
 
 _STATE_FOLDER = Path(".optlab")
-_current_pipeline = Path()  # in whose folder this process works
+_current_pipeline = Path()  # its folder
+# Relative to the root.
+DATA = Path("data") / "cifar10"  # shared by all pipelines
+CUSTOM = Path("custom")  # a user's modules
+DVC_COMMAND = (sys.executable, "-m", "dvc")
 
 
 def find_root() -> Path:
-    """The nearest folder, from here upwards, that DVC was initialised in.
+    """Return the nearest folder, from here upwards, that DVC was initialised in.
 
     Raises:
         OptlabError: there is none.
@@ -35,11 +33,11 @@ def find_root() -> Path:
 
 
 def enter_root() -> Path:
-    """Go to the top of the repository; returns the folder this process was started in, relative to it.
+    """Change to the root of the repository; returns the former working directory, relative to it.
 
-    MLflow resolves the artifacts' relative paths against the working directory, so that a repository can be
-    moved: every program has the same one. A copy of the repository, such as DVC makes for an experiment, runs its own
-    code, also where another one's is installed.
+    MLflow resolves the artifacts' relative paths against the working directory, so every program has the same one, and
+    a repository can be moved. A copy of the repository, such as DVC makes for an experiment, runs its code, not the
+    installed one.
     """
     top, here = find_root(), Path.cwd()
     _restart_from_sources(top / "src")
@@ -52,19 +50,19 @@ def enter_root() -> Path:
 
 
 def set_pipeline(folder: Path) -> Path:
-    """Work for the pipeline in that folder, relative to the top, from now on; returns it."""
+    """Set the folder of this process's pipeline, relative to the root; returns it."""
     global _current_pipeline
     _current_pipeline = folder
     return folder
 
 
 def get_pipeline() -> Path:
-    """The folder of the pipeline that this process works for; relative to the top."""
+    """Return the folder of this process's pipeline, relative to the root."""
     return _current_pipeline
 
 
 def _restart_from_sources(sources: Path) -> None:
-    """Start this program anew with the package below `sources`, if there is one and it is not the one at work."""
+    """Restart this program with the package below `sources`, if there is one and another one is imported."""
     first = f"{sources}{os.pathsep}"
     if (sources / "optlab").is_dir() and not Path(__file__).resolve().is_relative_to(sources.resolve()):
         before = os.environ.get("PYTHONPATH", "")
@@ -74,15 +72,15 @@ def _restart_from_sources(sources: Path) -> None:
 
 
 def get_dvc_experiment() -> str | None:
-    """The name of the experiment of DVC's that this process is part of, if any."""
+    """Return the name of the DVC experiment that this process is part of, if any."""
     return os.environ.get("DVC_EXP_NAME")
 
 
 def get_state_root() -> Path:
-    """Where journals, locks and MLflow's store are; relative to the top, which is the working directory.
+    """Return the folder that holds event logs, locks and MLflow's store, relative to the root, the working directory.
 
-    That is the top itself, but for an experiment that DVC runs in a copy (`--temp`, `--queue`): the copy is deleted
-    afterwards, so there it is the repository that it was copied from. DVC names it.
+    In an experiment that DVC runs in a copy (`--temp`, `--queue`), it is the repository that was copied, which DVC
+    names, because DVC deletes the copy afterwards; otherwise, it is the root.
     """
     original = Path(os.environ.get("DVC_ROOT", ""))
     if get_dvc_experiment() and (original / ".dvc" / "config").is_file() and not original.samefile(Path.cwd()):
@@ -91,25 +89,13 @@ def get_state_root() -> Path:
 
 
 def is_experiment_copy() -> bool:
-    """Whether this is a copy that DVC has made for an experiment."""
+    """Tell if this is a copy that DVC has made for an experiment."""
     return get_state_root() != Path()
 
 
 def add_copy_suffix(name: str) -> str:
-    """The name of something in `get_state_root` that a copy has for itself."""
+    """Make a name in `get_state_root` unique to this copy of the repository, if it is one."""
     return f"{name}-{Path.cwd().name}" if is_experiment_copy() else name
-
-
-def find_imported_modules() -> dict[str, Path]:
-    """Relative path → file of each module that is imported by now, of the working directory or of this package."""
-    bases = [f"{base}{os.sep}" for base in (Path.cwd(), Path(__file__).parents[2])]
-    found = {}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None) or ""
-        base = next((base for base in bases if file.startswith(base)), None)
-        if base and "site-packages" not in file[len(base) :] and Path(file).is_file():
-            found[Path(file[len(base) :]).as_posix()] = Path(file)
-    return found
 
 
 def list_installed_packages() -> list[str]:
@@ -119,36 +105,20 @@ def list_installed_packages() -> list[str]:
     )
 
 
-# Relative to the top.
-DATA = Path("data") / "cifar10"  # all pipelines share the files
-CUSTOM = Path("custom")  # a user's own modules
-
-
-def find_top_level_sources(paths: Iterable[str]) -> Iterator[Path]:
-    """The files there of the modules and packages that dotted paths lead into, where custom/ has none of that name."""
-    for module in {Path(path.partition(".")[0]) for path in paths if "." in path}:
-        custom = CUSTOM / module
-        if not custom.is_dir() and not custom.with_suffix(".py").is_file():
-            yield from (path for path in (module.with_suffix(".py"), *module.rglob("*.py")) if path.is_file())
-
-
-DVC_COMMAND = (sys.executable, "-m", "dvc")
-
-
 def run_dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a DVC command to its end, here, and keep what it prints."""
+    """Run a DVC command to its end in the working directory, and capture its output."""
     return subprocess.run(
         [*DVC_COMMAND, *arguments], capture_output=True, text=True, errors="surrogateescape", check=False
     )
 
 
 def extract_dvc_error(result: "subprocess.CompletedProcess[str]") -> str:
-    """Why a command failed, in one line."""
+    """Return why a DVC command failed, in one line."""
     return extract_error(result.stderr)
 
 
 def get_dvc_cache(top: Path) -> Path:
-    """The folder of the cache of the repository at `top`."""
+    """Return the folder of the DVC cache of the repository at `top`."""
     return top / (_load_dvc_config(top)["cache"].get("dir") or ".dvc/cache")
 
 
@@ -156,7 +126,7 @@ def fetch_output(commit: str, path: Path, md5: str) -> bytes | None:
     """Return an output of a commit from DVC's cache or a remote, or None if neither has it with this digest.
 
     Args:
-        path: relative to the top of the repository, which is the working directory.
+        path: relative to the root of the repository, which is the working directory.
         md5: the digest in dvc.lock, 32 hexadecimal digits.
     """
     try:
@@ -174,12 +144,11 @@ def _read_if_exists(path: Path) -> bytes | None:
 
 
 def has_dvc_remote(top: Path) -> bool:
-    """Return whether the repository at `top` has a remote that outputs can be pulled from."""
+    """Tell if the repository at `top` has a remote that outputs can be pulled from."""
     return bool(_load_dvc_config(top)["remote"])
 
 
 def _load_dvc_config(top: Path) -> Any:
-    """Return DVC's configuration of the repository at `top`."""
     from dvc.config import Config
 
     return Config(dvc_dir=str(top / ".dvc"))
@@ -194,7 +163,10 @@ def _open_dvc_file_system(commit: str) -> Any:
 
 
 def suggest_repair(path: Path, content: bytes, command: str) -> str:
-    """What to do about an output with this damaged content, so that `command` makes it anew."""
+    """Return the remedy for an output with this damaged content: what to delete before `command` makes it again.
+
+    DVC trusts its cache unread, and would restore a damaged copy.
+    """
     try:
         corrupted = [str(copy) for copy in _find_corrupted_copies(path, content)]
     except OSError:
@@ -204,7 +176,7 @@ def suggest_repair(path: Path, content: bytes, command: str) -> str:
 
 
 def _find_corrupted_copies(path: Path, content: bytes) -> list[Path]:
-    """The objects of DVC's cache that hold this content under the digest of another."""
+    """Return the objects of DVC's cache that hold this content under the digest of another."""
     try:
         top = find_root()
     except OptlabError:
@@ -213,7 +185,7 @@ def _find_corrupted_copies(path: Path, content: bytes) -> list[Path]:
         return []
     folder = get_dvc_cache(top) / "files" / "md5"
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    found = [
+    corrupted = [
         each
         for each in folder.glob("??/*")
         if each.stat().st_size == len(content)
@@ -221,4 +193,4 @@ def _find_corrupted_copies(path: Path, content: bytes) -> list[Path]:
         and each.read_bytes() == content
     ]
     here = Path.cwd()
-    return [each.relative_to(here) if each.is_relative_to(here) else each for each in sorted(found)]
+    return [each.relative_to(here) if each.is_relative_to(here) else each for each in sorted(corrupted)]

@@ -12,7 +12,7 @@ import psutil
 from tqdm import tqdm
 
 from optlab.records import Status
-from optlab.system import progress as progress_lines
+from optlab.system import processes
 from optlab.tracking.event_log import (
     EventLog,
     MetricPoint,
@@ -30,7 +30,7 @@ SYSTEM_METRICS_INTERVAL_S = 10.0
 
 def create_progress_callback(epochs: int, images_per_epoch: int) -> Callback:
     """A bar for a person, or lines for a program that asked for them."""
-    callback_class = ProgressLines if os.environ.get(progress_lines.PROGRESS_VARIABLE) == "lines" else ProgressBar
+    callback_class = ProgressLines if os.environ.get(processes.PROGRESS_VARIABLE) == "lines" else ProgressBar
     return callback_class(epochs, images_per_epoch)
 
 
@@ -84,7 +84,7 @@ class ProgressLines(Callback):
         self._images += images
         if time.monotonic() - self._last_update > 0.5:
             state = {"images": self._images, "total": self._total, "loss": loss}
-            print(f"{progress_lines.PROGRESS_PREFIX}{json.dumps(state)}", flush=True)
+            print(f"{processes.PROGRESS_PREFIX}{json.dumps(state)}", flush=True)
             self._last_update = time.monotonic()
 
     def on_epoch(self, epoch: EpochMetrics) -> None:

@@ -20,7 +20,7 @@ from optlab.records import RUNS_FOLDER, RunFiles, TrainRecord, TuningFiles, Tuni
 from optlab.schema.parameters import Config
 from optlab.system import git, locks
 from optlab.system.errors import BusyError, TrackingError
-from optlab.system.revision import Revision
+from optlab.system.git import Revision
 from optlab.tracking import mlflow_store, run_metadata, sync_state
 from optlab.tracking.event_log import EventLog, find_by_key, list_logs
 from optlab.tracking.log_uploader import get_uploaded_summary

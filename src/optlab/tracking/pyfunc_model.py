@@ -14,7 +14,7 @@ import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from optlab.system import repository
+from optlab.system import repository, source_code
 
 _SIGNATURE = ModelSignature(
     Schema([TensorSpec(np.dtype(np.float32), (-1, 3, 32, 32))]), Schema([TensorSpec(np.dtype(np.float32), (-1, 10))])
@@ -58,19 +58,17 @@ def log_model(name: str, model_id: str, weights: Path, model: str, digest: str) 
 
 def _list_custom_code(model: str) -> list[Path]:
     """The folder custom/, and the module or package at the top that a model is from, if it is."""
-    top_paths = {Path(each.parts[0]) for each in repository.find_top_level_sources([model])}
-    return [each.absolute() for each in (repository.CUSTOM, *sorted(top_paths))]
+    top_paths = {Path(each.parts[0]) for each in source_code.find_user_modules([model])}
+    return [each.absolute() for each in sorted({repository.CUSTOM, *top_paths})]
 
 
 def list_requirements(model: str) -> list[str]:
     """The packages that loading a model takes: this package's, and those that a dotted model leads to or imports."""
-    from optlab.tuning import selection  # where the model is loaded, it needs none of what this imports
-
     found = set(_BASE_REQUIREMENTS)
     if "." in model:
         modules = {model}
-        for file in (*map(Path, selection.hash_modules([model])), *repository.find_top_level_sources([model])):
-            modules |= set(selection.parse_imports(file.read_bytes(), file))
+        for name in source_code.find_user_modules([model]):
+            modules |= set(source_code.parse_imports(name))
         known = packages_distributions()
         found |= {package for each in modules for package in known.get(each.partition(".")[0], ())}
     return sorted(found - {"optlab"})

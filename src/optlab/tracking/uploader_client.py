@@ -19,7 +19,7 @@ from optlab.system import processes, repository
 from optlab.system.errors import print_stderr
 from optlab.tracking import mlflow_store
 
-UPLOADER_PARENT_VARIABLE = "OPTLAB_SENDER"  # the id of an `optlab` that has started one for the runs below it, or
+UPLOADER_PARENT_VARIABLE = "OPTLAB_UPLOADER_PARENT"  # PID of the `optlab` that has started an uploader, or NO_UPLOAD
 NO_UPLOAD = "nobody"  # where nothing is to be sent
 
 MLFLOW_TIMEOUT_S = 120.0

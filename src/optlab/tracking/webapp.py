@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-START_PAGE_VARIABLE = "OPTLAB_UI_START"  # what the bare address leads to
+START_PAGE_VARIABLE = "OPTLAB_UI_START_PAGE"  # what the bare address leads to
 
 _LOCAL_STORAGE_DEFAULTS = {
     "mlflow.workflowType_v1": "machine_learning",

@@ -7,10 +7,9 @@ metadata: nothing in it is executed. Its name holds its own SHA-256, so that a f
 
 import hashlib
 import json
-import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,33 @@ from torch.optim import Optimizer
 from optlab.data import cifar10
 from optlab.records import Environment, EpochMetrics, ValidationMetrics
 from optlab.schema.parameters import Config
-from optlab.system import files, repository
+from optlab.system import files, repository, source_code
 from optlab.system.errors import StorageError, print_stderr, summarize_error
-from optlab.training import determinism, models
+from optlab.training import class_import, determinism
 from optlab.training.loop import Checkpointer, TrainResult
 from optlab.training.optimizer_driver import OptimizerDriver
 
 CHECKPOINTS_DIR = Path(".optlab") / "checkpoints"
 
-_FINGERPRINTED_CODE = re.compile(
-    r"optlab/(training/|record/|data/dataset|config/(entries|parameters|ranges))"
-)  # as the stage declares it
-
 _MAX_OVERHEAD = 1 / 200  # of the time, at most, goes into checkpoints
 _MIN_INTERVAL_S = 1.0  # between two of them
 
 
-def compute_fingerprint(config: Config, name: str, seed: int, environment: Environment) -> str:
-    """A digest of all that decides a run: parameters, data, code, packages and the machine's conditions.
+def compute_fingerprint(config: Config, name: str, seed: int, environment: Environment, code: Mapping[str, str]) -> str:
+    """Return a digest of all that decides a run: 32 hexadecimal digits of a SHA-256.
 
-    The code is what decides a weight, of this package, all of custom/, and every other module of the repository that
-    is imported by now or named; of the packages, all that are installed, the versions count. 32 hexadecimal digits of a
-    SHA-256.
+    These are the parameters, the data, the code, the installed packages with their versions, and the environment.
+
+    Args:
+        code: as `source_code.hash_code` returns it. The user's modules that are imported by now are added: they include
+            those that are imported by a computed name.
 
     Raises:
-        ConfigError: a named module cannot be imported.
+        ConfigError: a module that the parameters name cannot be imported.
     """
     for path in config.list_class_paths(name):
         if "." in path:
-            models.resolve(path, path)
+            class_import.resolve(path, path)
     inputs = {
         "run": [name, seed],
         "model": config.model,
@@ -58,25 +55,17 @@ def compute_fingerprint(config: Config, name: str, seed: int, environment: Envir
         "files": cifar10.compute_digest(config.data.dataset),
         "training": config.training.model_dump(),
         "optimizer": config.get_optimizer(name).model_dump(),
-        "code": _hash_code(),
+        "code": {**code, **source_code.hash_files(_list_imported_user_modules())},
         "packages": repository.list_installed_packages(),
         "conditions": environment.model_dump(),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _hash_code() -> dict[str, str]:
-    """Path → SHA-256 of the modules that were imported from below the working directory, or decide from this package.
-
-    The rest of this package watches, and differs between the ways to start a training.
-    """
-    digests = {}
-    own_modules = {path.as_posix(): path for path in repository.CUSTOM.rglob("*.py")}
-    for name, path in (repository.find_imported_modules() | own_modules).items():
-        own = _FINGERPRINTED_CODE.search(name)
-        if own or not name.startswith(("src/optlab/", "optlab/", "pipeline/")):
-            digests[name[own.start() :] if own else name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return digests
+def _list_imported_user_modules() -> list[Path]:
+    """Return the imported modules but for the package and the stages: which of these are imported is no matter."""
+    excluded_folders = (source_code.PACKAGE, source_code.STAGES)
+    return [name for name in source_code.find_imported_modules() if not any(map(name.is_relative_to, excluded_folders))]
 
 
 class FileCheckpointer(Checkpointer):

@@ -16,7 +16,7 @@ from optlab.records import EpochMetrics, Status, ValidationMetrics
 from optlab.schema.optimizer import Schedule
 from optlab.schema.parameters import Config, TrainingConfig, format_run_id
 from optlab.system.errors import ResourceError, StepError, summarize_error
-from optlab.training import error_attribution, models, optimizers, process_settings, schedules
+from optlab.training import guards, models, optimizers, schedules
 from optlab.training.models import EVALUATION_BATCH_SIZE
 from optlab.training.optimizer_driver import OptimizerDriver
 from optlab.training.optimizer_factory import TrainingContext
@@ -107,7 +107,7 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
         StepError: the model or the optimizer fails in a step.
         LackError: the machine does: there is no memory, no room on the disk, a GPU does not answer.
     """
-    torch_settings = process_settings.read_torch_settings()
+    torch_settings = guards.read_torch_settings()
     model = models.build(config.model, seed).to(device)
     driver = optimizers.build(name, config.get_optimizer(name), TrainingContext.from_config(config, model))
     result = TrainResult("completed", model, hyperparameters=driver.get_hyperparameters())
@@ -191,15 +191,14 @@ class _Trainer:
 
     def _run_step(self, images: Tensor, labels: Tensor, step: int) -> float:
         try:
-            loss = train_step(self.result.model, self.driver, images, labels, self.config.training)
-            if change := process_settings.restore_torch_settings(self.torch_settings):
+            with guards.guard_resources(f"step {step}"):
+                loss = train_step(self.result.model, self.driver, images, labels, self.config.training)
+            if change := guards.restore_torch_settings(self.torch_settings):
                 raise StepError(f"step {step} {change}")
             return loss
-        except StepError:
+        except (StepError, ResourceError):
             raise
         except Exception as error:  # whatever a foreign class raises
-            if resource_error := error_attribution.describe_resource_error(error):
-                raise ResourceError(f"step {step} {resource_error}") from error
             last = traceback.extract_tb(error.__traceback__)[-1]
             raise StepError(
                 f"step {step} fails: {type(error).__name__}: {summarize_error(error)} ({last.filename}, line "

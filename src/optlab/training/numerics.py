@@ -9,20 +9,10 @@ effect.
 import os
 import sys
 
-from optlab.schema.parameters import Config, TrainingConfig
+from optlab.schema.parameters import TrainingConfig
 from optlab.system.errors import ConfigError
 
 PORTABLE_VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"}
-# The classes that `portable` was measured with, by the model that they trained: docs/determinism.md tells how.
-TESTED_CLASSES = {
-    "zilliax": (
-        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam",
-        "RMSprop", "Rprop", "SGD", "pytorch_optimizer.Lion", "pytorch_optimizer.Muon",
-        "schedulefree.AdamWScheduleFree",
-    ),
-    "conv6": ("SGD", "AdamW", "pytorch_optimizer.Muon"),
-    "resnet18": ("SGD", "Adam"),
-}  # fmt: skip
 
 
 def prepare(training: TrainingConfig) -> None:
@@ -46,23 +36,3 @@ def prepare(training: TrainingConfig) -> None:
     if "torch" in sys.modules:
         raise RuntimeError("numerics.prepare must be called before torch is imported")
     os.environ |= PORTABLE_VARIABLES
-
-
-def list_portability_warnings(config: Config) -> list[str]:
-    """What nobody has measured `portable` with, one sentence each: docs/determinism.md has what was."""
-    if config.training.numerics == "fast":
-        return []
-    if config.model not in TESTED_CLASSES:
-        untested = [f"model: {config.model}"]
-    else:
-        untested = [
-            f"optimizers.{name}: {each} on {config.model}"
-            for name, spec in config.optimizers.items()
-            for each in spec.classes
-            if each not in TESTED_CLASSES[config.model]
-        ]
-    return [
-        f"warning: numerics: portable: {each} is not among what was measured: another make of CPU or number of threads "
-        f"may give other bits"
-        for each in untested
-    ]

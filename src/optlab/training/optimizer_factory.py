@@ -5,7 +5,6 @@ The class that an entry of params.yaml names, and what its source says that it w
 
 import functools
 import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,7 @@ from optlab.config import catalog
 from optlab.schema.optimizer import GroupSpec, OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.system.errors import ConfigError
-from optlab.system.text import suggest_similar
-from optlab.training import argument_types
-from optlab.training.models import resolve
+from optlab.training.class_import import resolve
 from optlab.training.optimizer_driver import ParamGroup
 
 # Argument → what it is given, where params.yaml does not; by the names that are common.
@@ -224,48 +221,7 @@ def _resolve_class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
         raise ConfigError(
             f"params.yaml: {where}.class: SparseAdam takes sparse gradients only, and no model here has them: use Adam"
         )
-    _check_hyperparameter_names(where, cls, spec)
-    argument_types.check(where, cls, spec.hyperparameters)
     return cls
-
-
-def _check_hyperparameter_names(where: str, cls: type[Optimizer], spec: OptimizerSpec) -> None:
-    if any(argument.kind is argument.VAR_KEYWORD for argument in get_arguments(cls).values()):
-        return
-    for key in spec.hyperparameters:
-        if key not in _list_hyperparameters(cls):
-            raise _make_unknown_hyperparameter_error(f"{where}.{key}", spec.class_, _list_hyperparameters(cls), key)
-
-
-def check_groups(entry: ResolvedOptimizer) -> None:
-    """A group's keys are hyperparameters, or flags that the class's source names, such as `use_muon`.
-
-    torch's classes take any key into a group, and leave it there.
-    """
-    known = [name for cls in entry.classes for name in _list_hyperparameters(cls)]
-    source = "\n".join(_get_source_with_bases(cls) for cls in entry.classes)
-    for number, group in enumerate(entry.spec.groups):
-        for key in group.hyperparameters:
-            flagged = key != "params" and re.search(rf"""["']{re.escape(key)}["']""", source)
-            if key not in known and not flagged:
-                raise _make_unknown_hyperparameter_error(
-                    f"{entry.where}.groups.{number}.{key}", entry.cls.__name__, known, key
-                )
-            owner = next((cls for cls in entry.classes if key in get_arguments(cls)), entry.cls)
-            argument_types.check(f"{entry.where}.groups.{number}", owner, {key: group.hyperparameters[key]})
-
-
-def _list_hyperparameters(cls: type[Optimizer]) -> list[str]:
-    """The names of its arguments, but for those that params.yaml need not give and for a `**kwargs`."""
-    injected = get_injected_names(cls)
-    return [
-        name for name, each in get_arguments(cls).items() if name not in injected and each.kind is not each.VAR_KEYWORD
-    ]
-
-
-def _make_unknown_hyperparameter_error(where: str, name: str, known: list[str], key: str) -> ConfigError:
-    hint = suggest_similar(key, known) or f": it takes {', '.join(known)}"
-    return ConfigError(f"params.yaml: {where}: {name} has no such hyperparameter{hint}")
 
 
 def is_torch_class(cls: type) -> bool:
@@ -275,30 +231,10 @@ def is_torch_class(cls: type) -> bool:
 
 def should_create_graph(cls: type[Optimizer]) -> bool:
     """Whether its own source speaks of gradients that can be differentiated once more."""
-    return not is_torch_class(cls) and "create_graph" in _get_source(cls)
+    return not is_torch_class(cls) and "create_graph" in get_source(cls)
 
 
-def can_set_lr(cls: type[Optimizer]) -> bool:
-    """Whether its own source sets a learning rate elsewhere than where it is built."""
-    own = [each for each in cls.__mro__ if not is_torch_class(each) and each is not object]
-    methods = [
-        value for each in own for name, value in vars(each).items() if inspect.isfunction(value) and name != "__init__"
-    ]
-    return any(re.search(r"""\[["']lr["']\]\s*[-+*/]?=(?!=)""", _get_source(each)) for each in methods)
-
-
-def find_missing_group_flag(cls: type[Optimizer], error_message: str) -> str | None:
-    """The key that it demands of every group, such as `use_muon`, by what it says of groups without it."""
-    found = re.search(r"""[`"'](\w+)[`"'] (?:must be set|is required|is missing)""", error_message)
-    return found[1] if found and found[1] not in get_arguments(cls) else None
-
-
-def _get_source_with_bases(cls: type[Optimizer]) -> str:
-    """Its own, and that of the classes that it inherits from, but for torch's."""
-    return "\n".join(_get_source(each) for each in cls.__mro__ if not is_torch_class(each) and each is not object)
-
-
-def _get_source(cls: Any) -> str:
+def get_source(cls: Any) -> str:
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):  # it was not read from a file

@@ -1,97 +1,111 @@
-"""Optimizers by name: every dense class of torch.optim, and any other by its dotted path."""
+"""Optimizers built from the entries of params.yaml: which class gets which parameters, and how it is driven.
+
+A class from outside torch is tried on small parameters first: how its step takes the gradient, and which states a
+checkpoint has to hold.
+"""
 
 import contextlib
 import copy
-from dataclasses import replace
-from typing import Any
+import inspect
+import io
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from optlab.schema.optimizer import OptimizerSpec
-from optlab.schema.parameters import Config
 from optlab.system import processes
-from optlab.system.errors import ConfigError, ResourceError, WeightsError, summarize_error
-from optlab.training import dynamo_stub, error_attribution, model_check, optimizer_probe, process_settings, weights
-from optlab.training.models import build as build_model
-from optlab.training.optimizer_driver import OptimizerDriver, ParamGroup, flatten_wrappers
+from optlab.system.errors import ConfigError, ResourceError, summarize_error
+from optlab.training import determinism, dynamo_stub, guards
+from optlab.training.optimizer_driver import OptimizerDriver, ParamGroup, StepProtocol, detect_protocol
 from optlab.training.optimizer_factory import (
     ResolvedOptimizer,
     TrainingContext,
-    can_set_lr,
-    check_groups,
     convert_hyperparameters,
-    get_arguments,
     has_parameters_argument,
     instantiate,
+    is_torch_class,
     resolve_optimizer,
     should_create_graph,
 )
 
-MAX_CLOSURE_CALLS = (
-    50  # evaluations of the loss in a checked step; LBFGS with `max_iter: 1000000000` would not come back
-)
+_PROBE_STEPS = 12  # before and after a restoration: some classes do something else in every tenth step
+
+StateScope = Literal["own", "all", "nothing"]
+EntryCheck = Callable[[ResolvedOptimizer, TrainingContext], None]
+T = TypeVar("T")
 
 
-class _ClosureLimitError(Exception):
-    """Ends a step that goes on and on."""
+class InstantiationError(ConfigError):
+    """Error of a class that is instantiated; `preflight` finds the hyperparameter that causes it.
+
+    Attributes:
+        where: in params.yaml.
+        make: instantiates the class with another spec.
+    """
+
+    def __init__(self, where: str, spec: OptimizerSpec, make: Callable[[OptimizerSpec], Any], reason: str) -> None:
+        super().__init__(f"params.yaml: {where}: {spec.class_} refuses its hyperparameters: {reason}")
+        self.where, self.spec, self.make, self.reason = where, spec, make, reason
 
 
-def build(name: str, spec: OptimizerSpec, context: TrainingContext) -> OptimizerDriver:
-    """The optimizer of params.yaml's entry `name` over all parameters of the context's model.
+def build(
+    name: str, spec: OptimizerSpec, context: TrainingContext, check_entry: EntryCheck | None = None
+) -> OptimizerDriver:
+    """Build the optimizer of the entry `name` over all trainable parameters of the context's model.
+
+    Args:
+        check_entry: called with the entry, and with its fallback if that is used, before each is instantiated.
 
     Raises:
-        ConfigError: the class is unknown or no dense optimizer, or refuses a hyperparameter or a parameter, or a group
-            has no parameter, or the class wants another optimizer and gets none.
+        ConfigError: the class is unknown or not a dense optimizer, or refuses a hyperparameter or a parameter, or a
+            group has no parameter, or the class wraps another optimizer and gets none.
+        ResourceError: the machine lacks memory.
     """
     dynamo_stub.install()
-    entry = resolve_optimizer(f"optimizers.{name}", spec)
     parameters = {key: value for key, value in context.model.named_parameters() if value.requires_grad}
-    param_groups, rejected = _assign_param_groups(entry, parameters, context)
-    parts = [(entry, param_groups)]
-    if rejected:
-        assert spec.fallback is not None
-        fallback = resolve_optimizer(f"optimizers.{name}.fallback", spec.fallback)
-        parts.append((fallback, _assign_param_groups(fallback, rejected, context)[0]))
+    parts: list[tuple[ResolvedOptimizer, list[ParamGroup]]] = []
+    for where, part_spec in ((f"optimizers.{name}", spec), (f"optimizers.{name}.fallback", spec.fallback)):
+        if part_spec and parameters:
+            entry = resolve_optimizer(where, part_spec)
+            if check_entry:
+                check_entry(entry, context)
+            param_groups, parameters = _assign_param_groups(entry, parameters, context)
+            parts.append((entry, param_groups))
     needs_graph = any(should_create_graph(cls) for part, _ in parts for cls in part.classes)
     create_graph = needs_graph if spec.create_graph is None else spec.create_graph
-    protocols = [optimizer_probe.probe_protocol(part, own[0].values, context) for part, own in parts]
+    protocols = [probe_protocol(part, own[0].values, context) for part, own in parts]
     for (part, _), protocol in zip(parts[1:], protocols[1:], strict=True):
         if protocol not in ("gradient", "closure"):
             raise ConfigError(
                 f"params.yaml: {part.where}: {part.spec.class_} takes two gradients a step: a fallback has one"
             )
 
-    def probe_state_scopes() -> list[optimizer_probe.StateScope]:
-        tried = zip(parts, protocols, strict=True)
+    def probe_state_scopes() -> list[StateScope]:
         return [
-            optimizer_probe.probe_state_scope(part, own[0].values, context, each, create_graph)
-            for (part, own), each in tried
+            probe_state_scope(part, own[0].values, context, protocol, create_graph)
+            for (part, own), protocol in zip(parts, protocols, strict=True)
         ]
 
-    optimizers = [_instantiate(part, own, context) for part, own in parts]
+    optimizers = [instantiate_entry(part, own, context) for part, own in parts]
     driver = OptimizerDriver(optimizers, [own for _, own in parts], create_graph, protocols[0], probe_state_scopes)
     driver.allowed_parameters += context.model.parameters()
     return driver
 
 
-def _assign_param_groups(entry: ResolvedOptimizer, parameters: dict[str, nn.Parameter],
-            context: TrainingContext) -> tuple[list[ParamGroup], dict[str, nn.Parameter]]:  # fmt: skip
-    """The class's groups, the one without values of its own first, and the parameters that are left for a fallback."""
+def _assign_param_groups(
+    entry: ResolvedOptimizer, parameters: dict[str, nn.Parameter], context: TrainingContext
+) -> tuple[list[ParamGroup], dict[str, nn.Parameter]]:
+    """Return the class's groups, the one without values of its own first, and the parameters left for a fallback."""
     spec = entry.spec
-    check_groups(entry)
     if not (has_parameters_argument(entry.cls) or entry.base):
         if entry.where.endswith(".fallback"):
             raise ConfigError(f"params.yaml: {entry.where}: {spec.class_} takes the model whole: it is no fallback")
         if spec.groups:
             raise ConfigError(f"params.yaml: {entry.where}.groups: {spec.class_} takes the model whole: remove them")
         return [ParamGroup("", {}, parameters)], {}
-    if spec.groups:
-        _check_group_values(entry, context)
-    else:
-        optimizer_probe.check_group_flag(entry, context)
     grouped: list[dict[str, nn.Parameter]] = [{} for _ in spec.groups]
     rest: dict[str, nn.Parameter] = {}
     rejected: dict[str, tuple[nn.Parameter, str]] = {}
@@ -116,16 +130,6 @@ def _assign_param_groups(entry: ResolvedOptimizer, parameters: dict[str, nn.Para
         if own
     ]
     return param_groups, {key: value for key, (value, _) in rejected.items()}
-
-
-def _check_group_values(entry: ResolvedOptimizer, context: TrainingContext) -> None:
-    """Let the class judge a group's values as its own: torch's look at the values of groups in no other way."""
-    own = get_arguments(entry.cls)
-    for number, group in enumerate(entry.spec.groups):
-        as_own = {key: value for key, value in group.hyperparameters.items() if key in own}
-        spec = OptimizerSpec.model_validate({"class": entry.spec.class_, **entry.spec.hyperparameters, **as_own})
-        param_group = ParamGroup("", convert_hyperparameters(group), {"": nn.Parameter(torch.ones(2, 2))})
-        _instantiate(replace(entry, where=f"{entry.where}.groups.{number}", spec=spec), [param_group], context)
 
 
 def _check_param_groups(where: str, spec: OptimizerSpec, grouped: list[dict[str, nn.Parameter]],
@@ -153,124 +157,6 @@ def _check_param_groups(where: str, spec: OptimizerSpec, grouped: list[dict[str,
         raise ConfigError(f"params.yaml: {where}: {spec.class_} refuses the model's {key} ({reason}){remedy}")
 
 
-def check(config: Config) -> list[str]:
-    """Build the model and every optimizer and take one step without data, before a byte is downloaded.
-
-    Some values, such as a third beta for Adam, are refused by a class's first step only.
-
-    Returns:
-        warnings, of a first step that takes more than half of the machine's memory.
-
-    Raises:
-        ConfigError: one line with the place in params.yaml and the remedy.
-    """
-    model = build_model(config.model, seed=0)
-    model_check.check(config.model, model, config.data, config.training)
-    try:
-        weights.encode(model, config.model)
-    except WeightsError as error:
-        raise ConfigError(f"params.yaml: model: {error}") from None
-    warnings = []
-    for name, spec in config.optimizers.items():
-        context = TrainingContext.from_config(config, copy.deepcopy(model))
-        try:
-            with (
-                processes.measure_peak_memory() as peak_memory,
-                process_settings.guard_torch_settings(f"optimizers.{name}: {spec.class_}"),
-            ):
-                driver = _check_step(name, spec, context)
-        except ConfigError as error:
-            raise ConfigError(f"{error}{_suggest_groups(name, spec, context)}") from None
-        warnings += _check_schedule(name, config, driver, context)
-        if driver.swaps_weights and any(isinstance(each, _BatchNorm) for each in model.modules()):
-            warnings.append(
-                f"warning: optimizers.{name}: {spec.class_} is evaluated with other weights than it trains, and the "
-                f"model's batch normalisation with the statistics of the latter: docs/entries.md has what that costs"
-            )
-        if peak_memory.bytes > processes.get_total_memory() / 2:
-            warnings.append(
-                f"warning: optimizers.{name}: its first step took {peak_memory.bytes / processes.GIB:.1f} GiB of "
-                f"memory, more "
-                f"than half of the {processes.get_total_memory() / processes.GIB:.1f} GiB that there are"
-            )
-    return warnings
-
-
-def _check_step(name: str, spec: OptimizerSpec, context: TrainingContext) -> OptimizerDriver:
-    """Take one step without data, down the mean of the weights; returns what has taken it."""
-
-    trainable = [value for value in context.model.parameters() if value.requires_grad]
-
-    def take_step(spec: OptimizerSpec) -> OptimizerDriver:
-        driver, remaining_calls = build(name, spec, context), iter(range(MAX_CLOSURE_CALLS))
-
-        @torch.enable_grad()
-        def closure() -> Tensor:
-            if next(remaining_calls, None) is None:
-                raise _ClosureLimitError
-            driver.zero_grad()
-            loss = torch.stack([value.square().mean() for value in trainable]).sum()
-            loss.backward(create_graph=driver.create_graph)
-            return loss
-
-        driver.train()
-        with contextlib.suppress(_ClosureLimitError):
-            driver.step(closure)
-        return driver
-
-    driver: OptimizerDriver = error_attribution.call_with_attribution(
-        f"optimizers.{name}", spec, take_step, first_step=True
-    )
-    return driver
-
-
-def _check_schedule(name: str, config: Config, driver: OptimizerDriver, context: TrainingContext) -> list[str]:
-    """Refuse a schedule for what has no learning rate, or sets its own; returns warnings."""
-    schedule, spec, warnings = config.get_schedule(name), config.get_optimizer(name), []
-    if schedule.name == "constant" and not schedule.warmup_epochs:
-        return []
-    entries = [resolve_optimizer(f"optimizers.{name}", spec)]
-    if len(driver.optimizers) > 1 and spec.fallback:
-        entries.append(resolve_optimizer(f"optimizers.{name}.fallback", spec.fallback))
-    for entry, optimizer, param_groups in zip(entries, driver.optimizers, driver.param_groups, strict=True):
-        probe_arguments = param_groups[0].values, context, driver.protocol, driver.create_graph
-        groups = [group for each in flatten_wrappers(optimizer) for group in each.param_groups]
-        reason = "has no learning rate" if all(group.get("lr") is None for group in groups) else (
-            "sets its learning rate itself" if optimizer_probe.does_change_lr(entry, *probe_arguments) else ""
-        )  # fmt: skip
-        if reason:
-            raise ConfigError(
-                f"params.yaml: {entry.where}: {entry.spec.class_} {reason}, so the schedule {schedule.name} is not for "
-                f"it: add `schedule: {{name: constant}}` to optimizers.{name}"
-            )
-        if any(can_set_lr(cls) for cls in entry.classes):
-            warnings.append(
-                f"warning: {entry.where}: {entry.spec.class_} can set its learning rate itself: the schedule "
-                f"{schedule.name} then multiplies that by the change of its factor"
-            )
-    return warnings
-
-
-def _suggest_groups(name: str, spec: OptimizerSpec, context: TrainingContext) -> str:
-    """What to add where the first step is fine with parameters of some numbers of dimensions, and not of others."""
-    if spec.groups or spec.fallback:
-        return ""
-    by_dimensions: dict[int, nn.Parameter] = {}
-    for value in context.model.parameters():
-        by_dimensions.setdefault(value.ndim, value)
-    accepted_ndims = []
-    for ndim, value in by_dimensions.items():
-        single_parameter = nn.ParameterDict({"alone": nn.Parameter(value.detach().clone())})
-        with contextlib.suppress(ConfigError, ResourceError):
-            with process_settings.guard_torch_settings(f"optimizers.{name}"):
-                _check_step(name, spec, TrainingContext(single_parameter, context.lengths))
-            accepted_ndims.append(ndim)
-    if not 0 < len(accepted_ndims) < len(by_dimensions):
-        return ""
-    groups = ", ".join(f"{{ndim: {ndim}}}" for ndim in accepted_ndims)
-    return f": it takes some parameters: add `groups: [{groups}]` and `fallback: {{class: AdamW, lr: 0.001}}`"
-
-
 def _find_rejection_reason(
     entry: ResolvedOptimizer, parameter: nn.Parameter, values: dict[str, Any], context: TrainingContext
 ) -> str | None:
@@ -283,17 +169,145 @@ def _find_rejection_reason(
     try:
         instantiate(entry.cls, entry.spec, entry.base, [param_group], single_context)
     except ValueError as error:
-        _instantiate(entry, [ParamGroup("", values, {"": nn.Parameter(torch.zeros(2, 2))})], single_context)
+        instantiate_entry(entry, [ParamGroup("", values, {"": nn.Parameter(torch.zeros(2, 2))})], single_context)
         return summarize_error(error)
     except Exception:
-        _instantiate(entry, [param_group], single_context)
+        instantiate_entry(entry, [param_group], single_context)
     return None
 
 
-def _instantiate(entry: ResolvedOptimizer, param_groups: list[ParamGroup], context: TrainingContext) -> Optimizer:
+def instantiate_entry(entry: ResolvedOptimizer, param_groups: list[ParamGroup], context: TrainingContext) -> Optimizer:
+    """Instantiate the entry's class over these groups.
+
+    Raises:
+        InstantiationError: the class raises an error.
+        ResourceError: the machine lacks memory.
+    """
+
     def make(spec: OptimizerSpec) -> Optimizer:
         base = (entry.base[0], spec.base or entry.base[1]) if entry.base else None
         return instantiate(entry.cls, spec, base, param_groups, context)
 
-    optimizer: Optimizer = error_attribution.call_with_attribution(entry.where, entry.spec, make)
-    return optimizer
+    try:
+        with guards.guard_resources(f"params.yaml: {entry.where}: {entry.spec.class_}"):
+            return make(entry.spec)
+    except (ConfigError, ResourceError):
+        raise
+    except Exception as error:  # classes check their values with errors of their own
+        raise InstantiationError(entry.where, entry.spec, make, summarize_error(error)) from None
+
+
+def probe_protocol(entry: ResolvedOptimizer, values: dict[str, Any], context: TrainingContext) -> StepProtocol:
+    """How its step wants the gradient.
+
+    Args:
+        values: of a group that it takes.
+    """
+
+    def run_probe() -> StepProtocol | None:
+        with contextlib.suppress(Exception):  # some take no such parameters
+            optimizer, parameters = make_toy_optimizer(entry, values, context)
+            return detect_protocol(optimizer, parameters[0], _make_closure(parameters, should_create_graph(entry.cls)))
+        return None
+
+    found = None if is_torch_class(entry.cls) else run_isolated(run_probe)
+    return found or ("closure" if "closure" in inspect.signature(entry.cls.step).parameters else "gradient")
+
+
+def probe_state_scope(
+    entry: ResolvedOptimizer,
+    values: dict[str, Any],
+    context: TrainingContext,
+    protocol: StepProtocol,
+    create_graph: bool,
+) -> StateScope:
+    """Whose states a checkpoint has to hold: the class's own, those of what it wraps, too; or it would not be enough.
+
+    It is restored from them after some steps, and takes the same ones as if nothing had happened, or not.
+    """
+
+    def run_probe() -> StateScope:
+        try:
+            for scope in ("own", "all"):
+                if _can_resume_identically(entry, values, context, protocol, create_graph, scope):
+                    return scope
+        except Exception:  # it takes no such parameters, or fails in a later step: that is said where it happens
+            return "own"
+        return "nothing"
+
+    return "own" if is_torch_class(entry.cls) else run_isolated(run_probe)
+
+
+def run_isolated(function: Callable[[], T]) -> T:
+    """What `function` finds, without a trace: a class can keep state in its module, and draw random numbers.
+
+    A process that uses a GPU cannot be forked: there it is tried in this one.
+    """
+
+    def run_quietly() -> T:
+        with determinism.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+            return function()
+
+    def run_single_threaded() -> T:
+        torch.set_num_threads(1)  # a child has none of the threads that share out the work
+        return run_quietly()
+
+    return run_quietly() if torch.cuda.is_initialized() else cast(T, processes.call_in_fork(run_single_threaded))
+
+
+def _can_resume_identically(
+    entry: ResolvedOptimizer,
+    values: dict[str, Any],
+    context: TrainingContext,
+    protocol: StepProtocol,
+    create_graph: bool,
+    scope: StateScope,
+) -> bool:
+    drivers, weights = [], []
+    for _ in range(2):
+        optimizer, parameters = make_toy_optimizer(entry, values, context)
+        drivers.append(OptimizerDriver([optimizer], [[]], create_graph, protocol, lambda: [scope]))
+        weights.append(parameters)
+    run_steps(drivers[0], weights[0])
+    assert drivers[0].checkpointed_optimizers is not None and drivers[1].checkpointed_optimizers is not None
+    with torch.no_grad():
+        for own, other in zip(*weights, strict=True):
+            other.copy_(own)
+    for one, other in zip(drivers[0].checkpointed_optimizers, drivers[1].checkpointed_optimizers, strict=True):
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+    drivers[1].mode = drivers[0].mode
+    rng_state = determinism.get_rng_state()
+    for driver, own in zip(drivers, weights, strict=True):
+        determinism.set_rng_state(rng_state)
+        run_steps(driver, own)
+        driver.eval()
+    return all(torch.equal(own, other) for own, other in zip(*weights, strict=True))
+
+
+def run_steps(driver: OptimizerDriver, parameters: list[nn.Parameter]) -> None:
+    for _ in range(_PROBE_STEPS):
+        driver.train()
+        driver.step(_make_closure(parameters, driver.create_graph))
+
+
+def _make_closure(parameters: list[nn.Parameter], create_graph: bool) -> Any:
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        for parameter in parameters:
+            parameter.grad = None
+        loss = torch.stack([(parameter - 0.3).square().sum() for parameter in parameters]).sum()
+        loss.backward(create_graph=create_graph)
+        return loss
+
+    return closure
+
+
+def make_toy_optimizer(entry: ResolvedOptimizer, values: dict[str, Any], context: TrainingContext,
+          groups: int = 1) -> tuple[Optimizer, list[nn.Parameter]]:  # fmt: skip
+    """The optimizer over two small matrices, in one group or in one each."""
+    parameters = [nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)), nn.Parameter(torch.ones(2, 2))]
+    own = context.replace_parameters(*parameters)
+    named = dict(own.model.named_parameters())
+    parts = [named] if groups == 1 else [{name: value} for name, value in named.items()]
+    param_groups = [ParamGroup("", values, part) for part in parts]
+    return instantiate(entry.cls, entry.spec, entry.base, param_groups, own), parameters

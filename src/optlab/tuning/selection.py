@@ -1,15 +1,12 @@
 """What the runs of an optimizer are trained with: its entry, settled, and the modules of one's own that it uses."""
 
-import ast
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from optlab import records
 from optlab.records import StudyResult, TrialsRecord, TuningFiles, TuningResult
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
-from optlab.system import repository
+from optlab.system import repository, source_code
 from optlab.tuning import search
 from optlab.tuning.search import Trial
 
@@ -67,42 +64,7 @@ def dump_entry(spec: OptimizerSpec) -> dict[str, object]:
     return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
-def hash_modules(paths: list[str]) -> dict[str, str]:
-    """Path → SHA-256 of the modules of custom/ that these dotted paths lead to, and of those that they import.
-
-    By their text, without running them: an import within a function counts, one by a computed name does not.
-    """
-    todo = [file for path in paths for file in _list_module_files(path.rpartition(".")[0])]
-    found: dict[str, str] = {}
-    while todo:
-        file = todo.pop()
-        if file.as_posix() not in found:
-            content = file.read_bytes()
-            found[file.as_posix()] = hashlib.sha256(content).hexdigest()
-            todo += [each for module in parse_imports(content, file) for each in _list_module_files(module)]
-    return dict(sorted(found.items()))
-
-
-def _list_module_files(module: str) -> Iterator[Path]:
-    """Those of custom/ that importing a module runs: the packages that it is in, and itself."""
-    parts = [part for part in module.split(".") if part]
-    for end in range(1, len(parts) + 1):
-        place = repository.CUSTOM.joinpath(*parts[:end])
-        yield from (each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file())
-
-
-def parse_imports(content: bytes, file: Path) -> Iterator[str]:
-    """The modules that a module's text imports; what it imports from one may be a module, too."""
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # it is said where it is imported
-        return
-    package = (file.relative_to(repository.CUSTOM) if file.is_relative_to(repository.CUSTOM) else file).parent.parts
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+def hash_modules(class_paths: list[str]) -> dict[str, str]:
+    """Return path → SHA-256 of the modules of custom/ that class paths lead to, and of those that they import."""
+    user_modules = source_code.find_user_modules(class_paths)
+    return source_code.hash_files(name for name in user_modules if name.is_relative_to(repository.CUSTOM))

@@ -1,4 +1,4 @@
-"""Whether a model can be trained: a training step and an evaluation, at the sizes of batches that occur."""
+"""Check of a model: a training step and an evaluation, at the sizes of batches that occur."""
 
 import functools
 from typing import Any
@@ -10,21 +10,21 @@ from torch.nn.parameter import is_lazy
 
 from optlab.schema.parameters import NUM_CLASSES, DataConfig, TrainingConfig
 from optlab.system.errors import ConfigError, ResourceError, summarize_error
-from optlab.training import error_attribution, process_settings
+from optlab.training import guards
 from optlab.training.models import EVALUATION_BATCH_SIZE, MODELS, build
 
 _MAX_BATCH_SIZE = 2048  # images: more would take minutes, and are tried with two
 
 
 def check(name: str, model: nn.Module, data: DataConfig, training: TrainingConfig) -> None:
-    """Refuse a model that cannot be trained; this package's own ones train at any size.
+    """Refuse a model that cannot be trained; built-in ones train at any batch size.
 
     Raises:
         ConfigError: a step or an evaluation fails, or would train nothing; the message says what to do.
-        LackError: it wants more memory than there is.
+        ResourceError: the machine lacks memory.
     """
     _check_parameters(name, model)
-    with process_settings.guard_torch_settings(f"model: {name}"):
+    with guards.guard_torch_settings(f"model: {name}"):
         _check_logits(name, model.eval(), torch.zeros(2, 3, 32, 32))
     model.train()
     if name not in MODELS:
@@ -34,7 +34,7 @@ def check(name: str, model: nn.Module, data: DataConfig, training: TrainingConfi
 @functools.cache  # several optimizers share it
 def _check_batch_sizes(name: str, data: DataConfig, training: TrainingConfig) -> None:
     model = build(name, seed=0).train()
-    with process_settings.guard_torch_settings(f"model: {name}"):
+    with guards.guard_torch_settings(f"model: {name}"):
         last = data.train_size % training.batch_size
         for size in dict.fromkeys((training.batch_size, last or training.batch_size)):
             remedy = (
@@ -65,9 +65,11 @@ def _check_parameters(name: str, model: nn.Module) -> None:
 @torch.inference_mode()
 def _check_logits(name: str, model: nn.Module, images: Tensor) -> None:
     try:
-        shape: Any = _describe_shape(model(images))
+        with guards.guard_resources(f"params.yaml: model: {name}"):
+            shape: Any = _describe_shape(model(images))
+    except ResourceError:
+        raise
     except Exception as error:  # whatever a foreign module raises
-        _raise_resource_error(name, error)
         shape = f"{type(error).__name__}: {summarize_error(error)}"
     if shape != (len(images), NUM_CLASSES):
         many = "two" if len(images) == 2 else str(len(images))
@@ -84,27 +86,23 @@ def _describe_shape(logits: Any) -> Any:
 def _check_step(name: str, model: nn.Module, size: int, training: TrainingConfig, remedy: str) -> None:
     where = f"params.yaml: model: {name}: in a training step of {size} image{'s' if size > 1 else ''}"
     images = torch.rand(size, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.arange(size) % NUM_CLASSES
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
-            logits = model(images)
-            shape = _describe_shape(logits)
-            if shape != (size, NUM_CLASSES):
-                raise ConfigError(
-                    f"{where} it must return logits of shape ({size}, {NUM_CLASSES}), not {shape}{remedy}"
-                )
-            loss = F.cross_entropy(logits, torch.arange(size) % NUM_CLASSES, label_smoothing=training.label_smoothing)
-        if loss.requires_grad:
-            loss.backward()
-    except ConfigError:
+        with guards.guard_resources(f"params.yaml: model: {name}"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+                logits = model(images)
+                shape = _describe_shape(logits)
+                if shape != (size, NUM_CLASSES):
+                    raise ConfigError(
+                        f"{where} it must return logits of shape ({size}, {NUM_CLASSES}), not {shape}{remedy}"
+                    )
+                loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+            if loss.requires_grad:
+                loss.backward()
+    except (ConfigError, ResourceError):
         raise
     except Exception as error:  # whatever a foreign module raises
-        _raise_resource_error(name, error)
         raise ConfigError(f"{where} it fails: {type(error).__name__}: {summarize_error(error)}{remedy}") from None
     if all(value.grad is None for value in model.parameters()):
         raise ConfigError(f"{where} no gradient reaches its parameters: leave its output attached to them")
     model.zero_grad()
-
-
-def _raise_resource_error(name: str, error: Exception) -> None:
-    if resource_error := error_attribution.describe_resource_error(error):
-        raise ResourceError(f"params.yaml: model: {name} {resource_error}") from None

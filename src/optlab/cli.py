@@ -1,0 +1,462 @@
+"""The `optlab` command: check, add, new, repro, versus, show, compare, ui, sync, and so on.
+
+A shell imports this module for every completion, so each command itself imports what takes long to import (torch,
+MLflow, the configuration's models).
+"""
+
+import collections
+import contextlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+from optlab.system import errors, git, repository
+
+if TYPE_CHECKING:
+    from optlab.schema.parameters import Config
+
+RUN, ADD, COMPARE, REPRODUCE, TRACK = "Run", "Add an optimizer", "Compare", "Reproduce", "Track with MLflow"
+
+
+def _hide_types(params: list[Any]) -> list[Any]:
+    """Show no `<bool>` beside a flag, and no `<str>` beside an argument."""
+    for each in params:
+        if isinstance(each, TyperArgument) or each.is_flag:
+            each.display_type_rich = lambda ctx: ""
+    return params
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _hide_types(super().get_params(ctx))
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _hide_types(super().get_params(ctx))
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which optimizer should I use on CIFAR-10, by how much is it better, and can I prove it?",
+    epilog="Start with `optlab show`. `optlab COMMAND --help` has options and an example.",
+)
+
+
+def _register_command(panel: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command under a heading of the help, with an example."""
+    return app.command(cls=_Command, rich_help_panel=panel, epilog=f"Example: {example}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"optlab {importlib.metadata.version('optlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _handle_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Handle the options of `optlab` itself."""
+
+
+def _load_settings(folder: Path) -> "Config":
+    """Read the params.yaml of a folder, before the command imports torch."""
+    from optlab.config import loader
+    from optlab.schema import parameters
+
+    return loader.load(folder / parameters.PARAMS_FILE)
+
+
+_PipelineOption = Annotated[
+    Path, typer.Option("--pipeline", metavar="FOLDER", help="The folder of its dvc.yaml; default: this one.")
+]
+
+
+def _enter_pipeline(pipeline: Path) -> Path:
+    """Change to the repository root; returns the folder of the pipeline that `--pipeline` names, relative to it."""
+    folder = Path(os.path.normpath(repository.enter_root() / pipeline))
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
+        raise errors.RevisionError(
+            f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"
+        )
+    return repository.set_pipeline(folder)
+
+
+def _complete_tags(incomplete: str) -> list[str]:
+    return (git.get_output("tag", "--list", "--end-of-options", f"{incomplete}*") or "").splitlines()
+
+
+@_register_command(RUN, "optlab check")
+def check() -> None:
+    """Check params.yaml: every key, class and value, without training."""
+    folder = repository.enter_root()
+    from optlab.config import loader
+    from optlab.schema.parameters import PARAMS_FILE
+
+    settings = loader.load_for_stages(folder)
+    from optlab.analysis import environment_diff
+    from optlab.orchestration import preflight_cache
+    from optlab.system.text import format_count
+    from optlab.training import numerics
+
+    numerics.prepare(settings.training)  # before anything imports torch
+    preflight = preflight_cache.load_or_run(settings)
+    for sentence in preflight.warnings:
+        print(sentence, file=sys.stderr)
+    for sentence in environment_diff.describe_stale_runs(settings, folder, preflight.environment):
+        print(f"note: {sentence}", file=sys.stderr)
+    print(f"{PARAMS_FILE}: {format_count(len(settings.list_runs()), 'run')}: {', '.join(settings.optimizers)}")
+
+
+def _complete_optimizer(incomplete: str) -> list[str]:
+    from optlab.config import catalog
+
+    return [each.name for each in catalog.load().entries if each.name.startswith(incomplete)]
+
+
+@_register_command(ADD, "optlab add nadam --range")
+def add(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Such as nadam; default: list them.", autocompletion=_complete_optimizer),
+    ] = None,
+    searched: Annotated[
+        bool, typer.Option("--range", help="Tune the learning rate in a range about its usual value.")
+    ] = False,
+) -> None:
+    """Add a well-known optimizer to params.yaml, or list all of them."""
+    from optlab.config import catalog, scaffold
+    from optlab.schema import parameters
+
+    if name is None:
+        print(catalog.format_table())
+        return
+    path = repository.enter_root() / parameters.PARAMS_FILE
+    entry = catalog.find_entry(name)
+    text = entry.text_with_range if searched else entry.text
+    scaffold.add_entry(path, name, text, entry.source if searched else entry.comment)
+    print(f"{path}: added {name}: {text}: `optlab check` tries it, `dvc repro` trains it")
+
+
+@_register_command(ADD, "optlab new my_optimizer")
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_optimizer.")]) -> None:
+    """Start an optimizer of your own: a module, its test and its entry."""
+    folder = repository.enter_root()
+    from optlab.config import scaffold
+    from optlab.schema import parameters
+
+    path = folder / parameters.PARAMS_FILE
+    module, test = scaffold.create_optimizer(name, path)
+    print(f"{module}: yours to change; {path} has its entry: `optlab check` tries it, `dvc repro` trains it")
+    print(f"{test}: `pytest {test}` says whether a killed training would go on to the same weights")
+
+
+@_register_command(RUN, "optlab repro --jobs 2")
+def repro(
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Do not repeat a run of which only weights or predictions are missing."),
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", envvar="RAY_ADDRESS", help="Train on a Ray cluster, such as 10.0.0.1:6379."),
+    ] = None,
+    num_gpus: Annotated[
+        float, typer.Option(min=0, metavar="N", help="GPUs of a node for each run, such as 0.5; with --cluster.")
+    ] = 0,
+    shared: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A folder that all nodes see: runs of a dead node resume from it."),
+    ] = None,
+) -> None:
+    """Run the comparison: download, train, evaluate and compare.
+
+    Only what has changed since the last time is run, as by `dvc repro`, but several runs at a time.
+    """
+    if cluster is None and (num_gpus or shared):
+        raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
+    shared = shared and shared.absolute()  # before the working directory changes
+    folder = repository.enter_root()
+    from optlab.config import loader
+
+    settings = loader.load_for_stages(folder)
+    from optlab.orchestration import repro
+    from optlab.orchestration.executor import ClusterOptions
+
+    options = ClusterOptions(cluster, num_gpus, shared, jobs) if cluster else None
+    repro.run_pipeline(settings, folder, jobs, options, allow_missing=allow_missing)
+
+
+@_register_command(RUN, "optlab sample")
+def sample() -> None:
+    """Try the whole pipeline on 600 images, in about a minute.
+
+    It runs in a checkout of the last commit, in .optlab/sample: nothing else changes.
+    """
+    repository.enter_root()
+    from optlab.orchestration import sample as sampling
+
+    folder = sampling.run()
+    print(f"All of it is in {folder}: {folder / 'reports' / 'report.html'}, and `optlab ui` there for MLflow's pages")
+
+
+@_register_command(COMPARE, "optlab versus adan")
+def versus(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="OPTIMIZER", help="A module of custom/, an entry's name, or one that `optlab add` lists."
+        ),
+    ],
+    study: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="The study to compare with; default: studies/optimizers.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Train the study's runs again where their environment differs.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
+    ] = None,
+) -> None:
+    """Tune one optimizer, and compare it with those of a study."""
+    here = repository.enter_root()
+    from optlab.orchestration import versus_pipeline
+    from optlab.schema.parameters import PARAMS_FILE
+
+    base = Path(os.path.relpath(here / study)) if study else versus_pipeline.DEFAULT_STUDY
+    folder = versus_pipeline.run(what, here / PARAMS_FILE, base, again, jobs)
+    print(f"{folder}: its params.yaml, record and reports; commit it to keep it")
+
+
+@_register_command(COMPARE, "optlab show")
+def show() -> None:
+    """Print the verdict and the tables of the last comparison."""
+    folder = repository.enter_root()
+    settings = _load_settings(folder)
+    from optlab.tracking.uploader_client import UploaderClient
+
+    uploader = UploaderClient()  # loads MLflow in the background
+    from optlab.analysis import tables
+    from optlab.orchestration import versus
+    from optlab.orchestration.display import show_status
+    from optlab.tracking import comparison_sync
+
+    versus.check_trained(settings, folder)
+    compared = versus.collect_comparison(settings, folder)
+    print(tables.describe(compared, folder))
+    if not compared.challenger:
+        with show_status("filling MLflow"):
+            summary = comparison_sync.publish(compared, folder, uploader)
+        print(summary)
+    uploader.close()
+
+
+@_register_command(COMPARE, "optlab predict cat.png")
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files of any size and format.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .safetensors file; default: the best run's.")
+    ] = None,
+) -> None:
+    """Classify images with the weights of the best run."""
+    from optlab.analysis import inference
+
+    model = inference.load_model(weights)
+    for path, ranked in inference.predict(model, images):
+        print(f"{path}  " + ", ".join(f"{name} {probability:.1%}" for name, probability in ranked[:3]))
+
+
+def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
+    """Complete the ids of the runs that the revision before them on the command line has recorded."""
+    folder = f"{context.params.get('revision')}:runs"
+    runs = git.get_output("ls-tree", "-d", "--name-only", "--end-of-options", folder) or ""
+    return [run for run in runs.splitlines() if run.startswith(incomplete)]
+
+
+@_register_command(COMPARE, "optlab compare v1.0")
+def compare(
+    revisions: Annotated[
+        list[str], typer.Argument(metavar="REV", help="Tags, branches or commits.", autocompletion=_complete_tags)
+    ],
+    pipeline: _PipelineOption = Path(),
+) -> None:
+    """Compare the present results with those of earlier git revisions."""
+    folder = _enter_pipeline(pipeline)
+    settings = _load_settings(folder)
+    from optlab.analysis import revision_diff
+    from optlab.orchestration import versus
+    from optlab.system.git import Revision
+
+    parsed = [Revision.parse(name) for name in revisions]
+    versus.check_trained(settings, folder)
+    print(revision_diff.build_report(settings, folder, parsed))
+
+
+@_register_command(REPRODUCE, "optlab release v1.0")
+def release(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the git tag to make, such as v1.0.")],
+    push: Annotated[bool, typer.Option("--push", help="Push the tag, and the outputs to the DVC remote.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Accept runs from different environments.")] = False,
+    pipeline: _PipelineOption = Path(),
+) -> None:
+    """Commit the finished comparison, and tag it."""
+    folder = _enter_pipeline(pipeline)
+    from optlab.orchestration import versus
+    from optlab.reproduce import release as releasing
+
+    compared = versus.collect_comparison(_load_settings(folder), folder)
+    commit = releasing.release(compared, folder, tag, mixed)
+    print(f"{tag} is commit {commit[:12]}")
+    print(releasing.tag_mlflow_runs(compared, folder, tag))
+    for sentence in releasing.push(folder, tag) if push else []:
+        print(sentence)
+
+
+@_register_command(REPRODUCE, "optlab reproduce v1.0 adam-0")
+def reproduce(
+    revision: Annotated[
+        str, typer.Argument(metavar="REV", help="A tag, a branch or a commit.", autocompletion=_complete_tags)
+    ],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Such as adam-0; default: all.", autocompletion=_complete_run),
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help="Use this machine's settings, not the recorded ones.")] = False,
+    fresh_env: Annotated[bool, typer.Option("--fresh-env", help="Install the packages that REV pins first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+    tuning: Annotated[bool, typer.Option("--tuning", help="Repeat the hyperparameter search, too.")] = False,
+    pipeline: _PipelineOption = Path(),
+) -> None:
+    """Train recorded runs again, and check that they are identical.
+
+    Exit status: 0 identical, 3 within tolerance, 1 different, 2 could not be run.
+    """
+    try:
+        status = _reproduce(pipeline, revision, runs or [], here, fresh_env, as_json, tuning)
+    except (errors.OptlabError, OSError) as error:
+        print(f"error: {errors.summarize_error(error)}", file=sys.stderr)
+        status = 2
+    raise typer.Exit(status)
+
+
+def _reproduce(
+    pipeline: Path, name: str, names: list[str], here: bool, fresh: bool, as_json: bool, tuning: bool
+) -> int:
+    folder = _enter_pipeline(pipeline)
+    from optlab.reproduce import report, rerun
+    from optlab.system.git import Revision
+
+    revision = Revision.parse(name, folder)
+    runs = rerun.select_runs(revision, names)
+    differing = {} if fresh else rerun.find_package_differences(revision, runs)
+    for package, (recorded, installed) in differing.items():
+        print(f"warning: {package} {recorded} was recorded, {installed} is installed", file=sys.stderr)
+    results = []
+    with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, as_json, tuning)) as reproduced:
+        for result in reproduced:
+            results.append(result)
+            report.log_to_mlflow(revision, result, rerun.read_weights_sha256(revision, result.run))
+    print(report.format_json(revision, results) if as_json else report.format_text(revision, results))
+    return report.get_exit_status(results)
+
+
+@_register_command(TRACK, "optlab ui --port 5001")
+def ui(
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="N", help="MLflow's port, on this machine only.")
+    ] = 5000,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a display.")] = True,
+    pipeline: _PipelineOption = Path(),
+) -> None:
+    """Open MLflow: the curves and the table of all runs."""
+    folder = _enter_pipeline(pipeline)
+    os.chdir(repository.get_state_root())
+    from optlab.tracking import ui as pages
+
+    pages.open_pages(folder, port, browser)
+
+
+@_register_command(TRACK, "optlab sync --from v1.0")
+def sync(
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="REV", help="Fill MLflow from this git revision's record.", autocompletion=_complete_tags
+        ),
+    ] = None,
+    pipeline: _PipelineOption = Path(),
+) -> None:
+    """Send MLflow the runs it lacks, or those of a git revision."""
+    folder = _enter_pipeline(pipeline) if revision else repository.enter_root()
+    os.chdir(repository.get_state_root())  # has an experiment's event logs
+    from optlab.system.git import Revision
+    from optlab.tracking import log_uploader, maintenance, mlflow_store
+
+    sent = _upload()
+    if revision:
+        for sentence in maintenance.backfill_runs(Revision.parse(revision, folder)):
+            print(sentence, flush=True)
+        sent += _upload()
+    refused = log_uploader.list_refused_logs()
+    exception = f" but what it refuses, which is in .optlab/journal, of {', '.join(refused)}" if refused else ""
+    summary = f"{sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
+    print(f"MLflow at {mlflow_store.get_redacted_uri()} has everything{exception}: {summary}")
+
+
+def _upload() -> int:
+    from optlab.tracking import comparison_view, log_uploader, mlflow_store
+
+    sent = 0
+    try:
+        for name in log_uploader.push_all():
+            print(f"sent {name}", flush=True)
+            sent += 1
+        for experiment in comparison_view.update_outdated_views():
+            print(f"sent the comparison of {experiment}", flush=True)
+    except Exception as error:  # whatever MLflow raises
+        raise errors.TrackingError(
+            f"MLflow at {mlflow_store.get_redacted_uri()} does not take the rest now "
+            f"({mlflow_store.describe_error(error)}): "
+            f"all is in .optlab/journal: repeat the command later"
+        ) from None
+    return sent
+
+
+@_register_command(TRACK, "optlab clean")
+def clean() -> None:
+    """Delete the event logs of older runs that MLflow has completely."""
+    repository.enter_root()
+    from optlab.tracking import maintenance
+
+    freed, removed, kept = 0, 0, collections.Counter[str]()
+    for result in maintenance.prune():
+        if result.kept_reason:
+            kept[result.kept_reason] += 1
+        else:
+            print(f"removed {result.name}", flush=True)
+            removed, freed = removed + 1, freed + result.freed_bytes
+    print(f"{removed} journal{'' if removed == 1 else 's'} removed, {freed:,} bytes freed; {kept.total()} kept")
+    for why, count in kept.items():
+        print(f"  {count}: {why}")
+
+
+def main() -> None:
+    """Entry point of the `optlab` command."""
+    errors.run_main(app)

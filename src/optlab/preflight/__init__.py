@@ -1,0 +1,1 @@
+"""Checks of every entry of params.yaml before anything is downloaded or trained, and their error messages."""
