@@ -72,7 +72,7 @@ class ClusterOptions:
 
 
 class Executor(Protocol):
-    """Runs jobs; a context manager for one thread."""
+    """Runs jobs; a context manager."""
 
     @property
     def max_workers(self) -> int:
@@ -91,9 +91,6 @@ class Executor(Protocol):
     def submit(self, job_spec: JobSpec) -> Job:
         """Start a job, or queue it; once it is done, its outputs are in their places."""
 
-    def create_child(self) -> "Executor":
-        """Return an executor on the same machines for another thread; it lasts as long as this one."""
-
     def stop(self) -> None:
         """Interrupt all jobs, and wait for their end."""
 
@@ -103,7 +100,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs jobs on the cores of this machine.
+    """Runs jobs on the cores of this machine, for one thread.
 
     Args:
         jobs: number of jobs at a time.
@@ -140,10 +137,6 @@ class LocalExecutor:
 
     def wait_ready(self) -> None:
         """Return at once: this machine is always ready."""
-
-    def create_child(self) -> "LocalExecutor":
-        """Return this executor: its cores are for one thread."""
-        return self
 
     def get_machine_digest(self) -> str:
         """Return `preflight_cache.compute_machine_digest`."""

@@ -13,7 +13,7 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
-from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec
+from optlab.orchestration.executor import ClusterOptions, JobSpec
 from optlab.orchestration.fork_server import Job, parse_stage_command
 from optlab.orchestration.ray_session import RaySession, format_ray_error
 from optlab.orchestration.ray_worker import WorkerMessage
@@ -130,6 +130,8 @@ class ResultReceiver:
 class RayExecutor:
     """Runs jobs on the nodes of a cluster; at its end it removes what it left there, unless runs have failed.
 
+    After `wait_ready`, several threads may submit jobs, each of which may have `max_workers`.
+
     Args:
         folder: of the pipeline.
     """
@@ -137,7 +139,6 @@ class RayExecutor:
     def __init__(self, config: Config, folder: Path, cluster_options: ClusterOptions) -> None:
         self._config, self._folder, self._cluster_options = config, folder, cluster_options
         self._session: RaySession | None = None
-        self._children: list[RayExecutor] = []
         self._streams: dict[Job, Any] = {}  # unfinished job → Ray's generator of messages, once submitted
         self._stopping = threading.Event()
         self._uploader: UploaderClient | None = None
@@ -158,13 +159,6 @@ class RayExecutor:
         if self._session is None:
             return 1
         return self._cluster_options.max_jobs or math.ceil(2 * self._session.count_slots()) + _MAX_EXTRA_PENDING
-
-    def create_child(self) -> Executor:
-        """Return an executor on the same nodes for another thread; it lasts as long as this one."""
-        child = RayExecutor(self._config, self._folder, self._cluster_options)
-        child._session, child._stopping = self._get_session(), self._stopping
-        self._children.append(child)
-        return child
 
     def wait_ready(self) -> None:
         """Connect and probe every node, the first time; check that the nodes have the present code.
@@ -205,11 +199,10 @@ class RayExecutor:
         return job
 
     def stop(self) -> None:
-        """Interrupt all jobs, those of the children, too, and wait for their end."""
+        """Interrupt all jobs, and wait for their end."""
         self._stopping.set()
-        executors = [self, *self._children]
         for force in (False, True):
-            streams = {job: stream for executor in executors for job, stream in list(executor._streams.items())}
+            streams = dict(self._streams)
             for stream in streams.values():
                 self._get_session().cancel(stream, force)
             wait(streams, processes.STOP_TIMEOUT_S)

@@ -21,13 +21,7 @@ from optlab.orchestration.fork_server import ForkServer, Job
 from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system import locks, processes, repository
-from optlab.system.errors import (
-    ClusterError,
-    ConfigError,
-    OptlabError,
-    RunsFailedError,
-    summarize_error,
-)
+from optlab.system.errors import ClusterError, ConfigError, OptlabError, RunsFailedError, summarize_error
 from optlab.system.text import format_count
 from optlab.tracking import uploader_client
 from optlab.training import numerics
@@ -201,7 +195,7 @@ def _run_tunings(
     with pipeline.lock_stages(stale), ThreadPoolExecutor(len(stale)) as threads:
         prepared = [stage for stage in stale if pipeline.prepare(stage)]
         futures = {
-            stage: threads.submit(tuning_session.tune, config, folder, stages[stage], job_executor.create_child())
+            stage: threads.submit(tuning_session.tune, config, folder, stages[stage], job_executor)
             for stage in prepared
         }
         try:
