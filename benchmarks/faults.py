@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import projects
 from projects import Project
-from servers import Server, journalled, metrics_in, runs_in, wait_until
+from servers import Server, metrics_in, read_logged_metrics, runs_in, wait_until
 
 COMMANDS = {
     "dvc": ("dvc", "repro", "--single-item", "train@adam-0", "evaluate@adam-0"),
@@ -165,7 +165,7 @@ def outage_trial(
         first = metrics_in(server.database)
         syncs.append(own.run("optlab", "sync", MLFLOW_TRACKING_URI=server.uri))
         second = metrics_in(server.database)
-        recorded = journalled(own)
+        recorded = read_logged_metrics(own)
         printed = output + "".join(each.stdout + each.stderr for each in syncs)
         statuses = runs_in(server.database)
         faults = {

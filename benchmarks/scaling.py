@@ -72,7 +72,7 @@ def repro(made: projects.Project, address: str) -> dict[str, float]:
     whole = time.time() - began
     assert command.returncode == 0, projects.output(made)[-2000:]
     starts, ends = [], []
-    for path in made.top.glob(".optlab/journal/*/events.jsonl"):
+    for path in made.top.glob(".optlab/event_logs/*/events.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines()]
         starts.append(next(each["time"] for each in events if each["event"] == "start") / 1000)
         ends.append(next(each["time"] for each in events if each["event"] == "end") / 1000)

@@ -8,7 +8,6 @@ MLflow) is not counted there; the share of logging in whole trainings counts all
 """
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -169,10 +168,10 @@ class Timed(loop.Callback):
 
 def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
                numerics: str = "fast") -> dict[str, float]:  # fmt: skip
-    """Trainings as the pipeline does them, with progress, journal and MLflow, in a repository of its own.
+    """Trainings as the pipeline does them, with progress, event log and MLflow, in a repository of its own.
 
-    `logging`: the time in progress bar and journal, plus the CPU time of the process that fills MLflow, from its import
-    to its last write, over the wall time of the trainings.
+    `logging`: the time in progress bar and event log, plus the CPU time of the uploader, from its import to its last
+    write, over the wall time of the trainings.
     """
     chosen = settings(images, precision, epochs, numerics)
     splits = cifar10.load(TOP / repository.DATA, chosen.data, 0)
@@ -182,7 +181,7 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
         (Path(folder) / ".dvc").mkdir()
         (Path(folder) / ".dvc" / "config").touch()
         os.chdir(folder)
-        sender, opening = (
+        uploader, opening = (
             UploaderClient(),
             build_run_metadata(chosen, Path(), "sgd", 0, capture_environment(device)),
         )
@@ -190,18 +189,18 @@ def run_optlab(images: int, precision: str, epochs: int = 1, trainings: int = 1,
             ahead = EventLog.create("sgd-0")
             ahead.log_start_or_resume(opening, 0)
             ahead.end("completed")
-            sender.request(push=True)
+            uploader.request(push=True)
         for _ in range(trainings):
-            journal = EventLog.create("sgd-0")
-            writer = EventLogWriter(journal, opening, functools.partial(sender.notify, journal.folder.name))
-            logs = [Timed(ProgressBar(epochs, images)), Timed(writer)]
+            log = EventLog.create("sgd-0")
+            writer = EventLogWriter(log, opening)
+            callbacks = [Timed(ProgressBar(epochs, images)), Timed(writer)]
             clock = Clock()
             started = time.perf_counter()
-            loop.train(chosen, "sgd", 0, splits, device, [*logs, clock])
-            journal.end("completed")
+            loop.train(chosen, "sgd", 0, splits, device, [*callbacks, clock])
+            log.end("completed")
             elapsed += time.perf_counter() - started
-            spent += sum(log.spent for log in logs)
-        sender.close()
+            spent += sum(each.spent for each in callbacks)
+        uploader.close()
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         os.chdir(TOP)
     return {"rate": clock.seen / (clock.ended - clock.started),

@@ -82,7 +82,7 @@ def report(found: Figures) -> str:
             for part in rounds[0][steps[0]]
         ),
         "",
-        f"Logging in three trainings of five epochs (progress, journal, MLflow from its import to its last write): "
+        f"Logging in three trainings of five epochs (progress, event log, MLflow from its import to its last write): "
         f"{share}",
     ]
     if not found.native:

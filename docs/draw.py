@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optlab.analysis.colours import assign_colours
 from optlab.analysis.figures import draw_grid, use_default_rc
+from optlab.analysis.presentation import assign_colours
 
 PAGE = Path(__file__).parent / "optimizers.md"
 FIGURES = Path(__file__).parent / "figures"

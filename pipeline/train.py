@@ -59,7 +59,7 @@ def main() -> None:
                 metadata = run_metadata.build_run_metadata(settings, folder, name, seed, environment, extra_tags=tuned)
                 training_callbacks = [
                     callbacks.create_progress_callback(settings.training.epochs, len(splits.train)),
-                    callbacks.EventLogWriter(event_log, metadata, lambda: uploader.notify(event_log.folder.name)),
+                    callbacks.EventLogWriter(event_log, metadata),
                 ]
                 result = loop.train(settings, name, seed, splits, device, training_callbacks, checkpointer)
                 save_result(result, settings.model, files, environment, event_log)
@@ -71,7 +71,7 @@ def main() -> None:
 def save_result(
     result: "TrainResult", model: str, files: "RunFiles", environment: "Environment", event_log: "EventLog"
 ) -> None:
-    """Put the result on the disk, and name it in the journal."""
+    """Put the result on the disk, and name it in the event log."""
     from optlab import records
     from optlab.records import TrainRecord
     from optlab.training import weights

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from optlab.orchestration import fork_server
 from optlab.system import repository
-from optlab.tracking import log_uploader, uploader_client
+from optlab.tracking import uploader, uploader_client
 
 # Imported by an upload to a database.
 PRELOAD = (
@@ -30,18 +30,15 @@ class InProcessUploader(uploader_client.UploaderClient):
     def __init__(self):
         pass
 
-    def notify(self, log_name):
-        pass
-
     def request(self, **message):
         return None
 
     def close(self):
         with (
             contextlib.chdir(repository.get_state_root()),
-            FileLock(repository.get_state_root() / ".optlab" / "sending.lock"),
+            FileLock(repository.get_state_root() / ".optlab" / "upload.lock"),
         ):
-            log_uploader.push_pending()  # one process at a time, as the daemon does it
+            uploader.push_pending()  # one process at a time, as the daemon does it
 
 
 class ForkedServer:

@@ -99,10 +99,10 @@ def metrics_in(database: Path) -> Counter[tuple[Any, ...]]:
         )
 
 
-def journalled(project: Project) -> Counter[tuple[Any, ...]]:
-    """What the journal says MLflow should have, with its times."""
+def read_logged_metrics(project: Project) -> Counter[tuple[Any, ...]]:
+    """What the event log says MLflow should have, with its times."""
     found: Counter[tuple[Any, ...]] = Counter()
-    for path in (project.top / ".optlab" / "journal").glob("*/events.jsonl"):
+    for path in (project.top / ".optlab" / "event_logs").glob("*/events.jsonl"):
         for line in path.read_text().splitlines():
             for name, value, when, step in json.loads(line).get("points", ()):
                 found[name, step, value, when] += 1

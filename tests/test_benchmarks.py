@@ -81,7 +81,7 @@ def test_throughput_without_complete_round_writes_no_page(run_benchmark):
 
 @pytest.mark.parametrize(("measured", "rounds", "rows"), [(3, "1", ["fp32"]), (7, "2 and 1", ["fp32", "bf16"])])
 def test_side_by_side_keeps_rounds_when_later_fails(run_benchmark, monkeypatch, measured, rounds, rows):
-    monkeypatch.setattr(side_by_side.determinism, "has_native_bf16", lambda _: True)
+    monkeypatch.setattr(side_by_side, "has_native_bf16", lambda _: True)
     text = run_benchmark(side_by_side, "seconds", exit_after(measured, lambda _: 10.0), "--rounds", "2")
     assert f"n = {rounds} rounds" in text
     assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows

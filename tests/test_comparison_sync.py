@@ -5,7 +5,7 @@ from events import complete
 from mlflow.exceptions import MlflowException
 from test_summary_runs import ADAM
 
-from optlab.tracking import comparison_view, log_uploader, mlflow_store
+from optlab.tracking import comparison_view, mlflow_store, uploader
 from optlab.tracking.comparison_view import ComparisonView
 
 PRESENT = ComparisonView(
@@ -29,7 +29,7 @@ def test_unpublished_comparison_is_published_later(top, monkeypatch, trouble):
     """The store was full, say, while it was published; or it was replaced by another one since."""
     complete()
     comparison_view.ComparisonSyncState(shown=PRESENT).write()
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     if trouble == "away":
         with monkeypatch.context() as patch:
             patch.setattr(comparison_view, "update_comparison", lambda each: pytest.fail("full"))
@@ -40,7 +40,7 @@ def test_unpublished_comparison_is_published_later(top, monkeypatch, trouble):
         assert list(comparison_view.update_outdated_views()) == []
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
         mlflow_store.invalidate_store_id()
-        assert log_uploader.push_pending()
+        assert uploader.push_pending()
     assert list(comparison_view.update_outdated_views()) == ["optlab"]
     assert list(comparison_view.update_outdated_views()) == []
     client = mlflow_store.connect()
@@ -69,7 +69,7 @@ def test_champion_alias_is_removed_without_completed_run(top):
     """Neither where the champion's weights are not at hand; another pipeline's champion stays."""
     complete(digest="earlier")
     complete()
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     client = mlflow_store.connect()
     (run,) = client.search_runs(
         [mlflow_store.get_or_create_experiment(client, "optlab")], "tags.`weights.sha256` = 'earlier'"

@@ -5,7 +5,7 @@ import json
 import pytest
 from events import complete
 
-from optlab.tracking import comparison_view, log_uploader, mlflow_store, mlflow_writer
+from optlab.tracking import comparison_view, mlflow_store, mlflow_writer, uploader
 from optlab.tracking.comparison_view import ComparisonView
 
 RUN, WEIGHTS = "adam-0", "abc"
@@ -14,7 +14,7 @@ RUN, WEIGHTS = "adam-0", "abc"
 @pytest.fixture
 def client(top):
     complete()
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     client = mlflow_store.connect()
     run = mlflow_store.find_run_ids("optlab", [(RUN, WEIGHTS)])[0]
     _log_model(client, run)

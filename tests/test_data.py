@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from optlab.data import cifar10, verification
+from optlab.data import cifar10
 from optlab.system.errors import DataError
 
 RECORD = 3073  # a label byte, then three planes of 32 rows of 32 pixels
@@ -285,7 +285,7 @@ def test_dataset_digests_are_distinct():
 
 
 def test_verification_names_files_of_other_dataset(sample):
-    verification.verify_dataset(sample, "cifar10_sample")
+    cifar10.verify_dataset(sample, "cifar10_sample")
     with pytest.raises(DataError, match=r"data_batch_1.bin: holds cifar10_sample, but .* names cifar10: name it in"):
-        verification.verify_dataset(sample, "cifar10")
-    verification.verify_dataset(sample / "nothing", "cifar10")  # it may be where no stage needs it
+        cifar10.verify_dataset(sample, "cifar10")
+    cifar10.verify_dataset(sample / "nothing", "cifar10")  # it may be where no stage needs it

@@ -1,4 +1,4 @@
-"""The journal, and its replay into a real MLflow database."""
+"""The event log, and its replay into a real MLflow database."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ from events import begun, complete, start
 from optlab.records import Environment, EpochMetrics, EvalRecord, TrainRecord
 from optlab.system import locks, repository
 from optlab.system.errors import StorageError
-from optlab.tracking import event_log, log_uploader, mlflow_store, mlflow_writer, run_metadata
+from optlab.tracking import event_log, mlflow_store, mlflow_writer, run_metadata, uploader
 
 
 def search_runs():
@@ -35,7 +35,7 @@ def test_truncated_event_line_is_skipped(top):
     assert [event["event"] for event in log.read_events()] == ["start"]
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
     assert [event["event"] for event in log.read_events()] == ["start", "metrics"]
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     client, (run,) = search_runs()
     assert fetch_losses(client, run) == [(0, 2.5, 1001)]
 
@@ -53,7 +53,7 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def record_opened_logs():
-    """The files of journals that are opened meanwhile."""
+    """The files of event logs that are opened meanwhile."""
     global _opened
     _opened, paths = [], []
     try:
@@ -64,13 +64,13 @@ def record_opened_logs():
 
 
 def test_fully_uploaded_logs_are_not_opened(top):
-    """What a stage does with every journal there is must not cost more with every run that was ever made."""
+    """What a stage does with every event log there is must not cost more with every run that was ever made."""
     for _ in range(5):
         complete()
-    assert len(list(log_uploader.push_all())) == 5
+    assert len(list(uploader.push_all())) == 5
     own = begun()
     with record_opened_logs() as paths:
-        assert list(log_uploader.push_all()) == [own.folder.name]
+        assert list(uploader.push_all()) == [own.folder.name]
         event_log.end_abandoned("optlab-adam-0", own)
         assert event_log.find_by_weights("adam-0", "abd") is None
         assert event_log.find_by_weights("adam-0", "abc").folder != own.folder
@@ -82,23 +82,23 @@ def test_fully_uploaded_logs_are_not_opened(top):
 
 def test_grown_event_log_is_read_again(top):
     log = complete()
-    assert list(log_uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == [log.folder.name]
     log.append("tags", tags={"weights.sha256": "abd"})
     assert event_log.find_by_weights("adam-0", "abd").folder == log.folder
     log.append("resume", time=3000, step=1, after="completed", number=1)
     event_log.end_abandoned("optlab-adam-0", begun())
     assert list(log.read_events())[-1]["event"] == "end"
-    assert log.folder.name in list(log_uploader.push_all())
+    assert log.folder.name in list(uploader.push_all())
     assert "abd" in {run.data.tags.get("weights.sha256") for run in search_runs()[1]}
 
 
 def test_sync_state_of_older_version_is_accepted(top):
     log = complete()
-    assert list(log_uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == [log.folder.name]
     note = json.loads((log.folder / "synced.json").read_text())
     (log.folder / "synced.json").write_text(json.dumps({key: note[key] for key in ("store", "run_id", "events")}))
-    assert list(log_uploader.push_all()) == []
-    assert log_uploader.get_uploaded_summary(log).status == "completed"
+    assert list(uploader.push_all()) == []
+    assert uploader.get_uploaded_summary(log).status == "completed"
 
 
 def test_uploaded_run_equals_event_log(top):
@@ -106,7 +106,7 @@ def test_uploaded_run_equals_event_log(top):
     log.log_metrics([("step/loss", 2.5, 1001, 0), ("step/loss", 2.25, 1002, 1)])
     log.append("tags", tags={"weights.sha256": "abc"})
     log.append("end", status="completed", time=2000)
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, (run,) = search_runs()
     assert (run.info.start_time, run.info.end_time, run.info.status) == (1000, 2000, "FINISHED")
     assert fetch_losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
@@ -116,26 +116,26 @@ def test_uploaded_run_equals_event_log(top):
 
 def test_partial_or_repeated_upload_gives_one_run(top):
     log = begun()
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
-    log_uploader.LogUploader(log).push()
-    # Killed after MLflow had everything, before that was noted: the whole journal is sent once more.
+    uploader.LogUploader(log).push()
+    # Killed after MLflow had everything, before that was noted: the whole event log is sent once more.
     (log.folder / "synced.json").unlink()
     log.log_metrics([("step/loss", 2.25, 1002, 1)])
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, (run,) = search_runs()
     assert fetch_losses(client, run) == [(0, 2.5, 1001), (1, 2.25, 1002)]
 
 
 def test_same_second_runs_of_two_clones_are_separate(top, monkeypatch, small_config):
-    """Their journals have the same name: the time, the run, and a digest of what decides it."""
+    """Their event logs have the same name: the time, the run, and a digest of what decides it."""
     monkeypatch.setattr(event_log.time, "strftime", lambda *_: "20260101-000000")
     for _ in range(2):
         log = event_log.EventLog.create("adam-0", "a key")
         log.append("start", **run_metadata.build_run_metadata(small_config(), Path(), "adam", 0, Environment()))
         log.log_metrics([("step/loss", 2.5, 1001, 0)])
         for _ in range(2):  # the second as after a kill: it is the same run
-            assert log_uploader.push_pending()
+            assert uploader.push_pending()
             (log.folder / "synced.json").unlink()
         shutil.rmtree(log.folder)
     client, runs = search_runs()
@@ -144,11 +144,11 @@ def test_same_second_runs_of_two_clones_are_separate(top, monkeypatch, small_con
 
 def test_deleted_database_is_refilled(top):
     for name in ("adam-0", "sgd-0"):
-        log_uploader.LogUploader(begun(name)).push()
+        uploader.LogUploader(begun(name)).push()
     for path in top.glob("mlflow.db*"):
         path.unlink()
     # In another process: MLflow keeps a connection to the deleted file open.
-    look = "from optlab.tracking import log_uploader, mlflow_store; log_uploader.push_pending(); "
+    look = "from optlab.tracking import uploader, mlflow_store; uploader.push_pending(); "
     look += (
         "c = mlflow_store.connect(); print(len(c.search_runs([mlflow_store.get_or_create_experiment(c, 'optlab')])))"
     )
@@ -159,25 +159,25 @@ def test_deleted_database_is_refilled(top):
 def test_permanently_refused_event_is_reported_once(top, capsys):
     """A run that somebody deleted in the UI takes no more metrics; that must not stop what comes after."""
     log = begun()
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, (run,) = search_runs()
     client.delete_run(run.info.run_id)
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
     begun("sgd-0")
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     assert "refuses the metrics" in capsys.readouterr().err
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     assert capsys.readouterr().err == ""
     assert len(search_runs()[1]) == 1
 
 
 def test_deleted_experiment_is_restored(top):
     log = begun()
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, _ = search_runs()
     client.delete_experiment(mlflow_store.get_or_create_experiment(client, "optlab"))
     begun("sgd-0")
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     experiment = client.get_experiment_by_name("optlab")
     assert experiment.lifecycle_stage == "active"
     runs = client.search_runs([experiment.experiment_id])
@@ -188,7 +188,7 @@ def test_event_log_without_start_is_skipped(top):
     stopped = event_log.EventLog.create("sgd-0")
     stopped.append("end", status="interrupted", time=1)
     begun()
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     assert [run.info.run_name for run in search_runs()[1]] == ["adam"]
 
 
@@ -196,7 +196,7 @@ def test_damaged_event_log_does_not_block_others(top, capsys):
     damaged = begun("sgd-0")
     damaged.path.write_text('{"event": "start"}\n')
     begun()
-    log_uploader.push_pending()
+    uploader.push_pending()
     assert capsys.readouterr().err.count("warning") == 1
     assert len(search_runs()[1]) == 1
 
@@ -208,7 +208,7 @@ def test_damaged_event_log_does_not_block_others(top, capsys):
 def test_run_status_is_mapped_to_mlflow(top, status, shown):
     log = begun()
     log.append("end", status=status, time=2000)
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     _, (run,) = search_runs()
     assert (run.info.status, run.data.tags["status"]) == (shown, status)
 
@@ -224,7 +224,7 @@ def test_diverged_evaluation_sets_status_tag(top):
     weights = top / "adam-0.safetensors"
     weights.touch()
     run_metadata.log_evaluation(log, "adam-0", weights, trained, EvalRecord(status="diverged"), "zilliax")
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     _, (run,) = search_runs()
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "diverged")
     assert "model" not in [event["event"] for event in log.read_events()]
@@ -238,7 +238,7 @@ def test_event_log_keeps_replaced_artifact(top):
     log.log_artifact(weights)
     weights.unlink()
     weights.write_text("another run's")
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, (run,) = search_runs()
     assert Path(client.download_artifacts(run.info.run_id, "adam-0.safetensors")).read_text() == "mine"
 
@@ -265,11 +265,11 @@ def test_find_returns_newest_log_with_weights(top):
 
 def test_sync_state_belongs_to_one_store(top, monkeypatch):
     log = begun()
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     assert json.loads((log.folder / "synced.json").read_text())["events"] == 1
-    assert log_uploader.get_uploaded_summary(log)
+    assert uploader.get_uploaded_summary(log)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{top}/another.db")
-    assert not log_uploader.get_uploaded_summary(log)
+    assert not uploader.get_uploaded_summary(log)
 
 
 @pytest.fixture
@@ -296,19 +296,19 @@ def replace_store(top, monkeypatch):
 def test_emptied_store_is_refilled(replace_store):
     log = begun()
     log.append("end", status="completed", time=2000)
-    assert list(log_uploader.push_all()) == [log.folder.name]
-    assert list(log_uploader.push_all()) == []
+    assert list(uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == []
     replace_store()
     mlflow_store.invalidate_store_id()  # as in another process
-    assert list(log_uploader.push_all()) == [log.folder.name]
-    assert list(log_uploader.push_all()) == []
+    assert list(uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == []
     assert len(search_runs()[1]) == 1
 
 
 def test_store_emptied_during_training_is_refilled(replace_store):
     """The store knows nothing of the run then, and refuses what belongs to it."""
     log = begun()
-    live = log_uploader.LogUploader(log)
+    live = uploader.LogUploader(log)
     live.push()
     replace_store()
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
@@ -327,9 +327,9 @@ def test_store_id_is_requested_once(replace_store, monkeypatch):
     monkeypatch.setattr(MlflowClient, "search_experiments", lambda *a, **k: asked.append(1) or search(*a, **k))
     for name in ("adam-0", "adam-1", "sgd-0"):
         begun(name)
-    assert len(list(log_uploader.push_all())) == 3
+    assert len(list(uploader.push_all())) == 3
     for _ in range(2):
-        assert list(log_uploader.push_all()) == []
+        assert list(uploader.push_all()) == []
     assert len(asked) == 1
 
 
@@ -341,7 +341,7 @@ def test_unreachable_server_is_pinged_once(top, monkeypatch):
     knock = mlflow_store._ping
     monkeypatch.setattr(mlflow_store, "_ping", lambda: knocks.append(1) or knock())
     with pytest.raises(ConnectionError):
-        list(log_uploader.push_all())
+        list(uploader.push_all())
     assert len(knocks) == 1
 
 
@@ -398,9 +398,9 @@ def test_forbidden_logs_do_not_block_others(top, monkeypatch, code, expected):
             raise MlflowException("no", error_code=getattr(databricks_pb2, code))
         sent.append(log.run)
 
-    monkeypatch.setattr(log_uploader, "log_event", fail)
+    monkeypatch.setattr(uploader, "log_event", fail)
     with pytest.raises(MlflowException):
-        list(log_uploader.push_all())
+        list(uploader.push_all())
     assert set(sent) == expected
 
 
@@ -449,13 +449,13 @@ def test_draft_event_log_is_not_listed(top):
 def test_sync_state_ahead_of_log_is_ignored(top):
     """After a power failure the count of what was sent can be there while the lines are not."""
     log = begun()
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     log.path.write_bytes(b"")
     start(log)
     state = json.loads((log.folder / "synced.json").read_text())
     (log.folder / "synced.json").write_text(json.dumps(state | {"events": 5}))
     log.log_metrics([("step/loss", 2.5, 1001, 0)])
-    log_uploader.LogUploader(log).push()
+    uploader.LogUploader(log).push()
     client, (run,) = search_runs()
     assert fetch_losses(client, run) == [(0, 2.5, 1001)]
 

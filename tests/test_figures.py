@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optlab.analysis import colours, comparison, figures, paired_tests, report
+from optlab.analysis import comparison, figures, paired_tests, presentation, report
 from optlab.records import EvalRecord, RunFiles, TrainRecord, ValidationMetrics
 from optlab.schema.parameters import format_run_id
 
@@ -109,7 +109,7 @@ def test_target_curve_shows_share_of_seeds(small_config, tmp_path):
 def test_seed_plot_shows_each_seed_and_mean():
     values = {"adam": [0.5, 0.7], "sgd": [0.4]}
     means = {name: paired_tests.compute_mean_ci(own) for name, own in values.items()}
-    (axis,) = figures.plot_seeds(values, means, "test_accuracy", colours.assign_colours(values)).axes
+    (axis,) = figures.plot_seeds(values, means, "test_accuracy", presentation.assign_colours(values)).axes
     dots = [sorted(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "o"]
     assert dots == [[0.5, 0.7], [0.4]]
     means = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "D"]
@@ -122,21 +122,21 @@ ALL = ("radam", "adan", "mars", "shampoo", "soap", "lookahead", "adagrad")  # se
 
 def test_optimizer_colours_are_unique(small_config, tmp_path):
     """Also where there are more than colours in the palette; what is added last takes nobody's."""
-    for names in (ALL, (*colours.RESERVED_COLOURS, *ALL), [f"own_{number}" for number in range(300)]):
-        found = colours.assign_colours(names)
+    for names in (ALL, (*presentation.RESERVED_COLOURS, *ALL), [f"own_{number}" for number in range(300)]):
+        found = presentation.assign_colours(names)
         assert len(set(found.values())) == len(names)
-        assert found.items() <= colours.assign_colours([*names, "another", "sgd"]).items()
-        assert all(colour == colours.RESERVED_COLOURS.get(name, colour) for name, colour in found.items())
+        assert found.items() <= presentation.assign_colours([*names, "another", "sgd"]).items()
+        assert all(colour == presentation.RESERVED_COLOURS.get(name, colour) for name, colour in found.items())
     config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
     axis = draw_axes(collect_comparison(config, tmp_path, {f"{name}-0": [2.0, 1.0] for name in ALL}))["training loss"]
-    assert {line.get_label(): line.get_color() for line in axis.lines} == colours.assign_colours(ALL)
+    assert {line.get_label(): line.get_color() for line in axis.lines} == presentation.assign_colours(ALL)
 
 
 def test_challenger_keeps_study_colours(small_config, tmp_path):
     config = small_config(optimizers={name: {"class": "SGD", "lr": 0.1} for name in ALL})
     found = collect_comparison(config, tmp_path, {f"{name}-0": [1.0] for name in ALL})
     beside = dataclasses.replace(found, challenger=ALL[0])
-    assert {name: beside.colours[name] for name in ALL[1:]} == colours.assign_colours(ALL[1:])
+    assert {name: beside.colours[name] for name in ALL[1:]} == presentation.assign_colours(ALL[1:])
     assert len(set(beside.colours.values())) == len(ALL)
 
 
@@ -162,10 +162,12 @@ def to_oklab(colour, eyes):
 
 
 @pytest.mark.parametrize("eyes", EYES.values(), ids=EYES)
-@pytest.mark.parametrize(("count", "least"), [(len(colours.RESERVED_COLOURS), 0.09), (len(colours.PALETTE), 0.03)])
+@pytest.mark.parametrize(
+    ("count", "least"), [(len(presentation.RESERVED_COLOURS), 0.09), (len(presentation.PALETTE), 0.03)]
+)
 def test_colours_are_distinguishable_with_colour_blindness(eyes, count, least):
     """Of matplotlib's own ten, two are 0.007 apart for those without red cones."""
-    places = [to_oklab(colour, eyes) for colour in colours.PALETTE[:count]]
+    places = [to_oklab(colour, eyes) for colour in presentation.PALETTE[:count]]
     assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(places, 2)) > least
 
 
@@ -173,4 +175,4 @@ def test_colours_are_distinguishable_with_colour_blindness(eyes, count, least):
 def test_dvc_plots_use_same_palette(template):
     """Vega's own has ten colours, and begins again with the eleventh optimizer."""
     path = Path(__file__).parents[1] / ".dvc" / "plots" / f"{template}.json"
-    assert json.loads(path.read_text())["encoding"]["color"]["scale"]["range"] == list(colours.PALETTE)
+    assert json.loads(path.read_text())["encoding"]["color"]["scale"]["range"] == list(presentation.PALETTE)

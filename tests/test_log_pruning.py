@@ -1,4 +1,4 @@
-"""Journals that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
+"""Event logs that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from events import begun, complete
 from optlab.records import EpochMetrics, TrainRecord
 from optlab.system import locks
 from optlab.system.errors import BusyError, RecordError
-from optlab.tracking import event_log, log_uploader, maintenance, sync_state
+from optlab.tracking import event_log, maintenance, uploader
 
 EPOCH = EpochMetrics(epoch=1, train_loss=1, running_loss=1, validation_loss=1, validation_accuracy=1, lr=1)
 NOT_SENT = "not ended, or not all in MLflow"
@@ -27,10 +27,10 @@ with locks.hold_lock(sys.argv[1]):
 
 
 def upload(*logs):
-    """The journals, all of them in MLflow."""
-    for _ in log_uploader.push_all():
+    """The event logs, all of them in MLflow."""
+    for _ in uploader.push_all():
         pass
-    assert all(log_uploader.get_uploaded_summary(log) for log in logs)
+    assert all(uploader.get_uploaded_summary(log) for log in logs)
     return logs
 
 
@@ -55,7 +55,7 @@ def test_prune_deletes_fully_uploaded_logs(top):
     assert kept == {waiting.folder.name: NOT_SENT}
     assert remaining_logs() == {waiting.folder.name}
     assert list(Path(".optlab").glob("removed*/*")) == []
-    assert list(log_uploader.push_all()) == [waiting.folder.name]  # and what is removed is not missed
+    assert list(uploader.push_all()) == [waiting.folder.name]  # and what is removed is not missed
 
 
 def test_prune_counts_only_unshared_bytes_as_freed(top):
@@ -126,7 +126,7 @@ def test_prune_keeps_partially_uploaded_log(top, capsys):
     log.log_artifact(gone)
     (log.folder / "gone").unlink()
     log.end("completed")
-    assert list(log_uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == [log.folder.name]
     assert "refuses the artifact" in capsys.readouterr().err
     assert prune_logs() == (set(), {log.folder.name: NOT_SENT})
 
@@ -205,14 +205,14 @@ def test_clean_command_reports_deleted_logs(top):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         f"removed {log.folder.name}",
-        f"1 journal removed, {size:,} bytes freed; 1 kept",
+        f"1 event log removed, {size:,} bytes freed; 1 kept",
         f"  1: {NOT_SENT}",
     ]
     assert remaining_logs() == {waiting.folder.name}
 
 
 def make_experiment_copy_log(monkeypatch, folder, status):
-    """A journal of adam-0 as a training in that copy of the repository leaves it, and that it wrote its record."""
+    """An event log of adam-0 as a training in that copy of the repository leaves it, and that it wrote its record."""
     home = Path.cwd()
     folder.mkdir(parents=True)
     (home / ".dvc").mkdir(exist_ok=True)
@@ -222,10 +222,10 @@ def make_experiment_copy_log(monkeypatch, folder, status):
         patch.setenv("DVC_ROOT", str(home))
         patch.chdir(folder)
         log = event_log.EventLog.create("adam-0")
-        lock = sync_state.build_lock_name("optlab", "adam-0")
+        lock = event_log.build_lock_name("optlab", "adam-0")
         log.append("start", time=1000, name="adam [higher]", experiment="optlab", params={}, dataset=None,
                    tags={"optlab.run": "adam-0"}, lock=lock)  # fmt: skip
-        log.append("tags", tags={sync_state.WEIGHTS_TAG: "abc"})
+        log.append("tags", tags={event_log.WEIGHTS_TAG: "abc"})
         log.append("end", status=status, time=2000)
         TrainRecord.from_training(
             status if status == "diverged" else "completed", [EPOCH], [], [[1.0]], {}, "abc"
@@ -255,7 +255,7 @@ def test_prune_deletes_log_of_stopped_experiment(top, monkeypatch):
 def test_equal_runs_of_two_experiments_have_separate_logs(top, monkeypatch):
     exps = Path.cwd() / ".dvc" / "tmp" / "exps"
     first, _ = make_experiment_copy_log(monkeypatch, exps / "tmpone", "completed")
-    time.sleep(1.1)  # journals are named by the second
+    time.sleep(1.1)  # event logs are named by the second
     second, _ = make_experiment_copy_log(monkeypatch, exps / "tmptwo", "completed")
     monkeypatch.setenv("DVC_EXP_NAME", "higher")
     monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))

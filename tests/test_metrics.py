@@ -84,7 +84,7 @@ def test_metrics_equal_hand_computed_values():
 
 
 def test_confusion_matrix_rows_are_actual_classes():
-    matrix = metrics.confusion_matrix(torch.tensor([3, 3, 5]), torch.tensor([1, 1, 5]))
+    matrix = metrics.compute_confusion_matrix(torch.tensor([3, 3, 5]), torch.tensor([1, 1, 5]))
     assert matrix.dtype == torch.int64 and matrix.shape == (10, 10)
     assert matrix[1, 3] == 2 and matrix[5, 5] == 1 and matrix.sum() == 3
 
@@ -104,7 +104,7 @@ CALIBRATION = {
 def test_calibration_error(cases, expected):
     probabilities = torch.tensor([probability_row(4, confidence) for confidence, _ in cases], dtype=torch.float64)
     labels = torch.tensor([4 if hit else 5 for _, hit in cases])
-    assert metrics.calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+    assert metrics.compute_calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
 
 
 def test_class_without_images_has_zero_accuracy():

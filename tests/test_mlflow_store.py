@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from events import begun
 
-from optlab.tracking import log_uploader, mlflow_store
+from optlab.tracking import mlflow_store, uploader
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_unresponsive_store_times_out(top, monkeypatch, scheme):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://ann:sesame@127.0.0.1:{port}/runs")
         began = time.monotonic()
         with pytest.raises(ConnectionError, match=r"no answer.*(within 0.5 s|timed out)"):
-            list(log_uploader.push_all())
+            list(uploader.push_all())
         assert time.monotonic() - began < 10  # SQLAlchemy and the driver are imported as well
 
 
 def test_refused_database_connection_gives_one_warning(top, monkeypatch, capsys):
     begun()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://ann:se@same@127.0.0.1:9/runs")
-    assert not log_uploader.push_pending()
+    assert not uploader.push_pending()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: MLflow at postgresql+psycopg://127.0.0.1:9/runs does not take the runs now (")
     assert "same" not in line and line.endswith("`optlab sync` sends it")
@@ -78,10 +78,10 @@ def test_refused_database_connection_gives_one_warning(top, monkeypatch, capsys)
 def test_invalid_database_file_is_reported_with_remedy(top, capsys):
     begun()
     Path("mlflow.db").write_bytes(b"not a database " * 1000)
-    assert not log_uploader.push_pending()
+    assert not uploader.push_pending()
     assert "mlflow.db: file is not a database: move it away, and a new one is made" in capsys.readouterr().err
     Path("mlflow.db").rename("away")
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     Path("mlflow.db").unlink()
     Path("mlflow.db").mkdir()
     with pytest.raises(ConnectionError, match=r"mlflow.db: unable to open database file: see whether it is a file"):
@@ -93,7 +93,7 @@ def test_database_schema_mismatch_names_upgrade_command(top, capsys):
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
         database.commit()
-    assert not log_uploader.push_pending()
+    assert not uploader.push_pending()
     said = capsys.readouterr().err
     assert f"copy it, then run `mlflow db upgrade sqlite:///{top}/mlflow.db`)" in said, said
 
@@ -108,7 +108,7 @@ def test_store_works_with_uri_characters_in_path(top, monkeypatch):
     log = begun()
     log.log_artifact(Path("kept"))
     log.append("end", status="completed", time=2000)
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     client = mlflow_store.connect()
     (run,) = client.search_runs([mlflow_store.get_or_create_experiment(client, "optlab")])
     assert run.info.status == "FINISHED" and [each.path for each in client.list_artifacts(run.info.run_id)] == ["kept"]
@@ -117,5 +117,5 @@ def test_store_works_with_uri_characters_in_path(top, monkeypatch):
     assert (
         mlflow_store.is_local()
         and mlflow_store.get_redacted_uri() == f"sqlite:///{odd}/mlflow.db"
-        and log_uploader.push_pending()
+        and uploader.push_pending()
     )

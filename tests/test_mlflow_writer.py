@@ -9,13 +9,13 @@ from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 from optlab.cli import app
-from optlab.tracking import log_uploader, mlflow_store, mlflow_writer
+from optlab.tracking import mlflow_store, mlflow_writer, uploader
 from optlab.tracking.event_log import EventLog
 
 
 def upload_log(log):
     """The run in MLflow, and the client."""
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     client = mlflow_store.connect()
     (run,) = client.search_runs([mlflow_store.get_or_create_experiment(client, "optlab")])
     return client, run
@@ -50,7 +50,7 @@ def test_rejected_name_does_not_lose_other_data(top, capsys):
     assert "refuses the metric '50 %' of " in said[1] and "refuses the tag 'no!' of " in said[2]
     begun("sgd-0")
     synced = CliRunner().invoke(app, ["sync"])
-    but = f"everything but what it refuses, which is in .optlab/journal, of {log.folder.name}: 1 run had"
+    but = f"everything but what it refuses, which is in .optlab/event_logs, of {log.folder.name}: 1 run had"
     assert synced.exit_code == 0 and but in synced.output
 
 
@@ -67,7 +67,7 @@ def test_truncated_value_is_marked_and_kept_as_artifact(top):
         assert len(value) == size and value.endswith(mark) and long.startswith(value.removesuffix(mark))
     assert (run.data.params["fits"], run.data.tags["fits"]) == ("x" * 6000, "y" * 8000)
     assert read_whole_values(client, run) == {"groups": long, "note": long}
-    assert log_uploader.list_refused_logs() == []
+    assert uploader.list_refused_logs() == []
 
 
 def test_deleted_run_is_rejected_with_one_call(top, capsys, monkeypatch):
@@ -79,7 +79,7 @@ def test_deleted_run_is_rejected_with_one_call(top, capsys, monkeypatch):
     log_batch = type(client).log_batch
     monkeypatch.setattr(type(client), "log_batch", lambda *a, **k: calls.append(1) or log_batch(*a, **k))
     log.log_metrics([("step/loss", 2.5, 1001, step) for step in range(64)])
-    assert log_uploader.push_pending()
+    assert uploader.push_pending()
     assert len(calls) == 1 and "refuses the metrics of " in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_event_is_kept_if_thread_start_fails(top, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr("mlflow.MlflowClient.log_artifact", fail)
-        assert not log_uploader.push_pending()
+        assert not uploader.push_pending()
     client, run = upload_log(log)
     assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["kept"]
-    assert log_uploader.list_refused_logs() == []
+    assert uploader.list_refused_logs() == []

@@ -1,6 +1,7 @@
 """What is said about two runs, from records written by hand."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from optlab.analysis import environment_diff
-from optlab.records import Environment, RunFiles
+from optlab.records import Environment, RunFiles, TuningFiles
 from optlab.reproduce import output_diff, report
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
@@ -143,3 +144,45 @@ def test_infinite_max_error_is_json_string():
     result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
     text = report.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
     assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"
+
+
+TRIAL = {
+    "study": 0, "index": None, "seed": 5, "values": {"lr": 0.1}, "beyond": [], "status": "completed",
+    "looks": [{"step": 4, "loss": 1.5, "accuracy": 0.5}], "key": "before",
+}  # fmt: skip
+TRIALS = [TRIAL, TRIAL | {"index": 0}, TRIAL | {"index": 0, "study": 1}]
+
+
+@pytest.mark.parametrize(
+    ("trials", "sensitivity", "choice", "verdict", "reason"),
+    [
+        (TRIALS, [TRIAL], "old", "identical", "every trial and the choice are the recorded ones"),
+        ([each | {"key": "now"} for each in TRIALS], [TRIAL], "old", "identical", "every trial and the choice are the "
+         "recorded ones; keys of trials differ, by code or package versions"),
+        ([each | {"key": "now"} for each in TRIALS], [TRIAL], "new", "different", "but the choice differs"),
+        ([TRIAL, *(each | {"seed": 6} for each in TRIALS[1:])], [TRIAL], "old", "different", "2 of 4 trials differ: "
+         "0, 0 of study 2"),
+        (TRIALS, [TRIAL | {"index": 3, "seed": 6}], "old", "different", "1 of 4 trials differ: 3"),
+        (TRIALS, [], "old", "different", "4 trials are recorded, and 3 of them repeated"),
+    ],
+)  # fmt: skip
+def test_trials_are_compared_without_their_keys(tmp_path, trials, sensitivity, choice, verdict, reason):
+    recorded = {"trials": TRIALS, "sensitivity": [TRIAL]}
+    revision = Recorded({"trials.json": recorded})
+    revision.folder = Path()
+    files = TuningFiles(Path(), "adam")
+
+    def digest(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+        return {"path": path.as_posix(), "md5": output_diff.compute_md5(tmp_path / path)}
+
+    outs = [digest(files.trials, json.dumps(recorded)), digest(files.choice, "old")]
+    digest(files.trials, json.dumps({"trials": trials, "sensitivity": sensitivity}))
+    digest(files.choice, choice)
+    result = output_diff.compare_tuning(revision, tmp_path, "tune@adam", outs)
+    assert (result.run, result.verdict) == ("tune@adam", verdict) and reason in result.reason
+    assert [each.is_identical for each in result.outputs] == [
+        trials is TRIALS and sensitivity == [TRIAL],
+        choice == "old",
+    ]

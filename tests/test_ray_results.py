@@ -33,7 +33,7 @@ def receiver(top):
     begun.append("start")
     begun.log_metrics([])
     job_spec = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
-    made = ResultReceiver(job_spec, Job("adam-0", lambda line: False), Path(), None)
+    made = ResultReceiver(job_spec, Job("adam-0", lambda line: False), Path())
     yield made
     made.close()
 
@@ -67,7 +67,7 @@ def test_receiver_rejects_damaged_file(receiver, top):
 def test_receiver_refuses_locked_run(receiver, monkeypatch):
     monkeypatch.setattr("optlab.system.locks.LOCK_TIMEOUT_S", 0.1)
     with pytest.raises(BusyError, match=r"optlab-adam-0: .* is at work on it in this folder"):
-        ResultReceiver(receiver.job_spec, receiver.job, Path(), None)
+        ResultReceiver(receiver.job_spec, receiver.job, Path())
 
 
 def test_output_collector_sends_each_change_once(top):

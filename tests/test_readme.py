@@ -140,4 +140,4 @@ def test_committed_record_matches_current_code(folder):
             if path.is_relative_to(TOP / "src") or path.suffix == ".py" or path.name == "custom":
                 assert md5(path) == dep["md5"], f"{name}: {path}"
                 seen.add(path.name)
-    assert {"training", "record", "custom", "compare.py"} <= seen
+    assert {"training", "records.py", "custom", "compare.py"} <= seen

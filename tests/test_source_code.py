@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from optlab.records import Environment
 from optlab.system import source_code
 from optlab.system.errors import RunsFailedError
-from optlab.training import checkpoint
+from optlab.training import checkpoint, class_import
 from optlab.tuning.trial import TrialRequest
 
 TOP = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def copied(tmp_path, monkeypatch):
 @pytest.fixture
 def compute_keys(small_config, monkeypatch):
     """A function that returns the fingerprint of a run of mine.Mine, and the key of a trial with it."""
-    monkeypatch.setattr(checkpoint.models, "resolve", lambda *words: None)  # keys are made of text
+    monkeypatch.setattr(class_import, "resolve", lambda *words: None)  # keys are made of text
     config = small_config(optimizers={"mine": {"class": "mine.Mine", "lr": 0.01}})
 
     def compute():

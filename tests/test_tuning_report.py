@@ -14,18 +14,14 @@ from optlab.analysis import (
     paired_tests,
     report,
     tables,
-    tuning_figures,
-    tuning_report,
     tuning_results,
     verdicts,
 )
-from optlab.orchestration import tuning_session
 from optlab.records import StudyResult, TrialRecord, TrialsRecord, TuningFiles, TuningResult, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system.errors import RecordError
 from optlab.tracking import comparison_sync
-from optlab.tuning import search
-from optlab.tuning.defaults import find_default_values
+from optlab.tuning import search, session
 
 RATES = [0.002, 0.02, 0.2, 0.9]
 ENTRIES = {"sgd": {"class": "SGD", "lr": {"log": [0.001, 1.0]}}, "adam": {"class": "Adam", "lr": 0.001}}
@@ -93,7 +89,7 @@ def test_table_and_verdict_mark_tuned_optimizers(collect_tuned_comparison):
 def test_selection_at_edge_does_not_count_as_tuned(collect_tuned_comparison):
     compared = collect_tuned_comparison(at_edge=["lr"])
     assert "not tuned: at the edge of its range" in tables.render_text(compared)
-    assert "sgd: not tuned: what was chosen lies at the edge of lr: widen the range." in tuning_report.render_markdown(
+    assert "sgd: not tuned: what was chosen lies at the edge of lr: widen the range." in report.render_tuning_page(
         compared
     )
 
@@ -131,15 +127,15 @@ def test_recorded_default_overrides_class_default(collect_tuned_comparison):
 )
 def test_default_trial_records_values_of_tuned_parameters(entry, expected):
     spec = OptimizerSpec.model_validate(entry)
-    assert find_default_values(spec) == expected
-    work = tuning_session.TuningSession(None, "adam", spec, {}, {}, None)
-    work._compute_key, work._get_status = lambda trial: "key", lambda trial: "completed"
+    assert session.find_default_values(spec) == expected
+    work = session.TuningSession(None, "adam", spec, {}, {}, None)
+    work.compute_key, work._get_status = lambda trial: "key", lambda trial: "completed"
     assert work.make_record(search.Trial(0, search.DEFAULT_INDEX, 1, {})).values == expected
     assert work.make_record(search.Trial(0, 2, 1, {"lr": 0.5})).values == {"lr": 0.5}
 
 
 def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
-    text = tuning_report.render_markdown(collect_tuned_comparison())
+    text = report.render_tuning_page(collect_tuned_comparison())
     assert "| sgd | 4 | 1 | lr 0.02 | 40.00 % | 15.00 % |\n| adam | 0 | – | not tuned | – | – |" in text
     assert "sgd: learning rates within one point of the best span 1.0 decades." in text
     assert f"| 1 | {100 * (0.2 + 0.4 + 0.395 + 0.1) / 4:.2f} % |" in text and "| 4 | 40.00 % |" in text
@@ -148,7 +144,7 @@ def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
 
 def test_tuning_page_explains_stopped_trials(collect_tuned_comparison):
     trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
-    text = tuning_report.render_markdown(collect_tuned_comparison(trials, halving=4))
+    text = report.render_tuning_page(collect_tuned_comparison(trials, halving=4))
     assert "After 1 and after 2 of 7 steps, the best of every 4 went on." in text
     assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
     assert "`halving: 1` trains all to the end" in text and "| k |" not in text
@@ -163,8 +159,8 @@ def test_each_study_counts_as_one_value(collect_tuned_comparison):
     assert sgd.validation_accuracy.sd == pytest.approx(0.1 / math.sqrt(2))
     assert len(compared.get_replicate_values("sgd")) == 2 and len(compared.get_seed_values("sgd")) == 4
     assert "n = 2 studies of 2 seeds each" in verdicts.summarize_verdicts(compared)
-    assert "| optimizer | study 1 | study 2 | median | spread |" in tuning_report.render_markdown(compared)
-    assert "| sgd, study 2 | 4 | 1 |" in tuning_report.render_markdown(compared)
+    assert "| optimizer | study 1 | study 2 | median | spread |" in report.render_tuning_page(compared)
+    assert "| sgd, study 2 | 4 | 1 |" in report.render_tuning_page(compared)
     assert "4 trials" in tables.render_text(compared) and "8 trials" not in tables.render_text(compared)
     (axis,) = report._plot_seeds(dataclasses.replace(compared, verdict_metric="validation_accuracy")).axes
     whiskers = {line.get_xdata()[0] for line in axis.lines if line.get_marker() == "|"}
@@ -178,7 +174,7 @@ def test_study_column_shows_value_of_confirming_seed(collect_tuned_comparison):
     """Of three studies and three seeds, the seed 3 confirms the first."""
     trials = [each.model_copy(update={"study": study}) for study in range(3) for each in SEARCHED]
     compared = collect_tuned_comparison(trials, [0.4, 0.5, 0.6] * 2, seeds=[1, 2, 3], studies=3)
-    ((_, *cells, _, _),) = tuning_report.build_study_table(
+    ((_, *cells, _, _),) = report.build_study_table(
         dataclasses.replace(compared, verdict_metric="validation_accuracy")
     )[1:]
     assert cells == ["60.00 %", "40.00 %", "50.00 %"]
@@ -194,20 +190,23 @@ def test_study_assignment_depends_on_seed_not_position(small_config):
 def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
     grid = [trial(index, accuracy, key=f"grid {number}") for number, (index, accuracy) in
             enumerate([(0, 0.2), (0, 0.3), (1, 0.4), (1, 0.4), (2, None), (2, 0.3)])]  # fmt: skip
-    text = tuning_report.render_markdown(collect_tuned_comparison(sensitivity=grid))
+    text = report.render_tuning_page(collect_tuned_comparison(sensitivity=grid))
     assert "| learning rate | validation accuracy (2 seeds) |" in text
     assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
 
 
 def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison):
-    compared = collect_tuned_comparison()
-    (axis,) = tuning_figures.plot_learning_rates(compared).axes
+    compared = collect_tuned_comparison([trial(None, 0.15, values={"lr": 0.001}), *SEARCHED[1:]])
+    (axis,) = figures.plot_learning_rates(compared).axes
     drawn = {line.get_marker() + str(int(line.get_markersize())): line for line in axis.lines if len(line.get_xdata())}
     assert sorted(drawn["o6"].get_xdata()) == [0.002, 0.02, 0.2]
     assert (list(drawn["x6"].get_xdata()), list(drawn["x6"].get_ydata())) == ([0.9], [0])
     assert list(drawn["o11"].get_xdata()) == [0.02]
-    assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])  # torch's own default
+    assert (list(drawn["s10"].get_xdata()), list(drawn["s10"].get_ydata())) == ([0.001], [0.15])
     assert not any(line.get_clip_on() for line in drawn.values())  # the best are near the panel's edge
+
+    (axis,) = figures.plot_learning_rates(collect_tuned_comparison()).axes  # an older record lacks the default's value
+    assert not any(line.get_marker() == "s" and len(line.get_xdata()) for line in axis.lines)
 
 
 def test_tuning_files_are_written_and_report_embeds_figure(collect_tuned_comparison, tmp_path):

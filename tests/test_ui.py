@@ -7,7 +7,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from optlab.system.errors import TrackingError
-from optlab.tracking import comparison_view, mlflow_store, ui, webapp
+from optlab.tracking import comparison_view, mlflow_store, webapp
 
 PAGES = {"the curve of every run": "http://mlflow.example/#/experiments/1/runs?compareRunsMode=CHART"}
 
@@ -17,7 +17,7 @@ def opened_urls(monkeypatch):
     """The addresses that a browser was told to open; there is a display."""
     found = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(ui.webbrowser, "open", found.append)
+    monkeypatch.setattr(webapp.webbrowser, "open", found.append)
     return found
 
 
@@ -30,7 +30,7 @@ def remote(top, monkeypatch):
 
 
 def test_ui_opens_remote_server_pages(remote, opened_urls, capsys):
-    ui.open_pages(Path(), 5000, browse=True)
+    webapp.open_pages(Path(), 5000, browse=True)
     assert opened_urls == list(PAGES.values())
     assert PAGES["the curve of every run"] in capsys.readouterr().out
 
@@ -39,46 +39,46 @@ def test_ui_opens_remote_server_pages(remote, opened_urls, capsys):
 def test_ui_opens_no_browser_without_display_or_request(remote, opened_urls, change):
     remote.setenv("DISPLAY", change.get("display", ":0"))
     remote.delenv("WAYLAND_DISPLAY", raising=False)
-    remote.setattr(ui.sys, "platform", "linux")
-    ui.open_pages(Path(), 5000, browse=change.get("browse", True))
+    remote.setattr(webapp.sys, "platform", "linux")
+    webapp.open_pages(Path(), 5000, browse=change.get("browse", True))
     assert opened_urls == []
 
 
 def test_ui_without_comparison_names_next_commands(remote, capsys):
     remote.setattr(comparison_view, "find_page_urls", lambda *arguments, **options: {})
-    ui.open_pages(Path(), 5000, browse=False)
+    webapp.open_pages(Path(), 5000, browse=False)
     said = capsys.readouterr().out
     assert "http://mlflow.example has no comparison" in said and "`optlab repro`" in said and "secret" not in said
 
 
 def test_used_port_error_suggests_another_port(top):
-    with socket.create_server((ui.HOST, 0)) as listening:
+    with socket.create_server((webapp.HOST, 0)) as listening:
         port = listening.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"port {port} cannot be used .*`optlab ui --port {port + 1}`"):
-            ui.open_pages(Path(), port, browse=False)
+            webapp.open_pages(Path(), port, browse=False)
 
 
 def test_missing_app_entry_point_asks_for_reinstall(top, monkeypatch):
-    monkeypatch.setattr(ui.importlib.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(webapp.importlib.metadata, "entry_points", lambda group: [])
     with pytest.raises(TrackingError, match="pip install -e"):
-        ui.open_pages(Path(), _free(), browse=False)
+        webapp.open_pages(Path(), _free(), browse=False)
 
 
 def test_ui_distinguishes_database_version_mismatch(top, monkeypatch):
     def refuse():
         raise MlflowException("Detected out-of-date database schema (found version f, but expected d). Take a backup")
 
-    monkeypatch.setattr(ui, "_check_startable", lambda port: None)
+    monkeypatch.setattr(webapp, "_check_startable", lambda port: None)
     monkeypatch.setattr(mlflow_store, "connect", refuse)
     with pytest.raises(
         TrackingError, match=r"database is of another version than .*`optlab sync` and `optlab show` fill"
     ):
-        ui.open_pages(Path(), _free(), browse=False)
+        webapp.open_pages(Path(), _free(), browse=False)
 
 
 def _free():
     with socket.socket() as free:
-        free.bind((ui.HOST, 0))
+        free.bind((webapp.HOST, 0))
         return free.getsockname()[1]
 
 

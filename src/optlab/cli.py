@@ -110,7 +110,7 @@ def check() -> None:
     settings = loader.load_for_stages(folder)
     from optlab.analysis import environment_diff
     from optlab.orchestration import preflight_cache
-    from optlab.system.text import format_count
+    from optlab.schema.parameters import format_count
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
@@ -388,9 +388,9 @@ def ui(
     """Open MLflow: the curves and the table of all runs."""
     folder = _enter_pipeline(pipeline)
     os.chdir(repository.get_state_root())
-    from optlab.tracking import ui as pages
+    from optlab.tracking import webapp
 
-    pages.open_pages(folder, port, browser)
+    webapp.open_pages(folder, port, browser)
 
 
 @_register_command(TRACK, "optlab sync --from v1.0")
@@ -407,25 +407,25 @@ def sync(
     folder = _enter_pipeline(pipeline) if revision else repository.enter_root()
     os.chdir(repository.get_state_root())  # has an experiment's event logs
     from optlab.system.git import Revision
-    from optlab.tracking import log_uploader, maintenance, mlflow_store
+    from optlab.tracking import maintenance, mlflow_store, uploader
 
     sent = _upload()
     if revision:
         for sentence in maintenance.backfill_runs(Revision.parse(revision, folder)):
             print(sentence, flush=True)
         sent += _upload()
-    refused = log_uploader.list_refused_logs()
-    exception = f" but what it refuses, which is in .optlab/journal, of {', '.join(refused)}" if refused else ""
+    refused = uploader.list_refused_logs()
+    exception = f" but what it refuses, which is in .optlab/event_logs, of {', '.join(refused)}" if refused else ""
     summary = f"{sent or 'no'} run{'' if sent == 1 else 's'} had something to send"
     print(f"MLflow at {mlflow_store.get_redacted_uri()} has everything{exception}: {summary}")
 
 
 def _upload() -> int:
-    from optlab.tracking import comparison_view, log_uploader, mlflow_store
+    from optlab.tracking import comparison_view, mlflow_store, uploader
 
     sent = 0
     try:
-        for name in log_uploader.push_all():
+        for name in uploader.push_all():
             print(f"sent {name}", flush=True)
             sent += 1
         for experiment in comparison_view.update_outdated_views():
@@ -434,7 +434,7 @@ def _upload() -> int:
         raise errors.TrackingError(
             f"MLflow at {mlflow_store.get_redacted_uri()} does not take the rest now "
             f"({mlflow_store.describe_error(error)}): "
-            f"all is in .optlab/journal: repeat the command later"
+            f"all is in .optlab/event_logs: repeat the command later"
         ) from None
     return sent
 
@@ -452,7 +452,7 @@ def clean() -> None:
         else:
             print(f"removed {result.name}", flush=True)
             removed, freed = removed + 1, freed + result.freed_bytes
-    print(f"{removed} journal{'' if removed == 1 else 's'} removed, {freed:,} bytes freed; {kept.total()} kept")
+    print(f"{removed} event log{'' if removed == 1 else 's'} removed, {freed:,} bytes freed; {kept.total()} kept")
     for why, count in kept.items():
         print(f"  {count}: {why}")
 

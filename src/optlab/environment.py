@@ -38,11 +38,10 @@ ONEDNN_ISAS = {
 
 
 def capture_environment(device: torch.device, paths: Sequence[str] = ()) -> Environment:
-    """The conditions in force, without times, host names or paths: the same on machines of the same kind.
+    """Return the current environment, without times, host names and paths: equal on machines of the same kind.
 
     Args:
-        paths: of what a run is made of, as `Config.list_class_paths` has them; the packages of dotted ones count as
-            well.
+        paths: of the run's model and classes, as of `Config.list_class_paths`; their packages are included.
     """
     return Environment(
         python=platform.python_version(),
@@ -59,7 +58,7 @@ def capture_environment(device: torch.device, paths: Sequence[str] = ()) -> Envi
 
 
 def _list_packages(paths: Iterable[str]) -> list[str]:
-    """The installed packages, besides those that always count, that dotted paths lead into."""
+    """Return the installed packages of dotted paths, without those that are always included."""
     modules = {path.partition(".")[0] for path in paths if "." in path}
     if not modules:
         return []
@@ -68,7 +67,7 @@ def _list_packages(paths: Iterable[str]) -> list[str]:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; emulated, it is slower than fp32."""
+    """Return whether the hardware multiplies bfloat16; emulated, it is slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = _read_cpu_info("flags").split()
@@ -76,9 +75,10 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def detect_onednn_isa(limit: str | None = None) -> str | None:
-    """The instruction set that oneDNN uses under a limit, as ONEDNN_MAX_CPU_ISA names it: the richest of the CPU's.
+    """Return the richest instruction set that oneDNN uses on this CPU; None if the CPU's flags cannot be read.
 
-    None where the CPU's flags cannot be read.
+    Args:
+        limit: as in ONEDNN_MAX_CPU_ISA.
     """
     flags = set(_read_cpu_info("flags").split())
     names = list(ONEDNN_ISAS)
@@ -87,7 +87,7 @@ def detect_onednn_isa(limit: str | None = None) -> str | None:
 
 
 def get_installed_version(package: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -99,7 +99,7 @@ def _get_cpu_name() -> str:
 
 
 def _read_cpu_info(key: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, or nothing where there is no such file."""
+    """Return a field of the first processor in /proc/cpuinfo; empty without such a file."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -108,9 +108,9 @@ def _read_cpu_info(key: str) -> str:
 
 
 def _hash_imported_files(paths: Iterable[str]) -> dict[str, str]:
-    """Path → SHA-256 of the files that dotted paths lead to, of those of no installed package and not in custom/.
+    """Return path → SHA-256 of the files of dotted paths that are neither in custom/ nor in an installed package.
 
-    What these are is recorded otherwise: by a version, and as a dependency.
+    For those, the record has digests in choice.json and versions.
     """
     dotted = [path.rpartition(".") for path in paths if "." in path]
     if not dotted:
@@ -130,6 +130,6 @@ def _hash_imported_files(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _get_import_path(file: Path) -> str:
-    """As it is imported: no folder of this machine belongs into a record."""
+    """Return the path relative to where it is imported from: a record has no folders of a machine."""
     bases = [base for base in (Path.cwd(), *map(Path, sys.path)) if base != Path() and file.is_relative_to(base)]
     return file.relative_to(max(bases, key=lambda base: len(base.parts))).as_posix() if bases else file.name

@@ -1,18 +1,15 @@
-"""The record, typed: the same bytes every time. No times, no host names, no ids.
+"""Record of a pipeline: typed files, their paths, and the conditions of earlier trainings. The only reader and writer.
 
-A key that a later version has added has a default, so that what an earlier one wrote stays readable.
-
-Where the files of the record lie.
-
-The conditions of earlier trainings, by the weights that came out under them.
-
-DVC's run cache brings an earlier training's outputs back. Its conditions are none of them: those of the training in
-between have taken their place.
+Files hold no times, host names or ids, so that the same training gives the same bytes. Fields added by a later version
+have defaults, so that files of earlier versions stay readable.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import math
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -32,16 +29,16 @@ TrialStatus = Literal["completed", "stopped", "diverged", "failed"]
 
 
 class Record(BaseModel):
-    """One file of the record, or a part of one: frozen."""
+    """One file of the record, or a part of one."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> Self:
-        """The file's content, typed.
+        """Parse a file's content.
 
         Raises:
-            RecordError: it is no such file, or damaged; the message calls it by `where`.
+            RecordError: the content is damaged; the message names the file by `where`.
         """
         try:
             return cls.model_validate(json.loads(content))
@@ -54,10 +51,10 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """What `write` wrote.
+        """Read a file.
 
         Raises:
-            RecordError: it is missing or damaged.
+            RecordError: the file is missing or damaged.
         """
         try:
             content = path.read_bytes()
@@ -67,7 +64,7 @@ class Record(BaseModel):
 
     @classmethod
     def read_at_revision(cls, revision: "Revision", path: Path) -> Self | None:
-        """What a git revision holds; None if that is missing or damaged."""
+        """Read a file at a git revision; None if it is missing or damaged there."""
         content = revision.read(path)
         try:
             return cls.parse(content, str(path)) if content else None
@@ -75,10 +72,10 @@ class Record(BaseModel):
             return None
 
     def write(self, path: Path) -> None:
-        """One line per key, and per element of a list: readable, and diffs stay small.
+        """Write the file, with one line per key and per element of a list, so that diffs stay small.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the file cannot be written.
         """
         lines = []
         for key, item in self.model_dump(mode="json").items():
@@ -91,17 +88,16 @@ class Record(BaseModel):
 
 
 class EpochMetrics(Record):
-    """What is known after an epoch; losses are mean cross entropies in nats.
+    """One epoch's metrics; losses are mean cross entropies in nats.
 
     Attributes:
         epoch: counted from 1.
-        train_loss: mean over the images as they were trained on; None if it is not finite.
-        running_loss: the tutorial's figure: the sum over the batches, added up in float32; None if it is not finite.
-        validation_loss: after the epoch; None without a validation split, or if it, a logit or a figure above is not
-            finite.
-        validation_accuracy: a fraction; None as the loss.
-        lr: the learning rate in force at its end; None where the class has none.
-        gradients: how many were computed: one a step, or more; None in records of older versions.
+        train_loss: mean over the training images during the epoch; None if not finite.
+        running_loss: the tutorial's loss: sum over the batches in float32; None if not finite.
+        validation_loss: after the epoch; None without a validation split, or if a logit or a loss is not finite.
+        validation_accuracy: a fraction; None where validation_loss is None.
+        lr: learning rate at the end of the epoch; None where the optimizer has none.
+        gradients: number of computed gradients: one per step, or more; None in records of older versions.
     """
 
     epoch: int
@@ -114,12 +110,12 @@ class EpochMetrics(Record):
 
 
 class ValidationMetrics(Record):
-    """A look at the validation split.
+    """One validation.
 
     Attributes:
-        step: after how many steps of the run.
+        step: completed steps of the run.
         loss: mean cross entropy in nats; None if a logit was not finite.
-        accuracy: a fraction; None as the loss.
+        accuracy: a fraction; None where loss is None.
     """
 
     step: int
@@ -128,15 +124,14 @@ class ValidationMetrics(Record):
 
 
 class TrainRecord(Record):
-    """train.json.
+    """train.json: one training.
 
     Attributes:
-        epochs: how many were begun.
-        train_loss, validation_loss, validation_accuracy: the last epoch's.
-        hyperparameters: (name, value as text) of those in force, defaults included; none in records of older versions.
-        history: every epoch.
-        validations: every one, those at the ends of epochs as well; none in records of older versions.
-        step_losses: for each epoch the loss of every step, as the shortest decimal that names the float32.
+        epochs: number of epochs that were begun.
+        train_loss, validation_loss, validation_accuracy: of the last epoch.
+        hyperparameters: (name, value as text), defaults included; empty in records of older versions.
+        validations: all of them, at the ends of epochs and between; empty in records of older versions.
+        step_losses: for each epoch the loss of every step, as the shortest decimal of the float32.
     """
 
     status: Status
@@ -152,7 +147,7 @@ class TrainRecord(Record):
 
     @property
     def all_validations(self) -> list[ValidationMetrics]:
-        """The validations; in records of older versions those at the ends of epochs, which were all there were."""
+        """Validations, taken from `history` in records of older versions, which had one per epoch."""
         ends = accumulate(len(losses) for losses in self.step_losses)
         return self.validations or [
             ValidationMetrics(step=step, loss=epoch.validation_loss, accuracy=epoch.validation_accuracy)
@@ -170,7 +165,7 @@ class TrainRecord(Record):
         hyperparameters: dict[str, Any],
         weights_sha256: str,
     ) -> Self:
-        """The record of a finished training."""
+        """Create the record of a finished training."""
         last = history[-1]
         return cls(
             status=status,
@@ -187,15 +182,15 @@ class TrainRecord(Record):
 
 
 class EvalRecord(Record):
-    """test.json; the figures are None and the lists empty where the outputs are not finite.
+    """test.json: one evaluation; metrics are None and lists empty where the outputs are not finite.
 
     Attributes:
         status: of the training, or `diverged` where the outputs are not finite.
-        weights_sha256: of the weights that were evaluated; None, and not written, in records of older versions.
+        weights_sha256: of the evaluated weights; None, and not written, in records of older versions.
         test_loss: mean cross entropy in nats.
         test_accuracy: a fraction.
         expected_calibration_error: over 15 bins of equal width.
-        class_accuracy: (class, fraction) of every class.
+        class_accuracy: (class, fraction) per class.
         confusion: counts of images, 10 × 10: rows are the actual classes, columns the predicted ones.
     """
 
@@ -209,19 +204,18 @@ class EvalRecord(Record):
 
 
 class TrialRecord(Record):
-    """One training of a tuning.
+    """One trial of a study.
 
     Attributes:
-        study: which of the independent tunings, from 0.
-        index: of its point, from 0; None for the entry's default.
-        seed: of its training.
-        values: what it had in place of the ranges; of the default those that are known, none in records of older
-            versions.
-        beyond: the ranges whose value was drawn in the decade beyond their edge.
-        status: `stopped` where others were better after a part of the steps; `failed` where a step raised an error.
-        looks: at the validation split, where it was decided who goes on; the last is at its end.
-        sought: the step that it was to reach when it diverged or failed; None where it did neither.
-        key: a digest of all that decides it but the machine, by which it is known again.
+        study: number of the study, from 0.
+        index: number of the sampled point, from 0; None for the entry's default.
+        seed: of the training.
+        values: key of a range → value; for the default the known values, none in records of older versions.
+        beyond: keys of ranges whose value was sampled in the decade beyond their edge.
+        status: `stopped` where successive halving stopped it; `failed` where a step raised an error.
+        looks: validations at the rungs; the last is at the trial's end.
+        sought: step of the rung before which it diverged or failed; None where it did neither.
+        key: digest of everything except the machine that decides the trial, to recognize it later.
     """
 
     study: int
@@ -236,10 +230,10 @@ class TrialRecord(Record):
 
 
 class TrialsRecord(Record):
-    """trials.json: all of them, none where nothing was tuned.
+    """trials.json: all trials of an optimizer, none where nothing was tuned.
 
     Attributes:
-        sensitivity: those of the grid over the learning rate; their index is that of the grid's point.
+        sensitivity: trials of the grid over the learning rate; `index` is the point of the grid.
     """
 
     trials: list[TrialRecord]
@@ -247,13 +241,13 @@ class TrialsRecord(Record):
 
 
 class StudyResult(Record):
-    """What one study has come to.
+    """Result of one study.
 
     Attributes:
-        entry: the optimizer's, as params.yaml would have it without ranges.
-        trial: the index of the trial that it is from; None for the default's.
-        validation_accuracy: that trial's, a fraction; None where nothing was tuned, or all diverged.
-        at_edge: the ranges at whose edge the value still lies.
+        entry: the optimizer's entry of params.yaml with chosen values in place of ranges.
+        trial: index of the chosen trial; None for the default.
+        validation_accuracy: of the chosen trial, a fraction; None where nothing was tuned or all trials diverged.
+        at_edge: keys of ranges at whose edge the chosen value lies.
     """
 
     entry: dict[str, Any]
@@ -263,12 +257,12 @@ class StudyResult(Record):
 
 
 class TuningResult(Record):
-    """choice.json: what the runs of an optimizer are trained with. It does not grow with the number of trials.
+    """choice.json: the entries that an optimizer's runs are trained with; its size does not depend on the trials.
 
     Attributes:
-        is_tuned: whether the entry had a range.
-        studies: one, or one for each independent tuning.
-        modules: path → SHA-256 of those of custom/ that the runs use.
+        is_tuned: true if the entry has a range.
+        studies: at least one.
+        modules: path → SHA-256 of the modules of custom/ that the runs use.
     """
 
     is_tuned: bool
@@ -277,14 +271,15 @@ class TuningResult(Record):
 
 
 class Environment(Record):
-    """conditions.json: what the machine and the installed packages decided; beside the record, not part of it.
+    """conditions.json: machine and packages of a training; beside the record, not part of it.
 
     Attributes:
-        cpu_capability: ATen's.
-        onednn_isa: oneDNN's instruction set, as ONEDNN_MAX_CPU_ISA names it; None where it is not known.
-        variables: those that the libraries read while they load; None where one was not set.
-        modules: path → SHA-256 of files of named modules that are neither in custom/ nor of an installed package.
-        weights_sha256: of the weights that came out under these conditions.
+        packages: name → version; None where not installed.
+        cpu_capability: ATen's name.
+        onednn_isa: oneDNN's instruction set, as ONEDNN_MAX_CPU_ISA names it; None if unknown.
+        variables: environment variables that the libraries read while loading; None where not set.
+        modules: path → SHA-256 of imported files neither in custom/ nor of an installed package.
+        weights_sha256: of the weights that the training produced.
     """
 
     python: str = "unknown"
@@ -296,23 +291,21 @@ class Environment(Record):
     threads: int = 0
     device: str = "unknown"
     variables: dict[str, str | None] = Field(default_factory=dict)
-    modules: dict[str, str] = Field(default_factory=dict, exclude_if=lambda found: not found)
+    modules: dict[str, str] = Field(default_factory=dict, exclude_if=lambda modules: not modules)
     weights_sha256: str | None = None
 
     @classmethod
     def read_for_weights(cls, path: Path, digest: str) -> Self | None:
-        """Those under which these weights came out; None if none are recorded there, or those of another training.
+        """Read the conditions if they belong to these weights; None if they are missing or of another training.
 
-        DVC's run cache brings back the outputs of an earlier run, and leaves the conditions of the last one.
+        DVC's run cache restores the outputs of an earlier training, but not its conditions.
         """
-        if not path.exists():
-            return None
-        found = cls.read(path)
-        return found if found.weights_sha256 == digest else None
+        environment = cls.read(path) if path.exists() else None
+        return environment if environment and environment.weights_sha256 == digest else None
 
 
 class Champion(Record):
-    """champion.json: the best completed run, None where every run diverged, and the figure that it was chosen by."""
+    """champion.json: the best completed run, None where every run diverged, and the metric that chose it."""
 
     champion: str | None
     chosen_by: str
@@ -320,8 +313,19 @@ class Champion(Record):
     test_accuracy: float | None
 
 
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows, the header first, as comma-separated values.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_atomic(path, text.getvalue().encode())
+
+
 def _round_to_float32(loss: float) -> float | None:
-    """The shortest decimal that names the same float32; None if it is not finite."""
+    """Return the shortest decimal that rounds to the same float32; None if not finite."""
     return float(str(np.float32(loss))) if math.isfinite(loss) else None
 
 
@@ -333,7 +337,11 @@ TUNING_FOLDER = Path("tuning")
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """Where the files of one run lie, under the folder of its params.yaml."""
+    """Paths of one run's files.
+
+    Attributes:
+        folder: of the pipeline.
+    """
 
     folder: Path
     optimizer: str
@@ -341,7 +349,7 @@ class RunFiles:
 
     @classmethod
     def from_id(cls, folder: Path, run: str) -> Self:
-        """Those of the run with that id."""
+        """Return the files of the run with an id such as `adam-0`."""
         optimizer, _, seed = run.rpartition("-")
         return cls(folder, optimizer, int(seed))
 
@@ -355,40 +363,44 @@ class RunFiles:
 
     @property
     def training(self) -> Path:
-        """Status, the last epoch's figures, every epoch, every step's loss."""
+        """Path of the `TrainRecord`."""
         return self.folder / RUNS_FOLDER / self.id / "train.json"
 
     @property
     def test(self) -> Path:
-        """The metrics on the test split."""
+        """Path of the `EvalRecord`."""
         return self.folder / RUNS_FOLDER / self.id / "test.json"
 
     @property
     def predictions(self) -> Path:
-        """One line per test image."""
+        """Path of the CSV file with one line per test image."""
         return self.folder / RUNS_FOLDER / self.id / "predictions.csv"
 
     @property
     def environment(self) -> Path:
-        """What the machine decided; beside the record, not part of it."""
+        """Path of the `Environment`."""
         return self.folder / RUNS_FOLDER / self.id / "conditions.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class TuningFiles:
-    """Where the files of one optimizer's tuning lie, under the folder of its params.yaml."""
+    """Paths of one optimizer's tuning files.
+
+    Attributes:
+        folder: of the pipeline.
+    """
 
     folder: Path
     optimizer: str
 
     @property
     def choice(self) -> Path:
-        """What its runs are trained with."""
+        """Path of the `TuningResult`."""
         return self.folder / TUNING_FOLDER / self.optimizer / "choice.json"
 
     @property
     def trials(self) -> Path:
-        """Every trial."""
+        """Path of the `TrialsRecord`."""
         return self.folder / TUNING_FOLDER / self.optimizer / "trials.json"
 
 
@@ -396,11 +408,11 @@ _KEPT_ENVIRONMENTS = Path(".optlab") / "conditions"
 
 
 def keep_environment(run: RunFiles) -> None:
-    """Keep a run's conditions, before others take their place.
+    """Copy a run's conditions to .optlab/, under the digest of its weights, before another training replaces them.
 
     Raises:
-        RecordError: they are damaged.
-        StorageError: they cannot be kept.
+        RecordError: the conditions are damaged.
+        StorageError: the copy cannot be written.
     """
     digest = Environment.read(run.environment).weights_sha256 if run.environment.exists() else None
     if digest:
@@ -408,10 +420,12 @@ def keep_environment(run: RunFiles) -> None:
 
 
 def restore_environment(run: RunFiles) -> None:
-    """Put the conditions of a run's weights back, if others are there and these were kept; else keep them.
+    """Restore the conditions of a run's weights from .optlab/, or keep those in place if they belong to the weights.
+
+    DVC's run cache restores a training's outputs, and conditions are not among them.
 
     Raises:
-        RecordError: a file of its record is missing or damaged.
+        RecordError: a file of the run's record is missing or damaged.
         StorageError: a file cannot be written.
     """
     digest = TrainRecord.read(run.training).weights_sha256

@@ -135,9 +135,9 @@ def record(project):
     return {str(path.relative_to(project.top)): path.read_bytes() for path in paths}
 
 
-def journals(project, run):
-    """The events of each of a run's journals, but for the figures."""
-    found = sorted(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+def read_event_logs(project, run):
+    """The events of each of a run's event logs, but for the figures."""
+    found = sorted(project.top.glob(f".optlab/event_logs/*-{run}-*/events.jsonl"))
     events = [[json.loads(line) for line in path.read_text().splitlines()] for path in found]
     return [[each for each in every if each["event"] != "metrics"] for every in events]
 
@@ -155,7 +155,7 @@ def find_active(ray_cluster, node, beginning):
         if workspace.name.startswith(beginning)
         and not list(workspace.glob("ended-*"))
         and (
-            list(workspace.glob(".optlab/journal/*/events.jsonl"))
+            list(workspace.glob(".optlab/event_logs/*/events.jsonl"))
             or list(workspace.glob(".optlab/trials/*/*/conditions.json"))
         )
     ]
@@ -234,9 +234,9 @@ def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
     assert summary.startswith("error: 1 of 3 runs failed: broken-0: mend it")
     assert "done again" not in result.stderr
     assert {f"{stage}@{run}-0" for stage in ("train", "evaluate") for run in ("sgd", "adam")} < set(lock_of(project))
-    ((start, *others),) = journals(project, "adam-0")
+    ((start, *others),) = read_event_logs(project, "adam-0")
     assert start["event"] == "start" and "resume" not in [each["event"] for each in others]
-    (resumed,) = [each for each in journals(project, "sgd-0")[0] if each["event"] == "resume"]
+    (resumed,) = [each for each in read_event_logs(project, "sgd-0")[0] if each["event"] == "resume"]
     assert resumed["step"] > 0
     steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(project).values()}
     assert steps["adam-0"] == steps["sgd-0"] == list(range(7 * EPOCHS))
@@ -256,7 +256,7 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, 
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
     with repro(project, ray_cluster, "--shared", str(shared)) as command:
-        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/journal/*/events.jsonl")))
+        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/event_logs/*/events.jsonl")))
         other = ray_cluster.start("other", {"PYTHONPATH": str(older)})  # it joins late
         told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
         projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))
@@ -277,7 +277,10 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, 
     result = project.run("optlab", "repro", "--cluster", ray_cluster.address, "--shared", str(shared))
     assert result.returncode == 0, result.stderr
     resumed = [
-        each["step"] for seed in range(3) for each in journals(project, f"adam-{seed}")[0] if each["event"] == "resume"
+        each["step"]
+        for seed in range(3)
+        for each in read_event_logs(project, f"adam-{seed}")[0]
+        if each["event"] == "resume"
     ]
     assert max(resumed) > 0
     assert list(shared.iterdir()) == []

@@ -108,12 +108,12 @@ def test_full_disk_while_writing_checkpoint_gives_one_warning(longer, undisturbe
 @pytest.mark.parametrize("room", [0, 100_000], ids=["at once", "with the weights"])
 def test_full_disk_while_writing_event_log_is_recoverable(copied, disk, room):
     logged, before = logged_runs(copied), read_outputs(copied)
-    journal = copied.top / ".optlab" / "journal"
-    disk(journal, "4m")
-    fill_disk(journal, room)
-    assert_single_trouble(copied.run_stage("train", "adam", "0"), "error", ".optlab/journal/", REASON)
+    log_folder = copied.top / ".optlab" / "event_logs"
+    disk(log_folder, "4m")
+    fill_disk(log_folder, room)
+    assert_single_trouble(copied.run_stage("train", "adam", "0"), "error", ".optlab/event_logs/", REASON)
     assert read_outputs(copied, *RUN) == {name: each for name, each in before.items() if name not in RUN}
-    (journal / "filler").unlink()
+    (log_folder / "filler").unlink()
     assert copied.run_stage("train", "adam", "0").returncode == 0
     assert read_outputs(copied) == before
     assert_fully_uploaded(copied, logged, 14)
@@ -122,16 +122,16 @@ def test_full_disk_while_writing_event_log_is_recoverable(copied, disk, room):
 def test_full_disk_while_writing_metrics_is_recoverable(longer, undisturbed, tmp_path, disk):
     project = longer.copy(tmp_path / "project")
     logged, before = logged_runs(project), read_outputs(project)
-    journal = project.top / ".optlab" / "journal"
-    disk(journal, "4m")
-    fill_disk(journal, 8192)
+    log_folder = project.top / ".optlab" / "event_logs"
+    disk(log_folder, "4m")
+    fill_disk(log_folder, 8192)
     failed = project.run_stage("train", "adam", "0")
     *warnings, error = trouble_lines(failed)
-    assert error.startswith("error: .optlab/journal/") and "events.jsonl" in error and REASON in error
-    assert all(line.startswith("warning: no checkpoint (.optlab/journal/") for line in warnings)
+    assert error.startswith("error: .optlab/event_logs/") and "events.jsonl" in error and REASON in error
+    assert all(line.startswith("warning: no checkpoint (.optlab/event_logs/") for line in warnings)
     assert failed.returncode == 1
     assert read_outputs(project) == before
-    (journal / "filler").unlink()
+    (log_folder / "filler").unlink()
     assert project.run_stage("train", "adam", "0").returncode == 0
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     assert_fully_uploaded(project, logged, 7 * LONG)
@@ -146,7 +146,7 @@ def test_full_disk_while_writing_database_is_recoverable(copied, disk, tmp_path,
         (copied.top / name).symlink_to(tmp_path / name)
     if not exists:
         (copied.top / "mlflow.db").unlink()
-        shutil.rmtree(tmp_path / ".optlab" / "journal")
+        shutil.rmtree(tmp_path / ".optlab" / "event_logs")
     disk(copied.top, "40m")
     logged = logged_runs(copied) if exists else {}
     fill_disk(copied.top, 8192 if exists else 300_000)
@@ -239,7 +239,7 @@ def test_flipped_bit_in_weights_is_detected(copied, image):
 
 def test_flipped_bit_in_logged_weights_is_not_uploaded(copied):
     """A database made anew gets all but the damaged weights, and no model."""
-    (kept,) = copied.top.glob(".optlab/journal/*-adam-0-*/adam-0.safetensors")
+    (kept,) = copied.top.glob(".optlab/event_logs/*-adam-0-*/adam-0.safetensors")
     flip_bit(kept)
     (copied.top / "mlflow.db").unlink()
     shutil.rmtree(copied.top / "mlruns")

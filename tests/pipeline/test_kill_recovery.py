@@ -40,8 +40,8 @@ def single_optimizer_project(project):
 
 
 def read_events(project, run="adam-0"):
-    """Those of the newest journal."""
-    path = max(project.top.glob(f".optlab/journal/*-{run}-*/events.jsonl"))
+    """Those of the newest event log."""
+    path = max(project.top.glob(f".optlab/event_logs/*-{run}-*/events.jsonl"))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -94,8 +94,8 @@ def test_killed_uploader_loses_nothing(single_optimizer_project, undisturbed, co
     before = logged_runs(single_optimizer_project)
     with started(single_optimizer_project, *command) as caller:
         until(caller, lambda: len(logged_runs(single_optimizer_project)) > len(before))
-        (sender,) = filter(is_uploader, processes_below(single_optimizer_project.top))
-        sender.kill()
+        (uploader,) = filter(is_uploader, processes_below(single_optimizer_project.top))
+        uploader.kill()
         assert caller.wait(240) == 0
         assert all_exit_within(single_optimizer_project, 60)  # the one that was started in its place, too
     assert_resumed(single_optimizer_project, before, undisturbed, None)
@@ -143,12 +143,14 @@ def suspended_training(project):
 
 
 def test_concurrent_repro_names_running_process(project):
-    """Of each kind beside each kind; no output appears, and one process at a time wrote each journal."""
+    """Of each kind beside each kind; no output appears, and one process at a time wrote each event log."""
     project.edit("params.yaml", f"epochs: {LONG}", "epochs: 50000")
-    journals = set(project.top.glob(".optlab/journal/*"))
+    earlier = set(project.top.glob(".optlab/event_logs/*"))
 
     def new(run="adam-0"):
-        return [path for path in set(project.top.glob(f".optlab/journal/*-{run}-*")) - journals if any(path.iterdir())]
+        return [
+            path for path in set(project.top.glob(f".optlab/event_logs/*-{run}-*")) - earlier if any(path.iterdir())
+        ]
 
     with started(project, *DVC) as first:
         until(first, lambda: checkpoints(project))

@@ -100,9 +100,9 @@ def test_changed_code_during_repro_records_nothing(fresh):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_stops_all_child_processes(fresh, number):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
-    journals = fresh.top / ".optlab" / "journal"
+    log_folder = fresh.top / ".optlab" / "event_logs"
     with projects.started(fresh, "optlab", "repro", "--jobs", "2") as parent:
-        projects.until(parent, lambda: len(list(journals.glob("*/events.jsonl"))) == 2)  # both have begun to train
+        projects.until(parent, lambda: len(list(log_folder.glob("*/events.jsonl"))) == 2)  # both have begun to train
         assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow
         parent.send_signal(number)
         status = parent.wait(90)
@@ -110,7 +110,7 @@ def test_interrupt_stops_all_child_processes(fresh, number):
     assert status == 130, output
     assert "stopped: what is complete is kept" in output
     assert "failed" not in output
-    ends = [path.read_text().splitlines()[-1] for path in journals.glob("*/events.jsonl")]
+    ends = [path.read_text().splitlines()[-1] for path in log_folder.glob("*/events.jsonl")]
     assert all('"status": "interrupted"' in line for line in ends)
     status = fresh.run("dvc", "status")
     assert status.returncode == 0 and "lock" not in status.stderr, status.stderr

@@ -242,7 +242,7 @@ def test_interrupted_reproduction_leaves_nothing_behind(project, tmp_path, numbe
     process = subprocess.Popen(command, cwd=project.top, env=environment, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     try:
-        projects.until(process, lambda: list(folder.glob("*/tree/.optlab/journal/*/events.jsonl")))
+        projects.until(process, lambda: list(folder.glob("*/tree/.optlab/event_logs/*/events.jsonl")))
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)  # until what it started has closed its output, too
         assert projects.processes_below(folder) == []

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import projects
-from servers import Server, journalled, metrics_in, runs_in, wait_until
+from servers import Server, metrics_in, read_logged_metrics, runs_in, wait_until
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_returning_server_gets_complete_data(ready, server, tmp_path):
     server.start()
     assert project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     held = metrics_in(server.database)
-    assert held == journalled(project)
+    assert held == read_logged_metrics(project)
     assert runs_in(server.database) == ["FINISHED"]
     weights = (project.top / "models/adam-0.safetensors").read_bytes()
     (sent,) = (server.folder / "artifacts").rglob("weights/adam-0.safetensors")
@@ -67,7 +67,7 @@ def test_returning_server_gets_complete_data(ready, server, tmp_path):
     assert "no runs had something to send" in again.stdout
     assert metrics_in(server.database) == held
     # What was noted about how far it got is lost, as after a kill: all is sent once more, and nothing doubles.
-    for path in (project.top / ".optlab" / "journal").glob("*/synced.json"):
+    for path in (project.top / ".optlab" / "event_logs").glob("*/synced.json"):
         path.unlink()
     assert project.run_forked("optlab", "sync", MLFLOW_TRACKING_URI=server.uri).returncode == 0
     assert metrics_in(server.database) == held
@@ -84,7 +84,7 @@ def test_emptied_server_gets_everything_again(ready, server, tmp_path):
         server.empty()
         result = project.run_forked(*command, MLFLOW_TRACKING_URI=server.uri)
         assert result.returncode == 0 and not warnings(result), result.stderr
-        assert metrics_in(server.database) == journalled(project)
+        assert metrics_in(server.database) == read_logged_metrics(project)
         assert runs_in(server.database) == ["FINISHED"]
     (sent,) = (server.folder / "artifacts").rglob("weights/adam-0.safetensors")
     assert sent.read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
@@ -123,11 +123,11 @@ def test_server_killed_during_training_is_filled_later(ready, server, tmp_path):
     _, errors = training.communicate(timeout=300)
     assert training.returncode == 0, errors
     assert errors.count("warning:") == 1
-    assert metrics_in(server.database) != journalled(project)
+    assert metrics_in(server.database) != read_logged_metrics(project)
     server.start()
     result = project.run_stage("evaluate", "adam", "0", MLFLOW_TRACKING_URI=server.uri)
     assert result.returncode == 0 and not warnings(result), result.stderr
-    assert metrics_in(server.database) == journalled(project)
+    assert metrics_in(server.database) == read_logged_metrics(project)
     assert runs_in(server.database) == ["FINISHED"]
 
 

@@ -27,6 +27,7 @@ from optlab.system.errors import RunsFailedError
 from optlab.training import tuned_values
 from optlab.tuning import selection, trial
 from optlab.tuning.search import Trial
+from optlab.tuning.session import TuningSession
 from optlab.tuning.trial import TrialRequest, TrialResult, get_lock_name, train_trial
 
 ENTRY = {"class": "SGD", "lr": {"log": [0.001, 10.0]}, "momentum": {"choice": [0.0, 0.9]}}
@@ -309,10 +310,10 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
 
 def test_recorded_divergence_does_not_cover_earlier_steps(config):
     spec = config.get_optimizer("mine")
-    work = tuning_session.TuningSession(config, "mine", spec, {}, {}, LocalExecutor(1, False))
+    work = TuningSession(config, "mine", spec, {}, {}, tuning_session.ExecutorTrainer(LocalExecutor(1, False)))
     trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, failure="diverged", target_step=14)
-    work.recorded[work._compute_key(trial)] = work.make_record(trial)
-    assert [work._find_result(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
+    work.recorded[work.compute_key(trial)] = work.make_record(trial)
+    assert [work.find_result(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
 
 
 PEEKING = """

@@ -1,16 +1,16 @@
-"""All runs of params.yaml side by side: figures per optimizer, and the differences between them."""
+"""Comparison of all runs of a params.yaml: means per optimizer, and differences between optimizers."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from optlab.analysis import environment_diff, paired_tests, tuning_results
-from optlab.analysis.colours import assign_colours
-from optlab.analysis.paired_tests import MeanCI
+from optlab.analysis.paired_tests import MeanCI, PairedComparison
+from optlab.analysis.presentation import assign_colours
 from optlab.analysis.tuning_results import OptimizerTuning
 from optlab.records import Environment, EvalRecord, RunFiles, Status, TrainRecord
 from optlab.schema.parameters import SPLIT_SIZES, Config
@@ -20,7 +20,11 @@ from optlab.system.git import Revision
 
 @dataclass(frozen=True)
 class Run:
-    """One run's record as it was written; its conditions are None where none are recorded for these weights."""
+    """One run's record.
+
+    Attributes:
+        conditions: None where none are recorded for these weights.
+    """
 
     files: RunFiles
     trained: TrainRecord
@@ -29,21 +33,23 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """`diverged` if the training or the evaluation did."""
+        """`diverged` if the training or the evaluation diverged."""
         return "diverged" if "diverged" in (self.trained.status, self.tested.status) else "completed"
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the evaluation is of the trained weights, as far as is recorded."""
+        """True unless the evaluation names other weights than the training."""
         return self.tested.weights_sha256 in (None, self.trained.weights_sha256)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer over all its seeds. Figures are of the runs that completed; None where they have none.
+    """One optimizer over all its seeds.
 
     Attributes:
-        gradients_per_step: how many were computed for each step, on average; None in records of older versions.
+        statuses: of each run.
+        validation_accuracy, …: means over the completed runs; None where one of them has no value.
+        gradients_per_step: mean number of gradients per step; None in records of older versions.
     """
 
     optimizer: str
@@ -58,30 +64,26 @@ class Row:
 
     @property
     def all_completed(self) -> bool:
-        """Whether all its runs completed: the survivors of a divergence are a chosen sample."""
+        """True without a diverged run: those that survive a divergence are a biased sample."""
         return "diverged" not in self.statuses
 
     @property
     def status(self) -> str:
-        """`get_completed_runs`, or how many of the runs diverged."""
-        bad = self.statuses.count("diverged")
-        return (
-            "completed"
-            if not bad
-            else "diverged"
-            if bad == len(self.statuses)
-            else f"{bad} of {len(self.statuses)} diverged"
-        )
+        """`completed`, `diverged`, or how many of the runs diverged."""
+        n, diverged = len(self.statuses), self.statuses.count("diverged")
+        if 0 < diverged < n:
+            return f"{diverged} of {n} diverged"
+        return "diverged" if diverged else "completed"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A validation accuracy, and after how many steps each run was first seen to have it.
+    """One validation accuracy, and the steps after which a validation of each run first reached it.
 
     Attributes:
         accuracy: a fraction.
-        is_given: whether params.yaml has it.
-        steps: optimizer → one of each of its seeds; None where it was never seen.
+        is_given: whether params.yaml names it.
+        steps: optimizer → steps of each seed; None where no validation reached it.
     """
 
     accuracy: float
@@ -89,37 +91,36 @@ class Target:
     steps: dict[str, tuple[int | None, ...]]
 
     def count_reached(self, optimizer: str) -> int:
-        """How many of its runs have."""
+        """Return the number of the optimizer's runs that reached the target."""
         return sum(step is not None for step in self.steps[optimizer])
 
     def compute_median_steps(self, optimizer: str) -> int | None:
-        """After how many steps at least half of its runs had; None if that never was.
+        """Return the steps after which at least half of the optimizer's runs had reached the target, or None.
 
-        The median of Kaplan and Meier's estimate (1958), for runs that were all watched for the same time.
+        This is the median of the Kaplan-Meier estimate (1958) for runs that are all observed for the same time.
         """
-        own = self.steps[optimizer]
-        found = sorted(step for step in own if step is not None)
-        half = math.ceil(len(own) / 2)
-        return found[half - 1] if len(found) >= half else None
+        reached = sorted(step for step in self.steps[optimizer] if step is not None)
+        half = math.ceil(len(self.steps[optimizer]) / 2)
+        return reached[half - 1] if len(reached) >= half else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row for each optimizer, all runs in the order of params.yaml, and the best run.
+    """All runs and optimizers of a params.yaml.
 
     Attributes:
-        rows: from the best mean to the worst, those with a diverged run last; with one seed in the order of
-            params.yaml, for there it is no order.
-        selection_metric: the figure that orders them and chooses the champion: validation accuracy, or training loss
-            without a validation split.
-        verdict_metric: the figure that the verdict is about: test accuracy, or training loss where the runs were
-            trained on the test split.
-        champion: the completed run with the best such figure; None if every run diverged.
-        differing_conditions: what the runs were not all made under, as `environment_diff.find_differing_conditions`
-            has it.
-        tunings: by optimizer, of those with a range.
-        challenger: the one that all others are compared with, where they are not compared with each other.
-        notes: what has to be known besides, in sentences.
+        rows: one per optimizer, best mean first, those with a diverged run last; with one seed in the order of
+            params.yaml, because one run is no ranking.
+        runs: in the order of params.yaml.
+        selection_metric: orders the rows and chooses the champion: validation accuracy, or training loss without a
+            validation split.
+        verdict_metric: what verdicts are about: test accuracy, or training loss where the runs were trained on the
+            test split.
+        champion: the completed run with the best selection metric; None if every run diverged.
+        differing_conditions: result of `environment_diff.find_differing_conditions`.
+        tunings: optimizer → tuning, for optimizers with a range.
+        challenger: the optimizer that is compared with each other one; None to compare all pairs.
+        notes: further sentences for the report.
     """
 
     config: Config
@@ -128,107 +129,89 @@ class Comparison:
     selection_metric: str
     verdict_metric: str
     champion: Run | None
-    differing_conditions: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    tunings: dict[str, OptimizerTuning] = field(default_factory=dict)
+    differing_conditions: dict[str, dict[str, list[str]]]
+    tunings: dict[str, OptimizerTuning]
     challenger: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
-        """How many independent figures each optimizer has: one a seed, or one a study where there are several."""
+        """Number of replicates of each optimizer: its seeds, or its studies where there are several."""
         return self.config.n_replicates
 
     @property
     def replicate_name(self) -> str:
-        """What these are called, when there are several."""
+        """Plural noun for the replicates."""
         studies, seeds = self.config.tuning.studies, len(self.config.seeds)
         return "seeds" if self.n == seeds else f"studies of {seeds // studies} seeds each"
 
     @cached_property
     def colours(self) -> dict[str, str]:
-        """Optimizer → its colour. A challenger changes none of the study's."""
+        """Optimizer → colour; a challenger does not change the others' colours."""
         return assign_colours(sorted(self.config.optimizers, key=lambda name: name == self.challenger))
 
     @cached_property
-    def pairs(self) -> dict[tuple[str, str], paired_tests.PairedComparison]:
-        """The differences in the figure of the verdict, between optimizers all of whose runs completed.
+    def pairs(self) -> dict[tuple[str, str], PairedComparison]:
+        """Paired comparisons in the verdict metric, of optimizers whose runs all completed.
 
-        Where there is a challenger, those between it and each of the others. Empty with one seed.
+        With a challenger, only its pairs with each other optimizer. Empty with one seed.
         """
         completed = [row.optimizer for row in self.rows if row.all_completed] if self.n > 1 else []
         names = list(combinations(completed, 2))
         if self.challenger:
-            names = [
-                (self.challenger, name)
-                for name in completed
-                if name != self.challenger and self.challenger in completed
-            ]
+            others = [name for name in completed if name != self.challenger]
+            names = [(self.challenger, name) for name in others] if self.challenger in completed else []
         higher_is_better = self.verdict_metric == "test_accuracy"
         margin = self.config.verdict.margin if higher_is_better else None
         return {
             (first, second): paired_tests.compare_pair(
-                self.get_replicate_values(first),
-                self.get_replicate_values(second),
-                len(names),
-                margin,
-                higher_is_better,
-                self.resolution,
+                self.get_replicate_values(first), self.get_replicate_values(second),
+                len(names), margin, higher_is_better, self.resolution,
             )
             for first, second in names
-        }
+        }  # fmt: skip
 
     @property
     def resolution(self) -> float:
-        """The smallest step between two runs' figures of the verdict: one test image; 0 of a loss."""
+        """Smallest possible difference of two runs in the verdict metric: one test image; 0 for a loss."""
         return 1 / SPLIT_SIZES[self.config.data.dataset]["test"] if self.verdict_metric == "test_accuracy" else 0.0
 
     @cached_property
     def target(self) -> Target | None:
-        """Who has reached which validation accuracy, and when; None where there is none to be reached.
-
-        The accuracy is that of params.yaml, or the mean that the second best optimizer ends with.
-        """
+        """Target of params.yaml, or the final mean of the second best optimizer; None where there is neither."""
         given = self.config.verdict.target
         ends = sorted((row.validation_accuracy.mean for row in self.rows if row.validation_accuracy), reverse=True)
         if given is None and len(ends) < 2:
             return None
         accuracy = ends[1] if given is None else given
-        return Target(
-            accuracy, given is not None, {row.optimizer: self._find_target_steps(row, accuracy) for row in self.rows}
-        )
-
-    def _find_target_steps(self, row: Row, accuracy: float) -> tuple[int | None, ...]:
-        enough = accuracy - 1e-9  # a mean of equal numbers can be rounded up; one image more is at least 2e-5
-        own = [run.trained.all_validations for run in self.runs if run.files.optimizer == row.optimizer]
-        return tuple(
-            next((each.step for each in looks if each.accuracy is not None and each.accuracy >= enough), None)
-            for looks in own
-        )
+        steps: dict[str, tuple[int | None, ...]] = {row.optimizer: () for row in self.rows}
+        for run in self.runs:
+            steps[run.files.optimizer] += (_find_target_step(run.trained, accuracy),)
+        return Target(accuracy, given is not None, steps)
 
     def get_replicate_values(self, optimizer: str) -> list[float]:
-        """The figure of the verdict, of each of its runs that completed, in the order of the seeds.
+        """Return the verdict metric of each completed run in the order of the seeds, or each study's mean.
 
-        Where there are several studies, one of each, if all runs completed: the mean over its seeds.
+        Studies have means where there are several and all runs completed.
         """
         return compute_study_means(self.config, self.get_seed_values(optimizer))
 
     def get_seed_values(self, optimizer: str) -> list[float]:
-        """The same of every seed, also where there are several studies."""
+        """Return the verdict metric of each completed run in the order of the seeds, also with several studies."""
         return [self.get_value(run) for run in self.get_completed_runs(optimizer)]
 
     def get_completed_runs(self, optimizer: str) -> list[Run]:
-        """Its runs that completed, in the order of their seeds."""
+        """Return the optimizer's completed runs in the order of their seeds."""
         return [run for run in self.runs if run.files.optimizer == optimizer and run.status == "completed"]
 
     def get_value(self, run: Run) -> float:
-        """The figure of the verdict, of a run that completed."""
-        return float(
-            getattr(run.tested if self.verdict_metric == "test_accuracy" else run.trained, self.verdict_metric)
-        )
+        """Return the verdict metric of a completed run."""
+        record = run.tested if self.verdict_metric == "test_accuracy" else run.trained
+        return float(getattr(record, self.verdict_metric))
 
 
 class RecordFolders(NamedTuple):
-    """The folders of the pipelines that have an optimizer's runs, and its tuning."""
+    """Folders of the pipelines with an optimizer's runs, and with its tuning."""
 
     runs: Path
     tuning: Path
@@ -240,16 +223,15 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
 
     Args:
         folder: of the pipeline.
-        revision: whose record it is; default: the files that are there.
-        folder_overrides: where the record of some optimizers is, if not there.
+        revision: read the record of a git revision; default: of the working tree.
+        folder_overrides: optimizer → folders, for records that are not in `folder`.
 
     Raises:
-        RecordError: a file of the record is missing, damaged, of a run under other parameters, or an evaluation of
-            other weights.
-        RevisionError: the revision's record is incomplete, or such an evaluation is in it.
+        RecordError: a file of the record is missing, damaged or of other parameters, or evaluates other weights.
+        RevisionError: the revision's record is incomplete or evaluates other weights.
     """
-    validated = config.data.validation_size > 0
-    selection_metric = "validation_accuracy" if validated else "train_loss"
+    has_validation = config.data.validation_size > 0
+    selection_metric, sign = ("validation_accuracy", -1) if has_validation else ("train_loss", 1)
     folders = dict.fromkeys(config.optimizers, RecordFolders(folder, folder)) | dict(folder_overrides or {})
     runs = [
         _load_run(RunFiles(folders[name].runs, name, seed), selection_metric, revision)
@@ -258,13 +240,13 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
     rows = [
         _build_row(config, name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers
     ]
-    sign = -1 if validated else 1
 
-    def get_sort_key(figure: MeanCI | None) -> tuple[bool, float]:
-        return (figure is None, sign * figure.mean if figure else 0.0)
+    def get_sort_key(row: Row) -> tuple[bool, bool, float]:
+        mean: MeanCI | None = getattr(row, selection_metric)
+        return not row.all_completed, mean is None, sign * mean.mean if mean else 0.0
 
     if config.n_replicates > 1:
-        rows.sort(key=lambda row: (not row.all_completed, *get_sort_key(getattr(row, selection_metric))))
+        rows.sort(key=get_sort_key)
     verdict_metric = "test_accuracy" if config.data.train_split == "train" else "train_loss"
     completed = [run for run in runs if run.status == "completed"]
     champion = min(completed, key=lambda run: sign * getattr(run.trained, selection_metric), default=None)
@@ -277,9 +259,9 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
 
 
 def compute_study_means(config: Config, values: list[float]) -> list[float]:
-    """Values of the seeds as means of the studies that they belong to, in the studies' order.
+    """Return the mean of the seeds' values for each study, in the order of the studies.
 
-    They are as they are where there is one study, or where one of them is missing.
+    Return the values unchanged with one study, or where a seed's value is missing.
     """
     if config.n_replicates != config.tuning.studies or len(values) < len(config.seeds):
         return values
@@ -287,6 +269,12 @@ def compute_study_means(config: Config, values: list[float]) -> list[float]:
     for seed, value in zip(config.seeds, values, strict=True):
         values_by_study.setdefault(config.get_study(seed), []).append(value)
     return [math.fsum(own) / len(own) for _, own in sorted(values_by_study.items())]
+
+
+def _find_target_step(trained: TrainRecord, accuracy: float) -> int | None:
+    enough = accuracy - 1e-9  # a mean of equal numbers can be rounded up; one image more is at least 2e-5
+    reached = (each.step for each in trained.all_validations if each.accuracy is not None and each.accuracy >= enough)
+    return next(reached, None)
 
 
 def _load_run(files: RunFiles, selection_metric: str, revision: Revision | None) -> Run:
@@ -299,26 +287,25 @@ def _load_run(files: RunFiles, selection_metric: str, revision: Revision | None)
     else:
         run = load_run_at_revision(revision, files)
     if run.status == "completed" and getattr(run.trained, selection_metric) is None:
-        what = selection_metric.replace("_", " ")
-        raise RecordError(f"{files.training}: has no {what}: it is of other parameters: run `dvc repro`")
+        name = selection_metric.replace("_", " ")
+        raise RecordError(f"{files.training}: has no {name}: it is of other parameters: run `dvc repro`")
     return run
 
 
 def load_run_at_revision(revision: Revision, files: RunFiles) -> Run:
-    """One run as a revision has it.
+    """Read the record of one run at a revision.
 
     Raises:
-        RevisionError: its record is incomplete.
+        RevisionError: the record is incomplete, or evaluates other weights.
     """
-    trained, tested = (
-        TrainRecord.read_at_revision(revision, files.training),
-        EvalRecord.read_at_revision(revision, files.test),
-    )
+    trained = TrainRecord.read_at_revision(revision, files.training)
+    tested = EvalRecord.read_at_revision(revision, files.test)
     if trained is None or tested is None:
         raise RevisionError(f"{revision.name}: the record of {files.id} is incomplete: `dvc repro` was not committed")
     conditions = Environment.read_at_revision(revision, files.environment)
-    known = conditions is not None and conditions.weights_sha256 == trained.weights_sha256
-    run = Run(files, trained, tested, conditions if known else None)
+    if conditions and conditions.weights_sha256 != trained.weights_sha256:
+        conditions = None
+    run = Run(files, trained, tested, conditions)
     if not run.is_consistent:
         raise RevisionError(
             f"{revision.name}: {files.test} evaluates other weights than {files.training} has: "
@@ -328,22 +315,25 @@ def load_run_at_revision(revision: Revision, files: RunFiles) -> Run:
 
 
 def _build_row(config: Config, name: str, runs: list[Run]) -> Row:
-    def compute_metric(part: str, key: str) -> MeanCI | None:
-        values = [getattr(getattr(run, part), key) for run in runs if run.status == "completed"]
-        return (
-            None if not values or None in values else paired_tests.compute_mean_ci(compute_study_means(config, values))
-        )
+    completed = [run for run in runs if run.status == "completed"]
+    trained, tested = [run.trained for run in completed], [run.tested for run in completed]
+
+    def compute_mean(records: Sequence[TrainRecord | EvalRecord], key: str) -> MeanCI | None:
+        values = [getattr(record, key) for record in records]
+        if not values or None in values:
+            return None
+        return paired_tests.compute_mean_ci(compute_study_means(config, values))
 
     return Row(
         name,
         tuple(run.status for run in runs),
-        compute_metric("trained", "validation_accuracy"),
-        compute_metric("trained", "validation_loss"),
-        compute_metric("trained", "train_loss"),
-        compute_metric("tested", "test_accuracy"),
-        compute_metric("tested", "test_loss"),
-        compute_metric("tested", "expected_calibration_error"),
-        _compute_gradients_per_step([run.trained for run in runs if run.status == "completed"]),
+        compute_mean(trained, "validation_accuracy"),
+        compute_mean(trained, "validation_loss"),
+        compute_mean(trained, "train_loss"),
+        compute_mean(tested, "test_accuracy"),
+        compute_mean(tested, "test_loss"),
+        compute_mean(tested, "expected_calibration_error"),
+        _compute_gradients_per_step(trained),
     )
 
 

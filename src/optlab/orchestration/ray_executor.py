@@ -20,7 +20,7 @@ from optlab.orchestration.ray_worker import WorkerMessage
 from optlab.schema.parameters import Config
 from optlab.system import files, locks, processes
 from optlab.system.errors import BusyError, RunsFailedError, StorageError, print_stderr
-from optlab.tracking import event_log, sync_state
+from optlab.tracking import event_log
 from optlab.tracking.event_log import LOG_FOLDER, EventLog
 from optlab.tracking.uploader_client import UploaderClient
 
@@ -35,7 +35,6 @@ class ResultReceiver:
 
     Args:
         folder: of the pipeline.
-        uploader: is notified of event logs that have grown.
 
     Attributes:
         node_id: node that the job was started on last; empty before.
@@ -46,14 +45,14 @@ class ResultReceiver:
         BusyError: another process trains or evaluates that run.
     """
 
-    def __init__(self, job_spec: JobSpec, job: Job, folder: Path, uploader: UploaderClient | None) -> None:
-        self.job_spec, self.job, self._uploader = job_spec, job, uploader
+    def __init__(self, job_spec: JobSpec, job: Job, folder: Path) -> None:
+        self.job_spec, self.job = job_spec, job
         self.node_id = self.refusal = ""
         self.exit_status: int | None = None
         self._line_counts: dict[str, int] = {}  # name of an event log → lines that are here
         self._run_lock = contextlib.ExitStack()
         if job_spec.run_id:
-            lock_name = sync_state.get_lock_name(folder, job_spec.run_id)
+            lock_name = event_log.get_lock_name(folder, job_spec.run_id)
             self._run_lock.enter_context(locks.hold_lock(lock_name, locks.LOCK_TIMEOUT_S))
 
     def close(self) -> None:
@@ -116,8 +115,6 @@ class ResultReceiver:
             raise files.make_storage_error(log.folder, error) from None
         log.extend(new_lines)
         self._line_counts[name] = known_lines + len(new_lines)
-        if self._uploader:
-            self._uploader.notify(name)
 
     def _write_file(self, message: WorkerMessage) -> None:
         path = Path(message["file"])
@@ -190,7 +187,7 @@ class RayExecutor:
             job.end(1, f"`{command}` is not a stage of this repository's alone: a cluster cannot run it")
             return job
         try:
-            receiver = ResultReceiver(job_spec, job, self._folder, self._uploader)
+            receiver = ResultReceiver(job_spec, job, self._folder)
         except BusyError as error:
             job.end(1, str(error))
             return job

@@ -24,10 +24,9 @@ import numpy as np
 
 from optlab.orchestration import preflight_cache, ray_worker
 from optlab.orchestration.executor import ClusterOptions, JobSpec
-from optlab.schema.parameters import PARAMS_FILE, Config
+from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import git, repository, source_code
 from optlab.system.errors import ClusterError, print_stderr, summarize_error
-from optlab.system.text import format_count
 
 _CONNECT_TIMEOUT_S = 10.0
 _CLEANUP_TIMEOUT_S = 30.0

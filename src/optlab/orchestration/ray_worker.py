@@ -36,7 +36,7 @@ from optlab.orchestration import executor, preflight_cache
 from optlab.orchestration.fork_server import ForkServer, LocalJob
 from optlab.system import files, processes, repository
 from optlab.system.errors import DataError
-from optlab.tracking import sync_state, uploader_client
+from optlab.tracking import event_log, uploader_client
 from optlab.tracking.event_log import LOG_FOLDER
 
 WorkerMessage = dict[str, Any]
@@ -140,7 +140,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
     if equal == len(present_lines):
         return received
     known = {
-        (point[0], point[3]) for event in sync_state.parse_events(received_lines) for point in event.get("points", ())
+        (point[0], point[3]) for event in event_log.parse_events(received_lines) for point in event.get("points", ())
     }
     return received + b"".join(
         line + b"\n" for line in map(functools.partial(_drop_known_points, known), present_lines[equal:]) if line
@@ -149,7 +149,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
 
 def _drop_known_points(known: set[tuple[str, int]], line: bytes) -> bytes:
     """Return a line without the known points; empty, if it had no others."""
-    event = sync_state.parse_event(line)
+    event = event_log.parse_event(line)
     if event["event"] != "metrics":
         return line
     points = [point for point in event["points"] if (point[0], point[3]) not in known]
@@ -343,7 +343,7 @@ class OutputCollector:
                 file.seek(size)
                 lines = file.read().split(b"\n")[:-1]
             if lines:
-                events = sync_state.parse_events(lines, skip="metrics")
+                events = event_log.parse_events(lines, skip="metrics")
                 artifacts = self.read_files([Path(event["path"]) for event in events if "path" in event])
                 messages += [*artifacts, {"log": name, "after": after, "lines": lines}]
                 self._sent_sizes[name] = (size + sum(len(line) + 1 for line in lines), after + len(lines))

@@ -19,10 +19,9 @@ from optlab.orchestration.display import Display, show_status
 from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec, LocalExecutor
 from optlab.orchestration.fork_server import ForkServer, Job
 from optlab.records import RunFiles
-from optlab.schema.parameters import PARAMS_FILE, Config
+from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import locks, processes, repository
 from optlab.system.errors import ClusterError, ConfigError, OptlabError, RunsFailedError, summarize_error
-from optlab.system.text import format_count
 from optlab.tracking import uploader_client
 from optlab.training import numerics
 
@@ -77,7 +76,7 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
                 _run_check(fork_server, ["optlab", "check"], folder)
         root_pipeline = pipeline if folder == Path() else DvcPipeline(Path("dvc.yaml"), [], (), allow_missing, pipeline)
         _run_stage(root_pipeline, fork_server, "download", "the data could not be had")
-        _run_check(fork_server, ["optlab.data.verification", config.data.dataset])
+        _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
         with _make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
             tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
             for name in config.optimizers:

@@ -17,9 +17,8 @@ from optlab.config import loader
 from optlab.orchestration.dvc_lock import DvcLock
 from optlab.records import Environment, RunFiles, TrainRecord, TuningFiles, TuningResult
 from optlab.reproduce.output_diff import compute_md5
-from optlab.schema.parameters import PARAMS_FILE, Config, format_run_id
+from optlab.schema.parameters import PARAMS_FILE, Config, format_count, format_run_id
 from optlab.system.errors import ConfigError, RecordError
-from optlab.system.text import format_count
 from optlab.tuning import selection
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The types of a class's hyperparameters, by its signature: Python takes the text `off` for true, and says nothing."""
+"""Types of a class's hyperparameters by its signature: Python silently takes the text `off` for true."""
 
 import collections.abc
 import inspect
@@ -16,7 +16,7 @@ from optlab.system.errors import ConfigError
 from optlab.system.text import format_value, suggest_similar, suggest_spelling
 
 _SEQUENCE_TYPES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-# A YAML file has none of these: beside another type they add nothing.
+# Types that a YAML file cannot hold.
 _NON_YAML_TYPES: Any = (
     torch.dtype,
     Tensor,
@@ -32,14 +32,13 @@ _TYPE_LABELS = {bool: "true or false", float: "a number", int: "a whole number",
 
 @dataclass
 class ArgumentType:
-    """The values that an argument is made for.
+    """Values that an argument accepts.
 
     Attributes:
-        unrestricted: the signature does not say.
-        kinds: of bool, int, float (whole numbers as well), str and list.
-        lengths: of lists, where the signature has a single one.
-        literals: the only texts, where the signature names them.
-        nullable: whether null is one of the values.
+        unrestricted: the signature does not tell.
+        kinds: of bool, int, float (includes whole numbers), str and list.
+        lengths: of lists, if the signature has a single one.
+        literals: valid texts, if the signature names them.
     """
 
     unrestricted: bool = False
@@ -49,7 +48,7 @@ class ArgumentType:
     nullable: bool = False
 
     def is_valid(self, value: Any) -> bool:
-        """Whether a value of params.yaml is one of them."""
+        """Return whether a value of params.yaml is accepted."""
         if value is None:
             return self.nullable
         if isinstance(value, bool):
@@ -69,19 +68,17 @@ class ArgumentType:
 
 
 def check(where: str, cls: type[Optimizer], values: dict[str, Any]) -> None:
-    """Refuse a value of another type than the class's signature has, by its annotation and its default.
+    """Check the types of hyperparameters by the annotations and defaults of the class's signature.
 
     Args:
         values: hyperparameters by name; the signature need not have all of them.
 
     Raises:
-        ConfigError: one is of another type; the message says how it is to be written.
+        ConfigError: a value has another type; the message says how to write it.
     """
-    named_arguments = get_annotated_arguments(cls)
+    arguments = get_annotated_arguments(cls)
     for key, value in values.items():
-        accepted = (
-            infer_argument_type(named_arguments[key]) if key in named_arguments else ArgumentType(unrestricted=True)
-        )
+        accepted = infer_argument_type(arguments[key]) if key in arguments else ArgumentType(unrestricted=True)
         suggestion = suggest_spelling(value, {bool, float} if accepted.unrestricted else accepted.kinds)
         if accepted.is_valid(value) or (accepted.unrestricted and not (isinstance(value, str) and suggestion)):
             continue
@@ -105,7 +102,7 @@ def _suggest_fix(value: Any, accepted: ArgumentType, suggestion: str | None) -> 
 
 
 def get_annotated_arguments(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """The named arguments, their annotations evaluated where that is possible."""
+    """Return the named arguments, with evaluated annotations if possible."""
     try:
         found = inspect.signature(cls, eval_str=True)
     except Exception:  # a name that only type checkers know
@@ -115,7 +112,7 @@ def get_annotated_arguments(cls: type[Optimizer]) -> dict[str, inspect.Parameter
 
 
 def infer_argument_type(argument: inspect.Parameter) -> ArgumentType:
-    """What an argument is made for; its default always counts, whatever the annotation says."""
+    """Return the type of an argument by its annotation; its default is always accepted."""
     argument_type = ArgumentType()
     annotated = argument.annotation is not argument.empty and not isinstance(argument.annotation, str)
     if annotated:
@@ -163,7 +160,7 @@ def _add_literal(argument_type: ArgumentType, value: Any) -> None:
 
 
 def _add_default(argument_type: ArgumentType, value: Any, annotated: bool) -> None:
-    """Without an annotation, zero stands for any number, and null for what is switched off."""
+    """Accept a default; without an annotation, 0 means any number, and null a switched-off feature."""
     if value is None:
         argument_type.nullable = True
         argument_type.unrestricted = argument_type.unrestricted or not annotated

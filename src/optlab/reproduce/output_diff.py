@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from optlab.analysis import environment_diff
-from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
+from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialRecord, TrialsRecord, TuningFiles
 from optlab.system.git import Revision
 
 ReproductionVerdict = Literal["identical", "within tolerance", "different", "not run"]
@@ -108,6 +108,41 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     return Reproduction(
         files.id, "within tolerance" if close else "different", outputs, first, differences, conditions, reason
     )
+
+
+def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[str, Any]]) -> Reproduction:
+    """Compare the trials and the choice of a search, repeated in `tree`, with the record of the revision.
+
+    The keys of the trials are not compared: they are digests of code and package versions as well as of parameters.
+
+    Args:
+        stage: such as `tune@adam`.
+        outs: the outputs of the stage as dvc.lock has them.
+    """
+    outputs = [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
+    if all(output.is_identical for output in outputs):
+        return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
+    path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
+    recorded, reproduced = (
+        [trial.model_copy(update={"key": ""}) for trial in (*record.trials, *record.sensitivity)] if record else []
+        for record in (TrialsRecord.read_at_revision(revision, path), TrialsRecord.read(tree / path))
+    )
+    names = [_format_trial_name(trial) for trial in reproduced if trial not in recorded]
+    if names:
+        reason = f"{len(names)} of {len(reproduced)} trials differ: {', '.join(names[:10])}"
+    elif recorded != reproduced:
+        reason = f"{len(recorded)} trials are recorded, and {len(reproduced)} of them repeated"
+    elif any(not output.is_identical for output in outputs if Path(output.path) != path):
+        reason = "every trial is the recorded one, but the choice differs"
+    else:
+        reason = "every trial and the choice are the recorded ones; keys of trials differ, by code or package versions"
+        return Reproduction(stage, "identical", outputs, reason=reason)
+    return Reproduction(stage, "different", outputs, reason=reason)
+
+
+def _format_trial_name(trial: TrialRecord) -> str:
+    index = "default" if trial.index is None else trial.index
+    return f"{index} of study {trial.study + 1}" if trial.study else str(index)
 
 
 def _compare_training(

@@ -10,7 +10,7 @@ from optlab.analysis.comparison import Comparison, Run
 from optlab.system import git, repository, source_code
 from optlab.system.errors import RevisionError
 from optlab.tracking import mlflow_store
-from optlab.tracking.sync_state import get_experiment_name
+from optlab.tracking.event_log import get_experiment_name
 
 # What the stages write into git, and what decides them: the only paths that a release commits.
 _RELEASED_FILES = ("params.yaml", "dvc.lock")

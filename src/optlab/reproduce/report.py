@@ -9,7 +9,7 @@ from typing import Any
 from optlab.reproduce.output_diff import Reproduction
 from optlab.system.errors import StorageError
 from optlab.system.git import Revision
-from optlab.tracking import log_uploader, mlflow_store, sync_state
+from optlab.tracking import event_log, mlflow_store, uploader
 from optlab.tracking.event_log import EventLog, get_current_time_ms
 
 EXPERIMENT = "optlab-reproductions"
@@ -104,7 +104,7 @@ def _write_event_log(revision: Revision, result: Reproduction, original: str | N
     values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
     event_log.log_metrics([(name, value, now, 0) for name, value in values.items()])
     event_log.end("failed" if result.verdict == "not run" else "completed")
-    log_uploader.push_pending()
+    uploader.push_pending()
 
 
 def _find_original_run(revision: Revision, run: str, weights: str | None) -> str | None:
@@ -112,7 +112,7 @@ def _find_original_run(revision: Revision, run: str, weights: str | None) -> str
     if weights is None:
         return None
     try:
-        return mlflow_store.find_run_ids(sync_state.get_experiment_name(revision.folder), [(run, weights)])[0]
+        return mlflow_store.find_run_ids(event_log.get_experiment_name(revision.folder), [(run, weights)])[0]
     except Exception as error:
         print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
         return None

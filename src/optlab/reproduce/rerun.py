@@ -20,8 +20,8 @@ from optlab.environment import (
     detect_onednn_isa,
     get_installed_version,
 )
-from optlab.records import Environment, RunFiles, TrainRecord, TrialsRecord, TuningFiles, TuningResult
-from optlab.reproduce.output_diff import OutputDigests, Reproduction, compare_outputs, compute_md5
+from optlab.records import Environment, RunFiles, TrainRecord, TuningFiles, TuningResult
+from optlab.reproduce.output_diff import Reproduction, compare_outputs, compare_tuning
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.git import Revision, checkout, restore_outputs
@@ -128,25 +128,7 @@ def _reproduce_tuning(
     problem = _run_stage(revision.read_lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
     if problem:
         return Reproduction(stage, "not run", [], reason=problem)
-    outputs = [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
-    if all(each.is_identical for each in outputs):
-        return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
-    return Reproduction(stage, "different", outputs, reason=_describe_differing_trials(revision, tree, stage))
-
-
-def _describe_differing_trials(revision: Revision, tree: Path, stage: str) -> str:
-    """Which trials are not the recorded ones."""
-    path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
-    recorded, reproduced = TrialsRecord.read_at_revision(revision, path), TrialsRecord.read(tree / path)
-    before = {(each.study, each.index): each for each in recorded.trials} if recorded else {}
-    names = [
-        f"{'default' if each.index is None else each.index}{f' of study {each.study + 1}' if each.study else ''}"
-        for each in reproduced.trials
-        if before.get((each.study, each.index)) != each
-    ]
-    return (
-        f"{len(names)} of {len(reproduced.trials)} trials differ: {', '.join(names[:10])}" if names else "other trials"
-    )
+    return compare_tuning(revision, tree, stage, outs)
 
 
 def _list_stages(stages: dict[str, Any], run: str) -> list[str]:

@@ -228,6 +228,12 @@ class OptimizerSpec(_HyperparameterModel):
         """The entry with these values in place of its ranges, named as in `ranges`; without one, with its default."""
         return OptimizerSpec.model_validate(self._dump_with_values(values))
 
+    def get_default(self, key: str) -> Any:
+        """Return the entry's default for a range, named as in `ranges`; None for a group's, and if the class has it."""
+        where, _, name = key.rpartition(".")
+        part = {"": self, "base": self.base, "fallback": self.fallback}.get(where)
+        return part.default.get(name) if part else None
+
     def _dump_with_values(self, values: dict[str, Any]) -> dict[str, Any]:
         found = self.model_dump(by_alias=True, exclude={"default", "groups", "base", "fallback", *self.local_ranges})
         found["groups"] = [

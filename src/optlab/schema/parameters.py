@@ -253,6 +253,11 @@ class Config(StrictModel):
         return [(name, seed) for name in self.optimizers for seed in self.seeds]
 
 
+def format_count(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 run` or `2 runs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_run_id(optimizer: str, seed: int) -> str:
     """The id of a run, such as `adam-0`."""
     return f"{optimizer}-{seed}"

@@ -1,11 +1,8 @@
 """Atomic writes: a file is complete or absent, whatever stops the program that writes it."""
 
 import contextlib
-import csv
 import errno
-import io
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from optlab.system.errors import StorageError, summarize_error
@@ -36,13 +33,6 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise make_storage_error(path, error) from None
-
-
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write rows, the header first, as comma-separated values; errors as in `write_atomic`."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomic(path, text.getvalue().encode())
 
 
 def make_storage_error(path: Path, error: OSError) -> StorageError:

@@ -1,4 +1,4 @@
-"""The repository: its root, the pipeline in use, the code that is imported, and DVC's command, cache and remotes."""
+"""The repository: its root, the pipeline in use, the installed packages, and DVC's command, cache and remotes."""
 
 import functools
 import hashlib
@@ -44,7 +44,7 @@ def enter_root() -> Path:
     os.chdir(top)
     if os.path.lexists(_STATE_FOLDER) and not _STATE_FOLDER.is_dir():
         raise OptlabError(
-            f"{top / _STATE_FOLDER}: is the place of journals, locks and checkpoints, and no folder: move it away"
+            f"{top / _STATE_FOLDER}: is the place of event logs, locks and checkpoints, and no folder: move it away"
         )
     return set_pipeline(here.relative_to(top))
 

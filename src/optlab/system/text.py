@@ -48,11 +48,6 @@ def extract_error(output: str) -> str:
     return _ERROR_PREFIX.sub("", error) or "no reason given"
 
 
-def format_count(count: int, noun: str) -> str:
-    """Return such as `1 run` or `2 runs`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def get_terminal_width() -> int | None:
     """Return the number of characters in a line of the terminal; None if the output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

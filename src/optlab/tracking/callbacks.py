@@ -1,11 +1,10 @@
-"""What watches a training: the progress bar, and the journal."""
+"""Callbacks of a training: its progress, and the writer of its event log."""
 
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -26,16 +25,17 @@ DIVERGED_MESSAGE = "diverged: its loss, its weights or its outputs are not finit
 
 FLUSH_INTERVAL_S = 5.0
 SYSTEM_METRICS_INTERVAL_S = 10.0
+_PROGRESS_INTERVAL_S = 0.5
 
 
 def create_progress_callback(epochs: int, images_per_epoch: int) -> Callback:
-    """A bar for a person, or lines for a program that asked for them."""
+    """Return a progress bar for a person, or lines for a program that asks for them in OPTLAB_PROGRESS."""
     callback_class = ProgressLines if os.environ.get(processes.PROGRESS_VARIABLE) == "lines" else ProgressBar
     return callback_class(epochs, images_per_epoch)
 
 
 class ProgressBar(Callback):
-    """One bar for the whole run, and one line per epoch that stays."""
+    """Progress as one bar for the whole run, and one line per epoch that stays."""
 
     def __init__(self, epochs: int, images_per_epoch: int) -> None:
         self._epochs, self._images_per_epoch = epochs, images_per_epoch
@@ -43,8 +43,8 @@ class ProgressBar(Callback):
         self._last_update = 0.0
 
     def on_start(self, start: TrainStart) -> None:
-        # Where no person watches, a line now and then is enough.
-        interval = 0.5 if sys.stderr.isatty() else 15.0
+        # Without a terminal, a line now and then is enough.
+        interval = _PROGRESS_INTERVAL_S if sys.stderr.isatty() else 15.0
         total = self._epochs * self._images_per_epoch
         self._bar = tqdm(total=total, initial=start.images_done, desc=start.run, unit="img", mininterval=interval,
                          leave=False, dynamic_ncols=True)  # fmt: skip
@@ -53,7 +53,7 @@ class ProgressBar(Callback):
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._bar.update(images)
-        if time.monotonic() - self._last_update > 0.5:
+        if time.monotonic() - self._last_update > _PROGRESS_INTERVAL_S:
             self._bar.set_postfix_str(f"loss {loss:.3f}{self._accuracy}", refresh=False)
             self._last_update = time.monotonic()
 
@@ -69,7 +69,7 @@ class ProgressBar(Callback):
 
 
 class ProgressLines(Callback):
-    """Twice a second one line of JSON after a mark, and the same line per epoch as for a person."""
+    """Progress as a line of JSON after a prefix, twice a second, and the same line per epoch as for a person."""
 
     def __init__(self, epochs: int, images_per_epoch: int) -> None:
         self._epochs, self._total = epochs, epochs * images_per_epoch
@@ -82,7 +82,7 @@ class ProgressLines(Callback):
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
         self._images += images
-        if time.monotonic() - self._last_update > 0.5:
+        if time.monotonic() - self._last_update > _PROGRESS_INTERVAL_S:
             state = {"images": self._images, "total": self._total, "loss": loss}
             print(f"{processes.PROGRESS_PREFIX}{json.dumps(state)}", flush=True)
             self._last_update = time.monotonic()
@@ -96,24 +96,22 @@ class ProgressLines(Callback):
 
 
 class EventLogWriter(Callback):
-    """Writes the hyperparameters, every loss, the epochs' figures, the speed and the machine's load to a journal.
+    """Writer of hyperparameters, every loss, the epochs' metrics, the speed and the machine's load to an event log.
 
-    What an earlier, interrupted process has written there is not written again.
+    Points that an earlier, interrupted process has written there are not written again.
 
     Args:
-        journal: where to.
-        facts: what else its first event says, as from `run_metadata.build_run_metadata`.
-        written: called after each flush, to wake whoever reads the journal.
+        log: log of the run.
+        metadata: fields of its start event, as from `run_metadata.build_run_metadata`.
     """
 
-    def __init__(self, log: EventLog, metadata: dict[str, Any], on_flush: Callable[[], None]) -> None:
-        self._log, self._metadata, self._on_flush = log, metadata, on_flush
+    def __init__(self, log: EventLog, metadata: dict[str, Any]) -> None:
+        self._log, self._metadata = log, metadata
         self._points: list[MetricPoint] = []
         self._already_logged = log.read_metric_values()
         self._last_flush = self._epoch_start = time.monotonic()
-        self._last_system_sample = (
-            self._last_flush - SYSTEM_METRICS_INTERVAL_S + FLUSH_INTERVAL_S
-        )  # the first sample comes soon
+        # The first sample of the system's load comes with the first flush.
+        self._last_system_sample = self._last_flush - SYSTEM_METRICS_INTERVAL_S + FLUSH_INTERVAL_S
         self._images = self._step = 0
         psutil.cpu_percent()  # the first call has nothing to compare with
         log.on_flush = self.flush
@@ -124,47 +122,42 @@ class EventLogWriter(Callback):
         self._params = {key: str(value) for key, value in (self._metadata["params"] | model_params).items()}
         self._log.log_start_or_resume(self._metadata | {"params": self._params}, start.steps_done)
         self._epoch_start = time.monotonic()
-        self._on_flush()
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
-        self._add_points([("step/loss", _replace_infinite(loss), get_current_time_ms(), step)])
+        # MLflow stores an infinite value as 1.8e308, which ruins a chart; not-a-number leaves a gap.
+        self._add_points([("step/loss", loss if math.isfinite(loss) else math.nan, get_current_time_ms(), step)])
         self._images += images
         self._step = step
         if time.monotonic() - self._last_flush > FLUSH_INTERVAL_S:
-            self._flush_and_notify()
+            self.flush()
 
     def on_validation(self, validation: ValidationMetrics) -> None:
         self._add_points(make_validation_points(validation.model_dump(), get_current_time_ms()))
 
     def on_epoch(self, epoch: EpochMetrics) -> None:
         timestamp_ms, elapsed = get_current_time_ms(), time.monotonic() - self._epoch_start
-        speed = self._images / elapsed or None  # none if all its steps were done by an earlier process
-        self._add_points(
-            make_epoch_points(epoch.model_dump() | {"images_per_second": speed}, timestamp_ms, self._params)
-        )
-        self._flush_and_notify()
+        speed = self._images / elapsed or None  # None if an earlier process did all its steps
+        metrics = epoch.model_dump() | {"images_per_second": speed}
+        self._add_points(make_epoch_points(metrics, timestamp_ms, self._params))
+        self.flush()
         self._images, self._epoch_start = 0, time.monotonic()
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write the buffered points."""
         if time.monotonic() - self._last_system_sample > SYSTEM_METRICS_INTERVAL_S:
             self._add_points(_measure_system(self._step))
             self._last_system_sample = time.monotonic()
         if self._points:
             self._log.log_metrics(self._points)
             self._points = []
-
-    def _flush_and_notify(self) -> None:
-        self.flush()
         self._last_flush = time.monotonic()
-        self._on_flush()
 
     def _add_points(self, points: list[MetricPoint]) -> None:
         self._points += [point for point in points if (point[0], point[3]) not in self._already_logged]
 
 
 def describe_start(start: TrainStart) -> list[str]:
-    """What is said before the first step."""
+    """Return the lines to print before the first step."""
     lines = [f"{start.run}  {sentence}" for sentence in start.descriptions]
     if start.steps_done:
         lines.append(f"{start.run}  continues after step {start.steps_done}, where it was interrupted")
@@ -183,7 +176,7 @@ def _format_epoch(epoch: EpochMetrics) -> str:
 
 
 def _measure_system(step: int) -> list[MetricPoint]:
-    """The names under which MLflow's own monitor reports them: its UI has a tab for these."""
+    """Measure the load, under the names of MLflow's own monitor, for which its pages have a tab."""
     timestamp_ms, memory = get_current_time_ms(), psutil.virtual_memory()
     values = {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
@@ -192,8 +185,3 @@ def _measure_system(step: int) -> list[MetricPoint]:
         "system/process_memory_usage_megabytes": psutil.Process().memory_info().rss / 1e6,
     }
     return [(key, value, timestamp_ms, step) for key, value in values.items()]
-
-
-def _replace_infinite(value: float) -> float:
-    """MLflow stores an infinite value as 1.8e308, which ruins a chart; not-a-number leaves a gap."""
-    return value if math.isfinite(value) else math.nan

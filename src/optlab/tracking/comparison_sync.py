@@ -1,4 +1,4 @@
-"""A comparison is complete: MLflow is to have its runs whole, and to show it."""
+"""Publication of a finished comparison: complete event logs of its runs, and the view that MLflow shows."""
 
 import contextlib
 import sys
@@ -6,55 +6,54 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optlab.analysis import environment_diff, figures
-from optlab.analysis.comparison import Comparison
+from optlab.analysis.comparison import Comparison, Run
 from optlab.records import REPORTS_FOLDER
 from optlab.system import git, locks, repository
 from optlab.system.errors import BusyError
-from optlab.tracking import comparison_view, event_log, log_uploader, mlflow_store, run_metadata, sync_state
+from optlab.tracking import comparison_view, event_log, mlflow_store, run_metadata, uploader
 from optlab.tracking.comparison_view import ComparisonView, SummaryRun
-from optlab.tracking.event_log import round_metric
+from optlab.tracking.event_log import EventLog, round_metric
 from optlab.tracking.uploader_client import UploaderClient
 from optlab.training import tuned_values
 
 _UNREACHABLE_MESSAGE = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
 
 
-def publish(compared: Comparison, folder: Path, uploader: UploaderClient | None = None) -> str:
-    """Bring MLflow up to date and return what to tell the user; trouble with a server is a warning.
+def publish(compared: Comparison, folder: Path, client: UploaderClient | None = None) -> str:
+    """Bring MLflow up to date, and return a message for the user; print errors of the store as warnings.
 
     Args:
-        uploader: does it, where there is one; otherwise this process does.
+        folder: of the pipeline.
+        client: of the daemon that does it; without one, or if it has ended, this process does.
     """
     _log_missing_evaluations(compared)
-    if repository.is_experiment_copy():  # it is not the comparison that the repository stands at
-        # DVC commits what is tracked and what the stages declare: a new run's conditions are neither.
+    if repository.is_experiment_copy():  # the repository is at another comparison
+        # DVC commits the tracked files and the stages' outputs: a new run's environment is neither.
         git.get_output("add", "--", *(str(run.files.environment) for run in compared.runs if run.conditions))
-        answer = uploader.request(push=True) if uploader else None
+        answer = client.request(push=True) if client else None
         message = f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.get_dvc_experiment()}'"
         return message if answer and answer["reached"] else _UNREACHABLE_MESSAGE
     view = build_view(compared, folder)
-    comparison_view.ComparisonSyncState(shown=view).write()
-    _create_missing_logs(compared, folder, uploader)
-    answer = uploader.request(publish=view.model_dump()) if uploader else None
+    is_saved = comparison_view.ComparisonSyncState(shown=view).write()
+    _create_missing_logs(compared, folder, client)
+    answer = client.request(update_comparison=view.experiment) if client and is_saved else None
     if answer is not None:
-        return str(answer.get("told", _UNREACHABLE_MESSAGE))
-    if not log_uploader.push_pending():
+        return str(answer.get("message", _UNREACHABLE_MESSAGE))
+    if not uploader.push_pending():
         return _UNREACHABLE_MESSAGE
     try:
         return comparison_view.update_view(view)
     except Exception as error:
-        print(
-            f"warning: MLflow at {mlflow_store.get_redacted_uri()}: {mlflow_store.describe_error(error)}",
-            file=sys.stderr,
-        )
+        uri = mlflow_store.get_redacted_uri()
+        print(f"warning: MLflow at {uri}: {mlflow_store.describe_error(error)}", file=sys.stderr)
         return _UNREACHABLE_MESSAGE
 
 
 def build_view(compared: Comparison, folder: Path) -> ComparisonView:
-    """What MLflow is to show of the comparison of the pipeline in that folder."""
+    """Return the view of a comparison; `folder` is the pipeline's."""
     can_be_champion = compared.champion is not None and compared.config.data.train_split == "train"
     return ComparisonView(
-        experiment=sync_state.get_experiment_name(folder),
+        experiment=event_log.get_experiment_name(folder),
         runs=tuple((run.files.id, run.trained.weights_sha256) for run in compared.runs),
         champion=compared.champion.files.id if compared.champion and can_be_champion else None,
         conditions=environment_diff.describe_differences(compared.differing_conditions)
@@ -71,90 +70,95 @@ def build_view(compared: Comparison, folder: Path) -> ComparisonView:
 def _build_trial_runs(compared: Comparison) -> Iterator[SummaryRun]:
     for name, tuning in compared.tunings.items():
         spec = compared.config.get_optimizer(name)
-        for each in tuning.trials:
-            index = "default" if each.index is None else str(each.index)
-            values = {key: value for key, value in each.values.items() if not isinstance(value, dict)}
+        for trial in tuning.trials:
+            index = "default" if trial.index is None else str(trial.index)
+            values = {key: value for key, value in trial.values.items() if not isinstance(value, dict)}
             merged = {
-                key: value for part in each.values.values() if isinstance(part, dict) for key, value in part.items()
+                key: value for part in trial.values.values() if isinstance(part, dict) for key, value in part.items()
             }
             points = [
-                (f"validation/{figure}", round_metric(value), look.step)
-                for look in each.looks
-                for figure, value in (("accuracy", look.accuracy), ("loss", look.loss))
+                (f"validation/{metric}", round_metric(value), validation.step)
+                for validation in trial.looks
+                for metric, value in (("accuracy", validation.accuracy), ("loss", validation.loss))
                 if value is not None
             ]
-            study = str(each.study)
-            is_chosen = each == tuning.get_chosen_trial(each.study)
+            study = str(trial.study)
+            is_chosen = trial == tuning.get_chosen_trial(trial.study)
             yield SummaryRun(
                 optimizer=name, colour=compared.colours[name], points=tuple(points), source="pipeline/tune.py",
                 run=f"{name} {index}" if len(tuning.choice.studies) == 1 else f"{name} {study}/{index}",
                 params={"optimizer": name, "class": spec.class_} | {k: str(v) for k, v in (values | merged).items()},
                 tags={
-                    "optimizer": name, "study": study, "trial": index, "status": each.status, "seed": str(each.seed),
-                    "steps": str(each.looks[-1].step if each.looks else 0), "chosen": "yes" if is_chosen else "no",
+                    "optimizer": name, "study": study, "trial": index, "status": trial.status, "seed": str(trial.seed),
+                    "steps": str(trial.looks[-1].step if trial.looks else 0), "chosen": "yes" if is_chosen else "no",
                 },
             )  # fmt: skip
 
 
 def _build_summary_runs(compared: Comparison) -> Iterator[SummaryRun]:
-    by_step = figures.compute_curves(compared)
+    curves = figures.compute_curves(compared)
+    seeds = ", ".join(str(seed) for seed in compared.config.seeds)
     for row in compared.rows:
         name, tested = row.optimizer, {0: row.test_accuracy} if row.test_accuracy else {}  # a bar
-        found = {figure: own[name] for figure, own in by_step.items()} | {"test_accuracy": tested}
+        own_curves = {metric: by_optimizer[name] for metric, by_optimizer in curves.items()}
         points = [
-            (f"{figure}/{part}", round_metric(value), step)
-            for figure, curve in found.items()
+            (f"{metric}/{part}", round_metric(value), step)
+            for metric, curve in (own_curves | {"test_accuracy": tested}).items()
             for step, each in curve.items()
             for part, value in (("mean", each.mean), ("lower", each.low), ("upper", each.high))
             if value is not None
         ]
-        seeds = ", ".join(str(seed) for seed in compared.config.seeds)
         params = {"optimizer": name, "seeds": seeds, "status": row.status}
         params["class"] = compared.config.get_optimizer(name).class_
         yield SummaryRun(optimizer=name, colour=compared.colours[name], params=params, points=tuple(points))
 
 
 def _log_missing_evaluations(compared: Comparison) -> None:
-    """Evaluate in the journal what was trained once more with the same weights: DVC runs no second evaluation then."""
+    """Log the evaluations of runs that were trained once more with the same weights: DVC does not repeat them."""
     for run in compared.runs:
         log = event_log.find_by_weights(run.files.id, run.trained.weights_sha256)
         if log is None or not log.load_summary().is_from_this_tree(run.files.id) or log.is_evaluated:
             continue
-        with contextlib.suppress(BusyError), locks.hold_lock(log.load_summary().lock):  # it may be at work once more
-            weights = run.files.weights if run.files.weights.exists() else None
-            run_metadata.log_evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
+        with contextlib.suppress(BusyError), locks.hold_lock(log.load_summary().lock):  # a process may repeat the run
+            _log_evaluation(log, run, compared)
 
 
-def _create_missing_logs(compared: Comparison, folder: Path, uploader: UploaderClient | None) -> None:
-    """Write a journal for each run that DVC has restored, and that MLflow has not got from elsewhere."""
-    without_log = [
-        run for run in compared.runs if event_log.find_by_weights(run.files.id, run.trained.weights_sha256) is None
-    ]
-    wanted = [(run.files.id, run.trained.weights_sha256) for run in without_log]
-    if not wanted:
+def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderClient | None) -> None:
+    """Create a log for each run that DVC has restored, and that MLflow has not got from elsewhere."""
+    without_log = {
+        (run.files.id, run.trained.weights_sha256): run
+        for run in compared.runs
+        if event_log.find_by_weights(run.files.id, run.trained.weights_sha256) is None
+    }
+    if not without_log:
         return
-    missing = _find_missing_runs(sync_state.get_experiment_name(folder), wanted, uploader)
-    for run in without_log:
+    missing = _find_missing_runs(event_log.get_experiment_name(folder), list(without_log), client)
+    for run in without_log.values():
         if run.files.id in missing:
-            with contextlib.suppress(BusyError), locks.hold_lock(sync_state.get_lock_name(folder, run.files.id)):
-                weights = run.files.weights if run.files.weights.exists() else None
+            with contextlib.suppress(BusyError), locks.hold_lock(event_log.get_lock_name(folder, run.files.id)):
                 tuned = compared.tunings.get(run.files.optimizer)
-                extra_tags = (
-                    tuned_values.build_trial_tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
-                )
+                tags = tuned_values.build_trial_tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
                 log = run_metadata.create_log_from_record(
-                    compared.config, run.files, weights, run.trained, run.conditions, extra_tags=extra_tags
+                    compared.config, run.files, _get_weights(run), run.trained, run.conditions, extra_tags=tags
                 )
-                run_metadata.log_evaluation(log, run.files.id, weights, run.trained, run.tested, compared.config.model)
+                _log_evaluation(log, run, compared)
                 log.commit_draft()
 
 
-def _find_missing_runs(experiment: str, runs: list[tuple[str, str]], uploader: UploaderClient | None) -> list[str]:
-    """The ids of the runs that MLflow has not got; none where it cannot be asked."""
-    answer = uploader.request(experiment=experiment, missing=runs) if uploader else None
+def _log_evaluation(log: EventLog, run: Run, compared: Comparison) -> None:
+    run_metadata.log_evaluation(log, run.files.id, _get_weights(run), run.trained, run.tested, compared.config.model)
+
+
+def _get_weights(run: Run) -> Path | None:
+    return run.files.weights if run.files.weights.exists() else None
+
+
+def _find_missing_runs(experiment: str, runs: list[tuple[str, str]], client: UploaderClient | None) -> list[str]:
+    """Return the ids of the runs that MLflow has not got; none if it cannot be asked."""
+    answer = client.request(experiment=experiment, find_missing=runs) if client else None
     if answer is not None:
         return list(answer.get("missing", ()))
     try:
         return mlflow_store.find_missing_runs(experiment, runs)
-    except Exception:  # the push that follows says so
+    except Exception:  # the push that follows warns of it
         return []

@@ -1,25 +1,15 @@
-"""What MLflow's pages say of each experiment, in Markdown: the first line is what they show folded.
+"""View of a finished comparison in MLflow: tags on its runs, the champion, summary runs, and how MLflow's pages open.
 
-How MLflow's pages open: the table's columns, order and filter, and which charts come first.
-
-The shape is that of the state of MLflow's page of runs (`ExperimentPageUIState` in its sources), which it reads from an
-experiment's tag and lists under "Views"; it is not documented.
-
-For each optimizer one run in MLflow with the means over its seeds, by step; and one for each trial of its tuning.
-
-These runs are in experiments of their own, so that whatever counts, groups or filters trainings does not meet them.
-
-A finished comparison in MLflow: which runs belong to it, the champion, and the addresses to open.
-
-Nothing here imports torch: the process that fills MLflow does it.
-
-Comparisons that MLflow is to show, kept until it does: a store can be away, full, or replaced by another one.
+Summary runs have the means over an optimizer's seeds, or one trial of a tuning, in experiments of their own, so that
+nothing that counts, groups or filters trainings meets them. The state of the pages is that of MLflow's page of runs,
+which reads it from an experiment's tag and lists it under "Views" (`ExperimentPageUIState` in its sources); it is not
+documented. Views are kept in a file until the store shows them: it can be away, full, or replaced by another one.
+Nothing here imports torch, for the uploader daemon imports it.
 """
 
 import contextlib
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -35,9 +25,20 @@ from optlab.tracking.event_log import get_current_time_ms
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-
+COMPARISON_FOLDER = Path(".optlab") / "comparisons"
+REGISTERED_MODEL = "optlab-cifar10"
+CHAMPION_ALIAS = "champion"
+VIEW_NAME = "comparison"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
 DESCRIPTION_TAG = "mlflow.note.content"
+LOCAL_UI_HINT = '`optlab ui` (or `mlflow ui`, then "Model training", top left)'
+SUMMARY_TAG = "summary"  # unfinished, current, or earlier; no training has it
 
+_DIGEST_TAG = "summary.digest"
+_UNFINISHED = "unfinished"
+_MAX_BUILD_MS = 3_600_000  # age up to which an unfinished summary run may still be under construction
+
+# Descriptions in Markdown; MLflow's pages show the first line of a folded one.
 TRAINING_DESCRIPTION = """\
 One run for each optimizer and seed; the verdict is in `{report}`.
 
@@ -74,174 +75,28 @@ One run for each trial. `validation/…` by the number of steps. The tags `study
 is `yes` for the trial whose values the trainings have.
 """
 
-
-VIEW_NAME = "comparison"
-VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
-
 _PINNED_COLUMNS = {"attributes.`Run Name`": 130, "runDateAndNestInfo": 140}  # MLflow has them before all others
 _METRICS_WITH_VALIDATION = ("step/validation_accuracy", "step/validation_loss", "step/loss")
 _METRICS_WITHOUT_VALIDATION = ("epoch/train_loss", "epoch/running_loss")
 _SMOOTHING = {"step/loss": 90}  # of 100
 _METRICS_WITHOUT_POINTS = ("train_loss/mean",)  # 50 points, which hide the line
 _SECTIONS = ("comparison", "step", "epoch", "test", "test_class_accuracy", "training", "System metrics")
-_MAX_CHART_RUNS = 100  # that a chart draws, at most
-
-
-def build_runs_state(selection_metric: str) -> str:
-    """The state for a comparison whose runs are ordered by that figure."""
-    has_validation = selection_metric == "validation_accuracy"
-    line_metrics = _METRICS_WITH_VALIDATION if has_validation else _METRICS_WITHOUT_VALIDATION
-    columns = {
-        "params.`optimizer`": 100, "params.`optimizer.lr`": 100, "metrics.`test/accuracy`": 110,
-        f"metrics.`epoch/{selection_metric}`": 190 if has_validation else 140, "params.`seed`": 70,
-        "params.`optimizer.class`": 130, "tags.`status`": 100, "params.`optimizer.weight_decay`": 190,
-        "metrics.`test/loss`": 90, "metrics.`test/expected_calibration_error`": 260,
-    }  # fmt: skip
-    return _build_state(
-        columns, f"epoch/{selection_metric}", ascending=not has_validation, filter_tag="comparison", sections=_SECTIONS,
-        charts=[*(_build_line_chart(metric) for metric in line_metrics), _build_chart("BAR", "test/accuracy")],
-    )  # fmt: skip
-
-
-def build_summaries_state(tag: str, has_validation: bool) -> str:
-    """The same for the means over the seeds, whose runs have that tag.
-
-    The ends of the intervals are columns of the table, and bands in the report: MLflow cannot fill the area between two
-    lines.
-    """
-    figures = [*(("validation_accuracy", "validation_loss") if has_validation else ()), "train_loss"]
-    columns = {
-        "metrics.`test_accuracy/mean`": 170, "metrics.`test_accuracy/lower`": 170, "metrics.`test_accuracy/upper`": 170,
-        "params.`class`": 130, "params.`seeds`": 130, "params.`status`": 100,
-    }  # fmt: skip
-    order = "test_accuracy/mean" if has_validation else "train_loss/mean"
-    return _build_state(
-        columns,
-        order,
-        ascending=not has_validation,
-        filter_tag=tag,
-        sections=(_SECTIONS[0], *figures, "test_accuracy"),
-        charts=[
-            *(_build_line_chart(f"{figure}/mean") for figure in figures),
-            _build_chart("BAR", "test_accuracy/mean"),
-        ],
-    )
-
-
-def build_trials_state(tag: str, params: Sequence[str]) -> str:
-    """The same for the trials of tunings; parallel coordinates show which values go with which accuracy.
-
-    Args:
-        params: those that every drawn trial has: MLflow leaves out of the coordinates whatever lacks one.
-    """
-    columns = {
-        "params.`optimizer`": 100, "params.`lr`": 110, "metrics.`validation/accuracy`": 160,
-        "metrics.`validation/loss`": 130, "tags.`steps`": 70, "tags.`chosen`": 70, "tags.`trial`": 70,
-        "tags.`status`": 100,
-    }  # fmt: skip
-    coordinates = {"selectedParams": list(params), "selectedMetrics": ["validation/accuracy"], "showAllRuns": True}
-    charts = [_build_chart("PARALLEL", "validation/accuracy") | coordinates, _build_line_chart("validation/accuracy")]
-    charts[0]["uuid"] = "coordinates"
-    return _build_state(
-        columns, "validation/accuracy", ascending=False, filter_tag=tag, sections=_SECTIONS[:1], charts=charts
-    )
-
-
-def encode_view_tag(state: str) -> str:
-    """The tag's value for a state."""
-    now = time.time_ns() // 1_000_000
-    return json.dumps({"name": VIEW_NAME.capitalize(), "createdAt": now, "updatedAt": now, "state": state})
-
-
-def build_page_urls(
-    url: str, training_experiment: str, summary_experiment: str | None, preconfigured: bool = False
-) -> dict[str, str]:
-    """Title → the page that shows it, of a server's experiments with these ids.
-
-    Args:
-        preconfigured: the server's pages open so by themselves; others have to be told the view, and say that it is
-            shared.
-    """
-    view_query = "" if preconfigured else f"viewStateShareKey={VIEW_NAME}&workflowType=machine_learning"
-    runs, charts = (
-        f"{url}/#/experiments/{training_experiment}/runs",
-        f"compareRunsMode=CHART{'&' if view_query else ''}{view_query}",
-    )
-    urls = {"the curve of every run": f"{runs}?{charts}", "the table of all runs": f"{runs}?{view_query}".rstrip("?")}
-    if summary_experiment is not None:
-        urls["the means over the seeds"] = f"{url}/#/experiments/{summary_experiment}/runs?{charts}"
-    return urls
-
-
-def decode_view_tag(tag_value: str) -> str:
-    """The state in a tag's value; those of earlier versions are nothing else."""
-    return str(json.loads(tag_value).get("state", tag_value))
-
-
-def _build_state(columns: dict[str, int], order: str, *, ascending: bool, filter_tag: str, sections: Iterable[str],
-           charts: list[dict[str, Any]]) -> str:  # fmt: skip
-    widths = _PINNED_COLUMNS | columns
-    return json.dumps(
-        {
-            "selectedColumns": list(columns),
-            "columnOrder": list(widths),
-            "columnWidths": widths,
-            "orderByKey": f"metrics.`{order}`",
-            "orderByAsc": ascending,
-            "searchFilter": f"tags.{filter_tag} = 'current'",
-            "compareRunCharts": charts,
-            "compareRunSections": _build_sections(sections),
-            "isAccordionReordered": True,
-            "runsHiddenMode": "SHOW_ALL",
-        }
-    )
-
-
-def _build_sections(names: Iterable[str]) -> list[dict[str, Any]]:
-    """The first is the one that is looked at."""
-    sections: list[dict[str, Any]] = [
-        {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": True}
-        for name in names
-    ]
-    sections[0]["columns"] = 2
-    return sections
-
-
-def _build_line_chart(metric: str) -> dict[str, Any]:
-    """A metric by what MLflow calls its step, which can be an epoch."""
-    point_options = {"displayPoints": False} if metric in _METRICS_WITHOUT_POINTS else {}
-    return _build_chart("LINE", metric) | point_options | {
-        "selectedMetricKeys": [metric], "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear",
-        "scaleType": "linear", "range": {}, "yAxisKey": "metric", "yAxisExpressions": [],
-        "lineSmoothness": _SMOOTHING.get(metric, 0), "ignoreOutliers": False, "useGlobalXaxisKey": True,
-        "useGlobalLineSmoothing": metric not in _SMOOTHING,
-    }  # fmt: skip
-
-
-def _build_chart(kind: str, metric: str) -> dict[str, Any]:
-    return {
-        "uuid": metric, "type": kind, "metricSectionId": _SECTIONS[0], "metricKey": metric, "isGenerated": True,
-        "deleted": False, "runsCountToCompare": _MAX_CHART_RUNS,
-    }  # fmt: skip
-
-
-SUMMARY_TAG = "summary"  # unfinished, current, or earlier; no training has it
-_DIGEST_TAG = "summary.digest"
-_UNFINISHED = "unfinished"
-_MAX_BUILD_MS = 3_600_000  # that one is being made
+_MAX_CHART_RUNS = 100  # drawn by one chart
 
 
 class SummaryRun(BaseModel):
-    """One optimizer's curves over its seeds, or one of its trials.
+    """Curves of one optimizer over its seeds, or of one of its trials.
+
+    The order and the names of the fields decide `digest`, which MLflow has.
 
     Attributes:
-        optimizer: its name.
-        colour: of its lines.
-        params: what to show in the table.
-        points: (metric, value, step) of each.
-        run: what the run in MLflow is called; the optimizer's name where it is empty.
+        optimizer: name in params.yaml.
+        colour: of the lines.
+        params: parameters to show in the table.
+        points: (metric, value, step) of each point.
+        run: name of the run in MLflow; the optimizer's name if empty.
         tags: to filter and group by.
-        source: the program that it is from.
+        source: program that has made the run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -256,147 +111,23 @@ class SummaryRun(BaseModel):
 
     @property
     def digest(self) -> str:
-        """A SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-def get_summary_experiment_name(training_experiment: str) -> str:
-    """The name of the experiment that holds the summaries of that one."""
-    return f"{training_experiment}.summary"  # a folder's experiment is named with a hyphen
-
-
-def update_summary_runs(
-    client: "MlflowClient",
-    training_experiment: str,
-    summaries: tuple[SummaryRun, ...],
-    has_validation: bool,
-    report: str = "reports/report.html",
-) -> str:
-    """Bring the experiment to these summaries, each there once, and return its id.
-
-    Metrics of a run can only be added to: a summary that has changed is deleted, and made anew.
-
-    Args:
-        training_experiment: the name of the experiment with their trainings.
-        has_validation: whether there is a validation split.
-        report: the path of the page that has the bands.
-
-    Raises:
-        Exception: whatever MLflow raises.
-    """
-    experiment_id = mlflow_store.get_or_create_experiment(client, get_summary_experiment_name(training_experiment))
-    _sync_runs(client, experiment_id, summaries)
-    client.set_experiment_tag(
-        experiment_id, VIEW_TAG, encode_view_tag(build_summaries_state(SUMMARY_TAG, has_validation))
-    )
-    text = SUMMARY_DESCRIPTION.format(trainings=training_experiment, report=report)
-    client.set_experiment_tag(experiment_id, DESCRIPTION_TAG, text)
-    return experiment_id
-
-
-def update_trial_runs(client: "MlflowClient", training_experiment: str, trials: tuple[SummaryRun, ...]) -> None:
-    """Bring the experiment of a comparison's tunings to these trials, as `update_summary_runs` does; without any, it
-    stays as it is.
-
-    Raises:
-        Exception: whatever MLflow raises.
-    """
-    if trials:
-        experiment_id = mlflow_store.get_or_create_experiment(client, f"{training_experiment}-tuning")
-        _sync_runs(client, experiment_id, trials)
-        sampled_params = [
-            set(each.params) for each in trials if each.tags.get("trial") != "default"
-        ]  # has the class's values
-        common = set.intersection(*sampled_params) - {"class"} if sampled_params else set()
-        client.set_experiment_tag(
-            experiment_id, VIEW_TAG, encode_view_tag(build_trials_state(SUMMARY_TAG, sorted(common)))
-        )
-        client.set_experiment_tag(
-            experiment_id, DESCRIPTION_TAG, TRIAL_DESCRIPTION.format(trainings=training_experiment)
-        )
-
-
-def _sync_runs(client: "MlflowClient", experiment_id: str, wanted: tuple[SummaryRun, ...]) -> None:
-    with FileLock(Path(".optlab") / "summaries.lock"):
-        missing = _prune_and_list_missing(client, experiment_id, wanted)
-        for each in missing:
-            _create_run(client, experiment_id, each)
-        if missing:
-            _prune_and_list_missing(
-                client, experiment_id, wanted
-            )  # another machine may have made the same ones meanwhile
-        _delete_unfinished(client, experiment_id)
-
-
-def _prune_and_list_missing(
-    client: "MlflowClient", experiment_id: str, summaries: tuple[SummaryRun, ...]
-) -> list[SummaryRun]:
-    """Those that are not there; whatever else passes for a present one is removed, of equal ones all but the first."""
-    wanted = {each.digest: each for each in summaries}
-    for run in mlflow_store.search_runs(client, experiment_id, f"tags.{SUMMARY_TAG} = 'current'", ["start_time ASC"]):
-        if wanted.pop(run.data.tags.get(_DIGEST_TAG, ""), None) is None:
-            _delete_run(client, run.info.run_id)
-    return list(wanted.values())
-
-
-def _delete_unfinished(client: "MlflowClient", experiment_id: str) -> None:
-    """Remove what a kill has left half-made."""
-    oldest_ms = get_current_time_ms() - _MAX_BUILD_MS
-    for run in mlflow_store.search_runs(
-        client, experiment_id, f"tags.{SUMMARY_TAG} = '{_UNFINISHED}' AND attributes.start_time < {oldest_ms}"
-    ):
-        _delete_run(client, run.info.run_id)
-
-
-def _delete_run(client: "MlflowClient", run_id: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.delete_run(run_id)
-    except MlflowException:  # on a server with a login, only who has made it may
-        with contextlib.suppress(MlflowException):  # another machine has removed it meanwhile
-            client.set_tag(run_id, SUMMARY_TAG, "earlier")
-
-
-def _create_run(client: "MlflowClient", experiment_id: str, summary: SummaryRun) -> None:
-    """It passes for a present one when it is whole, and not before."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    start_ms = get_current_time_ms()
-    tags = {
-        SUMMARY_TAG: _UNFINISHED,
-        "mlflow.runColor": summary.colour,
-        "mlflow.source.name": summary.source,
-    } | summary.tags
-    run_id = client.create_run(experiment_id, start_ms, tags, run_name=summary.run or summary.optimizer).info.run_id
-    refused: mlflow_writer.RefusedItems = []  # whole among the artifacts
-    mlflow_writer.log_entities(
-        client, run_id, "params", [Param(key, value) for key, value in summary.params.items()], refused
-    )
-    metrics = [Metric(key, value, start_ms, step) for key, value, step in summary.points]
-    mlflow_writer.log_entities(client, run_id, "metrics", metrics, refused)
-    client.set_terminated(run_id, "FINISHED", get_current_time_ms())
-    client.log_batch(run_id, tags=[RunTag(_DIGEST_TAG, summary.digest), RunTag(SUMMARY_TAG, "current")])
-
-
-REGISTERED_MODEL = "optlab-cifar10"
-CHAMPION_ALIAS = "champion"
-LOCAL_UI_HINT = '`optlab ui` (or `mlflow ui`, then "Model training", top left)'
-
-
 class ComparisonView(BaseModel):
-    """What MLflow is to show of a comparison.
+    """Content that MLflow shows of a comparison.
 
     Attributes:
-        experiment: its name.
-        runs: (id, SHA-256 of its weights) of each.
-        champion: the id of the run whose model is to be registered; None where there is none.
-        conditions: whether these differ between the runs, in a sentence.
-        chosen_by: the figure that the table is sorted by.
+        experiment: name of the experiment.
+        runs: (id, SHA-256 of the weights) of each run.
+        champion: id of the run whose model is to be registered; None if there is none.
+        conditions: sentence on whether the environments of the runs differ.
+        chosen_by: metric by which the table is sorted.
         summaries: one for each optimizer.
         trials: one for each trial of the tunings.
-        report: the path of the page with the verdicts.
-        colours: of each run, by its id: another comparison may have given it another one.
+        report: path of the page with the verdicts.
+        colours: run id → colour, which another comparison may have set otherwise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -412,8 +143,76 @@ class ComparisonView(BaseModel):
     colours: dict[str, str] = Field(default_factory=dict)
 
 
+class ComparisonSyncState(BaseModel):
+    """Last comparison of a pipeline, as it is kept until a store shows it.
+
+    Attributes:
+        shown: the comparison.
+        store: id of the store that shows it; empty while none does.
+    """
+
+    shown: ComparisonView
+    store: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Return the state in a file; None for a missing or damaged one, which the next comparison replaces."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def write(self) -> bool:
+        """Write the state, and return whether there was room: on a full disk, `optlab show` still shows it."""
+        try:
+            files.write_atomic(_get_state_path(self.shown.experiment), self.model_dump_json().encode())
+        except StorageError:
+            return False
+        return True
+
+
+def _get_state_path(experiment: str) -> Path:
+    return repository.get_state_root() / COMPARISON_FOLDER / f"{experiment}.json"
+
+
+def update_saved_view(experiment: str) -> str:
+    """Show the saved comparison of an experiment; return a message with the addresses to open.
+
+    Raises:
+        Exception: whatever MLflow raises; StorageError if there is no saved comparison.
+    """
+    state = ComparisonSyncState.read(_get_state_path(experiment))
+    if state is None:
+        raise StorageError(f"{_get_state_path(experiment)} cannot be read")
+    return update_view(state.shown)
+
+
+def update_outdated_views() -> Iterator[str]:
+    """Show each saved comparison that the present store does not show; yield the names of their experiments.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    for path in sorted((repository.get_state_root() / COMPARISON_FOLDER).glob("*.json")):
+        state = ComparisonSyncState.read(path)
+        if state and (not state.store or state.store != mlflow_store.get_store_id(state.shown.experiment)):
+            update_view(state.shown)
+            yield state.shown.experiment
+
+
+def update_view(comparison: ComparisonView) -> str:
+    """Show a comparison whose runs MLflow has, and save which store shows it; return a message with the addresses.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    message = update_comparison(comparison)
+    ComparisonSyncState(shown=comparison, store=mlflow_store.get_store_id(comparison.experiment)).write()
+    return message
+
+
 def update_comparison(comparison: ComparisonView) -> str:
-    """Mark the comparison's runs in MLflow, which has them all, and return where to look.
+    """Tag the comparison's runs in MLflow, and update everything that belongs to it; return a message with addresses.
 
     Raises:
         Exception: whatever MLflow raises.
@@ -428,9 +227,9 @@ def update_comparison(comparison: ComparisonView) -> str:
     client.set_experiment_tag(experiment, VIEW_TAG, encode_view_tag(build_runs_state(comparison.chosen_by)))
     if not client.get_experiment(experiment).tags.get(DESCRIPTION_TAG):  # a person may have written one
         client.set_experiment_tag(experiment, DESCRIPTION_TAG, TRAINING_DESCRIPTION.format(report=comparison.report))
-    validated = comparison.chosen_by == "validation_accuracy"
+    has_validation = comparison.chosen_by == "validation_accuracy"
     summary_experiment = update_summary_runs(
-        client, comparison.experiment, comparison.summaries, validated, comparison.report
+        client, comparison.experiment, comparison.summaries, has_validation, comparison.report
     )
     update_trial_runs(client, comparison.experiment, comparison.trials)
     deleted = ", ".join(run for run, _ in comparison.runs if run not in current_runs)
@@ -443,10 +242,10 @@ def update_comparison(comparison: ComparisonView) -> str:
 
 
 def _tag_current_runs(client: "MlflowClient", experiment: str, comparison: ComparisonView) -> dict[str, Any]:
-    """Tag the runs of this comparison, and untag those of earlier ones; returns id of run → MLflow run."""
+    """Tag the runs of this comparison, and untag those of earlier ones; return run id → MLflow run."""
     logged = mlflow_store.find_runs(client, experiment, list(comparison.runs))
-    found = {run: each for (run, _), each in zip(comparison.runs, logged, strict=True) if each is not None}
-    keep = {each.info.run_id for each in found.values()}
+    current = {run: each for (run, _), each in zip(comparison.runs, logged, strict=True) if each is not None}
+    keep = {each.info.run_id for each in current.values()}
     for old in mlflow_store.search_runs(client, experiment, "tags.comparison = 'current'"):
         if old.info.run_id not in keep:
             client.set_tag(old.info.run_id, "comparison", "earlier")
@@ -454,13 +253,13 @@ def _tag_current_runs(client: "MlflowClient", experiment: str, comparison: Compa
         client.set_tag(run_id, "comparison", "current")
         client.set_tag(run_id, "comparison.conditions", comparison.conditions)
     for run, colour in comparison.colours.items():
-        if run in found and found[run].data.tags.get("mlflow.runColor") != colour:
-            client.set_tag(found[run].info.run_id, "mlflow.runColor", colour)
-    return found
+        if run in current and current[run].data.tags.get("mlflow.runColor") != colour:
+            client.set_tag(current[run].info.run_id, "mlflow.runColor", colour)
+    return current
 
 
 def _register_champion(client: "MlflowClient", run: Any, run_id: str) -> bool:
-    """Give the champion's logged model the alias, if it has one; a model that is registered gets no second version."""
+    """Give the champion's logged model the alias, if it has one; a registered model gets no second version."""
     model_id = mlflow_writer.find_logged_model_id(client, run.info.run_id)
     if model_id is None or _get_or_none(client.get_logged_model, model_id) is None:
         return False
@@ -473,50 +272,14 @@ def _register_champion(client: "MlflowClient", run: Any, run_id: str) -> bool:
         known = [client.create_model_version(REGISTERED_MODEL, source, run.info.run_id, tags, model_id=model_id)]
     version = max(int(each.version) for each in known)  # earlier versions of this program made one at every call
     client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION_ALIAS, str(version))
-    # The page of models shows what is registered by this tag, which MLflow's own `register_model` sets.
+    # The page of models shows the registered ones by this tag, which MLflow's own `register_model` sets.
     listed = json.dumps([{"name": REGISTERED_MODEL, "version": str(version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": listed})
     return True
 
 
-def _get_or_none(get: Callable[[str], Any], key: str) -> Any:
-    """Return what MLflow has under a key, or None: a person may have deleted it there, and `mlflow gc` erased it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return get(key)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def find_page_urls(client: "MlflowClient", name: str, url: str, preconfigured: bool) -> dict[str, str]:
-    """Title → address of the pages that show the experiment of that name; none where no comparison has been shown.
-
-    Args:
-        preconfigured: as for `comparison_view.build_page_urls`.
-
-    Raises:
-        Exception: whatever MLflow raises.
-    """
-    trainings, means = (client.get_experiment_by_name(each) for each in (name, get_summary_experiment_name(name)))
-    if trainings is None or VIEW_TAG not in trainings.tags:
-        return {}
-    return build_page_urls(url, trainings.experiment_id, means.experiment_id if means else None, preconfigured)
-
-
-def format_page_urls(urls: dict[str, str]) -> str:
-    """One line for each."""
-    width = max(map(len, urls))
-    return "\n".join(f"  {title:{width}}  {address}" for title, address in urls.items())
-
-
 def _remove_stale_alias(client: "MlflowClient", experiment: str, champion: Any) -> None:
-    """Take the alias from any other run of this experiment than the champion, and from an erased run.
-
-    Another pipeline's keeps it.
-    """
+    """Remove the alias from an erased run, and from any run of this experiment but the champion."""
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
         return
     version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHAMPION_ALIAS)
@@ -528,53 +291,256 @@ def _remove_stale_alias(client: "MlflowClient", experiment: str, champion: Any) 
         client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION_ALIAS)
 
 
-COMPARISON_FOLDER = Path(".optlab") / "comparisons"
+def _get_or_none(get: Callable[[str], Any], key: str) -> Any:
+    """Return MLflow's object with that key; None if a person has deleted it there and `mlflow gc` has erased it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(key)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
-class ComparisonSyncState(BaseModel):
-    """The comparison of a pipeline that was published last.
-
-    Attributes:
-        store: the identity of the store that shows it; empty while none does.
-    """
-
-    shown: ComparisonView
-    store: str = ""
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Return the one in that file; None for a damaged one, which the next comparison replaces."""
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValueError):
-            return None
-
-    def write(self) -> None:
-        """Put it in place; on a full disk, `optlab show` still shows the comparison."""
-        path = repository.get_state_root() / COMPARISON_FOLDER / f"{self.shown.experiment}.json"
-        with contextlib.suppress(StorageError):
-            files.write_atomic(path, self.model_dump_json().encode())
+def get_summary_experiment_name(training_experiment: str) -> str:
+    """Return the name of the experiment with the summaries of that one."""
+    return f"{training_experiment}.summary"  # a folder's experiment is named with a hyphen
 
 
-def update_view(comparison: ComparisonView) -> str:
-    """Show a comparison whose runs MLflow has, and note where; returns where to look.
+def update_summary_runs(client: "MlflowClient", training_experiment: str, summaries: tuple[SummaryRun, ...],
+                        has_validation: bool, report: str = "reports/report.html") -> str:  # fmt: skip
+    """Update the experiment of the means over the seeds, so that each summary is there once; return its id.
+
+    Metrics of a run can only be added to: a summary that has changed is deleted, and created anew.
+
+    Args:
+        training_experiment: name of the experiment with the trainings.
+        has_validation: whether there is a validation split.
+        report: path of the page that has the bands.
 
     Raises:
         Exception: whatever MLflow raises.
     """
-    message = update_comparison(comparison)
-    ComparisonSyncState(shown=comparison, store=mlflow_store.get_store_id(comparison.experiment)).write()
-    return message
+    experiment_id = mlflow_store.get_or_create_experiment(client, get_summary_experiment_name(training_experiment))
+    _sync_runs(client, experiment_id, summaries)
+    state = build_summaries_state(SUMMARY_TAG, has_validation)
+    client.set_experiment_tag(experiment_id, VIEW_TAG, encode_view_tag(state))
+    text = SUMMARY_DESCRIPTION.format(trainings=training_experiment, report=report)
+    client.set_experiment_tag(experiment_id, DESCRIPTION_TAG, text)
+    return experiment_id
 
 
-def update_outdated_views() -> Iterator[str]:
-    """Show each comparison that today's store does not; yields the names of their experiments.
+def update_trial_runs(client: "MlflowClient", training_experiment: str, trials: tuple[SummaryRun, ...]) -> None:
+    """Update the experiment of a comparison's tunings, as `update_summary_runs` does; do nothing without trials.
 
     Raises:
         Exception: whatever MLflow raises.
     """
-    for path in sorted((repository.get_state_root() / COMPARISON_FOLDER).glob("*.json")):
-        state = ComparisonSyncState.read(path)
-        if state and (not state.store or state.store != mlflow_store.get_store_id(state.shown.experiment)):
-            update_view(state.shown)
-            yield state.shown.experiment
+    if not trials:
+        return
+    experiment_id = mlflow_store.get_or_create_experiment(client, f"{training_experiment}-tuning")
+    _sync_runs(client, experiment_id, trials)
+    sampled_params = [set(each.params) for each in trials if each.tags.get("trial") != "default"]
+    common = set.intersection(*sampled_params) - {"class"} if sampled_params else set()
+    state = build_trials_state(SUMMARY_TAG, sorted(common))
+    client.set_experiment_tag(experiment_id, VIEW_TAG, encode_view_tag(state))
+    text = TRIAL_DESCRIPTION.format(trainings=training_experiment)
+    client.set_experiment_tag(experiment_id, DESCRIPTION_TAG, text)
+
+
+def _sync_runs(client: "MlflowClient", experiment_id: str, wanted: tuple[SummaryRun, ...]) -> None:
+    with FileLock(Path(".optlab") / "summaries.lock"):
+        missing = _delete_outdated_and_list_missing(client, experiment_id, wanted)
+        for each in missing:
+            _create_run(client, experiment_id, each)
+        if missing:  # another machine may have made the same ones meanwhile
+            _delete_outdated_and_list_missing(client, experiment_id, wanted)
+        _delete_unfinished(client, experiment_id)
+
+
+def _delete_outdated_and_list_missing(
+    client: "MlflowClient", experiment_id: str, summaries: tuple[SummaryRun, ...]
+) -> list[SummaryRun]:
+    """Delete the current runs that are not wanted, and of equal ones all but the first; return the missing ones."""
+    wanted = {each.digest: each for each in summaries}
+    for run in mlflow_store.search_runs(client, experiment_id, f"tags.{SUMMARY_TAG} = 'current'", ["start_time ASC"]):
+        if wanted.pop(run.data.tags.get(_DIGEST_TAG, ""), None) is None:
+            _delete_run(client, run.info.run_id)
+    return list(wanted.values())
+
+
+def _delete_unfinished(client: "MlflowClient", experiment_id: str) -> None:
+    """Delete the runs that a kill has left unfinished."""
+    oldest_ms = get_current_time_ms() - _MAX_BUILD_MS
+    condition = f"tags.{SUMMARY_TAG} = '{_UNFINISHED}' AND attributes.start_time < {oldest_ms}"
+    for run in mlflow_store.search_runs(client, experiment_id, condition):
+        _delete_run(client, run.info.run_id)
+
+
+def _delete_run(client: "MlflowClient", run_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_run(run_id)
+    except MlflowException:  # on a server with a login, only its creator may
+        with contextlib.suppress(MlflowException):  # another machine has removed it meanwhile
+            client.set_tag(run_id, SUMMARY_TAG, "earlier")
+
+
+def _create_run(client: "MlflowClient", experiment_id: str, summary: SummaryRun) -> None:
+    """Create a summary run; its last call makes it a current one."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    start_ms = get_current_time_ms()
+    tags = {SUMMARY_TAG: _UNFINISHED, "mlflow.runColor": summary.colour, "mlflow.source.name": summary.source}
+    run = client.create_run(experiment_id, start_ms, tags | summary.tags, run_name=summary.run or summary.optimizer)
+    run_id = run.info.run_id
+    refused: mlflow_writer.RefusedItems = []  # complete among the artifacts
+    params = [Param(key, value) for key, value in summary.params.items()]
+    mlflow_writer.log_entities(client, run_id, "params", params, refused)
+    metrics = [Metric(key, value, start_ms, step) for key, value, step in summary.points]
+    mlflow_writer.log_entities(client, run_id, "metrics", metrics, refused)
+    client.set_terminated(run_id, "FINISHED", get_current_time_ms())
+    client.log_batch(run_id, tags=[RunTag(_DIGEST_TAG, summary.digest), RunTag(SUMMARY_TAG, "current")])
+
+
+def find_page_urls(client: "MlflowClient", name: str, url: str, preconfigured: bool) -> dict[str, str]:
+    """Return title → address of the pages of the experiment of that name; none if no comparison has been shown.
+
+    Args:
+        preconfigured: as for `build_page_urls`.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    trainings, means = (client.get_experiment_by_name(each) for each in (name, get_summary_experiment_name(name)))
+    if trainings is None or VIEW_TAG not in trainings.tags:
+        return {}
+    return build_page_urls(url, trainings.experiment_id, means.experiment_id if means else None, preconfigured)
+
+
+def build_page_urls(
+    url: str, training_experiment: str, summary_experiment: str | None, preconfigured: bool = False
+) -> dict[str, str]:
+    """Return title → address of the pages of a server's experiments with these ids.
+
+    Args:
+        preconfigured: whether the server's pages open with the view by themselves; for others, the address names it,
+            and the page says that it is shared.
+    """
+    view_query = "" if preconfigured else f"viewStateShareKey={VIEW_NAME}&workflowType=machine_learning"
+    runs = f"{url}/#/experiments/{training_experiment}/runs"
+    charts = f"compareRunsMode=CHART{'&' if view_query else ''}{view_query}"
+    urls = {"the curve of every run": f"{runs}?{charts}", "the table of all runs": f"{runs}?{view_query}".rstrip("?")}
+    if summary_experiment is not None:
+        urls["the means over the seeds"] = f"{url}/#/experiments/{summary_experiment}/runs?{charts}"
+    return urls
+
+
+def format_page_urls(urls: dict[str, str]) -> str:
+    """Return one line for each page."""
+    width = max(map(len, urls))
+    return "\n".join(f"  {title:{width}}  {address}" for title, address in urls.items())
+
+
+def encode_view_tag(state: str) -> str:
+    """Return the value of `VIEW_TAG` for a state of the page."""
+    now = get_current_time_ms()
+    return json.dumps({"name": VIEW_NAME.capitalize(), "createdAt": now, "updatedAt": now, "state": state})
+
+
+def decode_view_tag(tag_value: str) -> str:
+    """Return the state in a value of `VIEW_TAG`; older versions wrote the state alone."""
+    return str(json.loads(tag_value).get("state", tag_value))
+
+
+def build_runs_state(selection_metric: str) -> str:
+    """Return the page's state for a comparison whose runs are ordered by that metric."""
+    has_validation = selection_metric == "validation_accuracy"
+    line_metrics = _METRICS_WITH_VALIDATION if has_validation else _METRICS_WITHOUT_VALIDATION
+    columns = {
+        "params.`optimizer`": 100, "params.`optimizer.lr`": 100, "metrics.`test/accuracy`": 110,
+        f"metrics.`epoch/{selection_metric}`": 190 if has_validation else 140, "params.`seed`": 70,
+        "params.`optimizer.class`": 130, "tags.`status`": 100, "params.`optimizer.weight_decay`": 190,
+        "metrics.`test/loss`": 90, "metrics.`test/expected_calibration_error`": 260,
+    }  # fmt: skip
+    return _build_state(
+        columns, f"epoch/{selection_metric}", ascending=not has_validation, filter_tag="comparison", sections=_SECTIONS,
+        charts=[*(_build_line_chart(metric) for metric in line_metrics), _build_chart("BAR", "test/accuracy")],
+    )  # fmt: skip
+
+
+def build_summaries_state(tag: str, has_validation: bool) -> str:
+    """Return the page's state for the means over the seeds, whose runs have that tag.
+
+    The ends of the intervals are columns of the table: MLflow cannot fill the area between two lines.
+    """
+    metrics = [*(("validation_accuracy", "validation_loss") if has_validation else ()), "train_loss"]
+    columns = {
+        "metrics.`test_accuracy/mean`": 170, "metrics.`test_accuracy/lower`": 170, "metrics.`test_accuracy/upper`": 170,
+        "params.`class`": 130, "params.`seeds`": 130, "params.`status`": 100,
+    }  # fmt: skip
+    order = "test_accuracy/mean" if has_validation else "train_loss/mean"
+    charts = [*(_build_line_chart(f"{each}/mean") for each in metrics), _build_chart("BAR", "test_accuracy/mean")]
+    sections = (_SECTIONS[0], *metrics, "test_accuracy")
+    return _build_state(columns, order, ascending=not has_validation, filter_tag=tag, sections=sections, charts=charts)
+
+
+def build_trials_state(tag: str, params: Sequence[str]) -> str:
+    """Return the page's state for trials; parallel coordinates show which values go with which accuracy.
+
+    Args:
+        tag: of the trials' runs.
+        params: those that every drawn trial has: MLflow leaves out of the coordinates whatever lacks one.
+    """
+    columns = {
+        "params.`optimizer`": 100, "params.`lr`": 110, "metrics.`validation/accuracy`": 160,
+        "metrics.`validation/loss`": 130, "tags.`steps`": 70, "tags.`chosen`": 70, "tags.`trial`": 70,
+        "tags.`status`": 100,
+    }  # fmt: skip
+    coordinates = {"selectedParams": list(params), "selectedMetrics": ["validation/accuracy"], "showAllRuns": True}
+    charts = [_build_chart("PARALLEL", "validation/accuracy") | coordinates, _build_line_chart("validation/accuracy")]
+    charts[0]["uuid"] = "coordinates"
+    return _build_state(
+        columns, "validation/accuracy", ascending=False, filter_tag=tag, sections=_SECTIONS[:1], charts=charts
+    )
+
+
+def _build_state(columns: dict[str, int], order: str, *, ascending: bool, filter_tag: str, sections: Iterable[str],
+                 charts: list[dict[str, Any]]) -> str:  # fmt: skip
+    widths = _PINNED_COLUMNS | columns
+    return json.dumps({
+        "selectedColumns": list(columns), "columnOrder": list(widths), "columnWidths": widths,
+        "orderByKey": f"metrics.`{order}`", "orderByAsc": ascending, "searchFilter": f"tags.{filter_tag} = 'current'",
+        "compareRunCharts": charts, "compareRunSections": _build_sections(sections), "isAccordionReordered": True,
+        "runsHiddenMode": "SHOW_ALL",
+    })  # fmt: skip
+
+
+def _build_sections(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the sections of charts; the first is shown in two columns."""
+    sections: list[dict[str, Any]] = [
+        {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": True}
+        for name in names
+    ]
+    sections[0]["columns"] = 2
+    return sections
+
+
+def _build_line_chart(metric: str) -> dict[str, Any]:
+    """Return a chart of a metric by MLflow's step, which can be an epoch."""
+    point_options = {"displayPoints": False} if metric in _METRICS_WITHOUT_POINTS else {}
+    return _build_chart("LINE", metric) | point_options | {
+        "selectedMetricKeys": [metric], "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear",
+        "scaleType": "linear", "range": {}, "yAxisKey": "metric", "yAxisExpressions": [],
+        "lineSmoothness": _SMOOTHING.get(metric, 0), "ignoreOutliers": False, "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": metric not in _SMOOTHING,
+    }  # fmt: skip
+
+
+def _build_chart(kind: str, metric: str) -> dict[str, Any]:
+    return {
+        "uuid": metric, "type": kind, "metricSectionId": _SECTIONS[0], "metricKey": metric, "isGenerated": True,
+        "deleted": False, "runsCountToCompare": _MAX_CHART_RUNS,
+    }  # fmt: skip

@@ -1,7 +1,4 @@
-"""MLflow's view of a record that was made elsewhere: journals written from what git, and DVC's cache, have of it.
-
-Journals that nobody needs any more: MLflow has all of them, and neither the record nor a training needs them.
-"""
+"""Maintenance of event logs: write those of a git revision's recorded runs, and prune those that nobody needs."""
 
 import contextlib
 import functools
@@ -21,16 +18,24 @@ from optlab.schema.parameters import Config
 from optlab.system import git, locks
 from optlab.system.errors import BusyError, TrackingError
 from optlab.system.git import Revision
-from optlab.tracking import mlflow_store, run_metadata, sync_state
-from optlab.tracking.event_log import EventLog, find_by_key, list_logs
-from optlab.tracking.log_uploader import get_uploaded_summary
-from optlab.tracking.sync_state import LogSummary, SyncState
+from optlab.tracking import event_log, mlflow_store, run_metadata
+from optlab.tracking.event_log import EventLog, LogSummary, SyncState, find_by_key, list_logs
+from optlab.tracking.uploader import get_uploaded_summary
 from optlab.training import tuned_values
 from optlab.training.checkpoint import CHECKPOINTS_DIR
 
+TRASH_FOLDER = Path(".optlab") / "trash"  # of logs while they are deleted: a log is in its place whole, or not at all
+
+_LEGACY_TRASH_FOLDER = Path(".optlab") / "removed"  # of older versions
+_SKIPPED_FOLDERS = (".git", ".optlab", "mlruns", "__pycache__")
+_NOT_UPLOADED = "not ended, or not all in MLflow"
+_IN_RECORD = "of the present record"
+_RESUMABLE = "their runs may go on"
+_LOCKED = "a process is at work on their runs"
+
 
 def backfill_runs(revision: Revision) -> Iterator[str]:
-    """Write a journal for each run of the revision that MLflow has not got; yields a sentence about each.
+    """Write an event log for each run of a revision that MLflow does not have; yield a sentence about each run.
 
     All times are that of the commit: the record has none.
 
@@ -39,80 +44,58 @@ def backfill_runs(revision: Revision) -> Iterator[str]:
         ConfigError: its params.yaml cannot be used with this version.
         TrackingError: MLflow cannot be reached.
     """
-    settings = loader.load_at_revision(revision, revision.folder)
-    runs = [
-        load_run_at_revision(revision, RunFiles(revision.folder, name, seed)) for name, seed in settings.list_runs()
-    ]
-    for run, there in zip(runs, _find_existing_runs(revision.folder, runs), strict=True):
-        if there:
-            yield f"{run.files.id}: MLflow has it already, as run {there}"
+    config = loader.load_at_revision(revision, revision.folder)
+    runs = [load_run_at_revision(revision, RunFiles(revision.folder, name, seed)) for name, seed in config.list_runs()]
+    for run, run_id in zip(runs, _find_run_ids(revision.folder, runs), strict=True):
+        if run_id:
+            yield f"{run.files.id}: MLflow has it already, as run {run_id}"
             continue
-        with_weights = _write_log(revision, settings, run)
-        yield f"{run.files.id}: taken from {revision.name}, {'with' if with_weights else 'without'} its weights"
+        has_weights = _write_log(revision, config, run)
+        yield f"{run.files.id}: taken from {revision.name}, {'with' if has_weights else 'without'} its weights"
 
 
-def _build_tags(revision: Revision, settings: Config, files: RunFiles) -> dict[str, str]:
-    choice = TuningResult.read_at_revision(revision, TuningFiles(files.folder, files.optimizer).choice)
-    return tuned_values.build_trial_tags(settings, choice, files.seed) if choice else {}
-
-
-def _find_existing_runs(folder: Path, runs: list[Run]) -> list[str | None]:
-    """Return the id that each run has in MLflow, or None."""
+def _find_run_ids(folder: Path, runs: list[Run]) -> list[str | None]:
     wanted = [(run.files.id, run.trained.weights_sha256) for run in runs]
     try:
-        return mlflow_store.find_run_ids(sync_state.get_experiment_name(folder), wanted)
+        return mlflow_store.find_run_ids(event_log.get_experiment_name(folder), wanted)
     except Exception as error:
-        raise TrackingError(
-            f"MLflow at {mlflow_store.get_redacted_uri()} was not reached ({mlflow_store.describe_error(error)}): try "
-            f"later"
-        ) from None
+        raise _make_unreachable_error(error, "try later") from None
 
 
-def _write_log(revision: Revision, settings: Config, run: Run) -> bool:
-    """Returns whether the weights were at hand."""
+def _make_unreachable_error(error: Exception, consequence: str) -> TrackingError:
+    uri = mlflow_store.get_redacted_uri()
+    return TrackingError(f"MLflow at {uri} was not reached ({mlflow_store.describe_error(error)}): {consequence}")
+
+
+def _write_log(revision: Revision, config: Config, run: Run) -> bool:
+    """Write the log of a run, and return whether git or DVC's cache has its weights."""
     files, trained = run.files, run.trained
     for earlier in find_by_key(files.id, trained.weights_sha256):  # from a call that was cut short, or another server's
         shutil.rmtree(earlier.folder)
     seconds = git.get_output("show", "-s", "--format=%ct", revision.commit) or "0"
     timestamp_ms, provenance = int(seconds) * 1000, {"git.commit": revision.commit, "git.dirty": "no"}
+    choice = TuningResult.read_at_revision(revision, TuningFiles(files.folder, files.optimizer).choice)
+    tags = tuned_values.build_trial_tags(config, choice, files.seed) if choice else {}
     content = revision.fetch_output(files.weights, revision.list_outs(f"train@{files.id}"))
     with tempfile.TemporaryDirectory(prefix="optlab-sync-") as folder:
         weights = Path(folder) / files.weights.name if content else None
         if weights and content:
             weights.write_bytes(content)
         log = run_metadata.create_log_from_record(
-            settings,
-            files,
-            weights,
-            trained,
-            run.conditions,
-            timestamp_ms,
-            provenance,
-            _build_tags(revision, settings, files),
+            config, files, weights, trained, run.conditions, timestamp_ms, provenance, tags
         )
-        run_metadata.log_evaluation(log, files.id, weights, trained, run.tested, settings.model, timestamp_ms)
+        run_metadata.log_evaluation(log, files.id, weights, trained, run.tested, config.model, timestamp_ms)
         log.commit_draft()
     return content is not None
 
 
-TRASH_FOLDER = (
-    Path(".optlab") / "removed"
-)  # where they lie while they are deleted: a journal is there whole or not at all
-
-_SKIPPED_FOLDERS = (".git", ".optlab", "mlruns", "__pycache__")
-
-_NOT_UPLOADED = "not ended, or not all in MLflow"
-_IN_RECORD = "of the present record"
-_RESUMABLE = "their runs may go on"
-_LOCKED = "a process is at work on their runs"
-
-
 @dataclass(frozen=True)
 class PruneResult:
-    """What became of a journal.
+    """Outcome for one event log.
 
     Attributes:
-        kept_reason: why it was, said of several; empty where it was removed.
+        name: of the log's folder.
+        kept_reason: reason in words about several logs; empty if the log was removed.
         freed_bytes: bytes of its files, but for those that have another name elsewhere, as weights in DVC's cache.
     """
 
@@ -122,7 +105,7 @@ class PruneResult:
 
 
 def prune() -> Iterator[PruneResult]:
-    """Remove the journals that MLflow has whole, but for those of the present record and of runs that may go on.
+    """Remove the logs that MLflow has completely, but for those of the present record and of runs that may resume.
 
     Raises:
         TrackingError: MLflow cannot be reached; nothing was removed.
@@ -130,11 +113,11 @@ def prune() -> Iterator[PruneResult]:
         BusyError: another process does the same.
     """
     with locks.hold_lock("clean"):
-        shutil.rmtree(TRASH_FOLDER, ignore_errors=True)  # of a call that was cut short
-        logs = _find_uploaded_logs()
-        recorded_digests = (
-            _collect_recorded_digests()
-        )  # after that: what a training has ended in between is not in MLflow by that look
+        for folder in (TRASH_FOLDER, _LEGACY_TRASH_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)  # of a call that was cut short
+        logs = _list_logs_with_uploads()
+        # After that: a training that has ended in between had not been uploaded when its log was examined.
+        recorded_digests = _collect_recorded_digests()
         finished: set[str] = set()
         for log, summary in reversed(logs):  # the newest first
             yield _try_prune(log, summary, recorded_digests, finished)
@@ -142,26 +125,22 @@ def prune() -> Iterator[PruneResult]:
                 finished.add(summary.lock)
 
 
-def _find_uploaded_logs() -> list[tuple[EventLog, LogSummary | None]]:
-    """Every journal, with what it says where MLflow has taken all of it."""
+def _list_logs_with_uploads() -> list[tuple[EventLog, LogSummary | None]]:
+    """Return every log, with its summary if MLflow has taken all of it."""
     get_store_id = functools.cache(mlflow_store.get_store_id)
     try:
-        get_store_id("")  # also where no journal asks
-        return [(log, _drop_if_refused(get_uploaded_summary(log, get_store_id), log)) for log in list_logs()]
+        get_store_id("")  # also where no log asks
+        # A log of which MLflow has refused a part, or of an older version that did not count that, is not complete.
+        return [
+            (log, get_uploaded_summary(log, get_store_id) if SyncState.read(log.folder).refused == 0 else None)
+            for log in list_logs()
+        ]
     except Exception as error:  # whatever MLflow raises
-        raise TrackingError(
-            f"MLflow at {mlflow_store.get_redacted_uri()} was not reached ({mlflow_store.describe_error(error)}): "
-            f"nothing was removed"
-        ) from None
-
-
-def _drop_if_refused(summary: LogSummary | None, log: EventLog) -> LogSummary | None:
-    """None where MLflow has refused a part; an earlier version has not noted whether."""
-    return summary if SyncState.read(log.folder).refused == 0 else None
+        raise _make_unreachable_error(error, "nothing was removed") from None
 
 
 def _collect_recorded_digests() -> set[str]:
-    """The SHA-256 of the weights of every run of the record, of all pipelines and of experiments under way."""
+    """Return the SHA-256 of the weights of every recorded run, of all pipelines and of experiments under way."""
     linked = (path for depth in ("*/", "*/*/") for path in Path().glob(depth) if path.is_symlink())
     folders = (folder for top in (Path(), *linked) for folder in _walk_folders(top))
     paths = (path for folder in folders for path in folder.glob(f"{RUNS_FOLDER}/*/train.json"))
@@ -169,12 +148,12 @@ def _collect_recorded_digests() -> set[str]:
 
 
 def _walk_folders(top: Path) -> Iterator[Path]:
-    """A folder and all below it, but for what holds no pipeline and many files."""
+    """Yield a folder and all below it, but for those that hold no pipeline and many files."""
     for folder, below, names in os.walk(top):
         if "pyvenv.cfg" in names:
             below.clear()
-        own = Path(folder).name == ".dvc"  # its cache; what lies in tmp are experiments' copies
-        below[:] = [name for name in below if (name == "tmp" if own else name not in _SKIPPED_FOLDERS)]
+        is_dvc = Path(folder).name == ".dvc"  # with its cache; experiments' copies are in its tmp
+        below[:] = [name for name in below if (name == "tmp" if is_dvc else name not in _SKIPPED_FOLDERS)]
         yield Path(folder)
 
 
@@ -190,7 +169,7 @@ def _try_prune(
         return PruneResult(name, _RESUMABLE)
     try:
         with locks.hold_lock(summary.lock), FileLock(log.folder / "lock", timeout=0):
-            if get_uploaded_summary(log) != summary:  # somebody has added to it since
+            if get_uploaded_summary(log) != summary:  # it has grown since
                 return PruneResult(name, _NOT_UPLOADED)
             freed_bytes = _delete_folder(log.folder)
         if not summary.is_from_this_tree(log.run):
@@ -201,7 +180,7 @@ def _try_prune(
 
 
 def _can_resume(log: EventLog, summary: LogSummary, finished: set[str]) -> bool:
-    """Whether the next training would go on with it: it was stopped, and the run has not come to its end since."""
+    """Return whether the next training may resume the run: it was stopped, and no later process has finished it."""
     if summary.status in ("completed", "diverged"):
         return False
     if not summary.is_from_this_tree(log.run):  # an experiment's copy does not come back
@@ -210,7 +189,7 @@ def _can_resume(log: EventLog, summary: LogSummary, finished: set[str]) -> bool:
 
 
 def _delete_folder(folder: Path) -> int:
-    """Returns the bytes that it freed."""
+    """Delete a log's folder, and return the bytes that this frees."""
     TRASH_FOLDER.mkdir(exist_ok=True)
     moved = folder.rename(TRASH_FOLDER / folder.name)
     sizes = [path.stat() for path in moved.rglob("*") if path.is_file()]

@@ -1,6 +1,6 @@
-"""A run's weights as a model of MLflow's, "from code": MLflow runs this file where the model is loaded.
+"""MLflow model of a run's weights, "from code": MLflow runs this file where the model is loaded.
 
-It imports torch, and the code that lies beside the weights, only there: logging a model costs neither.
+It imports torch, and the code beside the weights, only then: logging a model imports neither.
 """
 
 import sys
@@ -20,26 +20,18 @@ _SIGNATURE = ModelSignature(
     Schema([TensorSpec(np.dtype(np.float32), (-1, 3, 32, 32))]), Schema([TensorSpec(np.dtype(np.float32), (-1, 10))])
 )
 _BASE_REQUIREMENTS = (
-    "mlflow",
-    "numpy",
-    "psutil",
-    "pydantic",
-    "ruamel.yaml",
-    "safetensors",
-    "torch",
-    "torchvision",
-    "tqdm",
-)
+    "mlflow", "numpy", "psutil", "pydantic", "ruamel.yaml", "safetensors", "torch", "torchvision", "tqdm"
+)  # fmt: skip
 
 
 def log_model(name: str, model_id: str, weights: Path, model: str, digest: str) -> None:
-    """Log weights under a logged model that was initialized.
+    """Log weights as the content of an initialized logged model.
 
     Args:
         name: of the logged model.
         model_id: of the logged model.
         weights: a .safetensors file.
-        model: its name in params.yaml.
+        model: name in params.yaml.
         digest: the SHA-256 of the file, which is checked whenever the model is loaded.
 
     Raises:
@@ -47,7 +39,7 @@ def log_model(name: str, model_id: str, weights: Path, model: str, digest: str) 
     """
     package = Path(__file__).parents[1]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of type hints and an example: the signature says it all
+        warnings.simplefilter("ignore", UserWarning)  # that type hints and an example are missing: there is a signature
         mlflow.pyfunc.log_model(
             name=name, model_id=model_id, python_model=__file__, artifacts={"weights": str(weights)},
             model_config={"model": model, "sha256": digest}, signature=_SIGNATURE,
@@ -57,28 +49,28 @@ def log_model(name: str, model_id: str, weights: Path, model: str, digest: str) 
 
 
 def _list_custom_code(model: str) -> list[Path]:
-    """The folder custom/, and the module or package at the top that a model is from, if it is."""
+    """Return the folder custom/, and the module or package at the top that defines a model, if any."""
     top_paths = {Path(each.parts[0]) for each in source_code.find_user_modules([model])}
     return [each.absolute() for each in sorted({repository.CUSTOM, *top_paths})]
 
 
 def list_requirements(model: str) -> list[str]:
-    """The packages that loading a model takes: this package's, and those that a dotted model leads to or imports."""
-    found = set(_BASE_REQUIREMENTS)
+    """Return the packages that are needed to load a model: this package's, and those of a dotted model's modules."""
+    packages = set(_BASE_REQUIREMENTS)
     if "." in model:
         modules = {model}
         for name in source_code.find_user_modules([model]):
             modules |= set(source_code.parse_imports(name))
         known = packages_distributions()
-        found |= {package for each in modules for package in known.get(each.partition(".")[0], ())}
-    return sorted(found - {"optlab"})
+        packages |= {package for each in modules for package in known.get(each.partition(".")[0], ())}
+    return sorted(packages - {"optlab"})
 
 
 class PyfuncClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """Images in, logits out."""
+    """Classifier from images to logits."""
 
     def load_context(self, context: Any) -> None:
-        """Read the weights as every program of this repository does.
+        """Load the weights, with the same checks as everywhere in this repository.
 
         Raises:
             WeightsError: the file is missing, altered, no safetensors, or of another model.
@@ -90,7 +82,7 @@ class PyfuncClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self._model, _ = weights.load_model(path, context.model_config["model"], context.model_config["sha256"])
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> Any:
-        """Logits, float32, shape (n, 10).
+        """Return the logits, float32, shape (n, 10).
 
         Args:
             context: as in `load_context`.

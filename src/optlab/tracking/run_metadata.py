@@ -1,4 +1,4 @@
-"""What is said about a run besides its figures: the facts that open its journal, and how it ended."""
+"""Content of an event log besides the training's metrics: parameters and tags of a run, its evaluation, and its end."""
 
 import getpass
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from optlab.analysis.colours import assign_colours
+from optlab.analysis.presentation import assign_colours
 from optlab.data import cifar10
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.schema.parameters import Config, format_run_id
@@ -17,31 +17,26 @@ from optlab.system.errors import StorageError
 from optlab.tracking.event_log import (
     EventLog,
     get_current_time_ms,
+    get_experiment_name,
+    get_lock_name,
     make_epoch_points,
     make_validation_points,
     round_metric,
 )
-from optlab.tracking.sync_state import get_experiment_name, get_lock_name
 from optlab.training import models, optimizers
 from optlab.training.optimizer_factory import TrainingContext
 
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
-def build_run_metadata(
-    config: Config,
-    folder: Path,
-    name: str,
-    seed: int,
-    conditions: Environment,
-    provenance: dict[str, str] | None = None,
-    extra_tags: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """The fields of a journal's first event.
+def build_run_metadata(config: Config, folder: Path, name: str, seed: int, conditions: Environment,
+                       provenance: dict[str, str] | None = None,
+                       extra_tags: dict[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Return the fields of a log's start event, for a run of the optimizer `name` of the pipeline in `folder`.
 
     Args:
-        provenance: as `git.get_provenance` has it, which is the default.
-        extra_tags: tags besides.
+        conditions: environment of the training.
+        provenance: as from `git.get_provenance`, which is the default.
     """
     run = format_run_id(name, seed)
     params: dict[str, Any] = {"model": config.model, "optimizer": name, "seed": seed}
@@ -51,19 +46,12 @@ def build_run_metadata(
     params["device"] = conditions.device
     provenance = git.get_provenance() if provenance is None else provenance
     tags = provenance | {
-        "optlab.run": run,
-        "optimizer": name,
-        "status": "running",
+        "optlab.run": run, "optimizer": name, "status": "running",
         "mlflow.runColor": assign_colours(config.optimizers)[name],
-        "mlflow.source.name": "pipeline/train.py",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": _get_user(),
-        "conditions.cpu": conditions.cpu,
-        "conditions.cpu_capability": conditions.cpu_capability,
-        "conditions.python": conditions.python,
-        "conditions.torch": conditions.packages.get("torch", "unknown"),
-    }
-    tags |= extra_tags or {}
+        "mlflow.source.name": "pipeline/train.py", "mlflow.source.type": "LOCAL", "mlflow.user": _get_user(),
+        "conditions.cpu": conditions.cpu, "conditions.cpu_capability": conditions.cpu_capability,
+        "conditions.python": conditions.python, "conditions.torch": conditions.packages.get("torch", "unknown"),
+    } | (extra_tags or {})  # fmt: skip
     exp = repository.get_dvc_experiment()
     if exp:
         tags |= {"dvc.exp.name": exp, "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV", "unknown")}
@@ -74,20 +62,17 @@ def build_run_metadata(
             "Trained on the **test** split, in file order, as the tutorial does: its test accuracy is an accuracy "
             "on training images."
         )
-    dataset_info = {
-        "name": config.data.dataset,
-        "digest": cifar10.compute_digest(config.data.dataset),
-        "source": DATASET_SOURCE,
-    }
+    dataset = config.data.dataset
     return {
         "id": uuid.uuid4().hex[:16], "time": get_current_time_ms(), "name": f"{run} [{exp}]" if exp else run,
-        "experiment": get_experiment_name(folder), "params": params, "tags": tags, "dataset": dataset_info,
+        "experiment": get_experiment_name(folder), "params": params, "tags": tags,
+        "dataset": {"name": dataset, "digest": cifar10.compute_digest(dataset), "source": DATASET_SOURCE},
         "lock": get_lock_name(folder, run),
     }  # fmt: skip
 
 
 def _get_user() -> str:
-    """The account's name: on a shared server, who trained."""
+    """Return the account's name, which tells on a shared server who has trained."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
@@ -96,36 +81,28 @@ def _get_user() -> str:
 
 @contextmanager
 def close_on_error(log: EventLog) -> Iterator[None]:
-    """If what is inside does not end by itself, close the journal as `interrupted` or `failed`, with all it has."""
-
+    """End the log as `interrupted` or `failed`, with all buffered metrics, if the block raises."""
     with processes.interrupt_on_sigterm():
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when who reads its output is gone
-            with suppress(StorageError):  # on a full disk, the next process says that this one has ended
+            stopped = isinstance(error, KeyboardInterrupt | BrokenPipeError)  # as when the reader of the output is gone
+            with suppress(StorageError):  # on a full disk, the next process ends it
                 log.end("interrupted" if stopped else "failed")
             raise
 
 
-def create_log_from_record(
-    config: Config,
-    files: RunFiles,
-    weights: Path | None,
-    trained: TrainRecord,
-    conditions: Environment | None = None,
-    timestamp_ms: int | None = None,
-    provenance: dict[str, str] | None = None,
-    extra_tags: dict[str, str] | None = None,
-) -> EventLog:
-    """A draft of a journal for a run that was not trained here but came with the record, which has no times.
+def create_log_from_record(config: Config, files: RunFiles, weights: Path | None, trained: TrainRecord,
+                           conditions: Environment | None = None, timestamp_ms: int | None = None,
+                           provenance: dict[str, str] | None = None,
+                           extra_tags: dict[str, str] | None = None) -> EventLog:  # fmt: skip
+    """Return the draft of a log for a run that came with the record, which has no times, in place of a training.
 
     Args:
-        weights: the file, where it is at hand.
-        conditions: those that are recorded, where they are.
-        timestamp_ms: the time of all that is in it, in ms since 1970; default: now.
-        provenance: the revision that the record is from, as `git.get_provenance` has it; default: the present one.
-        extra_tags: tags besides.
+        weights: the file, if it is there.
+        conditions: the recorded environment, if there is one.
+        timestamp_ms: time of all events, in ms since 1970; default: now.
+        provenance: revision of the record, as from `git.get_provenance`; default: the present one.
     """
     digest, timestamp_ms = trained.weights_sha256, get_current_time_ms() if timestamp_ms is None else timestamp_ms
     log = EventLog.create(files.id, digest, draft=True)
@@ -150,20 +127,21 @@ def create_log_from_record(
 
 
 def _get_default_hyperparameters(config: Config, optimizer: str) -> dict[str, str]:
-    """Those that the installed version gives it, for records that do not have them."""
+    """Return the installed class's hyperparameters, for old records without them."""
     context = TrainingContext.from_config(config, models.build(config.model, 0))
-    stepper = optimizers.build(optimizer, config.get_optimizer(optimizer), context)
-    return {key: str(value) for key, value in stepper.get_hyperparameters().items()}
+    driver = optimizers.build(optimizer, config.get_optimizer(optimizer), context)
+    return {key: str(value) for key, value in driver.get_hyperparameters().items()}
 
 
 def log_evaluation(log: EventLog, run: str, weights: Path | None, trained: TrainRecord, measured: EvalRecord,
-               model: str, timestamp_ms: int | None = None) -> None:  # fmt: skip
-    """Write what an evaluation adds: the test metrics, what figures show and, where the weights are at hand, the model.
+                   model: str, timestamp_ms: int | None = None) -> None:  # fmt: skip
+    """Write the events of an evaluation: test metrics, data of the figures and, if there are weights, the model.
 
     A run whose outputs are not finite has diverged, though its training may have completed.
 
     Args:
-        model: its name in params.yaml.
+        weights: the file, if it is there.
+        model: name in params.yaml.
         timestamp_ms: in ms since 1970; default: now.
     """
     _log_test_metrics(log, measured, get_current_time_ms() if timestamp_ms is None else timestamp_ms)
@@ -175,7 +153,7 @@ def log_evaluation(log: EventLog, run: str, weights: Path | None, trained: Train
 
 
 def _log_test_metrics(log: EventLog, measured: EvalRecord, timestamp_ms: int) -> None:
-    """Write the test metrics that are not there yet; at step 0, where MLflow draws a bar for each run."""
+    """Write the test metrics that the log lacks, at step 0, where MLflow draws a bar for each run."""
     logged = log.read_metric_values()
     values = {
         "test/loss": measured.test_loss,
@@ -183,7 +161,7 @@ def _log_test_metrics(log: EventLog, measured: EvalRecord, timestamp_ms: int) ->
         "test/expected_calibration_error": measured.expected_calibration_error,
     } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
     metrics = {key: round_metric(value) for key, value in values.items() if value is not None}
-    # Journals of earlier versions have all digits.
+    # Logs of older versions have all digits.
     points = [
         (key, value, timestamp_ms, 0)
         for key, value in metrics.items()

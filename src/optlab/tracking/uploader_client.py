@@ -1,7 +1,8 @@
-"""A stage's connection to the process that fills MLflow (`sender`): the stage only writes its journal.
+"""Client of the process that sends event logs to MLflow (`uploader_daemon`), so that no stage imports MLflow.
 
-Under DVC one sender serves all stages: it lasts as long as the `dvc` that runs them. A stage that was started by hand,
-or in a copy of the repository that will be deleted, has one of its own and waits for it at its end.
+Under DVC one daemon serves all stages and lasts as long as `dvc`. A stage that was started by hand, or in a copy of the
+repository that will be deleted, starts its own daemon and waits for it at its end. The daemon sees by itself which logs
+grow. A connection is for requests that have an answer, and its end tells the daemon that a stage has ended.
 """
 
 import contextlib
@@ -12,40 +13,40 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from optlab.system import processes, repository
 from optlab.system.errors import print_stderr
-from optlab.tracking import mlflow_store
+from optlab.tracking import event_log, mlflow_store
 
-UPLOADER_PARENT_VARIABLE = "OPTLAB_UPLOADER_PARENT"  # PID of the `optlab` that has started an uploader, or NO_UPLOAD
-NO_UPLOAD = "nobody"  # where nothing is to be sent
+UPLOADER_PARENT_VARIABLE = "OPTLAB_UPLOADER_PARENT"  # PID of the `optlab` that has started a daemon, or NO_UPLOAD
+NO_UPLOAD = "nobody"  # where nothing is to be uploaded
 
 MLFLOW_TIMEOUT_S = 120.0
-_STARTUP_TIMEOUT_S = 20.0  # until a new sender answers, on a busy machine
-UPLOAD_LATER_HINT = "all is in .optlab/journal, and the next stage or `optlab sync` sends it"
+_STARTUP_TIMEOUT_S = 20.0  # until a new daemon listens, on a busy machine
+UPLOAD_LATER_HINT = f"all is in {event_log.LOG_FOLDER}, and the next stage or `optlab sync` sends it"
 
 
 def get_socket_path() -> Path:
-    """Where the shared sender listens, relative to the top; one for each store and user that the environment names."""
+    """Return the shared daemon's socket, relative to the top: one for each value of MLflow's environment variables."""
     mlflow_environment = sorted(item for item in os.environ.items() if item[0].startswith("MLFLOW_"))
-    return Path(".optlab") / f"sender-{hashlib.sha256(json.dumps(mlflow_environment).encode()).hexdigest()[:8]}.sock"
+    return Path(".optlab") / f"uploader-{hashlib.sha256(json.dumps(mlflow_environment).encode()).hexdigest()[:8]}.sock"
 
 
-def connect_to_shared() -> socket.socket | None:
-    """A connection to the shared sender, if there is one."""
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.connect(str(get_socket_path()))
-    except OSError:
-        connection.close()
-        return None
-    return connection
+def connect(parent: str) -> Connection | None:
+    """Connect to the shared daemon, if there is one, and tell it not to end before the process with that id."""
+    with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+        client.connect(str(get_socket_path()))
+        connection = Connection(client.detach())
+        _send(connection, {"add_parent": int(parent)})
+        return connection
+    return None
 
 
 def start_daemon(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-    """Start a sender, where MLflow's store is; Ctrl-C is not for it: what that says of a run is still to be sent."""
+    """Start a daemon where MLflow's store is; Ctrl-C does not reach it, so that it still sends how the runs ended."""
     return subprocess.Popen(
         [sys.executable, "-m", "optlab.tracking.uploader_daemon", *arguments],
         cwd=repository.get_state_root(),
@@ -56,8 +57,12 @@ def start_daemon(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
     )
 
 
+def _send(connection: Connection, message: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
 def _find_parent() -> str | None:
-    """The id of the process that the stage's sender is to last as long as, where it is not the stage's own."""
+    """Return the id of the process whose end is the shared daemon's; None for a stage with its own daemon."""
     if repository.is_experiment_copy():
         return None
     dvc_process = None if os.environ.get(UPLOADER_PARENT_VARIABLE) == NO_UPLOAD else processes.find_dvc()
@@ -65,88 +70,72 @@ def _find_parent() -> str | None:
 
 
 class UploaderClient:
-    """Tells the sender of journals that have grown, and asks it; a sender that is gone is never the run's trouble."""
+    """Connection of one stage to the daemon; a daemon that has ended never fails the stage."""
 
     def __init__(self) -> None:
-        self._connection: socket.socket | None = None
+        event_log.get_log_folder()  # moves the logs of an older version, before the stage locks its run
+        self._parent = _find_parent()
+        self._connection: Connection | None = None
         self._private_daemon: subprocess.Popen[bytes] | None = None
         self._timed_out = False
-        self._parent = _find_parent()
         if self._parent is None:
-            self._connection, daemon_end = socket.socketpair()
+            self._connection, daemon_end = Pipe()
             with daemon_end:
-                self._private_daemon = start_daemon(
-                    "--connection", str(daemon_end.fileno()), pass_fds=(daemon_end.fileno(),)
-                )
-        elif self._is_shared and not self._ensure_connected():
-            start_daemon(self._parent)
-        elif self._is_shared:
-            self._send({"follow": int(self._parent)})
+                descriptor = daemon_end.fileno()
+                self._private_daemon = start_daemon("--connection", str(descriptor), pass_fds=(descriptor,))
+        else:
+            self._connect_or_start()
 
-    @property
-    def _is_shared(self) -> bool:
-        return self._parent not in (None, NO_UPLOAD)
-
-    def _ensure_connected(self) -> bool:
-        """Whether there is a connection; the shared sender may have been starting so far."""
-        if self._connection is None and self._is_shared:
-            self._connection = connect_to_shared()
-        return self._connection is not None
-
-    def notify(self, log_name: str) -> None:
-        """Say that the journal of that name has grown."""
-        self._ensure_connected()
-        self._send({"journal": log_name})
+    def _connect_or_start(self) -> None:
+        if self._parent not in (None, NO_UPLOAD):
+            self._connection = connect(str(self._parent))
+            if self._connection is None:
+                start_daemon(str(self._parent))
 
     def request(self, **message: Any) -> dict[str, Any] | None:
-        """Its answer; None, with a warning, where there is none within the time that a stage waits for MLflow."""
+        """Send a message, and return the daemon's answer.
+
+        Returns:
+            None if there is no daemon or it has ended; {}, after a warning, if the answer takes too long.
+        """
         deadline = time.monotonic() + _STARTUP_TIMEOUT_S
-        while not self._ensure_connected() and self._is_shared and time.monotonic() < deadline:
+        while self._connection is None and self._parent not in (None, NO_UPLOAD) and time.monotonic() < deadline:
             time.sleep(0.05)
+            self._connection = connect(str(self._parent))
         if self._timed_out:  # a late answer would pass for this one's
             return {}
-        if self._connection is None or not self._send(message):
+        if self._connection is None:
             return None
-        self._connection.settimeout(MLFLOW_TIMEOUT_S)
         try:
-            with self._connection.makefile("rb") as answers:
-                line = answers.readline()
-            return dict(json.loads(line)) if line else None
-        except TimeoutError:
-            self._timed_out = True
-            print_stderr(
-                f"warning: MLflow at {mlflow_store.get_redacted_uri()} is too slow: given up after "
-                f"{MLFLOW_TIMEOUT_S:g} s; {UPLOAD_LATER_HINT}"
-            )
-            return {}
-        except (OSError, ValueError):
+            _send(self._connection, message)
+            if self._connection.poll(MLFLOW_TIMEOUT_S):
+                return dict(json.loads(self._connection.recv_bytes()))
+        except (OSError, EOFError, ValueError):
+            self._close_connection()
             return None
+        self._timed_out = True
+        print_stderr(
+            f"warning: MLflow at {mlflow_store.get_redacted_uri()} is too slow: given up after "
+            f"{MLFLOW_TIMEOUT_S:g} s; {UPLOAD_LATER_HINT}"
+        )
+        return {}
 
     def close(self) -> None:
-        """The stage has ended: the sender looks at every journal, and a stage's own one is waited for.
+        """Tell the daemon that the stage has ended, and wait for the stage's own daemon.
 
-        A shared one that was killed is replaced, for this may be the last stage.
+        A shared daemon that was killed is replaced: this may be the last stage.
         """
+        self._close_connection()
+        if self._private_daemon is None:
+            self._connect_or_start()
+            self._close_connection()
+            return
+        try:
+            self._private_daemon.wait(2 * MLFLOW_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._private_daemon.kill()
+
+    def _close_connection(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        if self._is_shared:
-            alive = connect_to_shared()
-            if alive is None:
-                start_daemon(str(self._parent))
-            else:
-                alive.close()
-        if self._private_daemon is not None:
-            try:
-                self._private_daemon.wait(2 * MLFLOW_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._private_daemon.kill()
-
-    def _send(self, message: dict[str, Any]) -> bool:
-        if self._connection is None:
-            return False
-        with contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
-            return True
-        self._connection.close()
         self._connection = None
-        return False

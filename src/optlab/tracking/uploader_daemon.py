@@ -1,152 +1,140 @@
-"""The process that fills MLflow from the journals, so that no stage has to import it.
+"""Process that sends event logs to MLflow as they grow.
 
     python -m optlab.tracking.uploader_daemon PID               shared: until that process has ended
-    python -m optlab.tracking.uploader_daemon --connection FD   of one stage alone: until it closes that socket
+    python -m optlab.tracking.uploader_daemon --connection FD   of one stage: until it closes that connection
 
-It is told by lines of JSON. From a stage: {"journal": NAME}, it has grown; {"follow": PID}, do not end before that
-process; {"push": true} or {"publish": …}, do it and answer. A connection that ends is a stage that has ended, or was
-killed: every journal is looked at then, and before the sender ends itself.
+Twice a second the daemon compares the sizes of the logs with those that it has sent. It examines all logs, and ends
+those of dead runs, at its start, when a stage connects, ends or is killed, and before it ends itself.
+
+Messages are JSON: {"add_parent": PID} asks it not to end before that process. The others are requests with an answer,
+before which all logs are sent: {"push": true}; {"find_missing": RUNS, "experiment": NAME}; and
+{"update_comparison": EXPERIMENT}, which shows the comparison in that experiment's file.
 """
 
 import contextlib
 import json
-import queue
 import socket
 import sys
-import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import processes
-from optlab.tracking import comparison_view, log_uploader, mlflow_store, uploader_client
-from optlab.tracking.comparison_view import ComparisonView
-from optlab.tracking.event_log import LOG_FOLDER, EventLog
+from optlab.tracking import comparison_view, event_log, mlflow_store, uploader, uploader_client
+from optlab.tracking.event_log import EventLog, SyncState
 
-_POLL_INTERVAL_S = 0.5  # how often to see whether anybody is left
-_RETRY_DELAY_S = 30.0  # after trouble with a store
-_TAKEOVER_TIMEOUT_S = 300.0  # for a sender that is ending
-
-ClientMessage = tuple[socket.socket, dict[str, Any] | None]
+_POLL_INTERVAL_S = 0.5
+_RETRY_DELAY_S = 30.0  # after an error of the store
+_TAKEOVER_TIMEOUT_S = 300.0  # for a daemon that is ending
 
 
 class UploaderDaemon:
-    """Does what the messages say, one after the other; `inbox` is filled by threads, one for each connection."""
+    """Sends logs, and answers requests, in one thread."""
 
     def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[ClientMessage] = queue.SimpleQueue()
-        self._connections: set[socket.socket] = set()
-        self._parents: list[psutil.Process] = []
-        self._grown_logs: set[str] = set()
-        self._full_push_due = True  # what a kill or an outage has left
+        self._connections: set[Connection] = set()
+        self._parents: set[psutil.Process] = set()
+        self._sizes: dict[str, int] = {}  # log → size when it was sent last
+        self._full_push_due = True  # a kill or an outage may have left something
         self._done_sizes: dict[str, int] = {}
-        self._uploaders: dict[str, log_uploader.LogUploader] = {}
+        self._uploaders: dict[str, uploader.LogUploader] = {}
         self._retry_at = 0.0
         self._warned = False
 
     def add_parent(self, pid: int) -> None:
         """Do not end before that process."""
         with contextlib.suppress(psutil.Error):
-            self._parents.append(psutil.Process(pid))
+            self._parents.add(psutil.Process(pid))
 
-    def serve(self, connection: socket.socket) -> None:
-        """Take the messages of a connection from now on."""
+    def add_connection(self, connection: Connection) -> None:
+        """Handle the messages of a connection, and do not end before it."""
         self._connections.add(connection)
 
-        def receive_messages() -> None:
-            with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
-                for line in lines:
-                    self._inbox.put((connection, json.loads(line)))
-            self._inbox.put((connection, None))
+    def run(self, listener: socket.socket | None = None) -> None:
+        """Send what there is until no connection and no parent is left."""
+        while True:
+            is_needed = bool(self._connections) or any(map(processes.is_alive, self._parents))
+            sources: list[Connection | socket.socket] = [*self._connections, *([listener] if listener else [])]
+            ready = wait(sources, _POLL_INTERVAL_S if is_needed else 0)
+            if not ready and not is_needed:
+                return
+            for source in ready:
+                if isinstance(source, Connection):
+                    self._receive(source)
+                elif listener:
+                    self.add_connection(Connection(listener.accept()[0].detach()))
+            if time.monotonic() >= self._retry_at:
+                self.push_changes()
 
-        threading.Thread(target=receive_messages, daemon=True).start()
-
-    def accept_connections(self, listener: socket.socket) -> None:
-        """Serve whoever connects, until the listener is closed."""
-        with contextlib.suppress(OSError):
-            while True:
-                self.serve(listener.accept()[0])
-
-    def run(self) -> None:
-        """Send what there is, until nobody is left who could write more."""
-        while self._connections or self._inbox.qsize() or any(processes.is_alive(each) for each in self._parents):
-            try:
-                self._handle_message(*self._inbox.get(timeout=_POLL_INTERVAL_S))
-            except queue.Empty:
-                if time.monotonic() >= self._retry_at:
-                    self._push_all()
+    def push_changes(self) -> None:
+        """Send the logs that have grown, or everything if that is due."""
+        if self._full_push_due:
+            self._push_all()
+            return
+        for name, size in event_log.measure_logs().items():
+            if size == self._sizes.get(name):
                 continue
-            if self._grown_logs and not self._inbox.qsize() and time.monotonic() >= self._retry_at:
-                self._push_grown_logs()
+            log = EventLog(event_log.get_log_folder() / name)
+            store = SyncState.read(log.folder).store
+            # The daemon of another store sends that log; two would each send it again from its beginning.
+            if not store or mlflow_store.is_at_current_address(store):
+                log_uploader = self._uploaders.setdefault(name, uploader.LogUploader(log))
+                if not self._try_push(log_uploader.push):
+                    return
+            self._sizes[name] = size
 
     def push_rest(self) -> None:
-        """Send the rest; give up at the first trouble."""
+        """Send everything; give up at the first error."""
         self._full_push_due = True
         self._push_all()
 
-    def _handle_message(self, connection: socket.socket, message: dict[str, Any] | None) -> None:
-        if message is None:
+    def _receive(self, connection: Connection) -> None:
+        try:
+            message = json.loads(connection.recv_bytes())
+        except (EOFError, OSError, ValueError):  # the stage has ended, or was killed
             self._connections.discard(connection)
             connection.close()
             self._full_push_due = True
-        elif "follow" in message:
-            self.add_parent(message["follow"])
-        elif "journal" in message:
-            self._grown_logs.add(message["journal"])
-        else:
-            with contextlib.suppress(OSError):  # it has given up, or was killed
-                connection.sendall(json.dumps(self._handle_request(message)).encode() + b"\n")
+            return
+        if "add_parent" in message:
+            self.add_parent(message["add_parent"])
+            self._full_push_due = True
+            return
+        answer = self._answer(message)
+        with contextlib.suppress(OSError):  # the stage has given up, or was killed
+            connection.send_bytes(json.dumps(answer).encode())
 
-    def _handle_request(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return {"reached": whether MLflow has done it} and the result under "missing" or "message"."""
+        experiment = request.get("update_comparison")
         self._full_push_due = True
-        if not self._push_all(comparisons="publish" not in request):
+        if not self._push_all(update_views=experiment is None):
             return {"reached": False}
         try:
-            if "missing" in request:
-                return {
-                    "reached": True,
-                    "missing": mlflow_store.find_missing_runs(request["experiment"], request["missing"]),
-                }
-            if "publish" in request:
-                return {
-                    "reached": True,
-                    "told": comparison_view.update_view(ComparisonView.model_validate(request["publish"])),
-                }
+            if "find_missing" in request:
+                missing = mlflow_store.find_missing_runs(request["experiment"], request["find_missing"])
+                return {"reached": True, "missing": missing}
+            if experiment is not None:
+                return {"reached": True, "message": comparison_view.update_saved_view(experiment)}
         except Exception as error:
             _warn(mlflow_store.describe_error(error))
             return {"reached": False}
         return {"reached": True}
 
-    def _push_grown_logs(self) -> None:
-        grown, self._grown_logs = self._grown_logs, set()
-        for name in grown:
-            uploader = self._uploaders.setdefault(name, log_uploader.LogUploader(EventLog(LOG_FOLDER / name)))
-            if not self._try_push(uploader.push):
-                self._grown_logs.add(name)
-
-    def _push_all(self, comparisons: bool = True) -> bool:
-        """Every journal, if that is due, then the comparisons; whether MLflow has all of the journals that it takes."""
-        if not self._full_push_due and not self._grown_logs:
-            return True
-
-        def push_logs() -> None:
-            for _ in log_uploader.push_all(self._done_sizes):
-                pass
-
-        def update_views() -> None:
-            for _ in comparison_view.update_outdated_views():
-                pass
-
-        self._uploaders = {}  # a run goes on with a client of its own
-        self._full_push_due, self._grown_logs = not self._try_push(push_logs), set()
-        if comparisons and not self._full_push_due:
-            self._try_push(update_views)
+    def _push_all(self, update_views: bool = True) -> bool:
+        """Send every log, then the comparisons; return whether MLflow has everything that it takes of the logs."""
+        self._sizes = event_log.measure_logs()
+        self._uploaders = {}  # a run continues with a client of its own
+        self._full_push_due = not self._try_push(lambda: list(uploader.push_all(self._done_sizes)))
+        if update_views and not self._full_push_due:
+            self._try_push(lambda: list(comparison_view.update_outdated_views()))
         return not self._full_push_due
 
-    def _try_push(self, push: Any) -> bool:
+    def _try_push(self, push: Callable[[], Any]) -> bool:
         try:
             push()
         except Exception as error:
@@ -162,54 +150,51 @@ class UploaderDaemon:
 
 
 def _warn(text: str) -> None:
-    """On a line of its own, also where a stage has its progress bar on the same terminal."""
+    """Print a warning on a line of its own, also where a stage has its progress bar on the same terminal."""
     with contextlib.suppress(OSError):  # nobody reads it any more
         clear = "\x1b[K" if sys.stderr.isatty() else ""
         print(f"\r{clear}warning: MLflow at {mlflow_store.get_redacted_uri()} {text}", file=sys.stderr, flush=True)
 
 
 def _run_shared_daemon(pid: int) -> None:
-    """Be the one sender, or tell the one that there is whom to follow."""
+    """Be the one shared daemon, or tell the running one to last as long as that process."""
     socket_path = uploader_client.get_socket_path()
     socket_path.parent.mkdir(exist_ok=True)
     lock, deadline = FileLock(socket_path.with_suffix(".lock")), time.monotonic() + _TAKEOVER_TIMEOUT_S
-    while True:
+    while time.monotonic() < deadline:
         try:
             with lock.acquire(timeout=0):
-                return _serve_socket(socket_path, pid)
+                return _serve_socket(pid)
         except Timeout:
-            connection = uploader_client.connect_to_shared()
+            connection = uploader_client.connect(str(pid))
             if connection:
-                with connection:
-                    connection.sendall(json.dumps({"follow": pid}).encode() + b"\n")
-                return None
-        if time.monotonic() > deadline:
-            return None
+                return connection.close()
         time.sleep(0.1)
+    return None
 
 
-def _serve_socket(socket_path: Path, pid: int) -> None:
-    daemon = UploaderDaemon()
+def _serve_socket(pid: int) -> None:
+    daemon, socket_path = UploaderDaemon(), uploader_client.get_socket_path()
     daemon.add_parent(pid)
     socket_path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    with contextlib.suppress(OSError):  # a file system without sockets: the others wait for the lock
-        listener.bind(str(socket_path))
-        listener.listen()
-        threading.Thread(target=daemon.accept_connections, args=[listener], daemon=True).start()
-    daemon.run()
-    socket_path.unlink(missing_ok=True)  # from now on, others start their own
-    listener.close()
-    daemon.run()  # who was connected by then
+    with socket.socket(socket.AF_UNIX) as listener:
+        is_listening = False
+        with contextlib.suppress(OSError):  # a file system without sockets: later daemons wait for the lock
+            listener.bind(str(socket_path))
+            listener.listen()
+            is_listening = True
+        daemon.run(listener if is_listening else None)
+        socket_path.unlink(missing_ok=True)  # from now on, stages start a daemon of their own
+        daemon.run(listener if is_listening else None)  # for those that have connected by then
     daemon.push_rest()
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point; the working directory is where the store is."""
+    """Run the daemon; the working directory is where the store is."""
     if arguments[0] != "--connection":
         return _run_shared_daemon(int(arguments[0]))
     daemon = UploaderDaemon()
-    daemon.serve(socket.socket(fileno=int(arguments[1])))
+    daemon.add_connection(Connection(int(arguments[1])))
     daemon.run()
     return daemon.push_rest()
 

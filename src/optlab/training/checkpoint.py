@@ -1,8 +1,8 @@
-"""What a killed training goes on from: all that the rest of the run depends on, in one file that is replaced whole.
+"""Checkpoints: the state that a killed training resumes from, in one file that is replaced atomically.
 
-The batch order and the schedule are functions of the step, so what is left are the weights and buffers, the optimizers'
-states, the random generators, and the losses so far. The file is safetensors, with what is no tensor as JSON in its
-metadata: nothing in it is executed. Its name holds its own SHA-256, so that a flipped bit is noticed.
+Batch order and schedule are functions of the step, so the state is weights and buffers, the optimizers' states, the
+random generators and the losses so far. The file is safetensors, with the rest as JSON in its metadata: reading it
+executes nothing. Its name holds its SHA-256, so that damage is detected.
 """
 
 import hashlib
@@ -69,12 +69,11 @@ def _list_imported_user_modules() -> list[Path]:
 
 
 class FileCheckpointer(Checkpointer):
-    """Saves a training now and then, and brings it back.
+    """Checkpointer that saves into a folder, as often as keeps its cost below half a percent of the time.
 
     Args:
-        folder: of this run alone: below one named by its `compute_fingerprint`, and named by the journal that has
-            its losses so far.
-        before: called before each save; what it writes is on the disk before the checkpoint counts.
+        folder: of this run only; its path contains the run's fingerprint and the name of its event log.
+        flush_before_save: called before each save, to put the event log on the disk first.
     """
 
     def __init__(self, folder: Path, flush_before_save: Callable[[], None]) -> None:
@@ -84,12 +83,12 @@ class FileCheckpointer(Checkpointer):
         self._warned = False
 
     def restore(self, result: TrainResult, driver: OptimizerDriver) -> bool:
-        """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never.
+        """Restore model, optimizers and result from the last usable checkpoint; return whether there is one.
 
-        A checkpoint that cannot be used is refused with a warning, and removed.
+        Unusable checkpoints are removed with a warning.
 
         Raises:
-            StorageError: it cannot be read at all.
+            StorageError: a file cannot be read.
         """
         candidates = self.list_files()
         while candidates:
@@ -100,7 +99,7 @@ class FileCheckpointer(Checkpointer):
             except OSError as error:
                 raise StorageError(f"{path}: cannot be read ({error.strerror}): mend that, or delete it") from None
             except (MemoryError, torch.OutOfMemoryError):
-                raise  # the checkpoint is not to blame
+                raise  # not caused by the checkpoint
             except Exception as error:  # whatever damage makes the readers raise
                 _apply_state(_decode(backup), result, driver)
                 then = "an earlier one is tried" if candidates else "the training starts over"
@@ -111,11 +110,11 @@ class FileCheckpointer(Checkpointer):
         return False
 
     def list_files(self) -> list[Path]:
-        """Its files, the last one at the end; what else has such a name is nobody's."""
+        """Return the checkpoint files, the latest last."""
         return sorted(path for path in self._folder.glob("*.safetensors") if path.is_file())
 
     def on_step_end(self, result: TrainResult, driver: OptimizerDriver) -> None:
-        """Save if it is time: as often as keeps the cost within its share."""
+        """Save if the time since the last checkpoint is long enough."""
         if time.monotonic() - self._last_saved_s < max(_MIN_INTERVAL_S, self._save_duration_s / _MAX_OVERHEAD):
             return
         began = time.monotonic()
@@ -129,11 +128,11 @@ class FileCheckpointer(Checkpointer):
         self._save_duration_s = self._last_saved_s - began
 
     def save(self, result: TrainResult, driver: OptimizerDriver) -> None:
-        """Write a checkpoint, and remove the one before.
+        """Write a checkpoint, and remove the previous one.
 
         Raises:
             StorageError: it cannot be written.
-            ValueError: the state of an optimizer is more than tensors, numbers and texts.
+            ValueError: the state of an optimizer has objects other than tensors, numbers and texts.
         """
         self._flush_before_save()
         content = _encode(_collect_state(result, driver))
@@ -146,7 +145,7 @@ class FileCheckpointer(Checkpointer):
 
 
 def delete(run: str) -> None:
-    """A run of that name is complete: remove its checkpoints, and what other parameters have left."""
+    """Remove all checkpoints of a run, those of other parameters as well."""
     shutil.rmtree(CHECKPOINTS_DIR / run, ignore_errors=True)
 
 
@@ -208,7 +207,7 @@ def _get_checkpointed_optimizers(driver: OptimizerDriver) -> list[Optimizer]:
 
 
 def _get_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """Torch's `load_state_dict` casts to the parameter's dtype: of a complex number, a real one has the real part."""
+    """Return a state dict; refuse complex tensors of real parameters, which `load_state_dict` would cast to real."""
     for parameter, own in getattr(optimizer, "state", {}).items():
         for value in own.values() if isinstance(own, dict) else ():
             if isinstance(value, Tensor) and value.is_complex() and not parameter.is_complex():
@@ -217,7 +216,7 @@ def _get_optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _get_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those as well that a model's `state_dict` leaves out."""
+    """Return all parameters and buffers, also those that `state_dict` leaves out."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
@@ -244,7 +243,7 @@ def _decode(content: bytes) -> Any:
 
 
 def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors put aside under numbers; dicts and tuples keep their kind, keys theirs."""
+    """Convert `value` to JSON, and put its tensors into `tensors`; dicts, tuples and keys keep their types."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided:
             raise ValueError(f"a tensor of the layout {value.layout} in the state of the optimizer cannot be saved")

@@ -18,7 +18,7 @@ from optlab.training import portable_kernels
 
 
 def configure_torch(training: TrainingConfig) -> torch.device:
-    """Fix the number of threads, choose repeatable algorithms, limit the memory, and return the device to train on."""
+    """Set the threads, deterministic algorithms and the memory limit; return the device to train on."""
     torch.set_num_threads(training.threads)
     if training.numerics == "portable":
         portable_kernels.install()
@@ -34,14 +34,14 @@ def configure_torch(training: TrainingConfig) -> torch.device:
 
 
 def seed_all(number: int) -> None:
-    """Begin all of them anew, at a number from 0 to 2³² - 1."""
+    """Seed all generators with a number from 0 to 2³² - 1."""
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Where all of them are, as tensors, numbers and texts."""
+    """Return the state of all generators, as tensors, numbers and texts."""
     kind, key, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
@@ -53,7 +53,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Bring all of them to where they were."""
+    """Restore the state of all generators."""
     kind, key, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, key.numpy().astype(np.uint32), *rest))
@@ -64,7 +64,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def fork_rng() -> Iterator[None]:
-    """What is done within draws no number of the training's."""
+    """Restore the state of all generators at the end of the context."""
     before = get_rng_state()
     try:
         yield

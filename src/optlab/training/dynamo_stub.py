@@ -1,6 +1,6 @@
-"""torch's optimizers without torch._dynamo: they import the compiler, for over a second, to tell it to stay out.
+"""Stub of torch._dynamo: torch's optimizers import the compiler, for over a second, only to disable it.
 
-Until somebody wants more of it than that, a stand-in answers; any other question loads the real one, which then stays.
+Any attribute other than the two that they use loads the real module in its place.
 """
 
 import importlib
@@ -16,15 +16,15 @@ _MODULE_NAME = "torch._dynamo"
 class _DynamoStub(ModuleType):
     @staticmethod
     def graph_break(msg: str = "") -> None:
-        """Nothing is being compiled."""
+        """Do nothing: no code is compiled."""
 
     @staticmethod
     def disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
-        """Nothing is being compiled, so the function is as good as any."""
+        """Return the function unchanged: no code is compiled."""
         return fn
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__path__":  # what looks through all modules is no user of this one
+        if name.startswith("__") and name != "__path__":  # code that inspects all modules does not use this one
             raise AttributeError(name)
         if sys.modules.get(_MODULE_NAME) is self:
             del sys.modules[_MODULE_NAME], torch._dynamo
@@ -33,6 +33,6 @@ class _DynamoStub(ModuleType):
 
 
 def install() -> None:
-    """Put the stand-in there, unless the real one is loaded already."""
+    """Install the stub, unless the real module is loaded."""
     if _MODULE_NAME not in sys.modules:
         sys.modules[_MODULE_NAME] = torch._dynamo = _DynamoStub(_MODULE_NAME)

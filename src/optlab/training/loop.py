@@ -1,4 +1,4 @@
-"""The training loop: a function of (parameters, data, seed), told to observers as it goes."""
+"""The training loop: a function of (parameters, data, seed) that calls callbacks and a checkpointer."""
 
 import math
 import traceback
@@ -24,16 +24,16 @@ from optlab.training.optimizer_factory import TrainingContext
 
 @dataclass
 class TrainResult:
-    """A finished training.
+    """State of a training, and its result at the end.
 
     Attributes:
-        status: `diverged` if a loss, a weight, a buffer or an output was not finite: the training stopped there.
-        epochs: one entry per epoch begun.
-        validations: one entry each time; at the end of an epoch its figures are those of the epoch.
+        status: `diverged` if a loss, weight, buffer or output was not finite; the training ends there.
+        model: on the CPU in the end, with the weights that are to be evaluated.
+        epochs: one entry per epoch that was begun.
+        validations: one entry per validation, those at the ends of epochs included.
         step_losses: for each epoch, the float32 loss of every step.
-        gradients: for each epoch, how many were computed.
-        model: with the weights as they are to be evaluated, on the CPU.
-        hyperparameters: those in force, by name, the class's defaults as well.
+        gradients: for each epoch, the number of computed gradients.
+        hyperparameters: by name, with the class's defaults.
     """
 
     status: Status
@@ -47,16 +47,15 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrainStart:
-    """What is known before the first step.
+    """Facts about a training before the first step of this process.
 
     Attributes:
-        run: its id.
-        steps_per_epoch: the last one of an epoch may see fewer images.
+        run: id of the run.
         hyperparameters: as in `TrainResult`.
-        descriptions: sentences about which parameters each class has, where there are several.
-        n_parameters: how many trainable numbers the model has.
-        steps_done: steps that an earlier, interrupted process has done.
-        images_done: the images of those steps.
+        n_parameters: number of the model's trainable scalars.
+        steps_done: steps of earlier, interrupted processes.
+        images_done: images of those steps.
+        descriptions: sentences about the parameters of each class, if there are several.
     """
 
     run: str
@@ -69,62 +68,53 @@ class TrainStart:
 
 
 class Callback:
-    """Is told what happens in a training; does nothing by default, and can change nothing."""
+    """Observer of a training; the methods do nothing by default."""
 
     def on_start(self, start: TrainStart) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def on_step(self, epoch: int, step: int, loss: float, images: int) -> None:
-        """After a step: `step` counts from 0 over the whole run, `images` are those of this batch."""
+        """Called after a step: `step` counts from 0 over the whole run, `images` is the size of its batch."""
 
     def on_validation(self, validation: ValidationMetrics) -> None:
-        """After each, also at the end of an epoch."""
+        """Called after each validation, also at the end of an epoch."""
 
     def on_epoch(self, epoch: EpochMetrics) -> None:
-        """After an epoch and its validation."""
+        """Called after an epoch and its validation."""
 
     def on_end(self, status: Status) -> None:
-        """After the last epoch."""
+        """Called after the last epoch."""
 
 
 class Checkpointer:
-    """Keeps what a killed training goes on from; this one keeps nothing."""
+    """Storage of a training's state, to resume it after a kill; this one stores nothing."""
 
     def restore(self, result: TrainResult, driver: OptimizerDriver) -> bool:
-        """Bring model, optimizers and outcome to where they were saved last; False, and no change, if never."""
+        """Restore model, optimizers and result from the last checkpoint; return whether there is one."""
         return False
 
     def on_step_end(self, result: TrainResult, driver: OptimizerDriver) -> None:
-        """Perhaps save; the losses of the step are in the outcome already."""
+        """Called after each step, whose loss is in `result` already; saves if it is time."""
 
 
 def train(config: Config, name: str, seed: int, splits: Splits, device: torch.device,
           callbacks: Sequence[Callback] = (), checkpointer: Checkpointer | None = None) -> TrainResult:  # fmt: skip
-    """Train one optimizer with one seed, from where `checkpointer` has it or from the start: the result is the same.
+    """Train one optimizer with one seed, from the last checkpoint if there is one; the result is the same.
 
     Raises:
         ConfigError: the model or the optimizer cannot be built.
         StepError: the model or the optimizer fails in a step.
-        LackError: the machine does: there is no memory, no room on the disk, a GPU does not answer.
+        ResourceError: memory, disk or GPU fail.
     """
     torch_settings = guards.read_torch_settings()
     model = models.build(config.model, seed).to(device)
     driver = optimizers.build(name, config.get_optimizer(name), TrainingContext.from_config(config, model))
     result = TrainResult("completed", model, hyperparameters=driver.get_hyperparameters())
     device_splits = Splits(splits.train.to(device), splits.validation.to(device))
-    trainer = _Trainer(
-        config,
-        config.get_schedule(name),
-        seed,
-        device_splits,
-        driver,
-        result,
-        callbacks,
-        checkpointer or Checkpointer(),
-        torch_settings,
-    )
+    schedule, checkpointer = config.get_schedule(name), checkpointer or Checkpointer()
+    trainer = _Trainer(config, schedule, seed, device_splits, driver, result, callbacks, checkpointer, torch_settings)
     finite_names = _find_finite_tensors(model)
-    trainer.checkpointer.restore(result, driver)
+    checkpointer.restore(result, driver)
     start = _make_train_start(format_run_id(name, seed), result, config, driver.describe())
     for callback in callbacks:
         callback.on_start(start)
@@ -141,14 +131,14 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
             break
     for callback in callbacks:
         callback.on_end(result.status)
-    driver.eval()  # without a validation split, nobody has asked for that yet
+    driver.eval()  # without a validation split, this is the first call
     model.to("cpu").eval()
     return result
 
 
 @dataclass(frozen=True)
 class _Trainer:
-    """A training under way; how far it is, is in the outcome."""
+    """Runs epochs, and adds their results to `result`."""
 
     config: Config
     schedule: Schedule
@@ -161,7 +151,7 @@ class _Trainer:
     torch_settings: dict[str, Any]
 
     def run_epoch(self, epoch: int) -> None:
-        """Those of the epoch that are not done yet, up to the first whose loss is not finite."""
+        """Run the remaining steps of an epoch, up to the first whose loss is not finite."""
         settings, train_split, result = self.config.training, self.splits.train, self.result
         if len(result.step_losses) < epoch:
             result.step_losses.append([])
@@ -206,7 +196,7 @@ class _Trainer:
             ) from error
 
     def summarize_epoch(self, epoch: int) -> EpochMetrics:
-        """The epoch's figures, with those of the validation at its end."""
+        """Return the epoch's metrics, with those of the validation at its end."""
         losses = self.result.step_losses[-1]
         validation = self._validate() if len(self.splits.validation) and math.isfinite(losses[-1]) else None
         batch_size = self.config.training.batch_size
@@ -229,10 +219,10 @@ class _Trainer:
 def train_step(
     model: nn.Module, driver: OptimizerDriver, images: Tensor, labels: Tensor, settings: TrainingConfig
 ) -> float:
-    """One update; returns the loss before it, as float32 gave it."""
+    """Take one step; return the float32 loss before it."""
 
     @torch.enable_grad()
-    def closure() -> Tensor:  # some call it while torch records nothing
+    def closure() -> Tensor:  # some classes call it without recording of gradients
         driver.zero_grad()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = F.cross_entropy(model(images), labels, label_smoothing=settings.label_smoothing)
@@ -244,7 +234,7 @@ def train_step(
 
 @torch.inference_mode()
 def predict(model: nn.Module, split: Split) -> Tensor:
-    """Logits in fp32, shape (n, 10), on the CPU; the model is put into evaluation mode."""
+    """Return fp32 logits of shape (n, 10) on the CPU; puts the model into evaluation mode."""
     model.eval()
     return torch.cat(
         [model(convert_to_input(images)).float().cpu() for images in split.images.split(EVALUATION_BATCH_SIZE)]
@@ -252,23 +242,23 @@ def predict(model: nn.Module, split: Split) -> Tensor:
 
 
 def compute_loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross entropy in nats, and the fraction whose largest logit is the label's."""
+    """Return the mean cross entropy in nats, and the fraction of images whose largest logit is the label's."""
     loss = F.cross_entropy(logits.double(), labels)
     return float(loss), float((logits.argmax(1) == labels).double().mean())
 
 
 def compute_validation_steps(count: int, steps: int) -> set[int]:
-    """After how many of an epoch's steps there is a validation, besides the one at its end.
+    """Return the steps of an epoch after which there is a validation, besides the one at its end.
 
     Args:
-        count: of the epoch's validations, at equal distances.
-        steps: of the epoch.
+        count: number of validations per epoch, at equal distances.
+        steps: number of steps per epoch.
     """
     return {round(number * steps / count) for number in range(1, count)} - {0, steps}
 
 
 def validate(steps_done: int, model: nn.Module, split: Split) -> ValidationMetrics:
-    """The validation split's figures, after so many steps."""
+    """Return the metrics of the validation split; None each if a logit is not finite."""
     logits = predict(model, split)
     loss, accuracy = compute_loss_and_accuracy(logits, split.labels.cpu())
     # A label's loss can be finite beside another class's logit that is not.
@@ -280,7 +270,7 @@ def validate(steps_done: int, model: nn.Module, split: Split) -> ValidationMetri
 def _compute_metrics(
     losses: list[float], batch_size: int, size: int, validation: ValidationMetrics | None
 ) -> dict[str, Any]:
-    """An epoch's, up to the first that is not finite; it and those after it are None."""
+    """Return an epoch's metrics; the first that is not finite, and all after it, are None."""
 
     def yield_metrics() -> Iterator[float | None]:
         last = size - batch_size * (len(losses) - 1)
@@ -296,12 +286,12 @@ def _compute_metrics(
 
 
 def _has_all_metrics(epoch: EpochMetrics, has_validation: bool) -> bool:
-    """Whether it has the last of its figures, and so all of them."""
+    """Return whether the last metric, and so every one, is finite."""
     return (epoch.validation_accuracy if has_validation else epoch.running_loss) is not None
 
 
 def _find_finite_tensors(model: nn.Module) -> set[str]:
-    """The names of the weights and buffers that are finite: a mask, say, can have infinities from the start."""
+    """Return the names of finite weights and buffers: a mask, for one, may have infinities from the start."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name for name, value in tensors if value.isfinite().all()}
 

@@ -1,9 +1,8 @@
-"""Which instructions the numerical libraries may use: variables that they read while they load.
+"""Variables that limit the instructions of the numerical libraries; they are read while torch is imported.
 
-`fast` leaves it to them. `portable` holds ATen and oneDNN to AVX2 and MKL to the one code path that Intel documents for
-every make of CPU, and `optlab.portable` replaces what still depends on the make or on the number of threads:
-docs/determinism.md says how far that holds. Nothing here imports torch: once it is imported, the variables are without
-effect.
+`fast` sets none. `portable` limits ATen and oneDNN to AVX2, and MKL to the code path that Intel documents for every
+make of CPU; `portable_kernels` replaces operations that still depend on the make or on the number of threads.
+docs/determinism.md has the measurements. This module must not import torch.
 """
 
 import os
@@ -16,16 +15,16 @@ PORTABLE_VARIABLES = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2
 
 
 def prepare(training: TrainingConfig) -> None:
-    """Set what `training.numerics` asks for; to be called before torch is imported.
+    """Set the variables for `training.numerics`; to be called before torch is imported.
 
     Raises:
-        ConfigError: a variable is set otherwise.
-        RuntimeError: torch is imported already, without them.
+        ConfigError: a variable has another value.
+        RuntimeError: torch is imported already, without the variables.
     """
     if training.numerics == "fast":
         return
     is_set = all(os.environ.get(name) == value for name, value in PORTABLE_VARIABLES.items())
-    if "torch" in sys.modules and is_set:  # a process that was forked from one in which they were set in time
+    if "torch" in sys.modules and is_set:  # forked from a process that set them in time
         return
     for name, value in PORTABLE_VARIABLES.items():
         if os.environ.get(name, value).lower() != value.lower():

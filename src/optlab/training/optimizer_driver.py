@@ -1,4 +1,4 @@
-"""Steps: one optimizer, or several that share a model's parameters, driven as one."""
+"""Driver of an optimizer and its fallback: step protocols, learning rates, train and eval modes."""
 
 import contextlib
 import functools
@@ -24,11 +24,11 @@ _CREATE_GRAPH_NOTE = (
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """The parameters of one group of one optimizer.
+    """One group of parameters of one optimizer.
 
     Attributes:
-        selector: what they have in common, as params.yaml has it; empty for those that no group has.
-        values: the hyperparameters that differ from the optimizer's own.
+        selector: of the group in params.yaml; empty for the parameters that match none.
+        values: hyperparameters that differ from the optimizer's own.
         parameters: by name.
     """
 
@@ -38,11 +38,11 @@ class ParamGroup:
 
     @property
     def numel(self) -> int:
-        """How many numbers they are."""
+        """Number of scalars in the parameters."""
         return sum(value.numel() for value in self.parameters.values())
 
     def convert_to_dict(self) -> dict[str, Any]:
-        """As torch's optimizers take it."""
+        """Return the group in the form that torch's optimizers take."""
         return {"params": list(self.parameters.values()), **self.values}
 
 
@@ -50,14 +50,14 @@ class OptimizerDriver:
     """One optimizer, or one with a fallback for the parameters that it refuses.
 
     Attributes:
-        optimizers: the configured class first, then its fallback if any parameter went there.
-        param_groups: of each of `optimizers`, its groups in the order that it has them.
-        create_graph: whether the closure is to compute gradients that can be differentiated once more.
-        gradients: how many were computed in the last step.
-        protocol: how the first of `optimizers` wants the gradient.
-        learning_rates: the learning rates, as a schedule has them.
-        allowed_parameters: parameters that may stand in the groups.
-        mode: where the weights are: `train` or `eval`, or nothing where they have not been put anywhere.
+        optimizers: the configured class first, then its fallback if it has any parameter.
+        param_groups: the groups of each of `optimizers`, in order.
+        create_graph: whether the closure computes gradients that can be differentiated again.
+        gradients: number of gradients computed in the last step.
+        protocol: how the first of `optimizers` takes the gradient.
+        learning_rates: those that a schedule has set.
+        allowed_parameters: parameters that the groups may hold.
+        mode: `train` or `eval`, as the weights are; empty before the first call of either.
     """
 
     def __init__(
@@ -68,13 +68,9 @@ class OptimizerDriver:
         protocol: StepProtocol,
         probe_state_scopes: Callable[[], Sequence[str]],
     ) -> None:
-        """`probe_state_scopes` calls `optimizer_probe.probe_state_scope` for each optimizer, on demand."""
-        self.optimizers, self.param_groups, self.create_graph, self.gradients = (
-            optimizers,
-            param_groups,
-            create_graph,
-            0,
-        )
+        """`probe_state_scopes` returns the `optimizers.StateScope` of each optimizer, on demand."""
+        self.optimizers, self.param_groups, self.create_graph = optimizers, param_groups, create_graph
+        self.gradients = 0
         self.learning_rates = LearningRates(
             {place: group["lr"] for place, group in self._list_groups() if group.get("lr") is not None}
         )
@@ -84,7 +80,7 @@ class OptimizerDriver:
 
     @functools.cached_property
     def checkpointed_optimizers(self) -> list[Optimizer] | None:
-        """Those whose states a checkpoint holds; None if they would not be enough to go on from."""
+        """Optimizers whose states a checkpoint holds; None if these would not suffice to resume."""
         scopes = self._probe_state_scopes()
         if "nothing" in scopes:
             return None
@@ -92,10 +88,10 @@ class OptimizerDriver:
         return [part for each, which in each_own for part in (flatten_wrappers(each) if which == "all" else [each])]
 
     def step(self, closure: Closure) -> Tensor:
-        """Run `closure` (zero_grad, forward, backward; returns the loss) and update; returns the first loss.
+        """Update the weights, and return the loss before the update.
 
-        LBFGS and its like call the closure several times, and so do those that climb before they descend; the others
-        once.
+        Args:
+            closure: computes loss and gradients. LBFGS and sharpness-aware classes call it several times.
         """
         losses: list[Tensor] = []
 
@@ -128,13 +124,14 @@ class OptimizerDriver:
         return losses[0].detach()
 
     def zero_grad(self) -> None:
+        """Reset the gradients of all optimizers."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def scale_lr(self, factor: float) -> None:
-        """Set every learning rate to `factor` times its configured value; what a class has set itself, in proportion.
+        """Set every learning rate to `factor` times its configured value, or its value that the class has set.
 
-        Where the factor is what it was, as under a constant schedule, no rate is touched.
+        Nothing is changed while the factor stays the same, as with a constant schedule.
         """
         if factor == self.learning_rates.factor:
             return
@@ -145,7 +142,7 @@ class OptimizerDriver:
         self.learning_rates.factor = factor
 
     def _list_groups(self) -> list[tuple[GroupIndex, dict[str, Any]]]:
-        """All of them by their places; some at two: a wrapper can share its base's, until both have loaded theirs."""
+        """Return all groups by index; a wrapper may share its base's groups, which then have two indices."""
         everything = [each for optimizer in self.optimizers for each in flatten_wrappers(optimizer)]
         return [
             ((number, each), group)
@@ -154,20 +151,16 @@ class OptimizerDriver:
         ]
 
     def get_lr_state(self) -> list[Any]:
-        """What the learning rates go on from: not every class restores those of what it wraps."""
-        return [
-            self.learning_rates.factor,
-            self.learning_rates.base_lrs,
-            self.learning_rates.last_lrs,
-            self.get_current_lrs(),
-        ]
+        """Return the state of the learning rates for a checkpoint: not every wrapper restores those of its base."""
+        rates = self.learning_rates
+        return [rates.factor, rates.base_lrs, rates.last_lrs, self.get_current_lrs()]
 
     def get_current_lrs(self) -> dict[GroupIndex, Any]:
-        """Of every group that has one, or None."""
+        """Return the learning rate of every group that has the key `lr`."""
         return {place: copy_lr(group["lr"]) for place, group in self._list_groups() if "lr" in group}
 
     def load_lr_state(self, state: list[Any]) -> None:
-        """Bring the learning rates to where they were."""
+        """Restore the learning rates from `get_lr_state`."""
         factor, base_lrs, last_lrs, current_lrs = state
         self.learning_rates = LearningRates(base_lrs, factor, last_lrs)
         for place, group in self._list_groups():
@@ -176,31 +169,31 @@ class OptimizerDriver:
 
     @property
     def lr(self) -> float | None:
-        """The learning rate in force, of the first group; None where it has none."""
+        """Current learning rate of the first group; None without one."""
         rate = self.optimizers[0].param_groups[0].get("lr")
         return None if rate is None else float(rate)
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the groups hold now."""
+        """Parameters of all groups."""
         return [value for _, group in self._list_groups() for value in group["params"]]
 
     @property
     def swaps_weights(self) -> bool:
-        """Whether a class puts its weights elsewhere to be evaluated."""
+        """True if a class is evaluated with other weights than it trains."""
         everything = (each for optimizer in self.optimizers for each in flatten_wrappers(optimizer))
         return any(callable(getattr(each, "eval", None)) for each in everything)
 
     def train(self) -> None:
-        """Put the weights where they are trained (Schedule-Free keeps two sets of them)."""
+        """Switch to the weights that are trained; Schedule-Free, for one, keeps two sets."""
         self._call_once("train")
 
     def eval(self) -> None:
-        """Put the weights where they are evaluated."""
+        """Switch to the weights that are evaluated."""
         self._call_once("eval")
 
     def _call_once(self, name: str) -> None:
-        """Once: a class that moves its weights there need not know that they are there already."""
+        """Call `train` or `eval` of each optimizer, unless it was the last one called."""
         if name == self.mode:
             return
         self.mode = name
@@ -211,10 +204,10 @@ class OptimizerDriver:
                 found()
 
     def get_hyperparameters(self) -> dict[str, Any]:
-        """All hyperparameters in force, the classes' defaults as well.
+        """Return all hyperparameters by name, with the classes' defaults.
 
-        A fallback's begin with `fallback.`, a group's with `groups.0.` and so on. Where there are several groups, or
-        classes, each has its number of trainable numbers as `parameters`.
+        Names of a fallback begin with `fallback.`, of a base with `base.`, of a group with `groups.0.`. With several
+        groups or classes, each has its number of trainable scalars as `parameters`.
         """
         all_values: dict[str, Any] = {}
         has_several_groups = sum(len(own) for own in self.param_groups) > 1
@@ -233,7 +226,7 @@ class OptimizerDriver:
         return all_values
 
     def describe(self) -> list[str]:
-        """A sentence for each share, where there is more than one, and about what the gradients cost."""
+        """Return a sentence for each group, if there are several, and one about second derivatives."""
         sentences = [_CREATE_GRAPH_NOTE.format(type(self.optimizers[0]).__name__)] if self.create_graph else []
         if sum(len(own) for own in self.param_groups) < 2:
             return sentences
@@ -247,7 +240,7 @@ class OptimizerDriver:
 
 
 def flatten_wrappers(optimizer: Optimizer) -> list[Optimizer]:
-    """It, and the optimizers that it holds and hands its work to."""
+    """Return an optimizer and the optimizers that it wraps."""
     return [optimizer, *(value for value in vars(optimizer).values() if isinstance(value, Optimizer))]
 
 
@@ -258,21 +251,21 @@ def _get_defaults(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _strip_address(value: Any) -> Any:
-    """What Python names by its place in memory, which another process has elsewhere, without that."""
+    """Remove the memory address, which differs between processes, from an object's text."""
     text = str(value)
     stripped = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
     return value if stripped == text else stripped
 
 
 def detect_protocol(optimizer: Optimizer, parameter: nn.Parameter, closure: Closure) -> StepProtocol:
-    """How its step wants the gradient, found out by one step.
+    """Find out by one step how an optimizer takes the gradient.
 
-    Some take a closure and leave it alone. Some call it where they were, before they move; and some (Foret et al. 2021,
-    "Sharpness-Aware Minimization") need the gradient first, move, and call it there.
+    Some ignore a closure, some call it before they move, and some (Foret et al. 2021, "Sharpness-Aware Minimization")
+    need the gradient first, move, and call it then.
 
     Args:
-        parameter: one of its own; it is changed.
-        closure: computes the gradients of all that it has.
+        parameter: one of the optimizer's; it is changed.
+        closure: computes the gradients of all of the optimizer's parameters.
     """
     if "closure" not in inspect.signature(optimizer.step).parameters:
         has_both = all(callable(getattr(optimizer, name, None)) for name in ("first_step", "second_step"))
@@ -286,7 +279,7 @@ def detect_protocol(optimizer: Optimizer, parameter: nn.Parameter, closure: Clos
             raise _ProbeFinishedError
         return closure()
 
-    with contextlib.suppress(Exception):  # the first step of the whole, in `check`, says what is wrong
+    with contextlib.suppress(Exception):  # the check of the entry reports it
         optimizer.step(count_call)  # type: ignore[arg-type]
     if not unmoved_flags:
         return "gradient"
@@ -294,4 +287,4 @@ def detect_protocol(optimizer: Optimizer, parameter: nn.Parameter, closure: Clos
 
 
 class _ProbeFinishedError(Exception):
-    """Two calls are enough to know."""
+    """End of a probe after two calls of the closure."""

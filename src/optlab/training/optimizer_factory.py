@@ -1,6 +1,6 @@
-"""What an optimizer's class is given besides its hyperparameters, by the names of its arguments.
+"""Optimizer classes of params.yaml's entries, and the arguments that they are instantiated with.
 
-The class that an entry of params.yaml names, and what its source says that it wants.
+Arguments other than hyperparameters, such as the model or the number of steps, are recognized by their names.
 """
 
 import functools
@@ -20,7 +20,7 @@ from optlab.system.errors import ConfigError
 from optlab.training.class_import import resolve
 from optlab.training.optimizer_driver import ParamGroup
 
-# Argument → what it is given, where params.yaml does not; by the names that are common.
+# Common names of arguments that params.yaml need not give.
 _MODEL_ARGUMENTS = ("model",)
 _NAMED_PARAMETERS_ARGUMENTS = ("named_parameters", "named_params")
 _PARAMETERS_ARGUMENTS = ("params", "parameters", "param_groups")
@@ -35,23 +35,23 @@ _LENGTH_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What is known of a training before its first step.
+    """Facts about a training that a class may take as arguments.
 
     Attributes:
-        lengths: `total_steps`, `steps_per_epoch`, `epochs` and `images`, those that are trained on.
+        lengths: `total_steps`, `steps_per_epoch`, `epochs` and `images` of the training split.
     """
 
     model: nn.Module
     lengths: dict[str, int]
 
     def replace_parameters(self, *parameters: nn.Parameter) -> "TrainingContext":
-        """The same with a model of these parameters only: what is tried out must not touch the real one."""
+        """Return a context with a model of these parameters only, to try a class without touching the real model."""
         return TrainingContext(
             nn.ParameterDict({f"p{number}": each for number, each in enumerate(parameters)}), self.lengths
         )
 
     def get_injectable_arguments(self) -> dict[str, Any]:
-        """Argument → what is given for it, where the class leaves it open."""
+        """Return argument → value, for arguments that are required or None by default."""
         found: dict[str, Any] = dict.fromkeys(_MODEL_ARGUMENTS, self.model)
         found |= {name: list(self.model.named_parameters()) for name in _NAMED_PARAMETERS_ARGUMENTS}
         for length, names in _LENGTH_ARGUMENTS.items():
@@ -61,7 +61,7 @@ class TrainingContext:
 
     @classmethod
     def from_config(cls, config: Config, model: nn.Module) -> "TrainingContext":
-        """That of a training by this params.yaml."""
+        """Return the context of a training."""
         epochs, steps = config.training.epochs, config.steps_per_epoch
         lengths = {"total_steps": epochs * steps, "steps_per_epoch": steps, "epochs": epochs}
         return cls(model, lengths | {"images": config.data.train_size})
@@ -71,18 +71,18 @@ BaseOptimizer = tuple[type[Optimizer], OptimizerSpec]
 
 
 def get_arguments(cls: type[Optimizer]) -> dict[str, inspect.Parameter]:
-    """Its arguments by name, without `self`."""
+    """Return the arguments of a class by name, without `self`."""
     return dict(inspect.signature(cls).parameters)
 
 
 def find_base_argument(cls: type[Optimizer]) -> str | None:
-    """The argument for another optimizer that it wraps, if it has one."""
+    """Return the name of the argument for an optimizer to wrap, if the class has one."""
     own = get_arguments(cls)
     return next((name for name in _BASE_ARGUMENTS if name in own), None)
 
 
 def has_parameters_argument(cls: type[Optimizer]) -> bool:
-    """Whether it is given parameters, or groups of them; otherwise they come with the model or with its base."""
+    """Return whether the class takes parameters or groups; otherwise it gets them from the model or its base."""
     names = list(get_arguments(cls))
     return bool(names) and (
         names[0] not in (*_MODEL_ARGUMENTS, *_NAMED_PARAMETERS_ARGUMENTS, *_BASE_ARGUMENTS)
@@ -91,7 +91,7 @@ def has_parameters_argument(cls: type[Optimizer]) -> bool:
 
 
 def get_injected_names(cls: type[Optimizer]) -> set[str]:
-    """The arguments that params.yaml need not give, and may not if they are objects."""
+    """Return the arguments that params.yaml need not give, and may not if they are objects."""
     own = list(get_arguments(cls))
     return {
         name
@@ -101,7 +101,7 @@ def get_injected_names(cls: type[Optimizer]) -> set[str]:
 
 
 def convert_hyperparameters(spec: OptimizerSpec | GroupSpec) -> dict[str, Any]:
-    """The hyperparameters with YAML's lists as the tuples that torch's classes expect."""
+    """Return the hyperparameters, with lists as tuples, which torch's classes expect."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in spec.hyperparameters.items()}
 
 
@@ -112,10 +112,10 @@ def instantiate(
     param_groups: Sequence[ParamGroup],
     context: TrainingContext,
 ) -> Optimizer:
-    """An optimizer over these parameters.
+    """Instantiate a class over these parameters.
 
     Args:
-        base: what it wraps, which it gets as a class where its argument is for one, otherwise as an instance.
+        base: the optimizer that it wraps, given as a class or as an instance, by the class's other arguments.
 
     Raises:
         Exception: whatever the class raises.
@@ -123,7 +123,7 @@ def instantiate(
     own, values, injectable = get_arguments(cls), convert_hyperparameters(spec), context.get_injectable_arguments()
     first = next(iter(own), "")
     for name, argument in own.items():
-        if name == first and argument.kind is argument.VAR_POSITIONAL:  # it passes on whatever it is given
+        if name == first and argument.kind is argument.VAR_POSITIONAL:  # the class passes its arguments on
             values[name] = make_params_argument(param_groups)
         if name in values or argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
             continue
@@ -144,27 +144,27 @@ def _make_base_arguments(
     param_groups: Sequence[ParamGroup],
     context: TrainingContext,
 ) -> dict[str, Any]:
-    """The base as an instance where the wrapper takes no parameters, otherwise as a class with what goes with it."""
+    """Return the base as an instance if the wrapper takes no parameters, otherwise as a class with its arguments."""
     cls, spec = base
     if not any(each in own for each in _PARAMETERS_ARGUMENTS):
         return {name: instantiate(cls, spec, None, param_groups, context)}
     if not any(each.kind is each.VAR_KEYWORD for each in own.values()):
         return {name: functools.partial(cls, **convert_hyperparameters(spec))}
     for key in spec.hyperparameters:
-        if key in own:  # the groups that they share have one value of that name
+        if key in own:  # wrapper and base share their groups
             raise ValueError(f"{key} is a hyperparameter of its own, and cannot be given to its base as well")
     return {name: cls, **convert_hyperparameters(spec)}
 
 
 def make_params_argument(param_groups: Sequence[ParamGroup]) -> list[Any]:
-    """Groups as torch's optimizers take them, or only parameters where no group has values of its own."""
+    """Return groups as torch's optimizers take them; plain parameters for one group without values of its own."""
     if len(param_groups) == 1 and not param_groups[0].values:
         return list(param_groups[0].parameters.values())
     return [share.convert_to_dict() for share in param_groups]
 
 
 def get_torch_classes() -> dict[str, type[Optimizer]]:
-    """The optimizer classes of torch.optim, by name."""
+    """Return the optimizer classes of torch.optim by name."""
     return {
         name: cls
         for name, cls in inspect.getmembers(torch.optim, inspect.isclass)
@@ -174,10 +174,11 @@ def get_torch_classes() -> dict[str, type[Optimizer]]:
 
 @dataclass(frozen=True)
 class ResolvedOptimizer:
-    """One class with its hyperparameters, and what it wraps.
+    """One entry of params.yaml with its class.
 
     Attributes:
-        where: in params.yaml.
+        where: place in params.yaml.
+        base: class and spec of the optimizer that it wraps.
     """
 
     where: str
@@ -187,15 +188,15 @@ class ResolvedOptimizer:
 
     @property
     def classes(self) -> list[type[Optimizer]]:
-        """Its own, and that of what it wraps."""
+        """Classes of the entry and its base."""
         return [self.cls, *([self.base[0]] if self.base else [])]
 
 
 def resolve_optimizer(where: str, spec: OptimizerSpec) -> ResolvedOptimizer:
-    """The entry with its class, and that of its base.
+    """Import the class of an entry, and that of its base.
 
     Raises:
-        ConfigError: there is no such class, it has no such hyperparameter, or it wraps another optimizer and gets none.
+        ConfigError: the class does not exist or is no dense optimizer, or it needs a base and has none, or vice versa.
     """
     cls = _resolve_class(where, spec)
     base_argument = find_base_argument(cls)
@@ -225,17 +226,18 @@ def _resolve_class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
 
 
 def is_torch_class(cls: type) -> bool:
-    """Whether it is one of torch's own, whose ways are known."""
+    """Return whether the class is one of torch's, whose behaviour is known."""
     return cls.__module__.partition(".")[0] == "torch"
 
 
 def should_create_graph(cls: type[Optimizer]) -> bool:
-    """Whether its own source speaks of gradients that can be differentiated once more."""
+    """Return whether the class's source mentions `create_graph`, so that it needs second derivatives."""
     return not is_torch_class(cls) and "create_graph" in get_source(cls)
 
 
 def get_source(cls: Any) -> str:
+    """Return the source of a class or function; empty if it was not read from a file."""
     try:
         return inspect.getsource(cls)
-    except (OSError, TypeError):  # it was not read from a file
+    except (OSError, TypeError):
         return ""

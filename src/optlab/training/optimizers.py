@@ -135,7 +135,7 @@ def _assign_param_groups(
 def _check_param_groups(where: str, spec: OptimizerSpec, grouped: list[dict[str, nn.Parameter]],
                   rest: dict[str, nn.Parameter], rejected: dict[str, tuple[nn.Parameter, str]],
                   parameters: dict[str, nn.Parameter]) -> None:  # fmt: skip
-    """Every group has a parameter, the class has one, and what it does not have has somewhere to go."""
+    """Check that class and groups have parameters, and that a fallback takes the rejected ones."""
     for number, (group, own) in enumerate(zip(spec.groups, grouped, strict=True)):
         if not own:
             key, reason = next(((key, why) for key, (value, why) in rejected.items() if group.matches(key, value.ndim)),
@@ -160,7 +160,7 @@ def _check_param_groups(where: str, spec: OptimizerSpec, grouped: list[dict[str,
 def _find_rejection_reason(
     entry: ResolvedOptimizer, parameter: nn.Parameter, values: dict[str, Any], context: TrainingContext
 ) -> str | None:
-    """Why the class does not take a parameter of this shape, with its group's values, or None if it takes it.
+    """Return the class's error for a parameter of this shape with its group's values, or None if it takes it.
 
     A class that refuses a 2-D matrix as well refuses a hyperparameter, not the shape.
     """
@@ -198,10 +198,10 @@ def instantiate_entry(entry: ResolvedOptimizer, param_groups: list[ParamGroup], 
 
 
 def probe_protocol(entry: ResolvedOptimizer, values: dict[str, Any], context: TrainingContext) -> StepProtocol:
-    """How its step wants the gradient.
+    """Return how the class's step takes the gradient.
 
     Args:
-        values: of a group that it takes.
+        values: of a group that the class takes.
     """
 
     def run_probe() -> StepProtocol | None:
@@ -221,9 +221,9 @@ def probe_state_scope(
     protocol: StepProtocol,
     create_graph: bool,
 ) -> StateScope:
-    """Whose states a checkpoint has to hold: the class's own, those of what it wraps, too; or it would not be enough.
+    """Return whose states a checkpoint must hold: the class's, also its base's, or `nothing` if these do not suffice.
 
-    It is restored from them after some steps, and takes the same ones as if nothing had happened, or not.
+    The class is restored from them after some steps, and must then take the same steps as without that.
     """
 
     def run_probe() -> StateScope:
@@ -231,7 +231,7 @@ def probe_state_scope(
             for scope in ("own", "all"):
                 if _can_resume_identically(entry, values, context, protocol, create_graph, scope):
                     return scope
-        except Exception:  # it takes no such parameters, or fails in a later step: that is said where it happens
+        except Exception:  # it takes no such parameters, or fails in a later step
             return "own"
         return "nothing"
 
@@ -239,9 +239,9 @@ def probe_state_scope(
 
 
 def run_isolated(function: Callable[[], T]) -> T:
-    """What `function` finds, without a trace: a class can keep state in its module, and draw random numbers.
+    """Call `function` in a fork: a class can keep state in its module, and draw random numbers.
 
-    A process that uses a GPU cannot be forked: there it is tried in this one.
+    A process that uses a GPU cannot be forked; there, the call is made in this one.
     """
 
     def run_quietly() -> T:
@@ -249,7 +249,7 @@ def run_isolated(function: Callable[[], T]) -> T:
             return function()
 
     def run_single_threaded() -> T:
-        torch.set_num_threads(1)  # a child has none of the threads that share out the work
+        torch.set_num_threads(1)  # a fork has no worker threads
         return run_quietly()
 
     return run_quietly() if torch.cuda.is_initialized() else cast(T, processes.call_in_fork(run_single_threaded))
@@ -285,6 +285,7 @@ def _can_resume_identically(
 
 
 def run_steps(driver: OptimizerDriver, parameters: list[nn.Parameter]) -> None:
+    """Take some steps towards a constant."""
     for _ in range(_PROBE_STEPS):
         driver.train()
         driver.step(_make_closure(parameters, driver.create_graph))
@@ -304,7 +305,7 @@ def _make_closure(parameters: list[nn.Parameter], create_graph: bool) -> Any:
 
 def make_toy_optimizer(entry: ResolvedOptimizer, values: dict[str, Any], context: TrainingContext,
           groups: int = 1) -> tuple[Optimizer, list[nn.Parameter]]:  # fmt: skip
-    """The optimizer over two small matrices, in one group or in one each."""
+    """Return the optimizer over two small matrices, in one group or in one each, and the matrices."""
     parameters = [nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)), nn.Parameter(torch.ones(2, 2))]
     own = context.replace_parameters(*parameters)
     named = dict(own.model.named_parameters())

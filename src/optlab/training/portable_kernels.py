@@ -1,10 +1,8 @@
-"""Products and sums that are the same to the bit, whatever adds them up: any make of CPU, any number of threads.
+"""Replacements of ATen's CPU kernels whose last bits depend on the make of CPU or on the number of threads.
 
-Operations whose last bits depend on the CPU's make or on the number of threads, computed so that they do not.
-
-With oneDNN and ATen held to AVX2, convolutions, pooling and sums over some of the dimensions round alike on Intel and
-AMD; docs/determinism.md has the measurements. What does not is replaced here, for tensors on the CPU: MKL's matrix
-products and square roots, and what adds up in as many parts as there are threads.
+With oneDNN and ATen limited to AVX2, convolutions, pooling and sums over some of the dimensions round alike on Intel
+and AMD; docs/determinism.md has the measurements. Replaced are MKL's matrix products and square roots, and operations
+that add up in as many parts as there are threads.
 """
 
 import warnings
@@ -19,16 +17,13 @@ from torch import Tensor
 
 _MANTISSA_BITS = 53  # bits of a float64
 _EXPONENT_MASK = 0x7FF << 52  # where it keeps its exponent
-_BLOCK_TERMS, _BITS_LEFT, _BITS_RIGHT = (
-    64,
-    23,
-    24,
-)  # 2⁶ products of 23 and 24 bits need 6 + 23 + 24 = 53 bits to be added up
+# 2⁶ products of 23 and 24 bits need 6 + 23 + 24 = 53 bits to be added up.
+_BLOCK_TERMS, _BITS_LEFT, _BITS_RIGHT = 64, 23, 24
 SUM_COLUMNS = 256  # of a sum in fixed order
 
 
 def compute_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product, float64, the same whatever the order in which its terms are added.
+    """Return the matrix product in float64, independent of the order in which terms are added.
 
     The terms are taken 64 at a time. Both factors are rounded to whole multiples of a power of two, so few bits of them
     that no sum of 64 products needs more than a float64's 53: nothing is rounded while they are added (the idea is that
@@ -57,7 +52,7 @@ def compute_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def compute_sum(values: Tensor) -> Tensor:
-    """The sum of all elements, in an order that depends on their number only.
+    """Return the sum of all elements, in an order that depends on their number only.
 
     Args:
         values: float32 or float64, of any shape.
@@ -72,9 +67,9 @@ def compute_sum(values: Tensor) -> Tensor:
 
 
 def _round_to_multiples(x: Tensor, dim: int, bits: int) -> Tensor:
-    """float64: each number rounded to `bits` bits, counted from the largest along `dim`.
+    """Round each number to `bits` bits, counted from the largest along `dim`; return float64.
 
-    What is added to it and taken away again leaves a float64 room for just these multiples of a power of two.
+    Adding and subtracting `shift` leaves a float64 only these multiples of a power of two.
     """
     largest = x.abs().amax(dim, keepdim=True).double()
     power = (largest.view(torch.int64) & _EXPONENT_MASK).view(torch.float64)  # of two, and not above the largest
@@ -87,13 +82,13 @@ _library: torch.library.Library | None = None
 
 
 def install() -> None:
-    """Replace the operations in this process, for good; a second call changes nothing."""
+    """Replace the kernels in this process; a second call changes nothing."""
     global _library
     if _library is not None:
         return
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch tells that its own kernel is overridden: it is meant to be
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that its kernel is overridden
         for name, make in _KERNELS.items():
             original = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
             _library.impl(name, make(original), "CPU", with_keyset=True)
@@ -103,7 +98,7 @@ Kernel = Callable[..., Any]
 
 
 def _is_single_precision(*tensors: Tensor) -> bool:
-    """Whether all are of one floating type that keeps no more bits than float32."""
+    """Return whether all have one floating dtype with no more bits than float32."""
     return tensors[0].dtype in (torch.float32, torch.bfloat16, torch.float16) and _has_same_dtype(*tensors)
 
 
@@ -112,7 +107,7 @@ def _has_same_dtype(*tensors: Tensor) -> bool:
 
 
 def _can_multiply(a: Tensor, b: Tensor) -> bool:
-    """Whether these are the factors of a product; what torch thinks of anything else is left to it."""
+    """Return whether the shapes fit a matrix product; torch refuses others."""
     return a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0]
 
 
@@ -167,7 +162,7 @@ def _normalize_axes(x: Tensor, dim: Any) -> list[int]:
 
 
 def _is_full_reduction(x: Tensor, dim: Any) -> bool:
-    """Whether the sum over these dimensions has one element; not if torch refuses the dimensions."""
+    """Return whether the sum over these dimensions has one element; False for invalid dimensions."""
     if not x.dim() or not all(-x.dim() <= axis < x.dim() for axis in dim or ()):
         return False
     axes = _normalize_axes(x, dim)
@@ -177,7 +172,7 @@ def _is_full_reduction(x: Tensor, dim: Any) -> bool:
 
 def _make_sqrt(original: Kernel) -> Kernel:
     def sqrt(keys: Any, x: Tensor) -> Tensor:
-        """The number nearest to the root, which is what IEEE 754 asks for; MKL gives its neighbour now and then."""
+        """Return correctly rounded roots, as IEEE 754 asks for; MKL's are sometimes off by one bit."""
         if x.dtype not in _FLOAT_DTYPES:
             return original(keys, x)
         out = torch.empty_like(x)
@@ -234,19 +229,19 @@ def _make_batch_norm_backward(original: Kernel) -> Kernel:
 
 
 def _list_non_channel_dims(x: Tensor) -> list[int]:
-    """All dimensions but that of the channels."""
+    """Return all dimensions but that of the channels."""
     return [0, *range(2, x.dim())]
 
 
 def _expand_channels(channels: Tensor, x: Tensor) -> Tensor:
-    """One number for each channel, to be combined with `x`."""
+    """Reshape one number per channel so that it broadcasts with `x`."""
     return channels.view(1, -1, *[1] * (x.dim() - 2))
 
 
 def _make_slow_conv2d(original: Kernel) -> Kernel:
     def _slow_conv2d_forward(keys: Any, x: Tensor, weight: Tensor, kernel_size: Any, bias: Any, stride: Any,
                              padding: Any) -> Tensor:  # fmt: skip
-        """What torch takes for one image, or in one thread, is made of MKL's products: oneDNN's always, instead."""
+        """Use oneDNN's convolution: torch's for one image, or in one thread, is made of MKL's products."""
         if x.dtype != torch.float32:
             return original(keys, x, weight, kernel_size, bias, stride, padding)
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, [1, 1], 1)
@@ -264,7 +259,7 @@ def _make_convolution_backward(original: Kernel) -> Kernel:
 
         if x.dim() != 4 or transposed or groups != 1 or len(stride) != 2 or not len(x):
             return call_original(grad, x, stride, output_mask)
-        if len(x) == 1:  # torch takes another way for one image: MKL's products
+        if len(x) == 1:  # for one image, torch uses MKL's products
             grad, x = (torch.cat([each, torch.zeros_like(each)]) for each in (grad, x))
             grad_input, *others = convolution_backward(
                 keys, grad, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, output_mask
@@ -290,7 +285,7 @@ def _make_convolution_backward(original: Kernel) -> Kernel:
                 *_remove_stride(grad, x, weight, stride, padding, dilation), [True, False, False]
             )[0]
         if any(output_mask[1:]):
-            with _limit_threads(4):  # so many share the work by blocks of channels; more, by images as well
+            with _limit_threads(4):  # up to four split by blocks of channels; more, by images as well
                 _, grad_weight, grad_bias = call_original(grad, x, stride, [False, *output_mask[1:]])
         return grad_input, grad_weight, grad_bias
 
@@ -298,15 +293,15 @@ def _make_convolution_backward(original: Kernel) -> Kernel:
 
 
 def _apply_stride(x: Tensor, stride: list[int]) -> Tensor:
-    """The pixels that a 1×1 convolution sees."""
+    """Return the pixels that a 1×1 convolution uses."""
     return x[:, :, :: stride[0], :: stride[1]]
 
 
 def _remove_stride(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int],
                     dilation: list[int]) -> tuple[Tensor, Tensor, list[int]]:  # fmt: skip
-    """The gradient, with zeros between, of the same convolution without a stride.
+    """Insert zeros into the gradient, so that it is that of the same convolution without a stride.
 
-    How oneDNN cuts up the input's gradient of a strided one depends on the threads and on the size of the cache.
+    How oneDNN splits the input's gradient of a strided one depends on the threads and on the size of the cache.
     """
     if max(stride) == 1:
         return grad, x, stride
@@ -319,13 +314,13 @@ def _remove_stride(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], p
 
 
 def _flatten_pixels(images: Tensor) -> Tensor:
-    """Shape (n, c, h, w) → (n · h · w, c)."""
+    """Reshape (n, c, h, w) to (n · h · w, c)."""
     return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
 
 
 @contextmanager
 def _limit_threads(limit: int) -> Iterator[None]:
-    """As many threads as there are up to a limit: the largest power of two of them, which divides blocks evenly."""
+    """Limit the threads to a power of two, which divides blocks evenly, of at most `limit`."""
     threads = torch.get_num_threads()
     limited = 1 << (min(threads, limit).bit_length() - 1)
     if limited == threads:

@@ -1,7 +1,4 @@
-"""The learning rates of an optimizer's groups under a schedule, where a class may set them itself as well.
-
-Learning-rate schedules as plain functions of the step: nothing to save, nothing to restore.
-"""
+"""Learning-rate schedules as functions of the step, and the learning rates of groups that follow one."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,17 +8,17 @@ from torch import Tensor
 
 from optlab.schema.optimizer import OneCycleSchedule, Schedule, StepSchedule, compute_warmup_steps
 
-GroupIndex = tuple[int, int]  # of a group: the number of its optimizer, and its own
+GroupIndex = tuple[int, int]  # number of the optimizer, number of the group
 
 
 @dataclass
 class LearningRates:
-    """The learning rates of groups under a schedule, by the groups' places.
+    """Learning rates of groups under a schedule.
 
     Attributes:
-        base_lrs: what a factor of 1 stands for.
-        factor: the schedule's last one.
-        last_lrs: what the schedule has set last; a group that has another rate now has set it itself.
+        base_lrs: learning rates for a factor of 1.
+        factor: last factor of the schedule.
+        last_lrs: learning rates that the schedule has set last; if a group has another one, its class has set it.
     """
 
     base_lrs: dict[GroupIndex, Any]
@@ -33,7 +30,11 @@ class LearningRates:
         self.last_lrs = {place: copy_lr(rate) for place, rate in (self.last_lrs or self.base_lrs).items()}
 
     def scale(self, index: GroupIndex, lr: Any, factor: float) -> Any:
-        """The rate of a group that has had this one."""
+        """Return the new learning rate of a group.
+
+        Args:
+            lr: the present one.
+        """
         if self.last_lrs.get(index) != lr and self.factor:
             self.base_lrs[index] = lr / self.factor
         self.last_lrs[index] = self.base_lrs.get(index, lr) * factor
@@ -41,7 +42,7 @@ class LearningRates:
 
 
 def copy_lr(lr: Any) -> Any:
-    """A tensor is one that a step can change where it is."""
+    """Copy a learning rate: a step can change a tensor in place."""
     return lr.clone() if isinstance(lr, Tensor) else lr
 
 
@@ -51,7 +52,7 @@ _ONE_CYCLE_END_FACTOR = _ONE_CYCLE_START_FACTOR / 1e4  # and 1 / (div_factor * f
 
 
 def compute_lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """What the configured learning rate is multiplied by at a step, counted from 0 over the whole run."""
+    """Return the factor of the configured learning rate at a step, counted from 0 over the whole run."""
     total = steps_per_epoch * epochs
     warmup = compute_warmup_steps(schedule, steps_per_epoch)
     if isinstance(schedule, OneCycleSchedule):
@@ -69,5 +70,5 @@ def compute_lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epoch
 
 
 def _compute_cosine(start: float, end: float, progress: float) -> float:
-    """Half a cosine from start to end, as progress goes from 0 to 1."""
+    """Return a value of half a cosine from start to end, for progress from 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

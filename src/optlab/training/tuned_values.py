@@ -1,4 +1,4 @@
-"""What a run is trained with: its optimizer's entry as it was chosen."""
+"""Values that a tuning has chosen, put into the configuration of a run."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from optlab.system.errors import RecordError
 
 
 def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tuple[Config, dict[str, str]]:
-    """The configuration with the optimizer's entry as it was chosen for the run with that seed.
+    """Return the configuration with the chosen values of the optimizer for the run with this seed.
 
     Returns:
-        it, and tags for MLflow that name the trial that the values come from; none where nothing was tuned.
+        the configuration, and tags for MLflow that name the trial of the values; none without a range.
 
     Raises:
-        RecordError: it has a range, and no value was chosen, or for another entry.
+        RecordError: choice.json is missing, damaged, or belongs to another entry.
     """
     spec, path = config.get_optimizer(name), TuningFiles(folder, name).choice
     if not spec.ranges:
@@ -31,7 +31,7 @@ def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tu
 
 
 def build_trial_tags(config: Config, choice: TuningResult, seed: int) -> dict[str, str]:
-    """What MLflow is told of the trial that a run's values are from; nothing where nothing was tuned."""
+    """Return MLflow tags that name the trial of a run's values; none if nothing was tuned."""
     if not choice.is_tuned:
         return {}
     number = config.get_study(seed) % len(choice.studies)

@@ -1,4 +1,4 @@
-"""Weights as safetensors: read without executing anything, refused with one line when they do not fit."""
+"""Weights files in safetensors format: reading one executes nothing, and an error is one line."""
 
 import hashlib
 from pathlib import Path
@@ -14,11 +14,11 @@ from optlab.training import models
 
 
 def save_model(path: Path, model: nn.Module, model_name: str) -> str:
-    """Write the weights; returns their SHA-256. The same weights give the same bytes.
+    """Write the weights, and return their SHA-256; equal weights give equal bytes.
 
     Raises:
         StorageError: the file cannot be written.
-        WeightsError: a weight is nothing that such a file can hold.
+        WeightsError: a weight has a type that safetensors does not support.
     """
     content = encode(model, model_name)
     files.write_atomic(path, content)
@@ -26,12 +26,12 @@ def save_model(path: Path, model: nn.Module, model_name: str) -> str:
 
 
 def encode(model: nn.Module, model_name: str) -> bytes:
-    """The content of such a file. Weights that two layers share are in it twice.
+    """Return the content of a weights file; weights that two layers share are in it twice.
 
-    One metadata entry only: safetensors does not promise an order of several.
+    It has one metadata entry only: safetensors does not promise an order of several.
 
     Raises:
-        WeightsError: a weight is nothing that it can hold.
+        WeightsError: a weight has a type that safetensors does not support.
     """
     tensors: dict[str, Tensor] = {}
     storage_pointers: set[int] = set()
@@ -51,13 +51,13 @@ def encode(model: nn.Module, model_name: str) -> bytes:
 
 
 def load_model(path: Path, model_name: str, expected: str | None = None) -> tuple[nn.Module, str]:
-    """The model with these weights, in evaluation mode, and the SHA-256 of the file.
+    """Build the model with these weights; return it in evaluation mode, and the SHA-256 of the file.
 
-    The file names its model, but only the caller decides which one is built: a name can be a callable's path.
+    The file names its model, but only the caller decides which one is built, for a name can be a callable's path.
 
     Args:
         model_name: as params.yaml has it.
-        expected: the SHA-256 that the file must have, where it is known.
+        expected: required SHA-256 of the file, if known.
 
     Raises:
         WeightsError: the file is missing, altered, truncated, no safetensors, or of another model.
@@ -93,6 +93,6 @@ def load_model(path: Path, model_name: str, expected: str | None = None) -> tupl
         raise WeightsError(f"{path}: does not fit the model {model_name}: {text}") from None
     for key, own in model.state_dict().items():
         found, needed = tensors[key].dtype, getattr(own, "dtype", None)
-        if found != needed:  # torch has rounded it without a word
+        if found != needed:  # torch rounds it silently
             raise WeightsError(f"{path}: does not fit the model {model_name}: {key} is {found}, not {needed}")
     return model.eval(), digest

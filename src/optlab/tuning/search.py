@@ -1,10 +1,9 @@
-"""The points that are tried: a pure function of (seed, study, index), the same in the unit cube for every optimizer.
+"""Search without training: sampled points, which trials are trained up to which step, and the best of them.
 
-Which trials are trained, how far each goes, and which is chosen: no training happens here.
-
-Trials begin together. After a part of the steps the best go on, and the others stop: successive halving (Jamieson and
-Talwalkar 2016), synchronous, so that nothing depends on which trial ends first. Where the best of the first three
-quarters lies at the edge of a range on the logarithmic scale, the last quarter is drawn in the decade beyond it.
+Points are a pure function of (seed, study, index), the same in the unit cube for every optimizer. Trials begin
+together; after a part of the steps, only the best continue: successive halving (Jamieson and Talwalkar 2016),
+synchronous, so that nothing depends on which trial ends first. If the best of the first three quarters lies at the edge
+of a logarithmic range, the last quarter is drawn in the decade beyond it.
 """
 
 import functools
@@ -19,13 +18,13 @@ from optlab.schema.optimizer import MAX_RANGES
 from optlab.schema.parameters import SensitivityConfig, TuningConfig
 from optlab.schema.search_space import NumericRange, Range
 
-# Always as many: scrambling gives other first coordinates for another number. Each range takes one, by its place.
+# Constant, because scrambling depends on it. Each range takes one, in order.
 SOBOL_DIMENSIONS = MAX_RANGES
 
 
 @functools.cache
 def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
-    """A place in the unit cube: of Sobol's sequence, scrambled (Owen 1998), which fills it more evenly than chance."""
+    """Return a point of the scrambled Sobol sequence (Owen 1998) in the unit cube."""
     from scipy.stats import qmc  # it takes a second
 
     sequence = qmc.Sobol(SOBOL_DIMENSIONS, scramble=True, rng=_hash_to_int("points", seed, study))
@@ -37,11 +36,10 @@ def sample_point(seed: int, study: int, index: int) -> tuple[float, ...]:
 def map_point_to_ranges(
     ranges: dict[str, Range], point: tuple[float, ...], extended_edges: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """The value of each range at a place of the unit cube.
+    """Return the value of each range at a point of the unit cube.
 
     Args:
-        extended_edges: the ranges whose value is drawn next to an edge instead, -1 for the lower one and 1 for the
-            upper one.
+        extended_edges: ranges whose value is drawn in the decade beyond an edge: -1 for the lower one, 1 for the upper.
     """
     edges = extended_edges or {}
     found = {}
@@ -52,10 +50,10 @@ def map_point_to_ranges(
 
 
 def derive_training_seed(purpose: str, seed: int, study: int, index: int, taken: Collection[int]) -> int:
-    """That of a trial's training: none of those that confirm what is chosen.
+    """Return the seed of a trial's training, which is none of the runs' that confirm the choice.
 
     Args:
-        purpose: other seeds for another one.
+        purpose: gives each kind of trial other seeds.
         index: of the trial; -1 for the default's.
         taken: the seeds of the runs.
     """
@@ -67,7 +65,7 @@ def derive_training_seed(purpose: str, seed: int, study: int, index: int, taken:
 
 
 def _hash_to_int(purpose: str, *parts: int) -> int:
-    """64 bits of the SHA-256 of a purpose and numbers."""
+    """Return 64 bits of the SHA-256 of a purpose and numbers."""
     text = " ".join(["optlab", purpose, *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -79,14 +77,13 @@ TrialFailure = Literal["diverged", "failed"]
 
 @dataclass
 class Trial:
-    """One point of the ranges, and what became of it.
+    """One point of the ranges, and the results of its training.
 
     Attributes:
         values: of the ranges; empty for the default.
-        extended_ranges: the ranges whose value was drawn beyond their edge.
-        validations: at the validation split, where it was to go on or not.
-        failure: why it went no further, where that was its own doing.
-        target_step: the step that it was to reach then.
+        extended_ranges: ranges whose value was drawn beyond their edge.
+        validations: one at the end of each rung that it reached.
+        target_step: step that it was to reach when it failed.
     """
 
     study: int
@@ -100,24 +97,24 @@ class Trial:
 
     @property
     def rank(self) -> tuple[float, float, int]:
-        """The smaller, the better, among trials that went equally far: by accuracy, then loss, then index."""
+        """Sort key among trials of equal steps, best first: by accuracy, then loss, then index."""
         last = self.validations[-1]
         assert last.accuracy is not None and last.loss is not None
         return -last.accuracy, last.loss, self.index
 
 
-TrialBatch = list[tuple[Trial, int]]  # trials to be trained up to a step, at once or in any order
-TrialOutcomes = list[ValidationMetrics | TrialFailure]  # what came of each
+TrialBatch = list[tuple[Trial, int]]  # trials to be trained up to a step, in any order
+TrialOutcomes = list[ValidationMetrics | TrialFailure]  # in the batch's order
 Search = Generator[TrialBatch, TrialOutcomes, None]
 
 
 def compute_rungs(steps: int, halving: int) -> list[int]:
-    """After how many steps it is decided who goes on: a sixteenth, a quarter and all of them where `halving` is 4."""
+    """Return the steps after which only the best continue: a sixteenth, a quarter and all for a `halving` of 4."""
     return sorted({math.ceil(steps / halving**power) for power in (2, 1, 0)})
 
 
 def compute_cost(tuning: TuningConfig, steps: int) -> int:
-    """The steps of one study, if nothing diverges."""
+    """Return the number of steps of one study, if nothing diverges."""
     total, last = steps, tuning.trials // 4
     for n_active in (tuning.trials - last, last):
         before = 0
@@ -129,12 +126,12 @@ def compute_cost(tuning: TuningConfig, steps: int) -> int:
 
 def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps: int, seeds: list[int],
           trials: list[Trial]) -> Search:  # fmt: skip
-    """One tuning: yields what is to be trained, is sent what came of it, and adds to `trials`.
+    """Run one study: yield batches to be trained, receive their results, and append to `trials`.
 
     Args:
         number: of the study.
         steps: of a whole training.
-        seeds: of the runs that confirm what is chosen.
+        seeds: of the runs that confirm the choice.
     """
 
     def add_trial(index: int, beyond: dict[str, int] | None = None) -> Trial:
@@ -155,7 +152,7 @@ def run_study(number: int, ranges: dict[str, Range], tuning: TuningConfig, steps
 
 
 def find_learning_rate_key(ranges: dict[str, Range]) -> str | None:
-    """The range that is the learning rate's: the entry's own, or that of what it wraps."""
+    """Return the name of the learning rate's range: of the entry, or of its base."""
     return next((key for key in ("lr", "base.lr") if isinstance(ranges.get(key), NumericRange)), None)
 
 
@@ -168,11 +165,11 @@ def run_sensitivity_grid(
     seeds: list[int],
     trials: list[Trial],
 ) -> Search:
-    """A grid over one value, the rest as chosen, each point with several seeds; otherwise as `run_study`.
+    """Run a grid over one value, the others as chosen, each point with several seeds; otherwise as `run_study`.
 
     Args:
-        key: whose value it is.
-        chosen: the values in the middle.
+        key: range of the value.
+        chosen: trial with the values in the middle.
     """
     for index in range(grid.points):
         exponent = grid.decades * (index / (grid.points - 1) - 0.5)
@@ -201,7 +198,7 @@ def _request_training(batch: TrialBatch) -> Search:
 
 
 def find_best(trials: Iterable[Trial], steps: int) -> Trial | None:
-    """The best of those that were trained to the end; None where there is none."""
+    """Return the best trial of those that were trained to the end; None without one."""
     completed = [
         each for each in trials if each.failure is None and each.validations and each.validations[-1].step == steps
     ]
@@ -209,7 +206,7 @@ def find_best(trials: Iterable[Trial], steps: int) -> Trial | None:
 
 
 def find_edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
-    """The ranges at whose edge a trial's value lies, and at which of the two: a value beyond one lies at its edge."""
+    """Return range → edge (-1 or 1), of the ranges at or beyond whose edge a trial's value lies."""
     if found is None or not found.values:
         return {}
     logarithmic = {key: each for key, each in ranges.items() if isinstance(each, NumericRange)}
@@ -218,7 +215,7 @@ def find_edges(ranges: dict[str, Range], found: Trial | None) -> dict[str, int]:
 
 
 def find_ranges_at_edge(ranges: dict[str, Range], found: Trial, trials: Iterable[Trial]) -> list[str]:
-    """The ranges at whose edge the chosen value lies, widened by the decade that any of the trials was drawn in."""
+    """Return the ranges at whose edge the chosen value lies, extended by the decades that trials were drawn in."""
     drawn = [each for each in trials if each.values]
     still = []
     for key in find_edges(ranges, found):

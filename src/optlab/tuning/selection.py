@@ -1,4 +1,4 @@
-"""What the runs of an optimizer are trained with: its entry, settled, and the modules of one's own that it uses."""
+"""Values chosen by a tuning: selection from the trials, and the files trials.json and choice.json."""
 
 from pathlib import Path
 
@@ -12,24 +12,24 @@ from optlab.tuning.search import Trial
 
 
 def select_values(spec: OptimizerSpec, trials: list[Trial], steps: int) -> StudyResult:
-    """What a study of these trials has come to: the best of those that were trained to the end, the default included.
+    """Select the best trial of a study that was trained to the end; it may be the default's.
 
     Args:
         steps: of a whole training.
     """
-    found = search.find_best(trials, steps)
-    if found is None:
+    best = search.find_best(trials, steps)
+    if best is None:
         return StudyResult(entry=dump_entry(spec.replace_ranges({})))
     return StudyResult(
-        entry=dump_entry(spec.replace_ranges(found.values)),
-        trial=None if found.index == search.DEFAULT_INDEX else found.index,
-        validation_accuracy=found.validations[-1].accuracy,
-        at_edge=search.find_ranges_at_edge(spec.ranges, found, trials),
+        entry=dump_entry(spec.replace_ranges(best.values)),
+        trial=None if best.index == search.DEFAULT_INDEX else best.index,
+        validation_accuracy=best.validations[-1].accuracy,
+        at_edge=search.find_ranges_at_edge(spec.ranges, best, trials),
     )
 
 
 def write_untuned(config: Config, folder: Path, name: str) -> None:
-    """Write the entry of an optimizer without a range, as it is.
+    """Write the entry of an optimizer without a range as its choice.
 
     Raises:
         StorageError: it cannot be written.
@@ -45,7 +45,11 @@ def write(
     trials: list[records.TrialRecord] | None,
     sensitivity: list[records.TrialRecord] | None = None,
 ) -> None:
-    """Write both files; `trials` is None where nothing was tuned.
+    """Write trials.json and choice.json.
+
+    Args:
+        modules: as `hash_modules` returns them.
+        trials: None for an optimizer without a range.
 
     Raises:
         StorageError: one cannot be written.
@@ -55,12 +59,12 @@ def write(
 
 
 def get_environment_path(folder: Path, name: str) -> Path:
-    """Where it is kept what the machine decided about the trials that were trained last: beside the record, no part."""
+    """Return the path of the environment of the trials that were trained last, which is no part of the record."""
     return TuningFiles(folder, name).choice.with_name("conditions.json")
 
 
 def dump_entry(spec: OptimizerSpec) -> dict[str, object]:
-    """As params.yaml has it, without what is left out there."""
+    """Return the entry as params.yaml has it, without defaults."""
     return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 

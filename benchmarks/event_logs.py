@@ -1,9 +1,9 @@
-"""What a stage does with old journals, with 5 of them and with 500: does it cost more with every run that was made?
+"""What a stage does with old event logs, with 5 of them and with 500: does it cost more with every run that was made?
 
-    python benchmarks/journals.py [--before REV]          # writes benchmarks/JOURNALS.md
+    python benchmarks/event_logs.py [--before REV]          # writes benchmarks/EVENT_LOGS.md
 
-Every journal is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them: look
-for what is to be sent (`push_all`), end those that a kill has left open (`end_abandoned`), and look for one by its
+Every event log is of 200 kB, has ended, and is in MLflow's database. A pass is what the stages do with all of them:
+look for what is to be sent (`push_all`), end those that a kill has left open (`end_abandoned`), and look for one by its
 weights (`find`), here for weights that none has; all are of the same run. Passes with 5 and with 500 take turns in one
 process, which does not import MLflow; the first round is not counted. With REV, the same is done with the code of that
 revision.
@@ -22,15 +22,15 @@ import time
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[1]
-RESULTS = TOP / "benchmarks" / "JOURNALS.md"
+RESULTS = TOP / "benchmarks" / "EVENT_LOGS.md"
 COUNTS = (5, 500)
 SIZE = 200_000  # bytes of events.jsonl
 PARTS = ("push_all", "end_abandoned", "find")
 
 
 def write_one(top: Path) -> Path:
-    """A repository with one journal that MLflow has; returns the journal's folder. The working directory is `top`."""
-    from optlab.tracking import log_uploader
+    """Create a repository with one event log that MLflow has; return its folder. The working directory is `top`."""
+    from optlab.tracking import uploader
     from optlab.tracking.event_log import EventLog
 
     (top / ".dvc").mkdir()
@@ -45,7 +45,7 @@ def write_one(top: Path) -> Path:
         step += 500
     log.append("tags", tags={"weights.sha256": "0" * 64})
     log.append("end", status="completed", time=1_800_000_000_000)
-    assert list(log_uploader.push_all()) == [log.folder.name]
+    assert list(uploader.push_all()) == [log.folder.name]
     return top / log.folder
 
 
@@ -58,24 +58,24 @@ def repositories(folder: Path) -> list[Path]:
     tops = []
     for count in COUNTS:
         top = folder / str(count)
-        shutil.copytree(first, top, ignore=shutil.ignore_patterns("journal"))
+        shutil.copytree(first, top, ignore=shutil.ignore_patterns("event_logs"))
         for number in range(count):
             name = f"20250101-{number:06d}-adam-0-{number:016x}"
-            shutil.copytree(kept, top / ".optlab" / "journal" / name)
+            shutil.copytree(kept, top / ".optlab" / "event_logs" / name)
         tops.append(top)
     return tops
 
 
 def measure(tops: list[Path], rounds: int) -> None:
     """Print, for every round and repository, the seconds of each part; the first round is not counted."""
-    from optlab.tracking import event_log, log_uploader
+    from optlab.tracking import event_log, uploader
 
     found = []
     for _ in range(rounds + 1):
         for top in tops:
             os.chdir(top)
             times = [time.perf_counter()]
-            assert list(log_uploader.push_all()) == []
+            assert list(uploader.push_all()) == []
             times.append(time.perf_counter())
             event_log.end_abandoned("optlab-adam-0", event_log.EventLog(Path("none")))
             times.append(time.perf_counter())
@@ -132,15 +132,15 @@ def main() -> None:
         table = [
             line for name, source in sources.items() for line in rows(name, measured(source, tops, arguments.rounds))
         ]
-        size = next(tops[0].glob(".optlab/journal/*/events.jsonl")).stat().st_size
+        size = next(tops[0].glob(".optlab/event_logs/*/events.jsonl")).stat().st_size
     lines = [
-        "# Old journals",
+        "# Old event logs",
         "",
-        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with journals that have ended and "
-        f"that MLflow has, {size:,} bytes each; n = {arguments.rounds} rounds, median (least – most); "
+        f"{os.cpu_count()} cores; Python {sys.version.split()[0]}. What a stage does with event logs that have ended "
+        f"and that MLflow has, {size:,} bytes each; n = {arguments.rounds} rounds, median (least – most); "
         f"load average {os.getloadavg()[0]:.1f}.",
         "",
-        f"| code | part | {COUNTS[0]} journals, ms | {COUNTS[1]} journals, ms | ratio |",
+        f"| code | part | {COUNTS[0]} event logs, ms | {COUNTS[1]} event logs, ms | ratio |",
         "| --- | --- | --- | --- | --- |",
         *table,
     ]
