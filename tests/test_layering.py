@@ -39,8 +39,8 @@ def imports(path):
 
 def test_packages_have_docstrings():
     """In one sentence; `lint-imports` passes over a folder without an __init__.py."""
-    rooms = {path.parent for path in PACKAGE.rglob("*.py")}
-    assert all(ast.get_docstring(ast.parse((room / "__init__.py").read_text())) for room in rooms)
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert all(ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) for folder in folders)
 
 
 def transitive_imports(stage):

@@ -10,7 +10,8 @@ import safetensors.numpy
 
 from optlab.analysis import environment_diff
 from optlab.records import Environment, RunFiles, TuningFiles
-from optlab.reproduce import output_diff, report
+from optlab.reproduce import output_diff
+from optlab.system.files import compute_md5
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
 
@@ -54,7 +55,7 @@ def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recor
     safetensors.numpy.save_file(recorded_weights, before / files.weights.name)
     for path, value in ((files.training, TRAINED), (files.test, TESTED)):
         (before / path.name).write_text(json.dumps(value))
-    digests = {name.name: output_diff.compute_md5(name) for name in before.iterdir()}
+    digests = {name.name: compute_md5(name) for name in before.iterdir()}
     if flip:
         digests[files.weights.name] = digests[files.weights.name][::-1]
     outs = [
@@ -142,7 +143,7 @@ def test_environment_diff_lists_likeliest_cause_first():
 def test_infinite_max_error_is_json_string():
     gaps = {"metrics": output_diff.MaxDifference(float("inf"), float("inf"))}
     result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
-    text = report.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
+    text = output_diff.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
     assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"
 
 
@@ -175,7 +176,7 @@ def test_trials_are_compared_without_their_keys(tmp_path, trials, sensitivity, c
     def digest(path, text):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-        return {"path": path.as_posix(), "md5": output_diff.compute_md5(tmp_path / path)}
+        return {"path": path.as_posix(), "md5": compute_md5(tmp_path / path)}
 
     outs = [digest(files.trials, json.dumps(recorded)), digest(files.choice, "old")]
     digest(files.trials, json.dumps({"trials": trials, "sensitivity": sensitivity}))

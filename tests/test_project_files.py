@@ -51,6 +51,12 @@ def test_contributing_paths_exist(path):
     assert (TOP / "".join(path)).exists()
 
 
+def test_contributing_names_modules_that_exist():
+    modules = re.findall(r"`(\w+/\w+\.py|records\.py)`", GUIDE)
+    assert len(modules) > 7 and all((TOP / "src" / "optlab" / each).exists() for each in modules)
+    assert "class EvalRecord" in (TOP / "src" / "optlab" / "records.py").read_text()
+
+
 def test_contributing_tests_and_make_targets_exist():
     makefile = (TOP / "Makefile").read_text()
     targets = re.findall(r"(?:`|\$ )make ([a-z]+)", GUIDE)

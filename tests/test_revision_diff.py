@@ -9,6 +9,7 @@ from optlab.config import loader
 from optlab.orchestration import versus
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.system.errors import ConfigError, RecordError, RevisionError
+from optlab.system.files import compute_md5
 from optlab.system.git import Revision
 
 PARAMS = """\
@@ -205,7 +206,7 @@ def test_record_older_than_edit_is_refused(top, old, new, message):
     choice = top / "tuning" / "adam" / "choice.json"
     choice.parent.mkdir(parents=True)
     choice.write_text("{}")
-    (top / "dvc.lock").write_text(LOCK.replace("DIGEST", versus.compute_md5(choice)))
+    (top / "dvc.lock").write_text(LOCK.replace("DIGEST", compute_md5(choice)))
     folder = top.relative_to(top)
     versus.check_trained(write_record(top, THEN, PARAMS.replace("seeds: [0, 1, 2]", "seeds: [1, 0, 2]")), folder)
     if old == "choice":

@@ -360,7 +360,7 @@ def _reproduce(
     pipeline: Path, name: str, names: list[str], here: bool, fresh: bool, as_json: bool, tuning: bool
 ) -> int:
     folder = _enter_pipeline(pipeline)
-    from optlab.reproduce import report, rerun
+    from optlab.reproduce import output_diff, rerun
     from optlab.system.git import Revision
 
     revision = Revision.parse(name, folder)
@@ -372,9 +372,9 @@ def _reproduce(
     with contextlib.closing(rerun.reproduce(revision, runs, here, fresh, as_json, tuning)) as reproduced:
         for result in reproduced:
             results.append(result)
-            report.log_to_mlflow(revision, result, rerun.read_weights_sha256(revision, result.run))
-    print(report.format_json(revision, results) if as_json else report.format_text(revision, results))
-    return report.get_exit_status(results)
+            output_diff.log_to_mlflow(revision, result, rerun.read_weights_sha256(revision, result.run))
+    print(output_diff.format_json(revision, results) if as_json else output_diff.format_text(revision, results))
+    return output_diff.get_exit_status(results)
 
 
 @_register_command(TRACK, "optlab ui --port 5001")

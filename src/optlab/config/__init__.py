@@ -1,1 +1,1 @@
-"""Reading of params.yaml (`loader`), its error messages, ready optimizers (`catalog`), new ones (`scaffold`)."""
+"""params.yaml: read it (`loader`), ready entries (`catalog`), new optimizers (`scaffold`)."""

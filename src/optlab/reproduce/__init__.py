@@ -1,1 +1,1 @@
-"""Reproduction of a past run from its git revision, comparison of the outputs, and releases."""
+"""Past runs: release a comparison (`release`), run a revision again (`rerun`), compare its outputs (`output_diff`)."""

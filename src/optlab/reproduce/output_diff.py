@@ -1,7 +1,12 @@
-"""Is a run that was trained again the one that was recorded? Digests, numbers, and the conditions that differ."""
+"""Comparison of a reproduced run with the recorded one: digests, numbers, conditions; and the report on it.
+
+Reports go to the terminal, as JSON to programs, into an experiment of MLflow, and into the exit status.
+"""
 
 import dataclasses
-import hashlib
+import json
+import math
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,14 +15,23 @@ import safetensors.numpy
 
 from optlab.analysis import environment_diff
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialRecord, TrialsRecord, TuningFiles
+from optlab.system.errors import StorageError
+from optlab.system.files import compute_md5
 from optlab.system.git import Revision
+from optlab.tracking import mlflow_store, uploader
+from optlab.tracking.event_log import EventLog, get_current_time_ms, get_experiment_name
 
 ReproductionVerdict = Literal["identical", "within tolerance", "different", "not run"]
+
+MLFLOW_EXPERIMENT = "optlab-reproductions"
+_EXIT_STATUS: dict[ReproductionVerdict, int] = {  # the worst verdict first
+    "not run": 2, "different": 1, "within tolerance": 3, "identical": 0,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputDigests:
-    """One file of the record: the MD5 in dvc.lock, and that of the file just computed (None: not written)."""
+    """One output file: the MD5 in dvc.lock, and that of the reproduced file (None: not written)."""
 
     path: str
     recorded: str
@@ -30,19 +44,19 @@ class OutputDigests:
 
 @dataclasses.dataclass(frozen=True)
 class MaxDifference:
-    """How far two lists of numbers are apart.
+    """Largest difference between two lists of numbers.
 
     Attributes:
         absolute: the largest |a - b|.
-        relative: of single figures the largest |a - b| / |a|; of weights the largest ‖a - b‖ / ‖a‖ of a tensor.
+        relative: the largest |a - b| / |a| of numbers; the largest ‖a - b‖ / ‖a‖ of weight tensors.
     """
 
     absolute: float
     relative: float
 
 
-# How far rounding in another order may lead: about twice what AVX2 and AVX-512 are apart after 3,520 steps of Adam (see
-# docs/determinism.md). It begins with the last bits of a float32; another computation begins with more.
+# Largest differences that another order of rounding may cause: about twice those between AVX2 and AVX-512 after 3,520
+# steps of Adam (docs/determinism.md). Rounding begins in a float32's last bits; another computation begins with more.
 TOLERANCES = {
     "first_loss": MaxDifference(np.inf, 1e-5),
     "train_loss": MaxDifference(np.inf, 0.01),
@@ -54,15 +68,15 @@ TOLERANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """The verdict on one run.
+    """One run's, or tuning's, verdict. The field names are the keys of `optlab reproduce --json`.
 
     Attributes:
         outputs: every output of its stages.
         first_difference: (epoch from 1, step from 0 over the run) of the first loss that differs.
-        gaps: of the weights (where the recorded ones are at hand), of the losses of all steps, of the first of them
+        gaps: of the weights (if the recorded ones are available), of the losses of all steps, of the first of them
             that differs, of the epochs' train_loss and validation_loss, of test_loss and test_accuracy.
         conditions: name → (recorded, here) of what differs, the likely cause first.
-        reason: why it could not be run, or what the numbers say.
+        reason: why it could not be run, or a summary of the numbers.
     """
 
     run: str
@@ -75,12 +89,12 @@ class Reproduction:
 
 
 def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[dict[str, Any]]) -> Reproduction:
-    """Compare what a run wrote in `tree` with the record of the revision.
+    """Compare the outputs of a run in `tree` with the record of the revision.
 
     Args:
-        outs: the outputs of its stages as dvc.lock has them.
+        outs: the outputs of its stages in dvc.lock.
     """
-    outputs = [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
+    outputs = _compute_digests(tree, outs)
     conditions = environment_diff.diff_environments(
         Environment.read_at_revision(revision, files.environment), Environment.read(tree / files.environment)
     )
@@ -95,19 +109,20 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     tested = EvalRecord.read_at_revision(revision, files.test) or EvalRecord(status=recorded.status)
     first = find_first_difference(recorded.step_losses, reproduced.step_losses)
     gaps = {"weights": _compare_weights(revision.fetch_output(files.weights, outs), tree / files.weights)}
-    gaps |= _compare_training(recorded, reproduced, first) | _compare_test_metrics(
-        tested, EvalRecord.read(tree / files.test)
-    )
-    differences = {name: gap for name, gap in gaps.items() if gap}
+    gaps |= _compare_losses(recorded, reproduced, first)
+    retested = EvalRecord.read(tree / files.test)
+    for name in ("test_loss", "test_accuracy"):
+        gaps[name] = _compare_values([getattr(tested, name)], [getattr(retested, name)])
+    known = {name: gap for name, gap in gaps.items() if gap}
     if first is None:
         close, reason = False, "every loss is the recorded one, so rounding does not explain another digest"
     else:
-        same_shape = recorded.status == reproduced.status and _count_steps(recorded) == _count_steps(reproduced)
-        close = same_shape and all(_is_within(differences.get(name), limit) for name, limit in TOLERANCES.items())
+        steps, other_steps = ([len(losses) for losses in each.step_losses] for each in (recorded, reproduced))
+        close = recorded.status == reproduced.status and steps == other_steps
+        close = close and all(_is_within(known.get(name), limit) for name, limit in TOLERANCES.items())
         reason = f"the loss first differs in epoch {first[0]}, step {first[1]}"
-    return Reproduction(
-        files.id, "within tolerance" if close else "different", outputs, first, differences, conditions, reason
-    )
+    verdict: ReproductionVerdict = "within tolerance" if close else "different"
+    return Reproduction(files.id, verdict, outputs, first, known, conditions, reason)
 
 
 def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[str, Any]]) -> Reproduction:
@@ -119,7 +134,7 @@ def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[s
         stage: such as `tune@adam`.
         outs: the outputs of the stage as dvc.lock has them.
     """
-    outputs = [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
+    outputs = _compute_digests(tree, outs)
     if all(output.is_identical for output in outputs):
         return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
     path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
@@ -145,30 +160,13 @@ def _format_trial_name(trial: TrialRecord) -> str:
     return f"{index} of study {trial.study + 1}" if trial.study else str(index)
 
 
-def _compare_training(
-    recorded: TrainRecord, reproduced: TrainRecord, first: tuple[int, int] | None
-) -> dict[str, MaxDifference | None]:
-    before, after = _flatten(recorded.step_losses), _flatten(reproduced.step_losses)
-    found = {
-        "step_loss": _compare_values(before, after),
-        "first_loss": _compare_values(before[first[1] :][:1], after[first[1] :][:1]) if first else None,
-    }
-    for name in ("train_loss", "validation_loss"):
-        found[name] = _compare_values(
-            *([getattr(epoch, name) for epoch in each.history] for each in (recorded, reproduced))
-        )
-    return found
-
-
-def _compare_test_metrics(recorded: EvalRecord, reproduced: EvalRecord) -> dict[str, MaxDifference | None]:
-    return {
-        name: _compare_values([getattr(recorded, name)], [getattr(reproduced, name)])
-        for name in ("test_loss", "test_accuracy")
-    }
+def _compute_digests(tree: Path, outs: list[dict[str, Any]]) -> list[OutputDigests]:
+    """Return the recorded digest of each output in dvc.lock, and that of the file in `tree`."""
+    return [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
 
 
 def find_first_difference(before: list[list[float | None]], after: list[list[float | None]]) -> tuple[int, int] | None:
-    """(epoch from 1, step from 0 over the run) of the first loss that differs, or that only one of them has."""
+    """Return (epoch from 1, step from 0 over the run) of the first loss that differs, or that only one run has."""
     step = 0
     for epoch in range(1, max(len(before), len(after)) + 1):
         ours, theirs = (losses[epoch - 1] if epoch <= len(losses) else [] for losses in (before, after))
@@ -179,18 +177,23 @@ def find_first_difference(before: list[list[float | None]], after: list[list[flo
     return None
 
 
-def compute_md5(path: Path) -> str | None:
-    """DVC's digest of a file, or None if there is none."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
-
-
-def _is_within(gap: MaxDifference | None, limit: MaxDifference) -> bool:
-    """A figure that neither has is as close as can be."""
-    return gap is None or (gap.absolute <= limit.absolute and gap.relative <= limit.relative)
+def _compare_losses(
+    recorded: TrainRecord, reproduced: TrainRecord, first: tuple[int, int] | None
+) -> dict[str, MaxDifference | None]:
+    before, after = ([loss for epoch in each.step_losses for loss in epoch] for each in (recorded, reproduced))
+    gaps = {
+        "step_loss": _compare_values(before, after),
+        "first_loss": _compare_values(before[first[1] :][:1], after[first[1] :][:1]) if first else None,
+    }
+    for name in ("train_loss", "validation_loss"):
+        gaps[name] = _compare_values(
+            *([getattr(epoch, name) for epoch in each.history] for each in (recorded, reproduced))
+        )
+    return gaps
 
 
 def _compare_values(before: list[float | None], after: list[float | None]) -> MaxDifference | None:
-    """Over the pairs that both have; infinite if only one of them has a figure, None if neither has any."""
+    """Compare the pairs that both lists have; infinite if only one has a number, None if neither has any."""
     every = list(zip(before, after, strict=False))
     if any((one is None) != (other is None) for one, other in every):
         return MaxDifference(np.inf, np.inf)
@@ -199,9 +202,8 @@ def _compare_values(before: list[float | None], after: list[float | None]) -> Ma
         return None
     ours, theirs = np.array(pairs).T
     distance = np.abs(ours - theirs)
-    return MaxDifference(
-        float(distance.max()), float((distance / np.maximum(np.abs(ours), np.finfo(np.float32).tiny)).max())
-    )
+    relative = distance / np.maximum(np.abs(ours), np.finfo(np.float32).tiny)
+    return MaxDifference(float(distance.max()), float(relative.max()))
 
 
 def _compare_weights(recorded: bytes | None, path: Path) -> MaxDifference | None:
@@ -218,9 +220,112 @@ def _compare_weights(recorded: bytes | None, path: Path) -> MaxDifference | None
     )
 
 
-def _flatten(losses: list[list[float | None]]) -> list[float | None]:
-    return [loss for epoch in losses for loss in epoch]
+def _is_within(gap: MaxDifference | None, limit: MaxDifference) -> bool:
+    """Tell if a difference is within its tolerance; a number that neither run has is."""
+    return gap is None or (gap.absolute <= limit.absolute and gap.relative <= limit.relative)
 
 
-def _count_steps(trained: TrainRecord) -> list[int]:
-    return [len(losses) for losses in trained.step_losses]
+def get_exit_status(results: list[Reproduction]) -> int:
+    """Return 0 if all are identical, else that of the worst: 2 not run, 1 different, 3 within tolerance."""
+    verdicts = {result.verdict for result in results}
+    return next(status for verdict, status in _EXIT_STATUS.items() if verdict in verdicts)
+
+
+def format_json(revision: Revision, results: list[Reproduction]) -> str:
+    """Format all results as JSON."""
+    values = {
+        "revision": revision.name,
+        "commit": revision.commit,
+        "exit_status": get_exit_status(results),
+        "runs": [_replace_non_finite(dataclasses.asdict(result)) for result in results],
+    }
+    return json.dumps(values, indent=2, allow_nan=False)
+
+
+def _replace_non_finite(value: Any) -> Any:
+    """Replace the numbers that JSON lacks by text: a gap is infinite if only one run has a number."""
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def format_text(revision: Revision, results: list[Reproduction]) -> str:
+    """Format a table of runs, then the differences of each run that is not identical."""
+    lines = ["", f"{revision.name} ({revision.commit[:12]})", ""]
+    width = max(len(result.run) for result in results)
+    for result in results:
+        same = sum(output.is_identical for output in result.outputs)
+        lines.append(
+            f"{result.run:<{width}}  {result.verdict:<16}  {same}/{len(result.outputs)} outputs  {result.reason}"
+        )
+    for result in results:
+        if result.verdict != "identical":
+            lines += ["", result.run, *_describe_differences(result)]
+    return "\n".join([*lines, ""])
+
+
+def _describe_differences(result: Reproduction) -> list[str]:
+    lines = [
+        f"  {output.path}  recorded {output.recorded}, now {output.reproduced or 'not written'}"
+        for output in result.outputs
+        if not output.is_identical
+    ]
+    lines += [
+        f"  largest difference of {name.replace('_', ' ')}: {gap.absolute:.3g}, relative {gap.relative:.3g}"
+        for name, gap in result.gaps.items()
+    ]
+    if result.gaps and "weights" not in result.gaps:
+        lines.append("  the recorded weights are in no cache or remote here, so they are not compared")
+    if result.conditions:
+        lines.append("  conditions that differ, the likely cause first:")
+        lines += [f"    {name}: {old} → {new}" for name, (old, new) in result.conditions.items()]
+    elif result.verdict != "not run" and not result.run.startswith("tune@"):
+        lines.append("  no recorded condition differs: is the code at the revision deterministic?")
+    return lines
+
+
+def log_to_mlflow(revision: Revision, result: Reproduction, weights: str | None) -> None:
+    """Log a result as a run of MLflow's experiment `optlab-reproductions`; a failure is a warning on stderr.
+
+    Args:
+        weights: SHA-256 of the recorded weights, which finds the original run.
+    """
+    try:
+        _write_event_log(revision, result, _find_original_run(revision, result.run, weights))
+    except StorageError as error:
+        print(f"warning: {error}", file=sys.stderr)
+
+
+def _write_event_log(revision: Revision, result: Reproduction, original: str | None) -> None:
+    event_log = EventLog.create(f"reproduce-{result.run}")
+    tags: dict[str, Any] = {
+        "reproduces.revision": revision.name,
+        "reproduces.commit": revision.commit,
+        "reproduces.run": result.run,
+        "verdict": result.verdict,
+    }
+    if original:
+        tags["reproduces.mlflow_run"] = original
+    now = get_current_time_ms()
+    event_log.append("start", time=now, name=f"{result.run} of {revision.name}", experiment=MLFLOW_EXPERIMENT,
+                   tags=tags, dataset=None,
+                   params={f"differs.{name}": f"{old} → {new}" for name, (old, new) in result.conditions.items()},
+                   )  # fmt: skip
+    identical = float(result.verdict == "identical")
+    values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
+    event_log.log_metrics([(name, value, now, 0) for name, value in values.items()])
+    event_log.end("failed" if result.verdict == "not run" else "completed")
+    uploader.push_pending()
+
+
+def _find_original_run(revision: Revision, run: str, weights: str | None) -> str | None:
+    """Return the id of the MLflow run with these weights, if there is one here."""
+    if weights is None:
+        return None
+    try:
+        return mlflow_store.find_run_ids(get_experiment_name(revision.folder), [(run, weights)])[0]
+    except Exception as error:
+        print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
+        return None

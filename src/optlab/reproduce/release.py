@@ -1,4 +1,4 @@
-"""A finished comparison under a git tag that holds all that is needed to compute it again."""
+"""Releases: a finished comparison under a git tag, with all that is needed to compute it again."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from optlab.system.errors import RevisionError
 from optlab.tracking import mlflow_store
 from optlab.tracking.event_log import get_experiment_name
 
-# What the stages write into git, and what decides them: the only paths that a release commits.
+# The only paths that a release commits: the outputs of the stages that are in git, and params.yaml.
 _RELEASED_FILES = ("params.yaml", "dvc.lock")
 _RELEASED_FOLDERS = (records.RUNS_FOLDER, records.REPORTS_FOLDER, records.TUNING_FOLDER)
 
@@ -22,25 +22,23 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
 
     Args:
         folder: of the pipeline.
-        mixed: accept runs that were made under different conditions; the tag's message names them.
+        mixed: accept runs from different environments; the tag's message names them.
 
     Raises:
-        RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, git has not
-            got a module that the runs use or does not know who commits, or they were made under different conditions.
+        RevisionError: the tag exists or is no valid name, stages are out of date, other files are changed, git does not
+            track a module that the runs use or lacks a user name, or the runs come from different environments.
     """
     git.check_repository()
     _check_tag_name(tag)
     if git.get_output("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}"):
         raise RevisionError(f"{tag}: the tag exists: choose another name, or delete it with `git tag -d {tag}`")
-    own_files = [(folder / each).as_posix() for each in _RELEASED_FILES]
-    own_folders = [f"{(folder / each).as_posix()}/" for each in _RELEASED_FOLDERS]
-    foreign = [
-        path for path in list_changed_files() if path not in own_files and not path.startswith(tuple(own_folders))
-    ]
-    if foreign:
-        raise RevisionError(f"{foreign[0]} is changed: commit it or undo it first ({len(foreign)} such files)")
+    files = [(folder / each).as_posix() for each in _RELEASED_FILES]
+    folders = [f"{(folder / each).as_posix()}/" for each in _RELEASED_FOLDERS]
+    others = [path for path in list_changed_files() if path not in files and not path.startswith(tuple(folders))]
+    if others:
+        raise RevisionError(f"{others[0]} is changed: commit it or undo it first ({len(others)} such files)")
     user_modules = source_code.find_user_modules(compared.config.list_class_paths())
-    for path in git.find_untracked(each.as_posix() for each in user_modules):  # those not ignored are in `foreign`
+    for path in git.find_untracked(each.as_posix() for each in user_modules):  # those not ignored are in `others`
         raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")
     pipeline = (folder / "dvc.yaml").as_posix()
     stale = list_stale_stages(pipeline)
@@ -48,22 +46,18 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
         command = "dvc repro" if folder == Path() else f"dvc repro {pipeline}"
         raise RevisionError(f"{stale[0]} is out of date: run `{command}` first ({len(stale)} such stages)")
     _check_environments(_select_own_runs(compared, folder), "" if folder == Path() else f"{pipeline}:")
-    other = (
-        [environment_diff.describe_differences(compared.differing_conditions)]
-        if compared.differing_conditions
-        else list(compared.notes)
-    )
-    if other and not mixed:
-        raise RevisionError(f"{' '.join(other)} Or release them as they are, with `--mixed`")
-    own = [path for path in (*own_files, *own_folders) if Path(path).exists()]
-    _commit(own, f"Record of {tag}")
+    differences = compared.differing_conditions
+    notes = [environment_diff.describe_differences(differences)] if differences else compared.notes
+    if notes and not mixed:
+        raise RevisionError(f"{' '.join(notes)} Or release them as they are, with `--mixed`")
+    _commit([path for path in (*files, *folders) if Path(path).exists()], f"Record of {tag}")
     message = f"{tag}\n{tables.render_text(compared)}\n"
     git.run("tag", "--annotate", tag, "--cleanup=verbatim", "--file", "-", stdin=message)
     return git.get_output("rev-parse", "HEAD") or ""
 
 
 def _check_tag_name(tag: str) -> None:
-    """Refuse what is no name of a tag of git's, or of MLflow's, where it is a part of one."""
+    """Refuse a name that git takes for no tag, or that MLflow takes for no part of one."""
     is_valid_ref = git.get_output("check-ref-format", f"refs/tags/{tag}") is not None
     if not is_valid_ref or tag == "HEAD" or tag.startswith("-"):
         raise RevisionError(f"{tag}: not a valid name for a git tag: give one such as v1.0")
@@ -72,10 +66,10 @@ def _check_tag_name(tag: str) -> None:
 
 
 def _commit(paths: list[str], message: str) -> None:
-    """Commit what has changed of these paths; if git refuses, none of it stays staged.
+    """Commit the changes of these paths; if git refuses, none of them stays staged.
 
     Raises:
-        RevisionError: git does not know who commits, or refuses for another reason, such as a hook.
+        RevisionError: git lacks a user name, or refuses for another reason, such as a hook.
     """
     for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
         if git.get_output("var", who) is None:
@@ -90,17 +84,17 @@ def _commit(paths: list[str], message: str) -> None:
 
 
 def _select_own_runs(compared: Comparison, folder: Path) -> list[Run]:
-    """Those of the runs that are the pipeline's own; others are in the record of a study."""
+    """Return the runs of the pipeline itself; others are in the record of a study."""
     return [run for run in compared.runs if run.files.folder == folder]
 
 
-def _check_environments(own: list[Run], pipeline: str) -> None:
-    """Refuse conditions of another training: DVC can bring back an earlier run's outputs, but not its conditions.
+def _check_environments(runs: list[Run], pipeline: str) -> None:
+    """Refuse a conditions.json of another training: DVC can restore an earlier run's outputs, but not that file.
 
     Args:
-        pipeline: what DVC wants before a stage's name.
+        pipeline: prefix of a stage's name in DVC's command.
     """
-    for run in own:
+    for run in runs:
         if run.conditions is None:
             raise RevisionError(
                 f"{run.files.environment}: missing, or of another training than these weights: "
@@ -109,7 +103,7 @@ def _check_environments(own: list[Run], pipeline: str) -> None:
 
 
 def list_changed_files() -> list[str]:
-    """Files that differ from the last commit, new ones included.
+    """List the files that differ from the last commit, new ones included.
 
     Raises:
         RevisionError: git cannot tell.
@@ -122,7 +116,7 @@ def list_changed_files() -> list[str]:
 
 
 def list_stale_stages(pipeline: str) -> list[str]:
-    """The stages of a pipeline that `dvc repro` would run.
+    """List the stages of a pipeline that `dvc repro` would run.
 
     Raises:
         RevisionError: DVC cannot tell.
@@ -134,23 +128,21 @@ def list_stale_stages(pipeline: str) -> list[str]:
 
 
 def tag_mlflow_runs(compared: Comparison, folder: Path, tag: str) -> str:
-    """Tag the MLflow runs of the comparison, so that they can be filtered; returns a sentence about it."""
-
+    """Tag the MLflow runs of the comparison, so that they can be filtered; returns a summary."""
     try:
         client = mlflow_store.connect()
         identity = mlflow_store.get_or_create_experiment(client, get_experiment_name(folder))
         wanted = [(run.files.id, run.trained.weights_sha256) for run in _select_own_runs(compared, folder)]
-        found = [run for run in mlflow_store.find_runs(client, identity, wanted) if run is not None]
-        for run in found:
-            # One tag per release: a run can belong to several.
+        runs = [run for run in mlflow_store.find_runs(client, identity, wanted) if run is not None]
+        for run in runs:  # one tag per release: a run can belong to several
             client.set_tag(run.info.run_id, f"release.{tag}", "yes")
     except Exception as error:
         return f"MLflow was not reached, so its runs are not marked: {mlflow_store.describe_error(error)}"
-    return f"{len(found)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
+    return f"{len(runs)} of {len(wanted)} runs marked in MLflow: filter with  tags.`release.{tag}` = 'yes'"
 
 
 def push(folder: Path, tag: str) -> list[str]:
-    """Push the tag, and the outputs if there is a DVC remote; returns sentences about both.
+    """Push the tag, and the outputs if there is a DVC remote; returns summaries of both.
 
     Raises:
         RevisionError: git or DVC refused.

@@ -1,7 +1,7 @@
-"""A past run, trained again from its git revision.
+"""Reproduction of a past run from its git revision.
 
-Nothing is restored from a cache but the data: the stages' own commands run in a checkout of their own, with the
-revision's own code and under the recorded conditions, and their outputs are compared with the digests in its dvc.lock.
+Nothing is restored from a cache but the data: the stages' commands run in a checkout, with the revision's code and
+under the recorded conditions, and their outputs are compared with the digests in its dvc.lock.
 """
 
 import os
@@ -29,16 +29,15 @@ from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 from optlab.tuning.selection import get_environment_path
 
-_PROVIDED_PATHS = (repository.DATA, Path(".dvc") / "config.local")  # what is put into a checkout for the stages
-_ATEN_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # what ATen calls the capabilities it has code for
-_ONEDNN_BY_CAPABILITY = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that do not name oneDNN's
-
+_PROVIDED_PATHS = (repository.DATA, Path(".dvc") / "config.local")  # put into a checkout for the stages
+_ATEN_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # ATen's names, the least first
+_ONEDNN_BY_CAPABILITY = {"DEFAULT": "SSE41", "AVX2": "AVX2"}  # for records that lack oneDNN's instruction set
 # Variables that older revisions read instead: the PID to end with, and no upload to the user's MLflow.
 _FORMER_PARENT_PID_VARIABLE, _FORMER_UPLOADER_PARENT_VARIABLE = "OPTLAB_PID", "OPTLAB_SENDER"
 
 
 def select_runs(revision: Revision, names: list[str]) -> list[str]:
-    """The ids of the runs to reproduce: those named, or all of the revision's params.yaml that its dvc.lock has.
+    """Return the ids of the runs to reproduce: `names`, or all runs of its params.yaml that its dvc.lock has.
 
     Raises:
         RevisionError: the revision has no such run.
@@ -55,7 +54,7 @@ def select_runs(revision: Revision, names: list[str]) -> list[str]:
 
 
 def find_package_differences(revision: Revision, runs: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Package → (recorded, installed here) where the versions differ."""
+    """Return package → (recorded version, installed version) where they differ."""
     recorded: dict[str, Any] = {}
     for run in runs:
         recorded |= _read_environment(revision, run).packages
@@ -68,14 +67,14 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
     """Train and evaluate each run again, with the recorded values of tuned hyperparameters, and yield its verdict.
 
     Args:
-        here: under this machine's own conditions, instead of the recorded ones.
-        fresh: in a virtual environment built from the revision's own constraints.txt.
-        quiet: show nothing of the stages' output.
-        tuning: do the tunings of their optimizers again, too, after them.
+        here: under this machine's conditions, instead of the recorded ones.
+        fresh: in a virtual environment built from the revision's constraints.txt.
+        quiet: hide the output of the stages.
+        tuning: repeat the tunings of their optimizers, too, after the runs.
 
     Raises:
         RevisionError: the revision cannot be checked out, its outputs may lie outside of the checkout, or its
-            environment or its data cannot be had.
+            environment or its data are not available.
     """
     stages = revision.read_lock()
     with processes.interrupt_on_sigterm(), checkout(revision) as tree:
@@ -88,46 +87,48 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
             programs = _create_virtual_environment(revision, tree, list_extra_requirements(revision, runs), quiet)
         _restore_data(tree, replace(revision, folder=Path()).read_lock(), _build_process_env(tree, programs), quiet)
         for run in runs:
-            recorded = _read_environment(revision, run)
-            environment = _build_process_env(tree, programs, {} if here else derive_isa_variables(recorded))
-            for path in _list_replaced_files(revision, stages, run):
-                (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
-            place = tree / revision.folder
-            problems = (
-                _run_stage(stages[name]["cmd"], place, environment, quiet) for name in _list_stages(stages, run)
-            )
-            problem = next(filter(None, problems), None)
-            outs = _list_outs(revision, stages, run)
-            yield (
-                Reproduction(run, "not run", [], reason=problem) if problem else _compare_run(revision, tree, run, outs)
-            )
+            yield _reproduce_run(revision, tree, run, programs, here, quiet)
         for name, run in tunings.items():
-            own = Environment.read_at_revision(
-                revision, get_environment_path(revision.folder, name.removeprefix("tune@"))
-            )
-            variables = {} if here else derive_isa_variables(own or _read_environment(revision, run))
+            path = get_environment_path(revision.folder, name.removeprefix("tune@"))
+            recorded = Environment.read_at_revision(revision, path) or _read_environment(revision, run)
+            variables = {} if here else derive_isa_variables(recorded)
             yield _reproduce_tuning(revision, tree, name, _build_process_env(tree, programs, variables), quiet)
 
 
+def _reproduce_run(revision: Revision, tree: Path, run: str, programs: Path, here: bool, quiet: bool) -> Reproduction:
+    stages = revision.read_lock()
+    variables = {} if here else derive_isa_variables(_read_environment(revision, run))
+    for path in _list_replaced_files(revision, stages, run):
+        (tree / path).unlink(missing_ok=True)  # git has checked out the recorded ones
+    environment = _build_process_env(tree, programs, variables)
+    for name in _list_stages(stages, run):
+        if error := _run_stage(stages[name]["cmd"], tree / revision.folder, environment, quiet):
+            return Reproduction(run, "not run", [], reason=error)
+    try:
+        return compare_outputs(revision, tree, _get_run_files(revision, run), _list_outs(revision, stages, run))
+    except (RecordError, KeyError, TypeError, ValueError) as error:  # a damaged record, or one of another version
+        reason = f"its record cannot be compared: {type(error).__name__}: {error}"
+        return Reproduction(run, "not run", [], reason=reason)
+
+
 def _find_tunings(revision: Revision, runs: list[str]) -> dict[str, str]:
-    """Stage → one of its runs, of the tunings that the runs' values are from."""
+    """Return stage → one of its runs for the tunings that chose the runs' values."""
     first = {RunFiles.from_id(revision.folder, run).optimizer: run for run in reversed(runs)}
     choices = {
         name: TuningResult.read_at_revision(revision, TuningFiles(revision.folder, name).choice) for name in first
     }
-    return {f"tune@{name}": first[name] for name, found in choices.items() if found and found.is_tuned}
+    return {f"tune@{name}": first[name] for name, result in choices.items() if result and result.is_tuned}
 
 
 def _reproduce_tuning(
     revision: Revision, tree: Path, stage: str, environment: dict[str, str], quiet: bool
 ) -> Reproduction:
-    """Every trial again, and the choice: the same bytes, or others."""
     outs = revision.list_outs(stage)
     for each in outs:
         (tree / each["path"]).unlink(missing_ok=True)
-    problem = _run_stage(revision.read_lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
-    if problem:
-        return Reproduction(stage, "not run", [], reason=problem)
+    error = _run_stage(revision.read_lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
+    if error:
+        return Reproduction(stage, "not run", [], reason=error)
     return compare_tuning(revision, tree, stage, outs)
 
 
@@ -140,7 +141,7 @@ def _list_outs(revision: Revision, stages: dict[str, Any], run: str) -> list[dic
 
 
 def _list_replaced_files(revision: Revision, stages: dict[str, Any], run: str) -> list[Path]:
-    """The files that a run's stages write, and that are deleted before."""
+    """List the files that a run's stages write, and that are deleted before."""
     return [
         *(Path(each["path"]) for each in _list_outs(revision, stages, run)),
         _get_run_files(revision, run).environment,
@@ -148,27 +149,18 @@ def _list_replaced_files(revision: Revision, stages: dict[str, Any], run: str) -
 
 
 def _check_inside(revision: Revision, tree: Path, path: Path) -> None:
-    """Refuse a path of the revision's by which a file of the user's could be replaced.
+    """Refuse a path of the revision by which a file of the user's could be replaced.
 
     Raises:
-        RevisionError: it is absolute, goes up, or leads out of the checkout by a symbolic link.
+        RevisionError: it is absolute, has `..`, or leads out of the checkout by a symbolic link.
     """
     inside = Path(os.path.realpath(tree / path)).is_relative_to(os.path.realpath(tree))
     if path.is_absolute() or ".." in path.parts or not inside:
         raise RevisionError(f"{revision.name}: {path} may lead outside of the checkout: nothing was deleted or run")
 
 
-def _compare_run(revision: Revision, tree: Path, run: str, outs: list[dict[str, Any]]) -> Reproduction:
-    try:
-        return compare_outputs(revision, tree, _get_run_files(revision, run), outs)
-    except (RecordError, KeyError, TypeError, ValueError) as error:  # a record that another version wrote, or nobody
-        return Reproduction(
-            run, "not run", [], reason=f"its record cannot be compared: {type(error).__name__}: {error}"
-        )
-
-
 def read_weights_sha256(revision: Revision, run: str) -> str | None:
-    """The SHA-256 of the run's weights as recorded there; None of what is no run."""
+    """Return the recorded SHA-256 of a run's weights; None for a tuning."""
     if run.startswith("tune@"):
         return None
     trained = TrainRecord.read_at_revision(revision, _get_run_files(revision, run).training)
@@ -176,7 +168,7 @@ def read_weights_sha256(revision: Revision, run: str) -> str | None:
 
 
 def _read_environment(revision: Revision, run: str) -> Environment:
-    """Those that are recorded; unknown ones where none are."""
+    """Return the recorded environment of a run, or an unknown one."""
     return Environment.read_at_revision(revision, _get_run_files(revision, run).environment) or Environment()
 
 
@@ -185,7 +177,12 @@ def _get_run_files(revision: Revision, run: str) -> RunFiles:
 
 
 def _build_process_env(tree: Path, programs: Path, replayed: dict[str, str] | None = None) -> dict[str, str]:
-    """The caller's environment, with the revision's code and the recorded conditions; nothing goes to its MLflow."""
+    """Return the caller's variables with the revision's code and the recorded conditions, and without its MLflow.
+
+    Args:
+        programs: the folder of the Python to run.
+        replayed: values for the variables that decide bits; None leaves the caller's.
+    """
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
     variables["PATH"] = f"{programs}{os.pathsep}{variables.get('PATH', '')}"
     variables["PYTHONPATH"] = str(tree / "src")
@@ -199,18 +196,18 @@ def _build_process_env(tree: Path, programs: Path, replayed: dict[str, str] | No
 
 
 def derive_isa_variables(recorded: Environment, isa: str | None = None) -> dict[str, str]:
-    """The variables that bring the libraries to the recorded instruction sets, on a machine that has more.
+    """Return the variables that hold the libraries to the recorded instruction sets.
 
-    Those that were set when it was recorded are set as they were. Where none was and the CPU had less than this one,
-    ATen, oneDNN and MKL are held to what it had; on a machine of the same kind nothing is set.
+    Variables that were set at the recording are set again. If none was, and the CPU had fewer instructions than this
+    one, ATen, oneDNN and MKL are held to that CPU's; on a machine of the same kind nothing is set.
 
     Args:
-        recorded: the conditions of a run.
+        recorded: the environment of a run.
         isa: the richest instruction set here, by oneDNN's name; default: this CPU's.
     """
     variables = {name: value for name, value in recorded.variables.items() if value is not None}
     if set(PORTABLE_VARIABLES) & set(variables):
-        return variables  # what is recorded is the variables' effect, and tells nothing of the CPU
+        return variables  # the recorded capability is their effect, and tells nothing of the CPU
     capability, isa = recorded.cpu_capability, isa or detect_onednn_isa()
     mine = "AVX512" if (isa or "").startswith("AVX512") else "AVX2" if (isa or "").startswith("AVX2") else "DEFAULT"
     if capability in _ATEN_CAPABILITIES and _ATEN_CAPABILITIES.index(capability) < _ATEN_CAPABILITIES.index(mine):
@@ -225,10 +222,10 @@ def derive_isa_variables(recorded: Environment, isa: str | None = None) -> dict[
 
 
 def list_extra_requirements(revision: Revision, runs: list[str]) -> list[str]:
-    """What pip is to install besides the revision's own package, for runs with classes of others: `name==version`.
+    """Return what pip must install besides the revision's package, for classes of other packages: `name==version`.
 
     Raises:
-        RevisionError: runs have different versions of one.
+        RevisionError: runs have different versions of a package.
     """
     recorded: dict[str, str | None] = {}
     for run in runs:
@@ -242,10 +239,10 @@ def list_extra_requirements(revision: Revision, runs: list[str]) -> list[str]:
 
 
 def _create_virtual_environment(revision: Revision, tree: Path, others: list[str], quiet: bool) -> Path:
-    """A virtual environment with the revision's pinned packages and others; returns the folder of its programs."""
+    """Create a virtual environment with the revision's pinned packages and `others`; returns its bin folder."""
     if not (tree / "constraints.txt").exists():
         raise RevisionError(f"{revision.name}: has no constraints.txt to build an environment from")
-    folder = tree.parent / "environment"
+    folder = tree.parent / "venv"
     if not quiet:
         print(f"installing the packages of {revision.name}: this takes minutes", file=sys.stderr, flush=True)
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
@@ -260,13 +257,13 @@ def _create_virtual_environment(revision: Revision, tree: Path, others: list[str
 
 
 def _restore_data(tree: Path, stages: dict[str, Any], environment: dict[str, str], quiet: bool) -> None:
-    """From DVC's cache, the remote, or the download stage; the training checks every file against its digest."""
+    """Provide the data from DVC's cache, the remote, or the download stage; trainings check every file's digest."""
     restore_outputs(tree, "download")
     if (tree / repository.DATA).is_dir():
         return
-    problem = _run_stage(stages["download"]["cmd"], tree, environment, quiet)
-    if problem:
-        raise RevisionError(f"the data could not be had: {problem}")
+    error = _run_stage(stages["download"]["cmd"], tree, environment, quiet)
+    if error:
+        raise RevisionError(f"the data could not be had: {error}")
 
 
 def _run_stage(command: str, folder: Path, environment: dict[str, str], quiet: bool) -> str | None:

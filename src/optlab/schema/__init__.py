@@ -1,1 +1,1 @@
-"""The models of params.yaml: the pipeline's parameters, its optimizers, and their search spaces."""
+"""Models of params.yaml: its sections (`parameters`), optimizers (`optimizer`) and ranges (`search_space`)."""

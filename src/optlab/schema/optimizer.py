@@ -1,4 +1,4 @@
-"""The entries of `optimizers:` in params.yaml: classes with their hyperparameters, groups and schedules."""
+"""Models of the entries of `optimizers:` in params.yaml: class, hyperparameters, groups, base, fallback, schedule."""
 
 import fnmatch
 import itertools
@@ -13,20 +13,20 @@ from optlab.system.text import format_value, suggest_spelling
 
 SCHEDULE_NAMES = ("constant", "cosine", "one_cycle", "step")
 MAX_LR = 1e300
-MAX_COMBINATIONS = 256  # of an entry's choices: each is tried before anything trains
-MAX_RANGES = 16  # of an entry: so many coordinates a point has
+MAX_COMBINATIONS = 256  # of an entry's choices: the preflight tries each
+MAX_RANGES = 16  # of an entry: the dimensions of its search space
 
 Hyperparameter = Annotated[HyperparameterValue | Range, BeforeValidator(search_space.parse_range)]
 
 
 class StrictModel(BaseModel):
-    """Frozen, no coercion, no unknown keys."""
+    """Base of the models: frozen, no coercion, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ConstantSchedule(StrictModel):
-    """The learning rate stays as configured."""
+    """Constant learning rate."""
 
     name: Literal["constant"]
     warmup_epochs: float = Field(0, ge=0)
@@ -40,7 +40,7 @@ class CosineSchedule(StrictModel):
 
 
 class OneCycleSchedule(StrictModel):
-    """Up to the configured learning rate and down again (Smith and Topin, 2018), as in torch's OneCycleLR.
+    """Rise to the configured learning rate and fall (Smith and Topin, 2018), as in torch's OneCycleLR.
 
     The rise is the warm-up: `warmup_epochs` is its length, 0 means 30 % of the run.
     """
@@ -50,7 +50,7 @@ class OneCycleSchedule(StrictModel):
 
 
 class StepSchedule(StrictModel):
-    """The learning rate is multiplied by `gamma` after every `step_epochs` epochs."""
+    """Learning rate multiplied by `gamma` after every `step_epochs` epochs."""
 
     name: Literal["step"]
     warmup_epochs: float = Field(0, ge=0)
@@ -60,7 +60,7 @@ class StepSchedule(StrictModel):
 
 def _check_schedule_name(schedule: Any) -> Any:
     if isinstance(schedule, dict) and not isinstance(schedule.get("name", ""), str):
-        # pydantic would write the whole of it into its message, and a few aliases can make it endless.
+        # pydantic would print the whole value, and a few aliases can make that endless.
         raise ValueError(f"name must be one of {', '.join(SCHEDULE_NAMES)}")
     return schedule
 
@@ -72,12 +72,12 @@ Schedule = Annotated[
 
 
 def compute_warmup_steps(schedule: Schedule, steps_per_epoch: int) -> int:
-    """Return the length of a schedule's warm-up, in steps: at least one, unless `warmup_epochs` is 0."""
+    """Compute the length of a schedule's warm-up, in steps: at least one, unless `warmup_epochs` is 0."""
     return max(1, round(schedule.warmup_epochs * steps_per_epoch)) if schedule.warmup_epochs else 0
 
 
 def check_warmup(prefix: str, schedule: Schedule, epochs: int) -> None:
-    """Raises ValueError if the warm-up is as long as the training; the message begins with `prefix`."""
+    """Raise ValueError if the warm-up is as long as the training; the message begins with `prefix`."""
     if schedule.warmup_epochs >= epochs:
         raise ValueError(
             f"{prefix}schedule.warmup_epochs is {schedule.warmup_epochs:g}, which must be less than epochs, {epochs}"
@@ -85,10 +85,10 @@ def check_warmup(prefix: str, schedule: Schedule, epochs: int) -> None:
 
 
 class _HyperparameterModel(BaseModel):
-    """Keys of its own, and a class's hyperparameters by their own names.
+    """Base of the models that have a class's hyperparameters as extra keys.
 
     Attributes:
-        default: values of those with a range that are trained first; what is left out has the class's default.
+        default: values of hyperparameters with a range, for the first trial; others have the class's default.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
@@ -98,69 +98,63 @@ class _HyperparameterModel(BaseModel):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Those of the class."""
+        """Hyperparameters of the class, by name."""
         return dict(self.__pydantic_extra__)
 
     @property
     def local_ranges(self) -> dict[str, Range]:
-        """Those of its hyperparameters whose value is looked for, in the order of the file."""
-        return {
-            key: value
-            for key, value in self.hyperparameters.items()
-            if isinstance(value, NumericRange | CategoricalRange)
-        }
+        """Hyperparameters with a range, in the order of the file; without those of groups, base and fallback."""
+        return {key: value for key, value in self.hyperparameters.items() if isinstance(value, Range)}
 
     @model_validator(mode="after")
     def _check_learning_rate(self) -> "_HyperparameterModel":
         lr = self.hyperparameters.get("lr", 0.0)
         if isinstance(lr, NumericRange) and lr.is_integer:
             raise ValueError("lr has a range of whole numbers: write its ends as decimals, such as 1.0")
-        within = (
-            [lr.low, lr.high]
-            if isinstance(lr, NumericRange)
-            else lr.choice
-            if isinstance(lr, CategoricalRange)
-            else [lr]
-        )
-        for each in within:
-            if each is None:  # some classes find it themselves then; others refuse it by their signature
+        values = lr.choice if isinstance(lr, CategoricalRange) else [lr]
+        for each in [lr.low, lr.high] if isinstance(lr, NumericRange) else values:
+            if each is None:  # some classes then choose the rate themselves; the preflight refuses it for others
                 continue
             if isinstance(each, bool) or not isinstance(each, int | float):
                 suggestion = suggest_spelling(each, {float})
-                raise ValueError(
-                    f"lr must be a number, not {format_value(each)}{f': write {suggestion}' if suggestion else ''}"
-                )
+                remedy = f": write {suggestion}" if suggestion else ""
+                raise ValueError(f"lr must be a number, not {format_value(each)}{remedy}")
             if not 0 <= each < MAX_LR:
                 raise ValueError(f"lr must be a number from 0 up, and finite, not {format_value(each)}")
         return self
 
     @model_validator(mode="after")
     def _check_names_distinct(self) -> "_HyperparameterModel":
-        """A mapping among a choice's options gives values to hyperparameters that nothing else does."""
-        own = self.local_ranges
+        """Check that a mapping among a choice's options sets only hyperparameters that nothing else sets."""
+        ranges = self.local_ranges
         option_keys = {
             key: {name for option in each.choice if isinstance(option, dict) for name in option}
-            for key, each in own.items()
+            for key, each in ranges.items()
             if isinstance(each, CategoricalRange)
         }
-        within = set().union(*option_keys.values())
-        for name in sorted(within):
+        in_options = set().union(*option_keys.values())
+        for name in sorted(in_options):
             owners = [key for key, names in option_keys.items() if name in names]
             if len(owners) > 1:
                 raise ValueError(f"{name} is in mappings of both {owners[0]} and {owners[1]}: leave one")
-        taken = within & {*type(self).model_fields, "class", *self.hyperparameters}
+        taken = in_options & {*type(self).model_fields, "class", *self.hyperparameters}
         if taken:
             raise ValueError(
                 f"{min(taken)} is in a mapping of a choice, and has a value or a meaning besides: leave one"
             )
-        unknown = [name for name in self.default if name not in own and name not in within]
+        unknown = [name for name in self.default if name not in ranges and name not in in_options]
         if unknown:
             raise ValueError(f"default.{unknown[0]} has no range here, so it has no use: remove it")
         return self
 
 
 class GroupSpec(_HyperparameterModel):
-    """Some of a model's parameters, with values of their own: those of that name, or of so many dimensions."""
+    """One parameter group: parameters selected by name or by dimensions, with hyperparameters.
+
+    Attributes:
+        match: pattern of the parameters' names, as in `fnmatch`.
+        ndim: number of the parameters' dimensions.
+    """
 
     match: str | None = Field(None, min_length=1)
     ndim: int | None = Field(None, ge=0)
@@ -175,11 +169,11 @@ class GroupSpec(_HyperparameterModel):
 
     @property
     def selector(self) -> str:
-        """What its parameters have in common, as params.yaml has it."""
+        """Selection of its parameters, as in params.yaml."""
         return f"ndim {self.ndim}" if self.match is None else self.match
 
     def matches(self, name: str, ndim: int) -> bool:
-        """Whether a parameter of that name and so many dimensions is one of them."""
+        """Tell if a parameter of that name and number of dimensions belongs to the group."""
         return ndim == self.ndim if self.match is None else fnmatch.fnmatchcase(name, self.match)
 
 
@@ -187,13 +181,12 @@ class OptimizerSpec(_HyperparameterModel):
     """One entry of `optimizers:`.
 
     Attributes:
-        class_: of torch.optim, or a dotted path.
-        groups: parameters with hyperparameters of their own; the first that has a parameter counts.
-        base: the optimizer that the class wraps, where it wraps one.
-        fallback: takes the parameters that the class refuses; where there are groups, those that none of them has.
-        schedule: instead of the one that all entries share.
-        create_graph: whether gradients are computed so that they can be differentiated once more; None for what the
-            class says that it needs.
+        class_: a name in torch.optim, or a dotted path.
+        groups: parameter groups; a parameter belongs to the first that matches it.
+        base: the optimizer that the class wraps, if it wraps one.
+        fallback: takes the parameters that the class refuses, or that no group matches.
+        schedule: replaces the schedule that all entries share.
+        create_graph: make gradients differentiable, for second derivatives; None: if the class asks for it.
     """
 
     class_: str = Field(alias="class", min_length=1)
@@ -205,18 +198,18 @@ class OptimizerSpec(_HyperparameterModel):
 
     @property
     def classes(self) -> list[str]:
-        """Those of the whole entry, as params.yaml names them."""
+        """Classes of the whole entry, as params.yaml names them."""
         parts = (self.base, self.fallback)
         return [self.class_, *(name for part in parts if part for name in part.classes)]
 
     @property
     def ranges(self) -> dict[str, Range]:
-        """Those of the whole entry: `lr`, `groups.0.lr`, `base.lr`, `fallback.lr` and so on."""
-        found = dict(self.local_ranges)
+        """Ranges of the whole entry: `lr`, `groups.0.lr`, `base.lr`, `fallback.lr` and so on."""
+        ranges = dict(self.local_ranges)
         for prefix, part in self._list_parts():
-            own = part.ranges if isinstance(part, OptimizerSpec) else part.local_ranges
-            found |= {f"{prefix}.{key}": value for key, value in own.items()}
-        return found
+            inner = part.ranges if isinstance(part, OptimizerSpec) else part.local_ranges
+            ranges |= {f"{prefix}.{key}": value for key, value in inner.items()}
+        return ranges
 
     def _list_parts(self) -> "list[tuple[str, GroupSpec | OptimizerSpec]]":
         named: list[tuple[str, GroupSpec | OptimizerSpec]] = [
@@ -225,7 +218,7 @@ class OptimizerSpec(_HyperparameterModel):
         return named + [(name, part) for name, part in (("base", self.base), ("fallback", self.fallback)) if part]
 
     def replace_ranges(self, values: dict[str, Any]) -> "OptimizerSpec":
-        """The entry with these values in place of its ranges, named as in `ranges`; without one, with its default."""
+        """Return the entry with values in place of its ranges, named as in `ranges`; with its default without any."""
         return OptimizerSpec.model_validate(self._dump_with_values(values))
 
     def get_default(self, key: str) -> Any:
@@ -235,21 +228,21 @@ class OptimizerSpec(_HyperparameterModel):
         return part.default.get(name) if part else None
 
     def _dump_with_values(self, values: dict[str, Any]) -> dict[str, Any]:
-        found = self.model_dump(by_alias=True, exclude={"default", "groups", "base", "fallback", *self.local_ranges})
-        found["groups"] = [
+        dump = self.model_dump(by_alias=True, exclude={"default", "groups", "base", "fallback", *self.local_ranges})
+        dump["groups"] = [
             each.model_dump(exclude={"default", *each.local_ranges})
             | _choose_values(each, _select_prefixed(values, f"groups.{number}."))
             for number, each in enumerate(self.groups)
         ]
         for name, part in (("base", self.base), ("fallback", self.fallback)):
             if part:
-                found[name] = part._dump_with_values(_select_prefixed(values, f"{name}."))
-        return found | _choose_values(self, values)
+                dump[name] = part._dump_with_values(_select_prefixed(values, f"{name}."))
+        return dump | _choose_values(self, values)
 
     def generate_extremes(self) -> "Iterator[OptimizerSpec]":
-        """Its default, and every combination of its choices with all other ranges at one end, and at the other.
+        """Yield the entry's default, and every combination of choices with all other ranges at either end.
 
-        What a class refuses, it refuses there.
+        A class that refuses any value of a range refuses one of these.
         """
         yield self.replace_ranges({})
         choices = {key: each.choice for key, each in self.ranges.items() if isinstance(each, CategoricalRange)}
@@ -263,7 +256,7 @@ class OptimizerSpec(_HyperparameterModel):
 
     @model_validator(mode="after")
     def _check_range_values(self) -> "OptimizerSpec":
-        """Whatever is drawn, it makes an entry that could stand in params.yaml."""
+        """Check that every value that can be sampled gives a valid entry."""
         if len(self.ranges) > MAX_RANGES:
             raise ValueError(f"it has {len(self.ranges)} ranges, more than {MAX_RANGES}: give some of them a value")
         self._check_combinations()
@@ -302,9 +295,9 @@ def _select_prefixed(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _choose_values(part: _HyperparameterModel, values: dict[str, Any]) -> dict[str, Any]:
-    """Its own hyperparameters among the values; the default's where none is among them."""
-    found: dict[str, Any] = {}
+    """Return the values of a part's ranges, or its default where there is none; mappings among them are merged."""
+    result: dict[str, Any] = {}
     chosen = {key: values[key] for key in part.local_ranges if key in values} or part.default
     for key, value in chosen.items():
-        found |= value if isinstance(value, dict) else {key: value}
-    return found
+        result |= value if isinstance(value, dict) else {key: value}
+    return result

@@ -1,7 +1,6 @@
-"""The models of params.yaml, strict and frozen: shape and types, checked before torch is imported.
+"""Models of params.yaml, strict and frozen: structure and types, checked before torch is imported.
 
-What only torch can tell (does the class exist, does it take this hyperparameter) is checked in
-`optlab.preflight.checks.check_config` and `optlab.training.models.build`, which every stage calls before it works.
+The preflight checks what only torch can: that each class exists and takes its hyperparameters.
 """
 
 import math
@@ -25,15 +24,15 @@ PARAMS_FILE = Path("params.yaml")
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 NUM_CLASSES = len(CLASS_NAMES)
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
-NAME_PATTERN = r"^[a-z][a-z0-9_]{0,99}$"  # a part of the names of files, which have 255 bytes at most
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,99}$"  # part of file names, which have 255 bytes at most
 
 
 class DataConfig(StrictModel):
-    """Which images are trained on. Sizes count images; both are split evenly over the classes.
+    """Images to train on. Sizes count images, evenly over the classes.
 
-    With `resplit`, each seed draws validation images of its own, the same for every optimizer; otherwise all runs have
-    the same. With `augment: flip_crop`, each image is mirrored or not, and cut out of itself with four black pixels
-    around it, anew in each epoch.
+    With `resplit`, each seed draws other validation images, the same for every optimizer; otherwise all runs have the
+    same. With `augment: flip_crop`, each image is flipped at random and cropped at random from itself with a border of
+    four black pixels, again in each epoch.
     """
 
     dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
@@ -69,10 +68,10 @@ class DataConfig(StrictModel):
 
 
 class TrainingConfig(StrictModel):
-    """Everything but the optimizer that decides a training.
+    """Settings of a training that all optimizers share.
 
-    Of `validations_per_epoch`, which are at equal distances, the last is at the epoch's end. The share
-    `label_smoothing` of a label is spread evenly over all classes in the loss that is minimised, and in no other.
+    The `validations_per_epoch` are at equal distances, the last at the epoch's end. `label_smoothing` is the share of a
+    label that is spread evenly over all classes, in the minimised loss and in no other.
     """
 
     epochs: int = Field(ge=1)
@@ -97,11 +96,11 @@ class TrainingConfig(StrictModel):
 
 
 class VerdictConfig(StrictModel):
-    """What the comparison asks of a difference; it decides no training.
+    """Settings of the verdicts; they decide no training.
 
     Attributes:
-        margin: a difference in accuracy that matters to nobody.
-        target: a validation accuracy; None for the mean that the second best optimizer ends with.
+        margin: largest difference in accuracy that counts as equivalent.
+        target: a validation accuracy; None for the mean final one of the second best optimizer.
     """
 
     margin: float = Field(default=0.005, gt=0, lt=1)
@@ -109,12 +108,12 @@ class VerdictConfig(StrictModel):
 
 
 class SensitivityConfig(StrictModel):
-    """A grid over the learning rate alone, about the chosen one.
+    """Grid over the learning rate alone, around the chosen one.
 
     Attributes:
-        points: of the grid.
-        decades: from its lowest to its highest learning rate.
-        seeds: with which each point is trained.
+        points: number of learning rates.
+        decades: width of the grid.
+        seeds: number of seeds to train each point with.
     """
 
     points: int = Field(ge=2, le=1000)
@@ -123,14 +122,15 @@ class SensitivityConfig(StrictModel):
 
 
 class TuningConfig(StrictModel):
-    """How the values of ranges are looked for; without a range, it has no use.
+    """Settings of the search in the ranges; unused without a range.
 
     Attributes:
-        trials: points of the ranges that are trained, besides the default.
-        halving: of the trials, one in so many is trained for so many times as long; 1 trains all to the end.
-        seed: of the points.
-        studies: independent tunings, among which the seeds of the runs are shared out.
-        sensitivity: what is trained besides, after the choice; None for nothing.
+        trials: number of sampled points, besides the default.
+        halving: successive halving: of each rung, one trial in `halving` is trained `halving` times as long; 1 trains
+            all to the end.
+        seed: of the sampled points.
+        studies: number of independent tunings; the seeds of the runs are divided among them.
+        sensitivity: grid to train after the choice; None for none.
     """
 
     trials: int = Field(default=16, ge=1, le=2**16)
@@ -141,7 +141,7 @@ class TuningConfig(StrictModel):
 
 
 class Config(StrictModel):
-    """The whole of params.yaml."""
+    """Content of params.yaml."""
 
     model: str = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
@@ -177,8 +177,7 @@ class Config(StrictModel):
             if schedule.name != "constant" and compute_warmup_steps(schedule, self.steps_per_epoch) >= self.total_steps:
                 raise ValueError(
                     f"{where}schedule.warmup_epochs is {schedule.warmup_epochs:g}: the warm-up takes all "
-                    f"{self.total_steps} "
-                    f"steps of the training, and the schedule {schedule.name} none: make it smaller"
+                    f"{self.total_steps} steps of the training, and the schedule {schedule.name} none: make it smaller"
                 )
         return self
 
@@ -210,27 +209,27 @@ class Config(StrictModel):
         return self
 
     def get_study(self, seed: int) -> int:
-        """Which of the independent tunings the run with that seed confirms."""
+        """Return the index of the study that the run with that seed confirms."""
         return seed % self.tuning.studies
 
     @property
     def n_replicates(self) -> int:
-        """How many figures of an optimizer depend on nothing that they have in common: one a tuning, or one a seed."""
+        """Number of independent observations of an optimizer: one per study, or one per seed."""
         has_studies = self.tuning.studies > 1 and any(spec.ranges for spec in self.optimizers.values())
         return self.tuning.studies if has_studies else len(self.seeds)
 
     @property
     def total_steps(self) -> int:
-        """Of a whole training."""
+        """Number of optimizer steps of a training."""
         return self.training.epochs * self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last step of an epoch may see fewer images."""
+        """Number of optimizer steps of an epoch; the last may see fewer images."""
         return math.ceil(self.data.train_size / self.training.batch_size)
 
     def get_optimizer(self, name: str) -> OptimizerSpec:
-        """The entry of that name.
+        """Return the entry of that name.
 
         Raises:
             ConfigError: there is none.
@@ -240,16 +239,16 @@ class Config(StrictModel):
         return self.optimizers[name]
 
     def get_schedule(self, name: str) -> Schedule:
-        """The entry's own, or the common one."""
+        """Return the entry's schedule, or the common one."""
         return self.get_optimizer(name).schedule or self.training.schedule
 
     def list_class_paths(self, name: str | None = None) -> list[str]:
-        """The model and the classes, as params.yaml names them, some by a dotted path: of one optimizer, or of all."""
+        """List the model and the classes of one optimizer, or of all, as params.yaml names them."""
         names = self.optimizers if name is None else [name]
         return [self.model, *(each for own in names for each in self.get_optimizer(own).classes)]
 
     def list_runs(self) -> list[tuple[str, int]]:
-        """(optimizer, seed) of every run, in the order of params.yaml."""
+        """List (optimizer, seed) of every run, in the order of params.yaml."""
         return [(name, seed) for name in self.optimizers for seed in self.seeds]
 
 
@@ -259,5 +258,5 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_run_id(optimizer: str, seed: int) -> str:
-    """The id of a run, such as `adam-0`."""
+    """Return the id of a run, such as `adam-0`."""
     return f"{optimizer}-{seed}"

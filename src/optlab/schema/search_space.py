@@ -1,4 +1,4 @@
-"""Ranges of hyperparameters in params.yaml: where a tuning looks for the value."""
+"""Models of the ranges of hyperparameters in params.yaml, which a tuning searches."""
 
 import math
 from typing import Any, Literal
@@ -7,18 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 
 from optlab.system.text import format_value
 
-MAX_BOUND = 1e300  # of an end: ten times as much is still a number
-EDGE_FRACTION = 0.1  # of a range on the logarithmic scale, at each end: the best value there may lie beyond
+MAX_BOUND = 1e300  # ten times as much is still a finite float
+EDGE_FRACTION = 0.1  # at each end of a logarithmic range: a best value there suggests a better one beyond
 _RANGE_EXAMPLES = "{log: [0.001, 1]}, {linear: [0.0, 1.0]} or {choice: [0.0, 0.9]}"
 
 HyperparameterValue = bool | int | float | str | None | list[int | float]
 
 
 class NumericRange(BaseModel):
-    """All numbers between two; whole ones where both are whole and the scale is linear.
+    """Numbers between two ends; integers if both ends are integers and the scale is linear.
 
     Attributes:
-        scale: of which equal parts are equally likely.
+        scale: values are uniform on it.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
@@ -33,13 +33,13 @@ class NumericRange(BaseModel):
 
     @property
     def is_integer(self) -> bool:
-        """Whether its values are whole numbers."""
+        """True if its values are integers."""
         return self.scale == "linear" and isinstance(self.low, int) and isinstance(self.high, int)
 
     def map_from_unit(self, fraction: float) -> float | int:
-        """The value at a place between 0, the low end, and 1; six digits of it, so that any machine has the same.
+        """Return the value at a fraction from 0 (low end) to 1, rounded to six digits, the same on any machine.
 
-        An end with more digits is not left by their rounding.
+        Rounding never leaves the range.
         """
         if self.is_integer:
             return min(self.high, self.low + math.floor(fraction * (self.high - self.low + 1)))
@@ -50,34 +50,34 @@ class NumericRange(BaseModel):
         return min(max(float(f"{exact:.6g}"), float(self.low)), float(self.high))
 
     def map_to_unit(self, value: float) -> float:
-        """Where a value lies on the scale: 0 at the low end, 1 at the high one."""
+        """Return the fraction of the scale at which a value lies: 0 at the low end, 1 at the high one."""
         low, high, position = self.low, self.high, float(value)
         if self.scale == "log":
             low, high, position = math.log(low), math.log(high), math.log(position)
         return (position - low) / (high - low)
 
     def find_edge(self, value: float) -> int:
-        """-1 or 1 where a value lies in the outer tenth of a logarithmic range, below or above; 0 elsewhere."""
+        """Return -1 or 1 for a value in the lower or upper tenth of a logarithmic range; 0 otherwise."""
         if self.scale != "log":
             return 0
         fraction = self.map_to_unit(value)
         return -1 if fraction <= EDGE_FRACTION else 1 if fraction >= 1 - EDGE_FRACTION else 0
 
     def get_adjacent_decade(self, edge: int) -> "NumericRange":
-        """The ten times larger, or smaller, values next to that edge."""
+        """Return the range of the next decade beyond the edge: 1 above, -1 below."""
         low, high = (self.high, self.high * 10) if edge > 0 else (self.low / 10, self.low)
         return NumericRange(scale="log", low=low, high=high)
 
 
 class CategoricalRange(BaseModel):
-    """Some values; one that is a mapping gives several hyperparameters theirs."""
+    """List of values; a mapping among them sets several hyperparameters."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     choice: list[HyperparameterValue] | list[dict[str, HyperparameterValue]] = Field(min_length=2)
 
     def map_from_unit(self, fraction: float) -> Any:
-        """The one at a place between 0 and 1, each for an equal part."""
+        """Return the choice at a fraction from 0 to 1; each has an equal part."""
         return self.choice[min(len(self.choice) - 1, math.floor(fraction * len(self.choice)))]
 
 
@@ -85,10 +85,10 @@ Range = NumericRange | CategoricalRange
 
 
 def parse_range(value: Any) -> Any:
-    """A mapping that describes a range, as one; anything else as it is.
+    """Parse a mapping as a range; return anything else unchanged.
 
     Raises:
-        ValueError: it is a mapping, and describes none.
+        ValueError: the mapping is no range.
     """
     if not isinstance(value, dict):
         return value

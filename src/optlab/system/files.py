@@ -1,7 +1,8 @@
-"""Atomic writes: a file is complete or absent, whatever stops the program that writes it."""
+"""Files: atomic writes, which leave a file complete or absent whatever stops the program, and digests."""
 
 import contextlib
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise make_storage_error(path, error) from None
+
+
+def compute_md5(path: Path) -> str | None:
+    """Return DVC's digest of a file, or None if there is none."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
 
 
 def make_storage_error(path: Path, error: OSError) -> StorageError:
