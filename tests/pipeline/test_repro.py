@@ -104,7 +104,7 @@ TOUCHED = {
     "src/optlab/orchestration/tuning_session.py": set(),
     "src/optlab/tuning/session.py": TUNE,
     "src/optlab/tuning/search.py": {"compare"} | TUNE,
-    "src/optlab/training/tuned_values.py": ALL,
+    "src/optlab/records.py": {"compare"} | ALL,
     "src/optlab/analysis/report.py": {"compare"},
     "src/optlab/analysis/metrics.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }
