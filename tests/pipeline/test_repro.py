@@ -83,7 +83,7 @@ def test_params_edit_reruns_only_dependent_stages(copied, old, new, expected):
 TUNE = {"tune@adam", "tune@sgd"}
 ALL = TUNE | RUNS
 TOUCHED = {
-    "src/optlab/config/error_messages.py": set(),
+    "src/optlab/preflight/error_attribution.py": set(),
     "src/optlab/config/loader.py": set(),
     "src/optlab/system/errors.py": set(),
     "src/optlab/system/files.py": set(),
