@@ -31,7 +31,7 @@ def main() -> None:
     from optlab.orchestration import preflight_cache
     from optlab.tracking import callbacks, run_metadata
     from optlab.tracking.event_log import EventLog, end_abandoned, find_resumable
-    from optlab.training import checkpoint, determinism, loop, tuned_values
+    from optlab.training import checkpoint, determinism, loop
 
     cifar10.forbid_test_split("a training must not see it")
     found = preflight_cache.load_or_run(settings)
@@ -40,7 +40,7 @@ def main() -> None:
         print("warning: this CPU has no bf16 instructions: bf16 is emulated, about ten times slower than fp32")
     for sentence in found.warnings:
         print(sentence)
-    settings, tuned = tuned_values.load_chosen_config(settings, folder, name, seed)
+    settings, choice = records.load_chosen_config(settings, folder, name, seed)
     splits = cifar10.load(repository.DATA, settings.data, seed)
 
     files = records.RunFiles(folder, name, seed)
@@ -56,7 +56,8 @@ def main() -> None:
         )
         try:
             with run_metadata.close_on_error(event_log):
-                metadata = run_metadata.build_run_metadata(settings, folder, name, seed, environment, extra_tags=tuned)
+                tags = run_metadata.build_trial_tags(settings, choice, seed)
+                metadata = run_metadata.build_run_metadata(settings, folder, name, seed, environment, extra_tags=tags)
                 training_callbacks = [
                     callbacks.create_progress_callback(settings.training.epochs, len(splits.train)),
                     callbacks.EventLogWriter(event_log, metadata),

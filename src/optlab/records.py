@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from optlab.schema.parameters import format_run_id
+from optlab.schema.optimizer import OptimizerSpec
+from optlab.schema.parameters import Config, format_run_id
 from optlab.system import files, repository
 from optlab.system.errors import RecordError
 
@@ -402,6 +403,25 @@ class TuningFiles:
     def trials(self) -> Path:
         """Path of the `TrialsRecord`."""
         return self.folder / TUNING_FOLDER / self.optimizer / "trials.json"
+
+
+def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tuple[Config, TuningResult | None]:
+    """Return the configuration with the values that were chosen for the run with this seed, and the file they are from.
+
+    Returns:
+        the configuration as it is, and None, if the optimizer has no range.
+
+    Raises:
+        RecordError: choice.json is missing, damaged, or belongs to another entry.
+    """
+    spec, path = config.get_optimizer(name), TuningFiles(folder, name).choice
+    if not spec.ranges:
+        return config, None
+    choice = TuningResult.read(path)
+    entry = OptimizerSpec.model_validate(choice.studies[config.get_study(seed) % len(choice.studies)].entry)
+    if entry.ranges or entry.class_ != spec.class_:
+        raise RecordError(f"{path}: is of another entry than params.yaml has: run `dvc repro`")
+    return config.model_copy(update={"optimizers": config.optimizers | {name: entry}}), choice
 
 
 _KEPT_ENVIRONMENTS = Path(".optlab") / "conditions"

@@ -83,7 +83,7 @@ def test_params_edit_reruns_only_dependent_stages(copied, old, new, expected):
 TUNE = {"tune@adam", "tune@sgd"}
 ALL = TUNE | RUNS
 TOUCHED = {
-    "src/optlab/config/error_messages.py": set(),
+    "src/optlab/preflight/error_attribution.py": set(),
     "src/optlab/config/loader.py": set(),
     "src/optlab/system/errors.py": set(),
     "src/optlab/system/files.py": set(),
@@ -104,7 +104,7 @@ TOUCHED = {
     "src/optlab/orchestration/tuning_session.py": set(),
     "src/optlab/tuning/session.py": TUNE,
     "src/optlab/tuning/search.py": {"compare"} | TUNE,
-    "src/optlab/training/tuned_values.py": ALL,
+    "src/optlab/records.py": {"compare"} | ALL,
     "src/optlab/analysis/report.py": {"compare"},
     "src/optlab/analysis/metrics.py": {"compare", "evaluate@adam-0", "evaluate@sgd-0"},
 }

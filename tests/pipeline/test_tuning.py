@@ -16,6 +16,7 @@ from filelock import FileLock
 from PIL import Image
 from projects import TOP, commit, lock_of
 
+from optlab import records
 from optlab.data import cifar10
 from optlab.orchestration import executor, repro, tuning_session
 from optlab.orchestration.executor import JOBS_VARIABLE, LocalExecutor
@@ -24,7 +25,7 @@ from optlab.records import Environment, TrialsRecord, TuningResult
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
 from optlab.system.errors import RunsFailedError
-from optlab.training import tuned_values
+from optlab.tracking import run_metadata
 from optlab.tuning import selection, trial
 from optlab.tuning.search import Trial
 from optlab.tuning.session import TuningSession
@@ -145,7 +146,8 @@ def test_known_trials_are_not_retrained(top, config, monkeypatch, fork_server):
 def test_run_trains_with_selected_values(top, config, monkeypatch, fork_server):
     run_tuning(config, monkeypatch, fork_server)
     found = TuningResult.read(Path("tuning/mine/choice.json"))
-    settled, tags = tuned_values.load_chosen_config(config, Path(), "mine", 0)
+    settled, choice = records.load_chosen_config(config, Path(), "mine", 0)
+    tags = run_metadata.build_trial_tags(settled, choice, 0)
     assert selection.dump_entry(settled.get_optimizer("mine")) == found.studies[0].entry
     assert tags == {"tuned.study": "0", "tuned.trial": str(found.studies[0].trial)}
 
@@ -319,6 +321,7 @@ def test_recorded_divergence_does_not_cover_earlier_steps(config):
 PEEKING = """
 import torch
 from optlab.schema.parameters import DataConfig
+from optlab import records
 from optlab.data import cifar10
 
 class Peeking(torch.optim.SGD):

@@ -14,7 +14,6 @@ from optlab.tracking import comparison_view, event_log, mlflow_store, run_metada
 from optlab.tracking.comparison_view import ComparisonView, SummaryRun
 from optlab.tracking.event_log import EventLog, round_metric
 from optlab.tracking.uploader_client import UploaderClient
-from optlab.training import tuned_values
 
 _UNREACHABLE_MESSAGE = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
 
@@ -137,7 +136,7 @@ def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderCli
         if run.files.id in missing:
             with contextlib.suppress(BusyError), locks.hold_lock(event_log.get_lock_name(folder, run.files.id)):
                 tuned = compared.tunings.get(run.files.optimizer)
-                tags = tuned_values.build_trial_tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
+                tags = run_metadata.build_trial_tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
                 log = run_metadata.create_log_from_record(
                     compared.config, run.files, _get_weights(run), run.trained, run.conditions, extra_tags=tags
                 )

@@ -21,7 +21,6 @@ from optlab.system.git import Revision
 from optlab.tracking import event_log, mlflow_store, run_metadata
 from optlab.tracking.event_log import EventLog, LogSummary, SyncState, find_by_key, list_logs
 from optlab.tracking.uploader import get_uploaded_summary
-from optlab.training import tuned_values
 from optlab.training.checkpoint import CHECKPOINTS_DIR
 
 TRASH_FOLDER = Path(".optlab") / "trash"  # of logs while they are deleted: a log is in its place whole, or not at all
@@ -75,7 +74,7 @@ def _write_log(revision: Revision, config: Config, run: Run) -> bool:
     seconds = git.get_output("show", "-s", "--format=%ct", revision.commit) or "0"
     timestamp_ms, provenance = int(seconds) * 1000, {"git.commit": revision.commit, "git.dirty": "no"}
     choice = TuningResult.read_at_revision(revision, TuningFiles(files.folder, files.optimizer).choice)
-    tags = tuned_values.build_trial_tags(config, choice, files.seed) if choice else {}
+    tags = run_metadata.build_trial_tags(config, choice, files.seed)
     content = revision.fetch_output(files.weights, revision.list_outs(f"train@{files.id}"))
     with tempfile.TemporaryDirectory(prefix="optlab-sync-") as folder:
         weights = Path(folder) / files.weights.name if content else None
