@@ -22,7 +22,7 @@ import psutil
 from ruamel.yaml import YAML
 
 from optlab.environment import ENVIRONMENT_VARIABLES
-from optlab.orchestration.jobs import ForkServer, LocalJob
+from optlab.orchestration.fork_server import ForkServer, LocalJob
 from optlab.system.processes import PARENT_PID_VARIABLE
 
 TOP = Path(__file__).resolve().parents[1]
@@ -187,12 +187,9 @@ class Stages(ForkServer):
             return subprocess.CompletedProcess(words, status, out.read(), err.read())
 
     def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
-        job = LocalJob(words[0], None, lambda name: None)
-        for descriptor in job.output_fds:
-            os.close(descriptor)
-        job.output_fds = output
-        self._send(job, words, folder, [], environment)
-        status = job.wait()
+        job = LocalJob(words[0], None)
+        assert self._send(job, words, folder, [], environment, output)
+        status = job.result()
         assert not job.reason, job.reason
         return status
 

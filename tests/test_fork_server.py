@@ -1,4 +1,4 @@
-"""Stages in children of a process that has imported what they need."""
+"""Jobs in children of the fork server."""
 
 import json
 import os
@@ -6,14 +6,15 @@ import shutil
 import signal
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 import psutil
 import pytest
 
 import optlab
-from optlab.orchestration.jobs import ForkServer, Job
-from optlab.system.errors import ERROR_FILE_VARIABLE
+from optlab.orchestration.executor import keep_line
+from optlab.orchestration.fork_server import ForkServer, Job
 
 PROGRAM = """
 import json, os, sys
@@ -40,21 +41,20 @@ def main():
 
 @pytest.fixture(scope="module")
 def top(tmp_path_factory):
-    """Its working directory; a module of `pipeline`, and one that is not."""
-    folder = tmp_path_factory.mktemp("repository")
+    """Working directory with a module of `pipeline`, and one elsewhere."""
+    folder = tmp_path_factory.mktemp("stages")
     for name in ("pipeline", "elsewhere"):
         (folder / name).mkdir()
         (folder / name / "work.py").write_text(PROGRAM)
-    (folder / "looked_at.py").write_text("")
     return folder
 
 
 @pytest.fixture(scope="module")
-def fork_server(top):
+def server(top):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
-        with ForkServer(busy_wait=True) as server:
-            yield server
+        with ForkServer(busy_wait=True) as started:
+            yield started
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,9 @@ def _here(top, monkeypatch):
     monkeypatch.chdir(top)
 
 
-def run(fork_server, top, what, **environment):
-    job = fork_server.start(what, f"python pipeline/work.py {what}", top, [0], environment, lambda line: False)
-    job.wait()
+def run(server, top, what, error_file=None, **environment):
+    job = server.start(what, f"python pipeline/work.py {what}", top, [0], environment, keep_line, error_file)
+    job.result()
     return job
 
 
@@ -75,74 +75,122 @@ def wait_for_lines(*jobs):
         time.sleep(0.01)
 
 
-def test_fork_server_child_equals_separate_process(fork_server, top):
-    job = run(fork_server, top, "say", COLOUR="blue")
+def test_fork_server_child_equals_separate_process(server, top):
+    job = run(server, top, "say", COLOUR="blue")
     said, warning = job.lines
     assert json.loads(said) == [["pipeline/work.py", "say"], str(top), "blue", [0], True, ["torch"]]
     assert warning == "a warning\n"
     assert (job.status, "COLOUR" in os.environ) == (0, False)
 
 
-def test_fork_server_job_reports_exit_status(fork_server, top, tmp_path):
-    reason = tmp_path / "reason"
-    assert run(fork_server, top, "exit").status == 3
-    refused = run(fork_server, top, "refuse", **{ERROR_FILE_VARIABLE: str(reason)})
-    assert (refused.status, refused.lines, reason.read_text()) == (1, ["error: the data is gone\n"], "the data is gone")
-    broken = run(fork_server, top, "break")
+def test_fork_server_job_reports_exit_status(server, top, tmp_path):
+    error_file = tmp_path / "error"
+    error_file.write_text("of an earlier job")
+    assert run(server, top, "exit").status == 3
+    assert run(server, top, "die", error_file).error_message == ""
+    refused = run(server, top, "refuse", error_file)
+    assert (refused.status, refused.lines) == (1, ["error: the data is gone\n"])
+    assert refused.error_message == error_file.read_text() == "the data is gone"
+    broken = run(server, top, "break")
     assert broken.status == 1 and broken.lines[-1] == "ZeroDivisionError: by zero\n"
-    died = run(fork_server, top, "die")
+    died = run(server, top, "die")
     assert (died.status, died.describe_exit()) == (-9, "killed by SIGKILL: perhaps there was not enough memory")
 
 
-def test_fork_server_runs_jobs_concurrently_and_reports_ends(fork_server, top):
-    ended = []
-    jobs = [fork_server.start(f"{each}", "python pipeline/work.py stay", top, [], {}, lambda line: False, ended.append)
-            for each in range(3)]  # fmt: skip
+def test_fork_server_runs_jobs_concurrently_and_reports_ends(server, top):
+    jobs = [server.start(f"{each}", "python pipeline/work.py stay", top, [], {}, keep_line) for each in range(3)]
     wait_for_lines(*jobs)
     os.killpg(jobs[1].pid, signal.SIGKILL)
-    jobs[1].wait()
-    assert (jobs[0].poll(), jobs[1].poll(), ended) == (None, -9, ["1"])
+    assert wait(jobs, return_when=FIRST_COMPLETED).done == {jobs[1]}
+    assert (jobs[0].poll(), jobs[1].poll()) == (None, -9)
     for job in (jobs[0], jobs[2]):
         os.killpg(job.pid, signal.SIGINT)
-        assert job.wait() == 130
+        assert job.result() == 130
 
 
 @pytest.mark.parametrize(
     "command", ["python elsewhere/work.py say", "nice python pipeline/work.py say", "python pipeline/work.py say; true"]
 )
-def test_unsupported_command_runs_in_separate_process(fork_server, top, command, monkeypatch):
-    """Which is one that only defines the function, so it says nothing."""
+def test_unsupported_command_runs_in_separate_process(server, top, command, monkeypatch):
+    """There, the module only defines `main`, so it prints nothing."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    job = fork_server.start("x", f"{command} && echo done", top, [0], {}, lambda line: False)
-    assert job.wait() == 0
+    job = server.start("x", f"{command} && echo done", top, [0], {}, keep_line)
+    assert job.result() == 0
     assert job.lines == ["done\n"]
 
 
 def test_fork_server_refuses_changed_code(top, tmp_path, monkeypatch):
-    """What the process has imported is not what is on the disk any more."""
+    """The server has imported what is on the disk no more."""
     copy = shutil.copytree(Path(optlab.__file__).parent, tmp_path / "optlab")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with ForkServer(busy_wait=False) as fork_server:
-        assert run(fork_server, top, "exit").status == 3
+    with ForkServer(busy_wait=False) as server:
+        assert run(server, top, "exit").status == 3
         path = copy / "system" / "text.py"
         known = path.stat()
         os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
-        job = run(fork_server, top, "exit")
+        job = run(server, top, "exit")
     assert job.status == 1 and job.lines == []
     assert "text.py changed since this command began, so it was not run: repeat the command" in job.describe_exit()
 
 
+FAILING_FORKS = """
+import os, socket, sys
+from optlab.orchestration import fork_server
+
+fork, failures = os.fork, [None, BlockingIOError(11, "Resource temporarily unavailable"), OSError(12, "No memory")]
+
+def fail_some():
+    if failures and (failure := failures.pop(0)):
+        raise failure
+    return fork()
+
+os.fork = fail_some
+fork_server.main(socket.socket(fileno=int(sys.argv[1])), [])
+"""
+
+
+def test_failed_fork_fails_one_job_only(top, tmp_path, monkeypatch):
+    """The job before it runs on, and one after it runs."""
+    (tmp_path / "server.py").write_text(FAILING_FORKS)
+    monkeypatch.setattr(ForkServer, "PROGRAM", (str(tmp_path / "server.py"),))
+    with ForkServer(busy_wait=True) as server:
+        running = server.start("x", "python pipeline/work.py stay", top, [], {}, keep_line)
+        wait_for_lines(running)
+        for text in ("Resource temporarily unavailable", "No memory"):
+            failed = run(server, top, "exit")
+            assert failed.status == 1 and failed.describe_failure().startswith("cannot be started (")
+            assert text in failed.describe_failure() and "repeat the command" in failed.describe_failure()
+        assert run(server, top, "exit").status == 3
+        assert running.poll() is None
+        os.killpg(running.pid, signal.SIGKILL)
+        assert running.result() == -9
+
+
+def test_client_without_processes_or_threads_fails_one_job_only(server, top, monkeypatch):
+    def fail(*arguments, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optlab.orchestration.fork_server.subprocess.Popen", fail)
+        failed = server.start("x", "echo done", top, [], {}, keep_line)
+        assert failed.result() == 1 and "Resource temporarily unavailable" in failed.describe_failure()
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", lambda thread: fail())
+        assert run(server, top, "exit").status == 1
+    assert run(server, top, "exit").status == 3
+
+
 def test_killed_fork_server_ends_its_jobs(top):
-    with ForkServer(busy_wait=True) as fork_server:
-        job = fork_server.start("x", "python pipeline/work.py stay", top, [], {}, lambda line: False)
+    with ForkServer(busy_wait=True) as server:
+        job = server.start("x", "python pipeline/work.py stay", top, [], {}, keep_line)
         wait_for_lines(job)
-        fork_server._process.kill()
-        assert job.wait() == 1 and job.describe_exit() == "the process that runs the stages has ended"
+        server._process.kill()
+        assert job.result() == 1 and job.describe_exit() == "the process that runs the stages has ended"
         deadline = time.monotonic() + 20
         while psutil.pid_exists(job.pid) and psutil.Process(job.pid).status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert run(fork_server, top, "exit").describe_exit() == "the process that runs the stages has ended"
+        assert run(server, top, "exit").describe_exit() == "the process that runs the stages has ended"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +198,7 @@ def test_killed_fork_server_ends_its_jobs(top):
     [(1, "ValueError: no"), (-signal.SIGKILL, "killed by SIGKILL: perhaps there was not enough memory")],
 )
 def test_killed_job_reason_ignores_earlier_output(status, said):
-    job = Job("adam-0", None, lambda name: None)
+    job = Job("adam-0")
     job.receive_line("ValueError: no")
     job.end(status)
     assert job.describe_failure() == said

@@ -1,4 +1,4 @@
-"""What a node says of an order, and what is made of it here."""
+"""Messages of a node about a job, and what the driver makes of them."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from optlab.orchestration import ray_worker
 from optlab.orchestration.executor import JobSpec
-from optlab.orchestration.jobs import Job
+from optlab.orchestration.fork_server import Job
 from optlab.orchestration.ray_executor import ResultReceiver
 from optlab.orchestration.ray_worker import OutputCollector
 from optlab.system.errors import BusyError, DataError, StorageError
@@ -27,13 +27,13 @@ def top(tmp_path, monkeypatch):
 
 @pytest.fixture
 def receiver(top):
-    """Of a training of adam-0, whose event log has two lines already."""
+    """Receiver for a training of adam-0, whose event log has two lines already."""
     begun = EventLog(LOG_FOLDER / NAME)
     begun.folder.mkdir(parents=True)
     begun.append("start")
     begun.log_metrics([])
-    order = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
-    made = ResultReceiver(order, Job("adam-0", lambda line: False, lambda name: None), Path())
+    job_spec = JobSpec("adam-0", ["pipeline/train.py"], Path(), "train-adam-0", run_id="adam-0")
+    made = ResultReceiver(job_spec, Job("adam-0", lambda line: False), Path())
     yield made
     made.close()
 
@@ -43,7 +43,7 @@ def event_lines(*events):
 
 
 def test_receiver_appends_event_lines_once(receiver):
-    """What is said twice, as by a second node, is written once."""
+    """Lines that are sent twice, as by a second node, are written once."""
     path = LOG_FOLDER / NAME / "events.jsonl"
     before = path.read_bytes()
     assert receiver.read_inputs() == {path: before}
@@ -71,23 +71,23 @@ def test_receiver_refuses_locked_run(receiver, monkeypatch):
 
 
 def test_output_collector_sends_each_change_once(top):
-    """The bytes of equal files, and lines that were sent along."""
+    """Neither the bytes of equal files, nor lines that came with the job."""
     log = EventLog(LOG_FOLDER / NAME)
     log.folder.mkdir(parents=True)
     log.append("start")
-    news = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": log.path.read_bytes()})
-    assert news.drain() == []
+    collector = OutputCollector(top, {LOG_FOLDER / NAME / "events.jsonl": log.path.read_bytes()})
+    assert collector.drain() == []
     (top / "weights").write_bytes(b"weights")
     log.log_artifact(Path("weights"), "weights")
-    news.add_line("a line")
-    line, kept, grown = news.drain()
+    collector.add_line("a line")
+    line, kept, grown = collector.drain()
     assert line == {"line": "a line"}
     assert (kept["content"], kept["file"]) == (b"weights", str(LOG_FOLDER / NAME / "weights"))
     assert (grown["log"], grown["after"], len(grown["lines"])) == (NAME, 1, 1)
     with log.path.open("ab") as file:
         file.write(b'{"event": "end"')  # it is still being written
-    assert news.drain() == []
-    (same,) = news.read_files((Path("weights"), Path("missing")))
+    assert collector.drain() == []
+    (same,) = collector.read_files((Path("weights"), Path("missing")))
     assert same["same"] == kept["file"] and "content" not in same
 
 
@@ -96,8 +96,8 @@ def test_output_collector_sends_each_change_once(top):
     [
         ("a b", "", "a b"),
         ("a b", "a b c d", "a b c d"),  # not all had arrived
-        ("a b", "a", "a b"),  # it went on elsewhere meanwhile
-        ("a b x", "a b c", "a b x c"),  # who asks has found it dead
+        ("a b", "a", "a b"),  # another node has resumed it meanwhile
+        ("a b x", "a b c", "a b x c"),  # the driver has recorded its death
     ],
 )
 def test_merged_event_logs_lose_no_line(sent, here, joined):
@@ -106,7 +106,7 @@ def test_merged_event_logs_lose_no_line(sent, here, joined):
 
 
 def test_merged_event_logs_drop_duplicate_steps():
-    """The one died after it had written more than arrived; the other began anew, and died, too."""
+    """The first node died after it had written more than arrived; the second started again, and died, too."""
     metrics = [
         json.dumps({"event": "metrics", "points": [["loss", 0.5, when, step]]}) for when, step in enumerate("0012")
     ]

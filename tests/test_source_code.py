@@ -100,6 +100,14 @@ def test_edits_of_other_code_leave_keys(copied, compute_keys):
     assert compute_keys() == before
 
 
+def test_keys_do_not_depend_on_the_folder_of_the_package(copied, compute_keys, monkeypatch):
+    """It is in site-packages, or at the root of what a cluster's worker gets."""
+    before = compute_keys()
+    shutil.move("src/optlab", "site-packages/optlab")
+    monkeypatch.setattr(source_code, "_PACKAGE_FOLDER", copied / "site-packages" / "optlab")
+    assert compute_keys() == before
+
+
 def test_trial_of_other_code_is_refused(copied, small_config):
     code = source_code.hash_code(Path(), "tune", ["mine.Mine"])
     request = TrialRequest.from_config(small_config(), "adam", 0, 10, code)

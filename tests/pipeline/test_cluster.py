@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 import zipfile
+from concurrent.futures import wait
 from pathlib import Path
 
 import projects
@@ -75,9 +76,9 @@ class LocalRayCluster:
         """All nodes but `a`."""
         return list(self._nodes.worker_nodes)
 
-    def places(self, name="*"):
-        """The folders in which orders are done, by node."""
-        return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/places/*") if path.is_dir()]
+    def workspaces(self, name="*"):
+        """The workspaces on the nodes."""
+        return [path for path in self.folder.glob(f"{name}/tmp/optlab-*/*/workspaces/*") if path.is_dir()]
 
     def left(self):
         """Files of ours on the nodes, and processes that work in them; Ray's idle workers may take a moment."""
@@ -149,13 +150,13 @@ def repro(project, ray_cluster, *words):
 def find_active(ray_cluster, node, beginning):
     """The workspaces on a node whose job has its first metrics and has not ended."""
     return [
-        place
-        for place in ray_cluster.places(node)
-        if place.name.startswith(beginning)
-        and not list(place.glob("ended-*"))
+        workspace
+        for workspace in ray_cluster.workspaces(node)
+        if workspace.name.startswith(beginning)
+        and not list(workspace.glob("ended-*"))
         and (
-            list(place.glob(".optlab/event_logs/*/events.jsonl"))
-            or list(place.glob(".optlab/trials/*/*/conditions.json"))
+            list(workspace.glob(".optlab/event_logs/*/events.jsonl"))
+            or list(workspace.glob(".optlab/trials/*/*/conditions.json"))
         )
     ]
 
@@ -243,7 +244,7 @@ def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
 
 def find_finished(ray_cluster, beginning):
     """The workspaces whose job has ended."""
-    return [path for path in ray_cluster.places() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
+    return [path for path in ray_cluster.workspaces() if path.name.startswith(beginning) and list(path.glob("ended-*"))]
 
 
 def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, tmp_path, monkeypatch):
@@ -255,11 +256,11 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, 
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
     with repro(project, ray_cluster, "--shared", str(shared)) as command:
-        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/event_logs/*/events.jsonl")))
+        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/event_logs/*/events.jsonl")))
         other = ray_cluster.start("other", {"PYTHONPATH": str(older)})  # it joins late
         told = r"^warning: node other \(.*\): torch 2.0.0 \(2.* here\): nothing is done there$"
         projects.until(command, lambda: re.search(told, output(project), re.MULTILINE))
-        projects.until(command, lambda: list(shared.glob("*/places/*/.optlab/checkpoints/*/*/*/0*")))
+        projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/checkpoints/*/*/*/0*")))
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130, output(project)
     assert "stopped: what is complete is kept" in output(project)
@@ -325,9 +326,10 @@ def test_gpu_sharing_and_retries_of_dead_workers(ray_cluster, small_config, tmp_
 
     names = ["dies", "breaks", "1", "2"]
     with RayExecutor(config, Path(), ClusterOptions(address=ray_cluster.address, num_gpus=0.5)) as pool:
+        jobs = {}
         for name in names:
-            words = ["pipeline/work.py", name, str(tmp_path / "met")]
-            pool.submit(JobSpec(name, words, Path(), name, outputs=(Path("left"),), on_line=hear))
+            argv = ["pipeline/work.py", name, str(tmp_path / "met")]
+            jobs[name] = pool.submit(JobSpec(name, argv, Path(), name, outputs=(Path("left"),), on_line=hear))
         (tmp_path / "pipeline" / "another.py").touch()
         pool.wait_ready()
         (tmp_path / "pipeline" / "work.py").write_text(f"{PROGRAM}# another thought")
@@ -335,7 +337,7 @@ def test_gpu_sharing_and_retries_of_dead_workers(ray_cluster, small_config, tmp_
             RunsFailedError, match=r"^pipeline/work.py changed since the nodes got it: repeat the command$"
         ):
             pool.wait_ready()
-        jobs = {job.name: job for job in (pool.wait_any() for _ in names)}
+        wait(jobs.values())
     assert [jobs[name].status for name in names] == [1, 1, 0, 0]
     said = [line.split() for line in lines if line[0] in "12b"]
     assert sorted(said) == [[name, "2", "0"] for name in ("1", "2", "breaks")]  # threads, GPU

@@ -17,9 +17,9 @@ from PIL import Image
 from projects import TOP, commit, lock_of
 
 from optlab.data import cifar10
-from optlab.orchestration import executor_factory, repro, tuning_session
-from optlab.orchestration.executor import LocalExecutor
-from optlab.orchestration.jobs import ForkServer
+from optlab.orchestration import executor, repro, tuning_session
+from optlab.orchestration.executor import JOBS_VARIABLE, LocalExecutor
+from optlab.orchestration.fork_server import ForkServer
 from optlab.records import Environment, TrialsRecord, TuningResult
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
@@ -82,7 +82,7 @@ def run_tuning(config, monkeypatch, fork_server, jobs=2, killed=None):
     """The bytes of both files, and the trials that were started."""
     shared = SharedForkServer(fork_server, killed)
     with monkeypatch.context() as patch:
-        patch.setattr(executor_factory, "make_executor", lambda config, folder: LocalExecutor(jobs, False, shared))
+        patch.setattr(LocalExecutor, "from_config", lambda config: LocalExecutor(jobs, False, shared))
         tuning_session.tune(config, Path(), "mine")
     return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
 
@@ -105,15 +105,12 @@ def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monk
 
 
 def test_parallel_trials_follow_caller_setting(config, monkeypatch):
-    taken = []
-    monkeypatch.setattr(executor_factory.executor, "LocalExecutor", lambda jobs, *more: taken.append(jobs))
-    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "7")
-    executor_factory.make_executor(config, Path())
-    executor_factory.make_executor(config, Path(), 3)
-    monkeypatch.delenv(executor_factory.JOBS_VARIABLE)
-    monkeypatch.setattr(executor_factory.executor, "count_slots", lambda config: 2)
-    executor_factory.make_executor(config, Path())
-    assert taken == [7, 3, 2]
+    monkeypatch.setenv(JOBS_VARIABLE, "7")
+    executors = [LocalExecutor.from_config(config), LocalExecutor.from_config(config, 3)]
+    monkeypatch.delenv(JOBS_VARIABLE)
+    monkeypatch.setattr(executor, "count_slots", lambda config: 2)
+    executors.append(LocalExecutor.from_config(config))
+    assert [each.max_workers for each in executors] == [7, 3, 2]
 
 
 def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
@@ -122,9 +119,9 @@ def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
 
     class Seen:
         def __init__(self, busy_wait):
-            raise Enough(os.environ[executor_factory.JOBS_VARIABLE])
+            raise Enough(os.environ[JOBS_VARIABLE])
 
-    monkeypatch.setenv(executor_factory.JOBS_VARIABLE, "2")
+    monkeypatch.setenv(JOBS_VARIABLE, "2")
     monkeypatch.setattr(repro, "ForkServer", Seen)
     with pytest.raises(Enough, match=r"^5$"):
         repro.run_pipeline(config, Path(), 5)

@@ -1,4 +1,4 @@
-"""The terminal of `optlab repro`: a line for what is being done, the means so far, and a bar for each run."""
+"""Terminal output of `optlab repro`: a status line, the means so far, and a progress bar for each run."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ class Display:
         self._progress.stop()
 
     def handle_line(self, run: str, line: str) -> bool:
-        """Show a line of a run's output, if it reports progress or an epoch; returns whether it does."""
+        """Show a line of a run's output if it reports progress or an epoch; returns whether it does."""
         if line.startswith(processes.PROGRESS_PREFIX):
             with contextlib.suppress(ValueError):  # another line can run into it
                 self._update_bar(run, json.loads(line.removeprefix(processes.PROGRESS_PREFIX)))
@@ -63,7 +63,7 @@ class Display:
         self._progress.console.print(text, markup=False)
 
     def end(self, run: str, reason: str | None) -> None:
-        """Remove the bar of a run that has ended, and count it in; `reason` says why it failed, if it did."""
+        """Remove the bar of a run that has ended, and count it; `reason` says why it failed, None that it did not."""
         if run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
         if reason:
@@ -81,7 +81,7 @@ class Display:
 
 
 class _ProgressWithMeans(Progress):
-    """rich's progress bars, with a table above them."""
+    """Progress bars of rich with a table above them."""
 
     means: Table | None = None
 
@@ -106,6 +106,6 @@ def make_console() -> Console:
 
 @contextlib.contextmanager
 def show_status(text: str) -> Iterator[None]:
-    """Show what is being done, in a line that is removed afterwards; only in a terminal."""
+    """Show a status line in a terminal, and remove it at the end."""
     with make_console().status(text):
         yield

@@ -1,4 +1,7 @@
-"""dvc.lock, an entry at a time: DVC reads and writes all of it for each, which takes a second for a hundred runs."""
+"""Entries of dvc.lock, read and written as text: DVC parses the whole file for each, a second for a hundred runs.
+
+Importing it does not import DVC.
+"""
 
 import io
 import re
@@ -11,24 +14,24 @@ from ruamel.yaml import YAML, YAMLError
 from optlab.system import files
 from optlab.system.errors import RecordError, summarize_error
 
-_YAML = YAML()  # as DVC writes its lock: what is only moved keeps its bytes
+_YAML = YAML()  # writes as DVC does: an entry that is only moved keeps its bytes
 _YAML.default_flow_style = False
 _HEADER = "schema: '2.0'\nstages:\n"
 _ENTRY_PATTERN = re.compile(r"  (\S+):\n(?:    .*\n|  - .*\n)+")  # in DVC's own layout
 
 
 class DvcLock:
-    """The entries of a dvc.lock, by the names of their stages, as the text that DVC writes.
+    """One dvc.lock file.
 
-    Entries that were there keep their places, as with plain `dvc repro`; the others follow in the order of the
-    pipeline, which is one of those that plain `dvc repro` can leave: its own depends on Python's hash seed.
+    Present entries keep their places, as with plain `dvc repro`; new ones follow in the order of the pipeline, one of
+    those that `dvc repro` can leave: its own depends on Python's hash seed.
 
     Args:
         path: of the file, which need not exist.
-        stages: the names of the pipeline's stages, in their order.
+        stages: names of the pipeline's stages, in their order.
 
     Raises:
-        RecordError: it is damaged.
+        RecordError: the file is damaged.
     """
 
     def __init__(self, path: Path, stages: Iterable[str]) -> None:
@@ -36,11 +39,11 @@ class DvcLock:
         self._order = list(dict.fromkeys([*self.read_entries(), *stages]))
 
     def put(self, name: str, entry: Mapping[str, Any]) -> None:
-        """Add an entry, or replace the one of that stage; the file is replaced whole.
+        """Add or replace the entry of a stage; the file is replaced atomically.
 
         Raises:
-            RecordError: it is damaged.
-            StorageError: it cannot be written.
+            RecordError: the file is damaged.
+            StorageError: the file cannot be written.
         """
         entries = self.read_entries() | {name: _dump_entry({name: entry})}
         order = [each for each in self._order if each in entries]
@@ -48,7 +51,7 @@ class DvcLock:
         files.write_atomic(self._path, (_HEADER + "".join(entries[each] for each in order)).encode())
 
     def read_entries(self) -> dict[str, str]:
-        """Name → the text of its entry.
+        """Return stage → text of its entry.
 
         Raises:
             RecordError: the file is damaged.
@@ -60,13 +63,11 @@ class DvcLock:
         except (OSError, UnicodeDecodeError) as error:
             raise RecordError(f"{self._path}: cannot be read: {error}") from None
         if text.startswith(_HEADER):
-            found = list(_ENTRY_PATTERN.finditer(text, len(_HEADER)))
-            entry_texts = {each[1]: each[0] for each in found}
-            if len(entry_texts) == len(found) and "".join(entry_texts.values()) == text[len(_HEADER) :]:
+            matches = list(_ENTRY_PATTERN.finditer(text, len(_HEADER)))
+            entry_texts = {each[1]: each[0] for each in matches}
+            if len(entry_texts) == len(matches) and "".join(entry_texts.values()) == text[len(_HEADER) :]:
                 return entry_texts
-        return {
-            name: _dump_entry({name: entry}) for name, entry in self._parse(text).items()
-        }  # damaged, or another hand's
+        return {name: _dump_entry({name: entry}) for name, entry in self._parse(text).items()}  # edited, or damaged
 
     def _parse(self, text: str) -> dict[str, Any]:
         try:
@@ -83,7 +84,7 @@ def _dump_entry(entry: Mapping[str, Any]) -> str:
 
 
 def _convert_to_plain(value: Any) -> Any:
-    """With ordinary dictionaries, as YAML's own."""
+    """Return a value with plain dictionaries and lists."""
     if isinstance(value, Mapping):
         return {key: _convert_to_plain(each) for key, each in value.items()}
     return [_convert_to_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""DVC's account of a pipeline, kept by DVC's own code in this process: what is stale, and what came out.
+"""Stages of a DVC pipeline, by DVC's own code in this process: which are stale, and the record of their outputs.
 
-It does what `dvc repro` does for a stage before and after its command, and nothing during it, so that several commands
-can be at work. Only one thread may use it.
+It does what `dvc repro` does before and after a stage's command, so that several commands can run meanwhile. Every use
+of DVC's internals is in this module; tests/test_dvc_pipeline.py fails when DVC changes them.
 """
 
 import contextlib
@@ -30,34 +30,32 @@ from optlab.records import RunFiles
 from optlab.system import repository
 from optlab.system.errors import BusyError, RunsFailedError, summarize_error
 
-# A killed process has left an entry for each output in DVC's list of who is at work: DVC says so of each.
+# A killed process leaves an entry for each output in DVC's rwlock: DVC would log each of them.
 logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
-# DVC draws its progress bars where these loggers let errors through; they would scroll through a display that is open.
+# DVC draws progress bars if these loggers let errors through; they would scroll through an open display.
 for _name in ("dvc.progress", "dvc_data.callbacks"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _dvc_load_path = param.load_path
-_LOCK_TIMEOUT_S = 60.0  # for another DVC that looks at something
+_LOCK_TIMEOUT_S = 60.0  # for another process of DVC
 
 
 class DvcPipeline:
-    """The stages of one pipeline, and its dvc.lock.
+    """Stages of one pipeline, and its dvc.lock; for one thread.
 
     Args:
-        path: the path of its dvc.yaml; the working directory is the top of the repository.
-        targets: the names of its runs' stages, in their order.
-        anew: names of stages that are run once, even where nothing has changed or DVC has kept an equal run, which may
-            be of another machine.
-        allow_missing: a stage of which nothing has changed is not stale where files are missing that DVC's cache keeps,
-            as in a fresh clone, unless one that is stale reads them: `dvc repro --allow-missing`.
-        read_by: the pipeline whose stages may read them; default: this one.
+        path: of its dvc.yaml; the working directory is the top of the repository.
+        targets: names of its runs' stages, in the order of dvc.lock.
+        forced: names of stages that are stale once, and not restored from DVC's run cache.
+        allow_missing: as `dvc repro --allow-missing`, a stage is not stale for missing outputs that DVC caches, unless
+            a stale stage reads them.
+        consumer: the pipeline whose stages may read them; default: this one.
 
     Attributes:
-        path: as given.
-        names: of its stages.
+        names: names of its stages.
 
     Raises:
-        RunsFailedError: DVC cannot read it, or could not record what its stages write.
+        RunsFailedError: DVC cannot read it, or could not record its outputs.
         RecordError: dvc.lock is damaged.
     """
 
@@ -80,10 +78,10 @@ class DvcPipeline:
 
     @contextlib.contextmanager
     def lock_stages(self, names: list[str]) -> Iterator[None]:
-        """Keep every other DVC from running these stages, or what would write their inputs.
+        """Hold DVC's read and write locks on the stages' dependencies and outputs.
 
         Raises:
-            BusyError: another one is at work on them.
+            BusyError: another process of DVC holds them.
         """
         stages = [self._stages[name] for name in names]
         outs = {out.fs_path for stage in stages for out in stage.outs}
@@ -105,31 +103,29 @@ class DvcPipeline:
                 self._locked_stages -= set(names)
 
     def get_command(self, name: str) -> tuple[str, Path]:
-        """The command line of a stage, and the folder that it is run in, relative to the top."""
+        """Return a stage's command line and its working directory, relative to the top."""
         stage = self._stages[name]
         command = stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd)
         return command, Path(stage.wdir).relative_to(Path.cwd())
 
     def list_files(self, name: str) -> tuple[list[Path], list[Path]]:
-        """What a stage reads of what others write, but for the data, and what it writes; relative to the top."""
+        """Return a stage's inputs from other stages, without the data, and its outputs; relative to the top."""
         stage, top = self._stages[name], Path.cwd()
         inputs = [Path(dep.fs_path).relative_to(top) for dep in stage.deps if dep.fs_path in self._output_paths]
         return inputs, [Path(out.fs_path).relative_to(top) for out in stage.outs]
 
     @functools.cached_property
     def _output_paths(self) -> set[str]:
-        """The paths that the repository's stages write, but for the data's."""
+        """Output paths of the repository's stages, without the data."""
         return {out.fs_path for each in self._repo.index.stages for out in each.outs} - {str(repository.DATA.resolve())}
 
     def compute_digest(self, name: str) -> str:
-        """Of all that decides a stage that was begun; 16 hexadecimal digits."""
-        digest_parts = json.dumps(
-            [str(self._stages[name].cmd), self._dependencies_before[name]], sort_keys=True, default=str
-        )
-        return hashlib.sha256(digest_parts.encode()).hexdigest()[:16]
+        """Return a digest of command and dependencies of a prepared stage; 16 hexadecimal digits."""
+        parts = [str(self._stages[name].cmd), self._dependencies_before[name]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def is_stale(self, name: str) -> bool:
-        """Whether `dvc repro` would run that stage, or bring back its outputs."""
+        """Return whether `dvc repro` would run a stage or restore its outputs."""
         with self._hold_dvc_lock(name):
             return name in self._forced or self._has_changed(self._stages[name])
 
@@ -137,21 +133,22 @@ class DvcPipeline:
         if not self._allow_missing or _has_missing_uncached_output(stage):
             return bool(stage.changed())
         missing = {out.fs_path for out in stage.outs if not out.exists}
-        consumers = (
-            [each for each in self._consumers if missing & {dep.fs_path for dep in each.deps}] if missing else []
+        is_needed = any(
+            _has_missing_uncached_output(each) or each.changed(allow_missing=True)
+            for each in self._consumers
+            if missing & {dep.fs_path for dep in each.deps}
         )
-        is_needed = any(_has_missing_uncached_output(each) or each.changed(allow_missing=True) for each in consumers)
         return bool(stage.changed(allow_missing=not is_needed))
 
     def prepare(self, name: str) -> bool:
-        """Remove the outputs of a stage, and bring back those of an equal run; whether there was none."""
+        """Remove a stage's outputs, and restore those of an equal run; returns whether there is none: it has to run."""
         stage = self._stages[name]
         with self._hold_dvc_lock(name):
             stage.remove_outs(ignore_remove=False, force=False)
             if name not in self._forced:
                 with contextlib.suppress(RunCacheNotFoundError):
                     self._repo.stage_cache.restore(stage)
-                    if name.startswith("train@"):  # before a stage that depends on what is there
+                    if name.startswith("train@"):
                         records.restore_environment(
                             RunFiles.from_id(self.get_command(name)[1], name.removeprefix("train@"))
                         )
@@ -162,10 +159,10 @@ class DvcPipeline:
             return True
 
     def commit(self, name: str) -> None:
-        """The stage's command has ended well: record what came out.
+        """Record the outputs of a stage whose command has succeeded.
 
         Raises:
-            RunsFailedError: what it depends on was changed meanwhile, so that nothing is recorded.
+            RunsFailedError: a dependency was changed meanwhile, so that nothing is recorded.
         """
         stage = self._stages[name]
         with self._hold_dvc_lock(name):
@@ -188,10 +185,10 @@ class DvcPipeline:
 
     @contextlib.contextmanager
     def _hold_dvc_lock(self, name: str) -> Iterator[None]:
-        """With DVC's lock, which it holds while it looks and while it writes, not while a command runs.
+        """Hold DVC's lock, as DVC does while it reads and writes, not while a command runs.
 
-        For a stage that is held, DVC need not look through its list of who is at work, which has all that are held:
-        with a hundred runs, that took more time than all else.
+        For a stage of `lock_stages`, DVC skips its rwlock file, which lists all of those: with a hundred runs, reading
+        it took more time than all else.
         """
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
         with _translate_errors(), contextlib.ExitStack() as stack:
@@ -209,9 +206,9 @@ class DvcPipeline:
             yield
 
     def _load_params(self, path: str, fs: Any, **options: Any) -> Any:
-        """What is in a file of parameters, which DVC reads some ten times a stage: parsed again if it has changed.
+        """Return the content of a parameter file, parsed once per version.
 
-        With a thousand seeds in it, that took four fifths of the time.
+        DVC parses it some ten times a stage, which took four fifths of the time with a thousand seeds.
         """
         status = Path(path).stat()
         stamp = (path, status.st_mtime_ns, status.st_size, status.st_ino)
@@ -222,7 +219,6 @@ class DvcPipeline:
 
 @contextlib.contextmanager
 def _patch_attribute(module: Any, name: str, function: Any) -> Iterator[None]:
-    """With another function in the place of a module's own."""
     original = getattr(module, name)
     setattr(module, name, function)
     try:
@@ -233,7 +229,7 @@ def _patch_attribute(module: Any, name: str, function: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    """DVC's errors as this project's."""
+    """Raise DVC's errors as this project's."""
     try:
         yield
     except (rwlock.RWLockFileCorruptedError, rwlock.RWLockFileFormatError):
@@ -246,10 +242,10 @@ def _translate_errors() -> Iterator[None]:
 
 
 def _check_links(stages: list[Any]) -> None:
-    """Find out before anything runs what DVC would say after it.
+    """Refuse before anything runs what DVC would refuse after it.
 
     Raises:
-        RunsFailedError: what DVC is to keep of a stage would be written through a link out of the repository.
+        RunsFailedError: a cached output's folder is a link out of the repository.
     """
     top = Path.cwd()
     for path in (Path(out.fs_path) for stage in stages for out in stage.outs if out.use_cache):
@@ -263,12 +259,12 @@ def _check_links(stages: list[Any]) -> None:
 
 
 def _has_missing_uncached_output(stage: Any) -> bool:
-    """Whether a file is missing that no cache has; git may have it."""
+    """Return whether an output is missing that DVC does not cache; git may have it."""
     return any(not (out.exists or out.use_cache) for out in stage.outs)
 
 
 def _get_dependency_values(stage: Any) -> dict[str, Any]:
-    """What decides the stage, by its name: digests of files and folders, values of parameters."""
+    """Return dependency → digest of the file or folder, or values of the parameters."""
     return {str(dep): dep.hash_info.value for dep in stage.deps}
 
 

@@ -1,41 +1,45 @@
-"""What is to be done, and the one interface of those who do it: here (`cores`), or on a cluster (`cluster`).
+"""Executors of jobs: the interface, and the one that runs jobs on this machine, each on cores of its own.
 
-Orders done here, each on cores of its own, as children of a process that has imported what they need.
+Jobs are futures, to be waited for with `concurrent.futures.wait`. The interface differs from
+`concurrent.futures.Executor` in two points. It has no queue, because a stage's outputs are removed before it is
+submitted, which must not happen long before it starts: a caller has at most `max_workers` jobs at a time. And `stop`
+interrupts running jobs, which `Future.cancel` and `shutdown` do not.
 """
 
 import os
-import queue
 import tempfile
+from collections.abc import Collection
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from optlab.orchestration import preflight_cache
-from optlab.orchestration.jobs import ForkServer, Job, LineHandler, LocalJob
+from optlab.orchestration.fork_server import ForkServer, Job, LineHandler, LocalJob
 from optlab.schema.parameters import Config
 from optlab.system import processes
-from optlab.system.errors import ERROR_FILE_VARIABLE
+
+JOBS_VARIABLE = "OPTLAB_JOBS"  # max_workers for a stage that has trials
 
 
-def ignore_line(line: str) -> bool:
-    """Shows nothing: every line stays with the job."""
+def keep_line(line: str) -> bool:
+    """Leave every line with its job, as `on_line` of a `JobSpec`."""
     return False
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job.
+    """One job to be submitted.
 
     Attributes:
-        name: what it is called, such as `adam-0`.
-        command: its words, or the command line of a stage.
-        folder: where it is run, relative to the top.
-        workspace_key: a name for all that decides what it leaves: where two are equal, the one goes on from what the
-            other has left.
-        inputs: the files that it reads besides the code and the data, relative to the top.
-        outputs: the files that it leaves; one that is not there afterwards is passed over.
-        run_id: the id of the run whose event log it writes; none for a trial.
-        environment: what it has besides the environment of who does it.
+        name: such as `adam-0`; unique among the jobs that run.
+        command: argument vector, or the command line of a stage.
+        folder: working directory, relative to the top of the repository.
+        workspace_key: a name for all that decides its outputs; a job resumes from what an equal one has left.
+        inputs: files that it reads besides the code and the data, relative to the top.
+        outputs: files that it writes, relative to the top; a missing one is skipped.
+        run_id: the run whose event log it writes; empty for a trial.
+        environment: additional variables.
         on_line: as for `Job`.
     """
 
@@ -47,7 +51,7 @@ class JobSpec:
     outputs: tuple[Path, ...] = ()
     run_id: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    on_line: LineHandler = ignore_line
+    on_line: LineHandler = keep_line
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class ClusterOptions:
     """How to use a cluster.
 
     Attributes:
-        address: of Ray.
-        num_gpus: the share of a GPU that an order takes; 0 for the CPU.
-        shared_folder: a folder that all nodes see, for what an unfinished order goes on from; None for each node's own.
-        max_jobs: how many orders at once; None for as many as it has room for.
+        address: Ray's address.
+        num_gpus: share of a GPU for each job; 0 for the CPU.
+        shared_folder: a folder that all nodes see, for the jobs' workspaces; None for each node's temporary folder.
+        max_jobs: number of jobs at a time; None for as many as the cluster has room for.
     """
 
     address: str
@@ -68,32 +72,27 @@ class ClusterOptions:
 
 
 class Executor(Protocol):
-    """Who does orders. Used by one thread, as a context manager that lets go of everything."""
+    """Runs jobs; a context manager."""
+
+    @property
+    def max_workers(self) -> int:
+        """Number of jobs that a caller may have at a time; it can change."""
 
     def wait_ready(self) -> None:
-        """Return when orders can be started: before anything is given up for them.
+        """Return when jobs can be submitted; to be called before outputs are removed.
 
         Raises:
-            OptlabError: there is nobody who could do them.
+            OptlabError: nothing can run them.
         """
 
     def get_machine_digest(self) -> str:
-        """A digest of the machines that do the work, as `preflight_cache.compute_machine_digest` has it."""
+        """Return the digest of the machines that run the jobs, as `preflight_cache.compute_machine_digest` does."""
 
-    def has_room(self) -> bool:
-        """Whether another order would be begun soon."""
-
-    def submit(self, job_spec: JobSpec) -> None:
-        """Begin it, or have it wait for its turn."""
-
-    def wait_any(self) -> Job:
-        """The next job that has ended, its outputs in their places; waits for it."""
-
-    def create_child(self) -> "Executor":
-        """Another pool of the same workers, for another thread; it lasts as long as this one."""
+    def submit(self, job_spec: JobSpec) -> Job:
+        """Start a job, or queue it; once it is done, its outputs are in their places."""
 
     def stop(self) -> None:
-        """Interrupt everything that is at work, and wait for its end."""
+        """Interrupt all jobs, and wait for their end."""
 
     def __enter__(self) -> "Executor": ...
 
@@ -101,20 +100,27 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """The cores of this machine.
+    """Runs jobs on the cores of this machine, for one thread.
 
     Args:
-        jobs: how many orders at once.
-        spinning: whether the threads of a training may wait for each other without sleeping.
-        warm: where the children are forked; default: one of its own, once there is something to do.
+        jobs: number of jobs at a time.
+        busy_wait: as for `ForkServer`.
+        fork_server: default: one that is started with the first job, and ends with the executor.
     """
 
     def __init__(self, jobs: int, busy_wait: bool, fork_server: ForkServer | None = None) -> None:
-        self._free_cores, self._busy_wait = split_cores(jobs), busy_wait
+        self._cores, self._busy_wait = split_cores(jobs), busy_wait
+        self._jobs: dict[int, LocalJob] = {}  # index of its cores → job, perhaps done
         self._fork_server, self._owns_fork_server = fork_server, fork_server is None
         self._error_folder = tempfile.TemporaryDirectory(prefix="optlab-")
-        self._running: dict[str, tuple[LocalJob, set[int]]] = {}
-        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    @classmethod
+    def from_config(cls, config: Config, jobs: int | None = None,
+                    fork_server: ForkServer | None = None) -> "LocalExecutor":  # fmt: skip
+        """Return an executor of trainings; by default, of as many as OPTLAB_JOBS says or the cores have room for."""
+        from_environment = os.environ.get(JOBS_VARIABLE, "")
+        jobs = jobs or (int(from_environment) if from_environment.isdecimal() else 0) or count_slots(config)
+        return cls(jobs, can_busy_wait(config, jobs), fork_server)
 
     def __enter__(self) -> "LocalExecutor":
         return self
@@ -124,77 +130,64 @@ class LocalExecutor:
         if self._owns_fork_server and self._fork_server:
             self._fork_server.__exit__(*ending)
 
-    def wait_ready(self) -> None:
-        """They are."""
+    @property
+    def max_workers(self) -> int:
+        """Number of jobs at a time."""
+        return len(self._cores)
 
-    def create_child(self) -> "LocalExecutor":
-        """There is one for all, and so one thread."""
-        return self
+    def wait_ready(self) -> None:
+        """Return at once: this machine is always ready."""
 
     def get_machine_digest(self) -> str:
-        """As `preflight_cache.compute_machine_digest` has it."""
+        """Return `preflight_cache.compute_machine_digest`."""
         return preflight_cache.compute_machine_digest()
 
-    def has_room(self) -> bool:
-        """Whether cores are free."""
-        return bool(self._free_cores)
-
-    def submit(self, job_spec: JobSpec) -> None:
-        """Begin it; there must be room."""
+    def submit(self, job_spec: JobSpec) -> LocalJob:
+        """Start a job on free cores, of which there must be some."""
         if self._fork_server is None:
             self._fork_server = ForkServer(self._busy_wait)
-        cores = self._free_cores.pop(0)
-        environment = {ERROR_FILE_VARIABLE: str(self._get_error_file(job_spec.name))} | job_spec.environment
-        job = self._fork_server.start(
+        index = next(each for each in range(len(self._cores)) if each not in self._jobs or self._jobs[each].done())
+        self._jobs[index] = self._fork_server.start(
             job_spec.name,
             job_spec.command,
             job_spec.folder,
-            sorted(cores),
-            environment,
+            sorted(self._cores[index]),
+            job_spec.environment,
             job_spec.on_line,
-            self._finished.put,
+            Path(self._error_folder.name) / job_spec.name,
         )
-        self._running[job_spec.name] = (job, cores)
-
-    def wait_any(self) -> Job:
-        """The next job that has ended; waits for it."""
-        name = self._finished.get()
-        job, cores = self._running.pop(name)
-        self._free_cores.append(cores)
-        error_file = self._get_error_file(name)
-        if job.status and error_file.exists():
-            job.error_message = error_file.read_text("utf-8")
-        error_file.unlink(missing_ok=True)
-        return job
+        return self._jobs[index]
 
     def stop(self) -> None:
-        """Interrupt every child, and wait for its end."""
-        processes.stop([job for job, _ in self._running.values()])
+        """Interrupt every job, and wait for its end."""
+        processes.stop([job for job in self._jobs.values() if not job.done()])
 
-    def _get_error_file(self, name: str) -> Path:
-        """Where a job leaves why it failed."""
-        return Path(self._error_folder.name) / name
+
+def wait_first(jobs: Collection[Job]) -> list[Job]:
+    """Wait until a job is done; returns those that are."""
+    wait(jobs, return_when=FIRST_COMPLETED)
+    return [job for job in jobs if job.done()]
 
 
 def count_slots(config: Config) -> int:
-    """How many trainings the cores have room for, at least one."""
+    """Return how many trainings the cores have room for, at least one."""
     return max(1, len(list_cores()) // config.training.threads)
 
 
 def can_busy_wait(config: Config, jobs: int) -> bool:
-    """Whether a training's threads each have a core, so that they may wait for each other without sleeping."""
+    """Return whether each thread of a training has a core, so that threads may wait for each other without sleeping."""
     return all(config.training.threads <= len(cores) for cores in split_cores(jobs))
 
 
 def list_cores() -> list[int]:
-    """The cores that this process may use; all of them where the system does not say (macOS)."""
+    """Return the cores that this process may use; all of them where the system does not say (macOS)."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def split_cores(jobs: int) -> list[set[int]]:
-    """The cores of each job: an equal share of those this process may use, at least one."""
+    """Return the cores of each job: an equal share of those this process may use, at least one."""
     cores = list_cores()
     share = max(1, len(cores) // jobs)
     return [{cores[(job * share + each) % len(cores)] for each in range(share)} for job in range(jobs)]

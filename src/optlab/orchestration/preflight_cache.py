@@ -1,7 +1,7 @@
-"""What was found of a params.yaml, kept for the next time: with the same parameters, code and packages it is the same.
+"""Cache of the results of the checks of params.yaml, which a hit answers without importing torch.
 
-A hit costs no torch. Each optimizer is kept for itself as well, so that an edit of one lets the others be. The name of
-a file is a digest of all that it depends on, and the file is never changed.
+The name of a file is a digest of all that decides its content: parameters, code, packages and machine. Each optimizer
+has a file of its own, too, so that an edit of one does not repeat the checks of the others.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from optlab.system.errors import StorageError
 _CACHE_FOLDER = Path(".optlab") / "checked"
 _MAX_FILES = 200
 _VARIABLE_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
-# By `determinism.configure_torch`, and by how many are at work: this one decides how long they take, and nothing else.
+# Set by `determinism.configure_torch`, but for the last one, which decides speed only.
 _IGNORED_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC", "OMP_WAIT_POLICY")
 
 
 class PreflightResult(BaseModel):
-    """Of a params.yaml that can be used.
+    """Result for a valid params.yaml.
 
     Attributes:
-        warnings: of what nobody has measured.
-        environment: of the runs that would be made here now.
+        warnings: one sentence each.
+        environment: of runs on this machine.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,7 +40,7 @@ class PreflightResult(BaseModel):
 
 
 def load_cached(config: Config) -> PreflightResult | None:
-    """What was found, if it was looked for."""
+    """Return the cached result, or None without one."""
     try:
         return PreflightResult.model_validate_json((_CACHE_FOLDER / f"{_compute_cache_key(config)}.json").read_bytes())
     except (OSError, ValidationError):
@@ -48,9 +48,9 @@ def load_cached(config: Config) -> PreflightResult | None:
 
 
 def load_or_run(config: Config) -> PreflightResult:
-    """What is known, or is found now, in a process of its own: what a check builds and steps is not for a training.
+    """Return the cached result, or run the checks in a child process, so that they leave no trace in a training's.
 
-    `numerics.prepare` was called before.
+    Call `numerics.prepare` first.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -61,7 +61,7 @@ def load_or_run(config: Config) -> PreflightResult:
 
 
 def run_checks(config: Config) -> PreflightResult:
-    """Look, whole, in this process, and keep what was found.
+    """Run the checks in this process, and cache the result.
 
     Raises:
         ConfigError: params.yaml cannot be used.
@@ -70,7 +70,9 @@ def run_checks(config: Config) -> PreflightResult:
     from optlab.preflight import checks
     from optlab.training import determinism
 
-    cache_path = _CACHE_FOLDER / f"{_compute_cache_key(config)}.json"  # now: what follows sets variables
+    cache_path = (
+        _CACHE_FOLDER / f"{_compute_cache_key(config)}.json"
+    )  # computed first, because the checks set variables
     device = determinism.configure_torch(config.training)
     single_configs = split_config(config)
     if single_configs == [config]:
@@ -81,7 +83,7 @@ def run_checks(config: Config) -> PreflightResult:
         ]
     current_environment = capture_environment(device, config.list_class_paths())
     result = PreflightResult(warnings=list(dict.fromkeys(warnings)), environment=current_environment)
-    with contextlib.suppress(StorageError, OSError):  # it is looked for again
+    with contextlib.suppress(StorageError, OSError):  # without a cache, the checks run again
         files.write_atomic(cache_path, result.model_dump_json().encode())
         for old in sorted(_CACHE_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_MAX_FILES:]:
             old.unlink(missing_ok=True)
@@ -89,7 +91,7 @@ def run_checks(config: Config) -> PreflightResult:
 
 
 def split_config(config: Config) -> list[Config]:
-    """It with each optimizer alone; with each of the corners of its ranges, where it has any."""
+    """Return a configuration for each optimizer alone, and for each combination of the ends of its ranges."""
     return [
         config.model_copy(update={"optimizers": {name: each}})
         for name, spec in config.optimizers.items()
@@ -113,7 +115,7 @@ def _compute_cache_key(config: Config) -> str:
 
 
 def compute_machine_digest() -> str:
-    """A digest of the packages, of what the machine decides, and of the variables that the libraries read."""
+    """Return a digest of packages, Python, processor, GPUs and the variables that numerical libraries read."""
     digest_parts = {
         "packages": repository.list_installed_packages(),
         "machine": [platform.python_version(), platform.platform(), _read_cpu_info(), *_list_gpus()],
@@ -127,7 +129,7 @@ def compute_machine_digest() -> str:
 
 
 def _read_cpu_info() -> str:
-    """The first processor's name and abilities, where the system says them."""
+    """Return model name and instruction sets of the first processor, where the system has them."""
     try:
         first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
     except OSError:
@@ -136,5 +138,5 @@ def _read_cpu_info() -> str:
 
 
 def _list_gpus() -> list[str]:
-    """The graphics cards that a driver has announced."""
+    """Return the NVIDIA devices."""
     return sorted(each.name for each in Path("/dev").glob("nvidia[0-9]*"))

@@ -1,22 +1,20 @@
-"""What a node says of an order, put where the order's own process would have put it: lines, event logs, files.
+"""Executor of jobs on the nodes of a Ray cluster, on the side of the driver (`ray_worker` is the other side).
 
-Orders done on the nodes of a Ray cluster, seen from the machine that asks (`node` is the other side).
-
-Ray's core tasks, not its tuner: in which order they end decides nothing. An order is done again, at most twice, where
-its node died, or Ray's worker on it; what fails by itself is not tried again.
+It uses Ray's core tasks, not its tuner: the order in which jobs end decides nothing. A job is submitted again, at most
+twice, if its node or Ray's worker on it died; one that fails is not.
 """
 
 import asyncio
 import contextlib
 import hashlib
-import queue
+import math
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 from optlab.orchestration.executor import ClusterOptions, JobSpec
-from optlab.orchestration.jobs import Job, parse_stage_command
+from optlab.orchestration.fork_server import Job, parse_stage_command
 from optlab.orchestration.ray_session import RaySession, format_ray_error
 from optlab.orchestration.ray_worker import WorkerMessage
 from optlab.schema.parameters import Config
@@ -26,39 +24,43 @@ from optlab.tracking import event_log
 from optlab.tracking.event_log import LOG_FOLDER, EventLog
 from optlab.tracking.uploader_client import UploaderClient
 
+_MAX_RETRIES = 2  # of one job, after deaths
+_MAX_EXTRA_PENDING = 10  # pending jobs besides one for each running: an autoscaler adds nodes for them
+
 
 class ResultReceiver:
-    """Of one order; while it is at work, this process holds the lock of its run. Made and closed by one thread.
+    """Receiver of one job's messages: puts lines, events and files where a local job would have put them.
+
+    It holds the lock of the job's run until it is closed.
 
     Args:
         folder: of the pipeline.
 
     Attributes:
-        job_spec: as given.
-        job: as given; it has ended once its node has said so.
-        node_id: the id of the node that it was begun on last; empty before.
-        refusal: why that node is not to be used; empty where it is.
+        node_id: node that the job was started on last; empty before.
+        refusal: why that node is not to be used; empty if it is.
+        exit_status: None before the job's end.
 
     Raises:
-        BusyError: another process is at work on that run.
+        BusyError: another process trains or evaluates that run.
     """
 
     def __init__(self, job_spec: JobSpec, job: Job, folder: Path) -> None:
         self.job_spec, self.job = job_spec, job
         self.node_id = self.refusal = ""
-        self._line_counts: dict[str, int] = {}  # event log → how many are here
+        self.exit_status: int | None = None
+        self._line_counts: dict[str, int] = {}  # name of an event log → lines that are here
         self._run_lock = contextlib.ExitStack()
         if job_spec.run_id:
-            self._run_lock.enter_context(
-                locks.hold_lock(event_log.get_lock_name(folder, job_spec.run_id), locks.LOCK_TIMEOUT_S)
-            )
+            lock_name = event_log.get_lock_name(folder, job_spec.run_id)
+            self._run_lock.enter_context(locks.hold_lock(lock_name, locks.LOCK_TIMEOUT_S))
 
     def close(self) -> None:
-        """It has ended."""
+        """Release the run's lock."""
         self._run_lock.close()
 
     def read_inputs(self) -> dict[Path, bytes]:
-        """Path → bytes of what travels with it: what it reads, and the event log that it may go on with."""
+        """Return path → bytes of the job's inputs, and of the event logs that it may continue."""
         contents = {
             path: path.read_bytes()
             for each in self.job_spec.inputs
@@ -72,21 +74,21 @@ class ResultReceiver:
         return contents
 
     def _find_event_logs(self, inputs: dict[Path, bytes]) -> list[EventLog]:
-        """The one of the weights that are evaluated, or those of the run that a training may go on with."""
+        """Return the log of the weights that are evaluated, or the logs that a training may resume."""
         run = self.job_spec.run_id
         if not run:
             return []
         for path, content in inputs.items():
             if path.suffix == ".safetensors":
-                found = event_log.find_by_weights(run, hashlib.sha256(content).hexdigest())
-                return [found] if found else []
+                log = event_log.find_by_weights(run, hashlib.sha256(content).hexdigest())
+                return [log] if log else []
         return [each for each in event_log.list_logs() if each.run == run and not each.is_evaluated]
 
     def handle(self, message: WorkerMessage) -> None:
-        """Do what a message says.
+        """Handle one message.
 
         Raises:
-            StorageError: something cannot be written, or did not arrive whole.
+            StorageError: something cannot be written, or arrived damaged.
         """
         if "node" in message:
             self.node_id, self.refusal = message["node"], message["refused"]
@@ -97,8 +99,7 @@ class ResultReceiver:
         elif "file" in message:
             self._write_file(message)
         else:
-            self.job.error_message = message["told"]
-            self.job.end(message["end"])
+            self.exit_status, self.job.error_message = message["end"], message["error"]
 
     def _append_events(self, name: str, after: int, lines: list[bytes]) -> None:
         log = EventLog(event_log.get_log_folder() / name)
@@ -123,12 +124,10 @@ class ResultReceiver:
         files.write_atomic(path, content)
 
 
-_MAX_RETRIES = 2  # times, at most, that the same order is done again after a death
-_MAX_EXTRA_PENDING = 10  # orders that may wait besides twice those at work: a cluster that can grow has to see them
-
-
 class RayExecutor:
-    """The nodes of a cluster; once it is left, nothing stays on them, unless runs have failed.
+    """Runs jobs on the nodes of a cluster; at its end it removes what it left there, unless runs have failed.
+
+    After `wait_ready`, several threads may submit jobs, each of which may have `max_workers`.
 
     Args:
         folder: of the pipeline.
@@ -137,12 +136,7 @@ class RayExecutor:
     def __init__(self, config: Config, folder: Path, cluster_options: ClusterOptions) -> None:
         self._config, self._folder, self._cluster_options = config, folder, cluster_options
         self._session: RaySession | None = None
-        self._children: list[RayExecutor] = []
-        self._jobs: dict[str, Job] = {}
-        self._receivers: dict[str, ResultReceiver] = {}
-        self._streams: dict[str, Any] = {}  # order → Ray's generator
-        self._futures: dict[str, Future[None]] = {}
-        self._finished: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._streams: dict[Job, Any] = {}  # unfinished job → Ray's generator of messages, once submitted
         self._stopping = threading.Event()
         self._uploader: UploaderClient | None = None
 
@@ -151,23 +145,23 @@ class RayExecutor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: object) -> None:
         if self._session:
-            failed = kind is not None and issubclass(kind, RunsFailedError)  # the next call goes on with what there is
+            failed = kind is not None and issubclass(kind, RunsFailedError)  # the next call resumes what is there
             self._session.close(clean_nodes=not failed, clean_shared=kind is None)
         if self._uploader:
             self._uploader.close()
 
-    def create_child(self) -> "RayExecutor":
-        """Another pool of the same nodes, for another thread; it lasts as long as this one."""
-        child = RayExecutor(self._config, self._folder, self._cluster_options)
-        child._session, child._stopping = self._get_session(), self._stopping
-        self._children.append(child)
-        return child
+    @property
+    def max_workers(self) -> int:
+        """Number of jobs at a time, of which some are pending; 1 before the connection."""
+        if self._session is None:
+            return 1
+        return self._cluster_options.max_jobs or math.ceil(2 * self._session.count_slots()) + _MAX_EXTRA_PENDING
 
     def wait_ready(self) -> None:
-        """Connect, and look at every node; and whether they have the code that there is now.
+        """Connect and probe every node, the first time; check that the nodes have the present code.
 
         Raises:
-            ClusterError: there is no cluster, or a node is not like this machine.
+            ClusterError: there is no cluster, or a node differs from this machine.
             RunsFailedError: the code has been changed since the nodes got it.
         """
         changed_files = self._get_session().list_changed_files()
@@ -180,91 +174,70 @@ class RayExecutor:
         return self._session
 
     def get_machine_digest(self) -> str:
-        """Of the nodes, where they are alike; of them all, where they are not."""
+        """Return the digest of the nodes: their own if they are equal, else one of them all."""
         return self._get_session().machine_digest
 
-    def has_room(self) -> bool:
-        """Whether another order would be begun soon, or is one that a growing cluster should see."""
-        if self._session is None:
-            return True
-        if self._cluster_options.max_jobs:
-            return len(self._jobs) < self._cluster_options.max_jobs
-        return len(self._jobs) < 2 * self._get_session().count_slots() + _MAX_EXTRA_PENDING
-
-    def submit(self, job_spec: JobSpec) -> None:
-        """Begin it, or have it wait for its turn."""
-        loop = self._get_session().loop
-        job = self._jobs[job_spec.name] = Job(job_spec.name, job_spec.on_line, self._finished.put)
-        argv = (
-            job_spec.command
-            if isinstance(job_spec.command, list)
-            else parse_stage_command(job_spec.command, job_spec.folder)
-        )
+    def submit(self, job_spec: JobSpec) -> Job:
+        """Start a job, or let Ray queue it."""
+        session, command, job = self._get_session(), job_spec.command, Job(job_spec.name, job_spec.on_line)
+        argv = command if isinstance(command, list) else parse_stage_command(command, job_spec.folder)
         if self._uploader is None and job_spec.run_id:
             self._uploader = UploaderClient()
         if argv is None:
-            job.end(1, f"`{job_spec.command}` is not a stage of this repository's alone: a cluster cannot run it")
-            return
+            job.end(1, f"`{command}` is not a stage of this repository's alone: a cluster cannot run it")
+            return job
         try:
-            self._receivers[job_spec.name] = ResultReceiver(job_spec, job, self._folder)
+            receiver = ResultReceiver(job_spec, job, self._folder)
         except BusyError as error:
             job.end(1, str(error))
-            return
-        self._futures[job_spec.name] = asyncio.run_coroutine_threadsafe(self._run_job(job_spec, argv), loop)
-
-    def wait_any(self) -> Job:
-        """The next job that has ended, its outputs in their places; waits for it."""
-        name = self._finished.get()
-        self._futures.pop(name, None)
-        self._streams.pop(name, None)
-        receiver = self._receivers.pop(name, None)
-        if receiver:
-            self._get_session().workspace_node[receiver.job_spec.workspace_key] = receiver.node_id
-            receiver.close()
-        return self._jobs.pop(name)
+            return job
+        self._streams[job] = None
+        asyncio.run_coroutine_threadsafe(self._run_job(receiver, argv), session.loop)
+        return job
 
     def stop(self) -> None:
-        """Interrupt everything that is at work, and wait for its end; that of the branches, too."""
+        """Interrupt all jobs, and wait for their end."""
         self._stopping.set()
-        executors = [self, *self._children]
         for force in (False, True):
-            for task in [task for executor in executors for task in list(executor._streams.values())]:
-                self._get_session().cancel(task, force)
-            wait([future for pool in executors for future in list(pool._futures.values())], processes.STOP_TIMEOUT_S)
-        for receiver in self._receivers.values():
-            receiver.close()
+            streams = dict(self._streams)
+            for stream in streams.values():
+                self._get_session().cancel(stream, force)
+            wait(streams, processes.STOP_TIMEOUT_S)
 
-    async def _run_job(self, job_spec: JobSpec, argv: list[str]) -> None:
-        """Take an order's messages until it has ended, wherever that is."""
-        session, receiver = self._get_session(), self._receivers[job_spec.name]
-        job, deaths = receiver.job, 0
-        while job.status is None:
-            if self._stopping.is_set():
-                job.end(130, "interrupted")
-                return
+    async def _run_job(self, receiver: ResultReceiver, argv: list[str]) -> None:
+        """Run a job to its end, on whichever nodes, and complete it."""
+        status, reason = await self._receive_all(receiver, argv)
+        self._get_session().node_of_workspace[receiver.job_spec.workspace_key] = receiver.node_id
+        receiver.close()
+        del self._streams[receiver.job]
+        receiver.job.end(status, reason)
+
+    async def _receive_all(self, receiver: ResultReceiver, argv: list[str]) -> tuple[int, str]:
+        """Submit a job, again if its node dies or is refused, and handle its messages; returns status and reason."""
+        session, job_spec, deaths = self._get_session(), receiver.job_spec, 0
+        while not self._stopping.is_set():
+            stream = None
             try:
-                self._streams[job_spec.name] = session.submit(job_spec, argv, receiver.read_inputs())
-                async for answer in self._streams[job_spec.name]:
+                stream = self._streams[receiver.job] = session.submit(job_spec, argv, receiver.read_inputs())
+                async for answer in stream:
                     for message in await answer:
                         receiver.handle(message)
             except Exception as error:
-                deaths += 1
-                if self._stopping.is_set():
-                    job.end(130, "interrupted")
-                elif not session.is_death(error):
-                    session.cancel(self._streams.get(job_spec.name), force=False)
-                    job.end(1, format_ray_error(error))
-                elif deaths > _MAX_RETRIES:
-                    job.end(
-                        1,
-                        f"the node or Ray's worker that did it died {deaths} times, the last time: "
-                        f"{format_ray_error(error)}",
-                    )
-                else:
-                    failed_process = f"{session.describe_node(receiver.node_id)} or Ray's worker there"
-                    print_stderr(f"{job_spec.name}: {failed_process} died: done again ({deaths} of {_MAX_RETRIES})")
-                continue
+                failure = format_ray_error(error)
+                if receiver.exit_status is None and not self._stopping.is_set():
+                    if not session.is_death(error):
+                        session.cancel(stream, force=False)
+                        return 1, failure
+                    deaths += 1
+                    if deaths > _MAX_RETRIES:
+                        return 1, f"the node or Ray's worker that ran it died {deaths} times, the last time: {failure}"
+                    dead = f"{session.describe_node(receiver.node_id)} or Ray's worker there"
+                    print_stderr(f"{job_spec.name}: {dead} died: done again ({deaths} of {_MAX_RETRIES})")
+                    continue
+            if receiver.exit_status is not None:
+                return receiver.exit_status, ""
             if receiver.refusal:
                 session.exclude_node(receiver.node_id, receiver.refusal)
-            elif job.status is None:
-                job.end(1, "it ended without a word")
+            elif not self._stopping.is_set():
+                return 1, "it ended without a message"
+        return 130, "interrupted"

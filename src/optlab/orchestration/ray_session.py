@@ -1,6 +1,6 @@
-"""What travels to the nodes of a cluster: the code and the parameters, once a call; the environment's variables.
+"""Connection to a Ray cluster: what each node gets once (code, parameters, variables, data), and probes of the nodes.
 
-A connection to a Ray cluster, whose nodes have all been looked at.
+Ray is imported inside functions only: it is an optional dependency.
 """
 
 import asyncio
@@ -28,7 +28,10 @@ from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import git, repository, source_code
 from optlab.system.errors import ClusterError, print_stderr, summarize_error
 
-# What the numerical libraries read; a limit of this machine's hardware is none of a node's.
+_CONNECT_TIMEOUT_S = 10.0
+_CLEANUP_TIMEOUT_S = 30.0
+_IGNORED_PACKAGES = ("mlflow", "dvc")  # not used on a node
+# Read by the numerical libraries; without those that describe the hardware of this machine.
 _VARIABLE_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "CUBLAS_", "TORCH", "PYTORCH", "OMP_")
 
 
@@ -59,16 +62,16 @@ def _list_code(config: Config, folder: Path) -> Iterator[Path]:
 
 
 def collect_env_vars(config: Config) -> dict[str, str]:
-    """Those of the environment that decide bits, for the processes of the nodes.
+    """Return the variables that decide bits, for the processes of the nodes.
 
-    The number of threads is said outright: Ray sets it to the processors that a task has asked for, where it is not.
+    They include the number of threads: Ray would set it to the CPUs that a task requests.
     """
     inherited = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLE_PREFIXES)}
     return inherited | {"OMP_NUM_THREADS": str(config.training.threads)}
 
 
 def collect_provenance(config: Config) -> dict[str, str]:
-    """The environment that says whose the runs are, and of which revision, where there is no git repository."""
+    """Return variables that name user and revision on a node, which has no git repository."""
     state = git.get_provenance()
     user_modules = source_code.find_user_modules(config.list_class_paths())
     used = [*source_code.list_files(source_code.STAGES), *user_modules]
@@ -80,7 +83,7 @@ def collect_provenance(config: Config) -> dict[str, str]:
 
 
 def load_data() -> "dict[str, np.ndarray]":
-    """SHA-256 and name → bytes of each file of the data, uint8: arrays are mapped, not copied, by who reads them."""
+    """Return "SHA-256 name" → bytes of each data file, as uint8 arrays, which Ray maps instead of copying them."""
     contents = {path.name: path.read_bytes() for path in sorted(repository.DATA.glob("*.bin"))}
     return {
         f"{hashlib.sha256(content).hexdigest()} {name}": np.frombuffer(content, np.uint8)
@@ -88,25 +91,20 @@ def load_data() -> "dict[str, np.ndarray]":
     }
 
 
-_CONNECT_TIMEOUT_S = 10.0
-_CLEANUP_TIMEOUT_S = 30.0
-_IGNORED_PACKAGES = ("mlflow", "dvc")  # on a node, which talks to neither
-
-
 class RaySession:
-    """Of one working tree's pipeline; its end is `close`.
+    """Connection to a cluster for one working tree's pipeline, until `close`.
 
     Args:
         folder: of the pipeline.
 
     Attributes:
-        list_changed_files: tells which packed files have been edited or removed since.
-        machine_digest: a digest of the nodes that there were: their own where they are alike, else of them all.
-        workspace_nodes: place → id of the node that has it.
-        loop: of a thread of its own, in which the orders' messages are waited for.
+        list_changed_files: returns the packed files that have been edited or removed since.
+        machine_digest: digest of the nodes: their own if they are equal, else one of them all.
+        node_of_workspace: key of a workspace → id of the node that has it.
+        loop: event loop in a thread of its own, for the jobs' messages.
 
     Raises:
-        ClusterError: there is no cluster, or a node is not like this machine.
+        ClusterError: there is no cluster, or a node differs from this machine.
     """
 
     def __init__(self, config: Config, folder: Path, cluster_options: ClusterOptions) -> None:
@@ -141,10 +139,10 @@ class RaySession:
             environment = {"working_dir": str(package), "env_vars": collect_env_vars(self._config)}
             try:
                 ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
-            except Exception as error:  # of many kinds
+            except Exception as error:  # Ray raises many classes
                 raise ClusterError(f"{address}: no Ray cluster answers there ({format_ray_error(error)})") from None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, previous_handler)  # Ray has set its own, which would end this process at once
+            signal.signal(signal.SIGTERM, previous_handler)  # Ray's would end this process at once
         _suppress_worker_output()
         self.list_changed_files = functools.partial(source_code.find_changed, packed)
         return ray
@@ -153,64 +151,56 @@ class RaySession:
         names = {each["NodeID"]: _format_node_name(each) for each in self._list_alive_nodes()}
         try:
             answers = self._run_on_each_node(ray_worker.probe_node, self._expected_versions, self._workspace_root)
-            node_infos = {number: self._ray.get(answer) for number, answer in answers.items()}
+            node_infos: dict[str, ray_worker.NodeInfo] = {
+                node_id: self._ray.get(answer) for node_id, answer in answers.items()
+            }
         except Exception as error:
             self._ray.shutdown()
             raise ClusterError(f"a node cannot run optlab: {format_ray_error(error)}") from None
-        refused = [
-            f"node {names[node_id]}: {each.differences}" for node_id, each in node_infos.items() if each.differences
-        ]
+        refused = [f"node {names[node_id]}: {info.version_differences}"
+                   for node_id, info in node_infos.items() if info.version_differences]  # fmt: skip
         if refused:
             self._ray.shutdown()
             raise ClusterError(f"{'; '.join(refused)}: install the same there, or take it out of the cluster")
-        self.workspace_node = {
-            workspace_key: number for number, each in node_infos.items() for workspace_key in each.places
+        self.node_of_workspace = {
+            key: node_id
+            for done in (False, True)  # of equal workspaces, one with a completed job wins
+            for node_id, info in node_infos.items()
+            for key, is_done in info.workspaces.items()
+            if is_done == done
         }
-        self.workspace_node |= {
-            workspace: number
-            for number, each in node_infos.items()
-            for workspace, is_done in each.places.items()
-            if is_done
-        }
-        digests = sorted({each.machine for each in node_infos.values()})
-        self.machine_digest = (
-            digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
-        )
+        digests = sorted({info.machine_digest for info in node_infos.values()})
+        is_uniform = len(digests) == 1
+        self.machine_digest = digests[0] if is_uniform else hashlib.sha256("".join(digests).encode()).hexdigest()[:32]
 
     def _print_capacity(self) -> None:
-        """Say what there is; where no node has room for an order, Ray waits for one, and says nothing."""
-        alive, required = (
-            self._list_alive_nodes(),
-            {"CPU": float(self._config.training.threads), "GPU": self._cluster_options.num_gpus},
-        )
+        """Print what the cluster has, and warn if no node has room for a job: Ray would wait in silence."""
+        alive = self._list_alive_nodes()
+        required = {"CPU": float(self._config.training.threads), "GPU": self._cluster_options.num_gpus}
         nodes = format_count(len(alive), "node")
         print(f"{self._cluster_options.address}: {nodes}, room for {self.count_slots():.0f} at a time", flush=True)
-        if not any(
-            all(each["Resources"].get(name, 0.0) >= count for name, count in required.items()) for each in alive
-        ):
-            asked = " and ".join(f"{count:g} {name}" for name, count in required.items() if count)
-            print_stderr(f"warning: no node of the cluster has {asked}: all wait until one joins that has")
+        if not any(all(each["Resources"].get(name, 0.0) >= n for name, n in required.items()) for each in alive):
+            missing = " and ".join(f"{n:g} {name}" for name, n in required.items() if n)
+            print_stderr(f"warning: no node of the cluster has {missing}: all wait until one joins that has")
 
     def close(self, clean_nodes: bool, clean_shared: bool) -> None:
         """End the session; `clean_nodes` removes what is on the nodes, `clean_shared` what is in the shared folder."""
-        for answer in (
-            self._run_on_each_node(ray_worker.clean_node, self._workspace_root, clean_shared).values()
-            if clean_nodes
-            else ()
-        ):
-            with contextlib.suppress(Exception):  # what cannot be reached cannot be cleaned
-                self._ray.get(answer, timeout=_CLEANUP_TIMEOUT_S)
+        if clean_nodes:
+            answers = self._run_on_each_node(ray_worker.clean_node, self._workspace_root, clean_shared)
+            for answer in answers.values():
+                with contextlib.suppress(Exception):  # the node has gone
+                    self._ray.get(answer, timeout=_CLEANUP_TIMEOUT_S)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._ray.shutdown()
 
     def count_slots(self) -> float:
-        """How many orders the nodes that there are have room for."""
+        """Return how many jobs the present nodes have room for."""
         resources, gpus = self._ray.cluster_resources(), self._cluster_options.num_gpus
         room = float(resources.get("CPU", 0.0)) / self._config.training.threads
         return min(room, resources.get("GPU", 0.0) / gpus) if gpus else room
 
     def submit(self, job_spec: JobSpec, argv: list[str], files: dict[Path, bytes]) -> Any:
-        """Have an order done somewhere; returns Ray's generator of lists of messages."""
+        """Submit a job as a Ray task; returns Ray's generator of lists of messages."""
         environment = self._provenance | dict(job_spec.environment)
         payload = ray_worker.JobPayload(
             argv,
@@ -222,11 +212,9 @@ class RaySession:
             self._compute_fingerprint(argv),
         )
         options: dict[str, Any] = {}
-        workspace_nodes = (
-            None if self._workspace_root.shared_folder else self.workspace_node.get(job_spec.workspace_key)
-        )
-        if workspace_nodes and workspace_nodes in {each["NodeID"] for each in self._list_alive_nodes()}:
-            options["scheduling_strategy"] = _make_node_affinity(workspace_nodes, soft=True)
+        node_id = None if self._workspace_root.shared_folder else self.node_of_workspace.get(job_spec.workspace_key)
+        if node_id and node_id in {each["NodeID"] for each in self._list_alive_nodes()}:
+            options["scheduling_strategy"] = _make_node_affinity(node_id, soft=True)
         elif self._excluded_nodes:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._excluded_nodes))})"}
         remote = self._ray.remote(ray_worker.run_job).options(
@@ -247,27 +235,25 @@ class RaySession:
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def cancel(self, task: Any, force: bool) -> None:
-        """Interrupt it, or with `force` kill Ray's worker."""
-        with contextlib.suppress(Exception):  # it has ended
+        """Interrupt a task, or with `force` kill its worker."""
+        with contextlib.suppress(Exception):  # the task has ended
             self._ray.cancel(task, force=force)
 
     def is_death(self, error: Exception) -> bool:
-        """Whether a node or Ray's worker on it has died, which is no doing of the order's."""
-        from ray import exceptions as known
+        """Return whether the error means that a node or Ray's worker on it died, so that the job did not fail."""
+        from ray import exceptions as ray_errors
 
-        return isinstance(
-            error,
-            known.WorkerCrashedError | known.NodeDiedError | known.ObjectLostError | known.OutOfMemoryError,
-        )  # fmt: skip
+        return isinstance(error, ray_errors.WorkerCrashedError | ray_errors.NodeDiedError | ray_errors.ObjectLostError
+                          | ray_errors.OutOfMemoryError)  # fmt: skip
 
     def exclude_node(self, node_id: str, refusal: str) -> None:
-        """Use a node no more that has joined since the others were looked at, and is not like them."""
+        """Submit no more jobs to a node that joined after the probes and differs from this machine."""
         if node_id not in self._excluded_nodes:
             print_stderr(f"warning: {self.describe_node(node_id)}: {refusal}: nothing is done there")
         self._excluded_nodes.add(node_id)
 
     def describe_node(self, node_id: str) -> str:
-        """A node in words."""
+        """Return a node's name, or `its node` if Ray does not know it."""
         return next(
             (f"node {_format_node_name(each)}" for each in self._ray.nodes() if each["NodeID"] == node_id), "its node"
         )
@@ -276,7 +262,7 @@ class RaySession:
         return [each for each in self._ray.nodes() if each["Alive"]]
 
     def _run_on_each_node(self, function: Any, *arguments: Any) -> dict[str, Any]:
-        """Node id → Ray's reference to what a function will say there."""
+        """Return node id → Ray's reference to the function's result there."""
         remote = self._ray.remote(function)
         return {
             each["NodeID"]: remote.options(
@@ -287,13 +273,17 @@ class RaySession:
 
 
 def format_ray_error(error: Exception) -> str:
-    """In one line; of what a task has raised, its own words and not Ray's frame."""
+    """Return an error in one line: of a task's exception, its own text without Ray's frame."""
     cause = getattr(error, "cause", None)
     return f"{type(cause).__name__}: {summarize_error(cause)}"[:300] if cause else summarize_error(error)[:300]
 
 
 def _check_reachable(address: str) -> None:
-    """Whether anybody is there: Ray itself would ask for minutes."""
+    """Connect to the address: Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: nothing answers.
+    """
     if address.startswith("ray://"):
         raise ClusterError(f"{address}: Ray's client cannot do this: run the command on a machine of the cluster")
     host, _, port = address.rpartition(":")
@@ -305,20 +295,19 @@ def _check_reachable(address: str) -> None:
 
 
 def _make_node_affinity(node_id: str, soft: bool) -> Any:
-    """A strategy of Ray's: on that node; with `soft`, elsewhere if it is gone."""
+    """Return Ray's strategy for that node; with `soft`, for another if it is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id, soft=soft)
 
 
 def _format_node_name(node_info: dict[str, Any]) -> str:
-    """As whoever has started the node calls it, or its host does."""
     address, node_name = node_info["NodeManagerAddress"], node_info.get("NodeName")
     return f"{node_name if node_name and node_name != address else node_info['NodeManagerHostname']} ({address})"
 
 
 def _suppress_worker_output() -> None:
-    """Ray prints on a driver's standard output what its raylets say as they die, log lines and all."""
+    """Keep Ray from printing the log lines of dying raylets on the driver's standard output."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda *words, **options: None

@@ -1,18 +1,16 @@
-"""An order's place on a node: a repository's top, with the code and the data by links, and what it has left there.
+"""Node's side of a cluster: runs one job in a workspace of its own and reports what comes of it meanwhile.
 
-A node's side of a cluster: does one order in a folder of its own, and says what comes of it while it comes.
+It runs in a worker process of Ray's, whose working directory is the code that came with the session, and imports no
+torch: the job is a child of a fork server, as on any machine, which serves the worker's next job, too. A workspace
+stands for the top of the repository, with the code and the data by links, and keeps what a job leaves.
 
-It runs in a worker process of Ray's, whose working directory is the code that came with the call (`luggage`), and
-imports no torch: the order is a child of a process that has imported what it needs (`warm`), as on any
-machine, and that process serves the next order, too.
+Messages are dictionaries with one of these keys, sent in lists:
 
-What it says is lists of messages, each a dictionary with one of these keys:
-
-    node      its id: the order has come there; refused, why that node is not to be used, or nothing
-    line      of the order's output
-    log       an event log's name; after, how many of its lines were known; lines, those that came since
-    file      a path; content, its bytes, or same, a path that has them already; its sha256
-    end       the exit status; told, why it failed, where it could say
+    node   id of the node that the job has reached; refused: why the node is not to be used, or empty
+    line   of the job's output
+    log    name of an event log; after: number of its lines that were sent before; lines: those since then
+    file   path; sha256; content: its bytes, or same: a path that was sent with the same bytes
+    end    exit status; error: why the job failed, if it could report that
 """
 
 import collections
@@ -24,8 +22,8 @@ import os
 import platform
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,20 +33,26 @@ import psutil
 from filelock import FileLock
 
 from optlab.orchestration import executor, preflight_cache
-from optlab.orchestration.jobs import ForkServer
+from optlab.orchestration.fork_server import ForkServer, LocalJob
 from optlab.system import files, processes, repository
-from optlab.system.errors import ERROR_FILE_VARIABLE, DataError
+from optlab.system.errors import DataError
 from optlab.tracking import event_log, uploader_client
 from optlab.tracking.event_log import LOG_FOLDER
+
+WorkerMessage = dict[str, Any]
+
+_REPORT_INTERVAL_S = 0.5  # between two lists of messages
+_DONE_PREFIX = "ended"  # of a file in a workspace whose job was completed
+_fork_server: ForkServer | None = None
 
 
 @dataclass(frozen=True)
 class WorkspaceRoot:
-    """Where a working tree's orders are done on the nodes.
+    """Location of the workspaces of a working tree's jobs on a node.
 
     Attributes:
         project: a name for the working tree.
-        shared_folder: a folder that all nodes see, for the places; None for each node's own.
+        shared_folder: a folder that all nodes see, for the workspaces; None for each node's temporary folder.
     """
 
     project: str
@@ -56,27 +60,29 @@ class WorkspaceRoot:
 
     @property
     def local_folder(self) -> Path:
-        """The folder on this node."""
+        """Folder on this node."""
         return Path(tempfile.gettempdir()) / f"optlab-{os.getuid()}" / self.project
 
     @property
     def workspaces(self) -> Path:
-        """Where each order has a folder."""
-        return (self.shared_folder / f"optlab-{self.project}" if self.shared_folder else self.local_folder) / "places"
+        """Folder of the workspaces."""
+        return (
+            self.shared_folder / f"optlab-{self.project}" if self.shared_folder else self.local_folder
+        ) / "workspaces"
 
 
 @dataclass(frozen=True)
 class JobPayload:
-    """An order as it travels.
+    """One job as it is sent to a node.
 
     Attributes:
-        argv: the command's.
-        folder: relative to the top.
-        workspace_key: as in `Order`.
-        environment: what it has besides the worker's.
-        files: path → bytes of what it reads besides the code and the data; event logs that it may go on with included.
+        argv: argument vector.
+        folder: working directory, relative to the top.
+        workspace_key: as in `JobSpec`.
+        environment: variables in addition to the worker's.
+        files: path → bytes of its inputs besides the code and the data, and of event logs that it may continue.
         outputs: paths.
-        fingerprint: a digest of what `workspace_key` leaves out: command, package versions, user modules at the root.
+        fingerprint: digest of what `workspace_key` leaves out: command, package versions, user modules at the root.
     """
 
     argv: list[str]
@@ -89,10 +95,10 @@ class JobPayload:
 
 
 def prepare_workspace(payload: JobPayload, root: WorkspaceRoot, data: Mapping[str, Any]) -> Path:
-    """Make an order's place, or find it: a repository's top, with the code and the data by links."""
+    """Create a job's workspace, or update the one that an equal job has left."""
     workspace = root.workspaces / payload.workspace_key
     _kill_stale_processes(workspace)
-    for name in ("locks", "checked"):  # of this node, also where the places are not
+    for name in ("locks", "checked"):  # of this node, also if the workspaces are shared
         (root.local_folder / name).mkdir(parents=True, exist_ok=True)
         _replace_symlink(workspace / ".optlab" / name, root.local_folder / name)
     files.write_atomic(workspace / ".dvc" / "config", b"")
@@ -102,18 +108,17 @@ def prepare_workspace(payload: JobPayload, root: WorkspaceRoot, data: Mapping[st
             _replace_symlink(workspace / path.relative_to(code), path)
     _replace_symlink(workspace / repository.DATA, _write_data(root, data))
     for path in workspace.rglob("*"):
-        if path.is_symlink() and not path.exists():  # of code that is no more
+        if path.is_symlink() and not path.exists():  # to removed code
             path.unlink()
     for path, content in payload.files.items():
-        present = (
-            (workspace / path).read_bytes() if (workspace / path).is_file() and path.is_relative_to(LOG_FOLDER) else b""
-        )
+        is_log = path.is_relative_to(LOG_FOLDER) and (workspace / path).is_file()
+        present = (workspace / path).read_bytes() if is_log else b""
         files.write_atomic(workspace / path, merge_logs(content, present))
     return workspace
 
 
 def _kill_stale_processes(workspace: Path) -> None:
-    """Kill who is still at work there: Ray's worker has died, and what it had started does not know it yet."""
+    """Kill the processes of a worker that died, which do not know it yet."""
     for process in psutil.process_iter() if workspace.exists() else ():
         with contextlib.suppress(psutil.Error, OSError):
             if Path(process.cwd()).is_relative_to(workspace):
@@ -122,9 +127,9 @@ def _kill_stale_processes(workspace: Path) -> None:
 
 
 def merge_logs(received: bytes, present: bytes) -> bytes:
-    """An event log as it was sent, and the lines after those in which it was equal here: they did not arrive.
+    """Return an event log as the driver sent it, with the lines that are only here: they did not reach the driver.
 
-    Who has asked may have written lines, too: that the run is dead, or what another node has said of the same steps.
+    The driver may have lines of its own: that the run died, or another node's of the same steps.
     """
     received_lines, present_lines = received.split(b"\n")[:-1], present.split(b"\n")[:-1]
     pairs = zip(received_lines, present_lines, strict=False)
@@ -143,7 +148,7 @@ def merge_logs(received: bytes, present: bytes) -> bytes:
 
 
 def _drop_known_points(known: set[tuple[str, int]], line: bytes) -> bytes:
-    """A line without the points that are known; nothing, if it had no others."""
+    """Return a line without the known points; empty, if it had no others."""
     event = event_log.parse_event(line)
     if event["event"] != "metrics":
         return line
@@ -152,7 +157,11 @@ def _drop_known_points(known: set[tuple[str, int]], line: bytes) -> bytes:
 
 
 def _write_data(root: WorkspaceRoot, data: Mapping[str, Any]) -> Path:
-    """The folder of the data's files, which are written once, and checked as they arrive: their names are digests."""
+    """Write the data's files, unless they are there, and return their folder; checks their digests.
+
+    Raises:
+        DataError: a file was damaged on the way.
+    """
     digest_of_all = hashlib.sha256("".join(sorted(data)).encode()).hexdigest()[:16]
     folder = root.local_folder / "data" / digest_of_all
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +176,7 @@ def _write_data(root: WorkspaceRoot, data: Mapping[str, Any]) -> Path:
 
 
 def _replace_symlink(path: Path, target: Path) -> None:
-    """A link to the target, in the place of an older one."""
+    """Create a link, or replace an older one."""
     if path.is_symlink() and path.readlink() == target:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,15 +185,8 @@ def _replace_symlink(path: Path, target: Path) -> None:
     temporary.replace(path)
 
 
-WorkerMessage = dict[str, Any]
-
-_REPORT_INTERVAL_S = 0.5  # between two lists of messages
-_DONE_PREFIX = "ended"  # in a place: the order was done to its end
-_fork_server: ForkServer | None = None
-
-
 def collect_versions(packages: list[str]) -> dict[str, str | None]:
-    """What must be the same everywhere: Python's version, and those of the packages; None for one that is missing."""
+    """Return the versions of Python and of packages, which must be equal on all nodes; None for a missing one."""
     versions: dict[str, str | None] = {"Python": platform.python_version()}
     for name in packages:
         versions[name] = None
@@ -194,7 +196,7 @@ def collect_versions(packages: list[str]) -> dict[str, str | None]:
 
 
 def describe_version_differences(expected: Mapping[str, str | None]) -> str:
-    """What is otherwise here, in words."""
+    """Return how the versions here differ from the expected ones; empty if they do not."""
     installed = collect_versions([name for name in expected if name != "Python"])
     return ", ".join(
         f"{name} {installed[name] or 'is missing'} ({expected_version or 'none'} here)"
@@ -205,12 +207,12 @@ def describe_version_differences(expected: Mapping[str, str | None]) -> str:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What a call is told of a node before anything is done there.
+    """State of one node before it gets a job.
 
     Attributes:
-        version_differences: from the machine that asks, in words; empty where there are none.
-        machine_digest: as `preflight_cache.compute_machine_digest` has it.
-        workspaces: those that an earlier call has left → whether their order was done to its end.
+        version_differences: as `describe_version_differences` returns them.
+        machine_digest: as `preflight_cache.compute_machine_digest` returns it.
+        workspaces: key of a workspace that is there → whether its job was completed.
     """
 
     version_differences: str
@@ -219,7 +221,7 @@ class NodeInfo:
 
 
 def probe_node(expected_versions: Mapping[str, str | None], root: WorkspaceRoot) -> NodeInfo:
-    """Look at this node."""
+    """Return the state of this node."""
     _scrub_environment()
     folders = root.workspaces.iterdir() if root.workspaces.is_dir() else ()
     workspaces = {each.name: any(each.glob(f"{_DONE_PREFIX}-*")) for each in folders}
@@ -229,7 +231,7 @@ def probe_node(expected_versions: Mapping[str, str | None], root: WorkspaceRoot)
 
 
 def _scrub_environment() -> None:
-    """Leave what this process's environment says of a call, or of where Ray was started, out of what follows."""
+    """Remove variables of the process that started Ray, which would decide something here."""
     for name in list(os.environ):
         if name.startswith(("DVC_", "MLFLOW_", "OPTLAB_")):
             del os.environ[name]
@@ -239,88 +241,84 @@ def _scrub_environment() -> None:
 
 
 def clean_node(root: WorkspaceRoot, clean_shared: bool) -> None:
-    """Remove what lies on this node, and with `clean_shared` in the shared folder as well."""
+    """Remove the workspaces of this node, and with `clean_shared` those in the shared folder."""
     shutil.rmtree(root.local_folder, ignore_errors=True)
     if clean_shared and root.shared_folder:
         shutil.rmtree(root.workspaces.parent, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another working tree has something there
+    with contextlib.suppress(OSError):  # another working tree has a folder there
         root.local_folder.parent.rmdir()
 
 
 def run_job(payload: JobPayload, expected_versions: Mapping[str, str | None], root: WorkspaceRoot,
-         data: Mapping[str, Any]) -> Iterator[list[WorkerMessage]]:  # fmt: skip
-    """Do an order, or go on with it where an earlier call left it in its place; yields messages.
+            data: Mapping[str, Any]) -> Iterator[list[WorkerMessage]]:  # fmt: skip
+    """Run a job, or resume what an earlier call left in its workspace; yields messages.
 
     Args:
         expected_versions: as in `probe_node`: a node may have joined since.
-        data: digest and name → content of the data's files, as arrays of uint8, mapped from the object store.
+        data: "SHA-256 name" → content of the data's files, as arrays of uint8, mapped from the object store.
     """
-    global _fork_server
     import ray
 
+    context = ray.get_runtime_context()
     refusal = describe_version_differences(expected_versions)
-    yield [{"node": ray.get_runtime_context().get_node_id(), "refused": refusal}]
+    yield [{"node": context.get_node_id(), "refused": refusal}]
     if refusal:
         return
     _scrub_environment()
     workspace = prepare_workspace(payload, root, data)
     collector = OutputCollector(workspace, dict(payload.files))
     done_marker = workspace / f"{_DONE_PREFIX}-{payload.fingerprint}"
-    status = 0
     if not done_marker.exists():
-        error_file = workspace / "reason"
-        error_file.unlink(missing_ok=True)
-        if _fork_server is None:
-            _fork_server = ForkServer(int(os.environ["OMP_NUM_THREADS"]) <= len(executor.list_cores()), "--training")
-        finished = threading.Event()
-        own_pid = str(os.getpid())
-        environment = {
-            uploader_client.UPLOADER_PARENT_VARIABLE: uploader_client.NO_UPLOAD,
-            processes.PARENT_PID_VARIABLE: own_pid,
-            ERROR_FILE_VARIABLE: str(error_file),
-        }
-        if ray.get_runtime_context().get_accelerator_ids().get("GPU"):
-            devices = {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}
-        else:
-            devices = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-        job = _fork_server.start(
-            payload.workspace_key,
-            payload.argv,
-            workspace / payload.folder,
-            [],
-            devices | environment | dict(payload.environment),
-            collector.add_line,
-            lambda name: finished.set(),
-        )
+        job = _start_job(payload, workspace, collector, has_gpu=bool(context.get_accelerator_ids().get("GPU")))
         try:
-            while not finished.wait(_REPORT_INTERVAL_S):
+            while not wait([job], _REPORT_INTERVAL_S).done:
                 if messages := collector.drain():
                     yield messages
         except BaseException:
             processes.stop([job])
             raise
-        status = job.wait()
-        if status:
-            error_message = error_file.read_text("utf-8") if error_file.exists() else job.reason
-            yield [*collector.drain(), {"end": status, "told": error_message}]
+        if job.status:
+            yield [*collector.drain(), {"end": job.status, "error": job.error_message or job.reason}]
             return
         done_marker.touch()
-    yield [*collector.drain(), *collector.read_files(payload.outputs), {"end": status, "told": ""}]
+    yield [*collector.drain(), *collector.read_files(payload.outputs), {"end": 0, "error": ""}]
+
+
+def _start_job(payload: JobPayload, workspace: Path, collector: "OutputCollector", has_gpu: bool) -> LocalJob:
+    global _fork_server
+    if _fork_server is None:
+        _fork_server = ForkServer(int(os.environ["OMP_NUM_THREADS"]) <= len(executor.list_cores()), "--training")
+    environment = {
+        uploader_client.UPLOADER_PARENT_VARIABLE: uploader_client.NO_UPLOAD,
+        processes.PARENT_PID_VARIABLE: str(os.getpid()),
+    }
+    if has_gpu:
+        environment |= {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}
+    else:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+    return _fork_server.start(
+        payload.workspace_key,
+        payload.argv,
+        workspace / payload.folder,
+        [],
+        environment | dict(payload.environment),
+        collector.add_line,
+        workspace / "reason",
+    )
 
 
 @dataclass
 class OutputCollector:
-    """What has come of an order and was not said yet.
+    """Collector of what a job has printed and written and was not sent yet.
 
     Attributes:
-        workspace: of its place.
-        received_files: path → bytes of what was sent along.
+        received_files: path → bytes of what was sent with the job.
     """
 
     workspace: Path
     received_files: dict[Path, bytes]
     _lines: "collections.deque[str]" = field(default_factory=collections.deque)
-    _sent_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # event log → bytes, lines
+    _sent_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # name of an event log → bytes, lines
     _sent_files: dict[str, str] = field(default_factory=dict)  # SHA-256 → path
 
     def __post_init__(self) -> None:
@@ -331,12 +329,12 @@ class OutputCollector:
                 self._sent_files[hashlib.sha256(content).hexdigest()] = str(path)
 
     def add_line(self, line: str) -> bool:
-        """The order has printed that."""
+        """Take a line of the job's output, as its `on_line`."""
         self._lines.append(line)
         return True
 
     def drain(self) -> list[WorkerMessage]:
-        """What has come since the last call."""
+        """Return messages about everything since the last call."""
         messages: list[WorkerMessage] = [{"line": self._lines.popleft()} for _ in range(len(self._lines))]
         for path in sorted((self.workspace / LOG_FOLDER).glob("*/events.jsonl")):
             name = path.parent.name
@@ -345,18 +343,14 @@ class OutputCollector:
                 file.seek(size)
                 lines = file.read().split(b"\n")[:-1]
             if lines:
-                artifact_paths = [
-                    event["path"] for event in event_log.parse_events(lines, skip="metrics") if "path" in event
-                ]
-                messages += [
-                    *self.read_files([Path(each) for each in artifact_paths]),
-                    {"log": name, "after": after, "lines": lines},
-                ]
+                events = event_log.parse_events(lines, skip="metrics")
+                artifacts = self.read_files([Path(event["path"]) for event in events if "path" in event])
+                messages += [*artifacts, {"log": name, "after": after, "lines": lines}]
                 self._sent_sizes[name] = (size + sum(len(line) + 1 for line in lines), after + len(lines))
         return messages
 
     def read_files(self, paths: "tuple[Path, ...] | list[Path]") -> Iterator[WorkerMessage]:
-        """Those of the files that are there; of equal ones, the bytes are said once."""
+        """Yield messages with the present files; the bytes of equal ones are sent once."""
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 content = (self.workspace / path).read_bytes()

@@ -1,4 +1,4 @@
-"""`optlab sample`: the whole pipeline on 600 images, in a checkout of its own, so that nothing here changes."""
+"""`optlab sample`: runs the whole pipeline on 600 images in a checkout of its own, so that nothing else changes."""
 
 import os
 import shutil

@@ -9,8 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from optlab.analysis import paired_tests
-from optlab.orchestration import executor_factory
-from optlab.orchestration.executor import Executor, JobSpec
+from optlab.orchestration.executor import Executor, JobSpec, LocalExecutor, wait_first
+from optlab.orchestration.fork_server import Job
 from optlab.records import StudyResult, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
@@ -35,11 +35,7 @@ def tune(config: Config, folder: Path, name: str, job_executor: Executor | None 
         RunsFailedError: a trial was killed, or failed for a reason other than the optimizer.
         StorageError: a result cannot be written.
     """
-    with (
-        contextlib.nullcontext(job_executor)
-        if job_executor
-        else executor_factory.make_executor(config, folder) as job_executor
-    ):
+    with contextlib.nullcontext(job_executor) if job_executor else LocalExecutor.from_config(config) as job_executor:
         print(wrap_text(_describe_budget(config, name), get_terminal_width()), flush=True)
         trials = session.tune(config, folder, name, ExecutorTrainer(job_executor))
     for each in trials:
@@ -171,22 +167,19 @@ def _run_jobs(job_specs: list[JobSpec], executor: Executor, name: str) -> None:
     Raises:
         RunsFailedError: jobs failed; the others were completed first.
     """
-    waiting, n_running = list(job_specs), 0
-    failed: list[str] = []
+    waiting, running, failed = list(job_specs), set[Job](), list[str]()
     with (
         processes.interrupt_on_sigterm(),
         tqdm(total=len(job_specs), desc=f"{name}: trials", disable=None, leave=False) as bar,
     ):
         try:
-            while waiting or n_running:
-                while waiting and executor.has_room():
-                    executor.submit(waiting.pop(0))
-                    n_running += 1
-                job = executor.wait_any()
-                n_running -= 1
-                bar.update()
-                if job.status:
-                    failed.append(f"{job.name}: {job.describe_failure()}")
+            while waiting or running:
+                while waiting and len(running) < executor.max_workers:
+                    running.add(executor.submit(waiting.pop(0)))
+                done = wait_first(running)
+                running.difference_update(done)
+                bar.update(len(done))
+                failed += [f"{job.name}: {job.describe_failure()}" for job in done if job.status]
         except BaseException:
             executor.stop()
             raise

@@ -1,7 +1,7 @@
-"""One optimizer beside those that a study has on record, and which of these were made otherwise than it.
+"""Comparison of one optimizer, the challenger, with a study's record, and checks of that record.
 
-Its pipeline is one that `challenge` has written: its params.yaml begins with the challenger, and what follows there are
-optimizers of the study that are trained again. Importing this costs no torch.
+`versus_pipeline` writes such a pipeline: its params.yaml has the challenger first, then the study's optimizers that are
+trained again. The pipeline's stage `compare` depends on this module; importing it imports neither torch nor DVC.
 """
 
 import dataclasses
@@ -29,26 +29,26 @@ _RUN_STAGES = ("train", "evaluate")
 
 
 def parse_yaml(text: str) -> Any:
-    """The values of a YAML text of this repository's."""
+    """Return the content of a YAML text."""
     return YAML(typ="safe", pure=True).load(text)
 
 
 def find_study(folder: Path) -> Path | None:
-    """The study that the pipeline in a folder compares with; None where it is one of another kind."""
+    """Return the study that the pipeline in a folder compares with; None if it compares its own runs."""
     try:
         stages = parse_yaml((folder / "dvc.yaml").read_text("utf-8"))["stages"]
         _, script, study = shlex.split(stages["compare"]["cmd"])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # not one that was written here
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # another kind of pipeline
         return None
     return folder.parent / Path(study).name if script.endswith("pipeline/versus.py") else None
 
 
 def check_study(study: Path) -> Config:
-    """What a study compares, whose record is complete and of its params.yaml as it is now.
+    """Check that a study's record is complete and belongs to its params.yaml, and return its configuration.
 
     Raises:
         ConfigError: its params.yaml cannot be used.
-        RecordError: its record is incomplete, or of other parameters.
+        RecordError: its record is incomplete, or belongs to other parameters.
     """
     config = loader.load(study / PARAMS_FILE)
     current_params = parse_yaml((study / PARAMS_FILE).read_text(encoding="utf-8"))
@@ -60,9 +60,8 @@ def check_study(study: Path) -> Config:
         changed = _list_changed_parameters(parse_yaml(entry)[f"tune@{name}"], current_params)
         if changed:
             raise RecordError(
-                f"{study / PARAMS_FILE}: {changed[0]} is another than in its record: `optlab repro` there brings it "
-                f"up to "
-                f"date"
+                f"{study / PARAMS_FILE}: {changed[0]} is another than in its record: `optlab repro` there brings it up "
+                f"to date"
             )
         files = [TuningFiles(study, name).choice, TuningFiles(study, name).trials]
         run_files = [RunFiles(study, name, seed) for seed in config.seeds]
@@ -74,28 +73,23 @@ def check_study(study: Path) -> Config:
 
 
 def _list_changed_parameters(entry: dict[str, Any], current_params: dict[str, Any]) -> list[str]:
-    """The keys of params.yaml that a stage depends on, and that have changed since it ran.
-
-    Args:
-        entry: of the stage in dvc.lock.
-        current_params: the values of params.yaml.
-    """
+    """Return the keys of params.yaml that a stage's entry in dvc.lock has with other values."""
     recorded = entry.get("params", {}).get(PARAMS_FILE.name, {})
     present = current_params | {f"optimizers.{name}": each for name, each in current_params["optimizers"].items()}
     return [key for key, value in recorded.items() if present.get(key) != value]
 
 
 def check_trained(config: Config, folder: Path) -> None:
-    """Refuse a record whose runs were trained with other parameters or tuned values than there are now, by dvc.lock.
+    """Check by dvc.lock that the runs were trained with the present parameters and tuned values.
 
     Raises:
-        RecordError: it is such a record.
+        RecordError: they were not.
     """
     params_path = folder / PARAMS_FILE
     current_params = parse_yaml(params_path.read_text(encoding="utf-8"))
     locked = DvcLock(folder / "dvc.lock", []).read_entries()
     for name, spec in config.optimizers.items():
-        ignored = {"seeds"} if spec.ranges else {"seeds", "tuning"}  # which decide no run that is not tuned
+        ignored = {"seeds"} if spec.ranges else {"seeds", "tuning"}  # neither decides a run
         for stage in (f"tune@{name}", *(f"train@{format_run_id(name, seed)}" for seed in config.seeds)):
             entry = parse_yaml(locked[stage])[stage] if stage in locked else {}
             changed = [key for key in _list_changed_parameters(entry, current_params) if key not in ignored]
@@ -108,10 +102,10 @@ def check_trained(config: Config, folder: Path) -> None:
 
 
 def collect_comparison(config: Config, folder: Path) -> "Comparison":
-    """What the pipeline in a folder compares: its own runs, or the first optimizer's with those of a study.
+    """Collect what the pipeline in a folder compares: its own runs, or the challenger's with those of a study.
 
     Raises:
-        ConfigError, RecordError: as for `collect_with_study` here and in `results.comparison`.
+        ConfigError, RecordError: as for `collect_with_study` and `comparison.collect`.
     """
     from optlab.analysis import comparison
 
@@ -120,14 +114,14 @@ def collect_comparison(config: Config, folder: Path) -> "Comparison":
 
 
 def collect_with_study(config: Config, folder: Path, study: Path) -> "Comparison":
-    """The challenger beside the study's optimizers.
+    """Collect the comparison of the challenger with the study's optimizers.
 
     Args:
         config: of the pipeline in `folder`.
 
     Raises:
-        ConfigError: the pipeline is not of the study as it is now.
-        RecordError: a record is incomplete, or the study's is of other parameters than its params.yaml has.
+        ConfigError: the pipeline does not match the study's params.yaml.
+        RecordError: a record is incomplete, or the study's belongs to other parameters.
     """
     from optlab.analysis import comparison
 
@@ -138,38 +132,40 @@ def collect_with_study(config: Config, folder: Path, study: Path) -> "Comparison
     folders = {
         name: comparison.RecordFolders(folder if name in retrained else study, study) for name in base.optimizers
     }
-    comparison_with_study = comparison.collect(merged, folder, folder_overrides=folders)
     notes = [_format_note(how, runs, challenger) for how, runs in find_differences(config, folder, study).items()]
     return dataclasses.replace(
-        comparison_with_study, challenger=challenger, differing_conditions={}, notes=tuple(notes)
+        comparison.collect(merged, folder, folder_overrides=folders),
+        challenger=challenger,
+        differing_conditions={},
+        notes=tuple(notes),
     )
 
 
 def _format_note(difference: str, runs: list[str], challenger: str) -> str:
     names = list(dict.fromkeys(run.rpartition("-")[0] for run in runs))
     remedy = ": `optlab versus` with `--again` trains such runs of the study here" if challenger not in names else ""
+    which = f"{', '.join(names)} ({format_count(len(runs), 'run')}) {'was' if len(names) == 1 else 'were'}"
     return (
-        f"{', '.join(names)} ({format_count(len(runs), 'run')}) {'was' if len(names) == 1 else 'were'} recorded "
-        f"otherwise "
-        f"than the first run of {challenger}, so a difference need not be the optimizer's: {difference}{remedy}."
+        f"{which} recorded otherwise than the first run of {challenger}, so a difference need not be the optimizer's: "
+        f"{difference}{remedy}."
     )
 
 
 def list_differing_optimizers(config: Config, folder: Path, study: Path) -> list[str]:
-    """The study's optimizers with a run that was made otherwise than the challenger's first one, in its order."""
-    found = {run.rpartition("-")[0] for runs in find_differences(config, folder, study).values() for run in runs}
-    return [name for name in loader.load(study / PARAMS_FILE).optimizers if name in found]
+    """Return the study's optimizers with a run that differs from the challenger's first one, in the study's order."""
+    differing = {run.rpartition("-")[0] for runs in find_differences(config, folder, study).values() for run in runs}
+    return [name for name in loader.load(study / PARAMS_FILE).optimizers if name in differing]
 
 
 def find_differences(config: Config, folder: Path, study: Path) -> dict[str, list[str]]:
-    """How runs were made otherwise than the challenger's first one → which: by conditions, or by code.
+    """Return difference → runs whose environment or code differs so from the challenger's first run.
 
-    Those that are trained again count as they are in `folder`.
+    Optimizers that are trained again count with their runs in `folder`.
     """
     base, (challenger, *retrained) = loader.load(study / PARAMS_FILE), config.optimizers
     portable, seed = config.training.numerics == "portable", config.seeds[0]
     own_conditions = _read_conditions(folder, challenger, seed)
-    locked = {place: DvcLock(place / "dvc.lock", []).read_entries() for place in (study, folder)}
+    locked = {each: DvcLock(each / "dvc.lock", []).read_entries() for each in (study, folder)}
     own_code = _list_code_digests(locked[folder], challenger, seed)
     runs_by_difference: dict[str, list[str]] = {}
     for name in (challenger, *base.optimizers):
@@ -193,7 +189,7 @@ def _describe_condition_differences(own: Environment | None, theirs: Environment
     parts = []
     for title, groups in differing.items():
         value = {run: text for text, runs in groups.items() for run in runs}
-        if len(value) == 1:  # of conditions that are not recorded
+        if len(value) == 1:  # one of them has no recorded conditions
             parts.append(f"{title} {value.get('theirs', 'recorded')}, not {value.get('own', 'recorded')}")
         else:
             parts.append(f"{title} {value['theirs']}, not {value['own']}")
@@ -201,11 +197,9 @@ def _describe_condition_differences(own: Environment | None, theirs: Environment
 
 
 def _list_changed_modules(base: Config, study: Path, name: str) -> list[str]:
-    """The modules of custom/ that an optimizer of the study uses, and that are others now."""
-    recorded, now = (
-        TuningResult.read(TuningFiles(study, name).choice).modules,
-        selection.hash_modules(base.list_class_paths(name)),
-    )
+    """Return the modules of custom/ that an optimizer of the study uses and that have changed."""
+    recorded = TuningResult.read(TuningFiles(study, name).choice).modules
+    now = selection.hash_modules(base.list_class_paths(name))
     return [path for path in recorded | now if recorded.get(path) != now.get(path)]
 
 
@@ -215,7 +209,7 @@ def _read_conditions(folder: Path, name: str, seed: int) -> Environment | None:
 
 
 def _list_code_digests(locked: dict[str, str], name: str, seed: int) -> dict[tuple[str, str], str]:
-    """Stage and path → digest of the code that a run was trained and evaluated by."""
+    """Return (stage, path) → digest of the code that trained and evaluated a run."""
     return {
         (stage, path.lstrip("./")): digest
         for stage in _RUN_STAGES

@@ -1,6 +1,7 @@
-"""`optlab versus`: a pipeline of its own for one optimizer against a study's, written and run.
+"""`optlab versus`: writes and runs a pipeline for one optimizer against a study's.
 
-It lies beside the study, as `studies/optimizers-adan` beside `studies/optimizers`.
+It is a folder beside the study, such as `studies/optimizers-adan`. `versus`, on which that pipeline's stage `compare`
+depends, is a module of its own.
 """
 
 import contextlib
@@ -27,19 +28,19 @@ _YAML_WIDTH = 120
 
 
 def run(name_or_module: str, params: Path, study: Path, retrain: bool, jobs: int | None) -> Path:
-    """Tune and confirm the optimizer, and compare; returns the pipeline's folder, relative to the top, where we are.
+    """Tune, train and compare the optimizer; returns the pipeline's folder, relative to the working directory, the top.
 
     Args:
-        name_or_module: a module of custom/, or the name of an entry of `params` or of a ready one.
-        params: the params.yaml that has the entry.
-        study: the folder of the study.
-        retrain: whether what the study has recorded under other conditions, or by other code, is trained again.
+        name_or_module: module of custom/, or name of an entry of `params` or of the catalog.
+        params: params.yaml that has the entry.
+        study: folder of the study.
+        retrain: train runs of the study again that were recorded with another environment or other code.
         jobs: as for `repro.run_pipeline`.
 
     Raises:
-        ConfigError: the entry is not known or cannot be used, the study has one of that name, or it is no study.
-        RecordError: the study's record is not complete, or of other parameters.
-        OptlabError: what `repro.run_pipeline` says besides.
+        ConfigError: the entry is unknown or cannot be used, the study has one of that name, or it is no study.
+        RecordError: the study's record is incomplete, or belongs to other parameters.
+        OptlabError: as for `repro.run_pipeline`.
     """
     config = _load_study(study, retrain)
     name, entry = _find_entry(name_or_module, params)
@@ -51,7 +52,7 @@ def run(name_or_module: str, params: Path, study: Path, retrain: bool, jobs: int
     retrained = [each for each in _read_retrained(folder, head) if each in config.optimizers]
     own_config = _write_pipeline(folder, study, head, {name: entry_with_ranges}, retrained)
     repro.run_pipeline(own_config, folder, jobs)
-    for forced in ([], [name]) if retrain else ():  # if some still differ, it is the challenger that is of another time
+    for forced in ([], [name]) if retrain else ():  # at last the challenger, whose environment may be the older one
         outdated = versus.list_differing_optimizers(own_config, folder, study)
         if not outdated:
             break
@@ -79,15 +80,16 @@ def _load_study(study: Path, retrain: bool) -> Config:
 
 
 def _find_entry(name_or_module: str, params: Path) -> tuple[str, dict[str, Any]]:
-    """Its name and its values."""
+    """Return an entry's name and values.
+
+    Raises:
+        ConfigError: there is no such entry.
+    """
     specs = loader.load(params).optimizers
     values = versus.parse_yaml(params.read_text("utf-8"))[OPTIMIZERS_KEY]
     if not name_or_module.endswith(".py"):
-        return (
-            (name_or_module, values[name_or_module])
-            if name_or_module in specs
-            else (name_or_module, catalog.find_entry(name_or_module).values)
-        )
+        is_own = name_or_module in specs
+        return name_or_module, values[name_or_module] if is_own else catalog.find_entry(name_or_module).values
     module = Path(name_or_module).stem
     if not (repository.CUSTOM / f"{module}.py").is_file():
         raise ConfigError(f"{name_or_module}: no such module in {repository.CUSTOM}/: `optlab new NAME` begins one")
@@ -101,7 +103,7 @@ def _find_entry(name_or_module: str, params: Path) -> tuple[str, dict[str, Any]]
 
 
 def _add_lr_range(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with a range for its learning rate, where it has one, and no range at all."""
+    """Return an entry without ranges with one for its learning rate, if it has that."""
     lr_owner = entry if "lr" in entry else entry.get("base", {})
     if OptimizerSpec.model_validate(entry).ranges or not lr_owner.get("lr"):
         return entry
@@ -111,10 +113,10 @@ def _add_lr_range(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_retrained(folder: Path, header: str) -> list[str]:
-    """The optimizers that an earlier call has trained again.
+    """Return the optimizers that an earlier call has trained again.
 
     Raises:
-        ConfigError: there is something else.
+        ConfigError: the folder has something else.
     """
     if not folder.exists():
         return []
@@ -135,7 +137,7 @@ def _write_pipeline(folder: Path, study: Path, header: str, challenger: dict[str
     values = versus.parse_yaml((study / PARAMS_FILE).read_text("utf-8")) | {OPTIMIZERS_KEY: entries}
     text = f"{header}\n{_dump_yaml(values)}"
     config, pipeline = loader.parse(text, folder / PARAMS_FILE), header + _make_dvc_yaml(study)
-    with locks.hold_lock("repro"):  # nobody is at work with the present ones
+    with locks.hold_lock("repro"):  # no process reads the present files
         for path, content in ((folder / PARAMS_FILE, text), (folder / "dvc.yaml", pipeline)):
             if not path.exists() or path.read_text("utf-8") != content:
                 files.write_atomic(path, content.encode())
@@ -143,12 +145,16 @@ def _write_pipeline(folder: Path, study: Path, header: str, challenger: dict[str
 
 
 def _make_dvc_yaml(study: Path) -> str:
-    """The study's dvc.yaml, whose last stage compares with the study's record."""
+    """Return the study's dvc.yaml with another stage `compare`: with the study's record.
+
+    Raises:
+        ConfigError: the stage is not as in the repository's studies.
+    """
     yaml = YAML()
     yaml.width = _YAML_WIDTH
     lines = (study / "dvc.yaml").read_text("utf-8").splitlines(keepends=True)
     while lines and lines[0].startswith("#"):
-        del lines[0]  # what the study is
+        del lines[0]  # the study's description
     with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
         content = yaml.load("".join(lines))
         compare = content["stages"]["compare"]
@@ -158,7 +164,7 @@ def _make_dvc_yaml(study: Path) -> str:
         versus_script = f"{prefix}pipeline/versus.py"
         compare["desc"] = "The first optimizer beside those of the study"
         compare["cmd"] = f"{python} {versus_script} ../{shlex.quote(study.name)}"
-        # The study's outputs would make its stages a part of this pipeline; its dvc.lock has the digests of them all.
+        # The study's outputs as dependencies would add its stages to this pipeline; its dvc.lock has their digests.
         compare["deps"] += [versus_script, f"{prefix}src/optlab/orchestration/versus.py"]
         compare["deps"] += [f"../{study.name}/{name}" for name in (PARAMS_FILE, "dvc.lock")]
         text = io.StringIO()

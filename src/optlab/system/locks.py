@@ -28,7 +28,7 @@ def hold_lock(name: str, timeout_s: float = 0.0) -> Iterator[None]:
     """
     folder = repository.get_state_root() / LOCKS
     owner, path = folder / f"{name}.pid", folder / f"{name}.lock"
-    lock = FileLock(path)
+    lock = FileLock(path, thread_local=False)  # another thread may release it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=timeout_s)

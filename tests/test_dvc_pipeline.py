@@ -1,0 +1,85 @@
+"""Use of DVC's internals: in one module, and as DVC has them."""
+
+import ast
+import inspect
+from pathlib import Path
+
+from dvc import rwlock
+from dvc.dependency import param
+from dvc.repo import Repo
+from dvc.stage import Stage
+from dvc.stage.cache import StageCache
+from dvc.stage.serialize import to_single_stage_lockfile
+
+import optlab
+from optlab.orchestration.dvc_pipeline import DvcPipeline
+
+PIPELINE = """\
+stages:
+  copy:
+    cmd: cp input output
+    deps: [input]
+    params: [factor]
+    outs: [output]
+"""
+
+
+def test_dvc_internals_are_imported_in_one_module():
+    """`dvc.api` is public, and `dvc.config` has no public equal."""
+    package = Path(optlab.__file__).parent
+    imports = {
+        (path.relative_to(package).as_posix(), name)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        )
+        if name.split(".")[0] in ("dvc", "dvc_data", "dvc_objects")
+    }  # fmt: skip
+    elsewhere = {each for each in imports if each[0] != "orchestration/dvc_pipeline.py"}
+    assert elsewhere == {("system/repository.py", "dvc.api"), ("system/repository.py", "dvc.config")}
+
+
+def test_dvc_internals_take_our_arguments():
+    for function, arguments, options in (
+        (rwlock.rwlock, ["tmp", None, "command", [], [], False], {}),
+        (param.load_path, ["params.yaml", None], {}),
+        (Stage.changed, [None], {"allow_missing": True}),
+        (Stage.remove_outs, [None], {"ignore_remove": False, "force": False}),
+        (Stage.save_deps, [None], {}),
+        (Stage.save, [None], {}),
+        (Stage.commit, [None], {}),
+        (StageCache.restore, [None, None], {}),
+        (to_single_stage_lockfile, [None], {}),
+    ):
+        inspect.signature(function).bind(*arguments, **options)
+
+
+def test_stage_lifecycle_equals_dvc_repro(tmp_path, monkeypatch):
+    """Staleness, run cache and the bytes of dvc.lock are those of DVC; it finds nothing left to do."""
+    monkeypatch.chdir(tmp_path)
+    Repo.init(no_scm=True).close()
+    for name, text in (("dvc.yaml", PIPELINE), ("params.yaml", "factor: 1\n"), ("input", "some")):
+        Path(name).write_text(text)
+    pipeline = DvcPipeline(Path("dvc.yaml"), ["copy"])
+    assert pipeline.names == ["copy"] and pipeline.is_stale("copy")
+    assert pipeline.get_command("copy") == ("cp input output", Path())
+    with pipeline.lock_stages(["copy"]):
+        assert pipeline.prepare("copy")
+        Path("output").write_text("some")
+        pipeline.commit("copy")
+    assert not pipeline.is_stale("copy")
+    lock = Path("dvc.lock").read_bytes()
+    with Repo() as repo:
+        assert repo.status() == {} and repo.reproduce() == []
+    Path("params.yaml").write_text("factor: 2\n")
+    assert pipeline.is_stale("copy")
+    assert pipeline.prepare("copy") and not Path("output").exists()
+    Path("params.yaml").write_text("factor: 1\n")
+    assert not DvcPipeline(Path("dvc.yaml"), ["copy"]).prepare("copy")  # DVC's run cache has it
+    assert Path("output").read_text() == "some" and Path("dvc.lock").read_bytes() == lock
+    Path("dvc.lock").unlink()
+    with Repo() as repo:
+        assert len(repo.reproduce()) == 1
+    assert Path("dvc.lock").read_bytes() == lock
