@@ -70,6 +70,16 @@ def test_contributing_fits_one_page():
     assert len(GUIDE.splitlines()) <= 70
 
 
+def test_package_data_lists_all_data_files():
+    """An installed package lacks a file that pyproject.toml does not name."""
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]
+    files = [path for path in (TOP / "src" / "optlab").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert len(files) > 4
+    for path in files:
+        package = ".".join(path.parent.relative_to(TOP / "src").parts)
+        assert any(path.match(pattern) for pattern in patterns.get(package, ())), path
+
+
 def test_version_is_consistent_across_files():
     latest = re.search(r"^## \[([\d.]+)\]", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
     citation = YAML(typ="safe").load(TOP / "CITATION.cff")

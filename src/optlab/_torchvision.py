@@ -1,20 +1,20 @@
-"""Lets torchvision be imported beside a CPU build of torch, for every program of the environment.
+"""Make torchvision importable beside a CPU build of torch, for every program of the environment.
 
-The package index serves torchvision for Linux as a CUDA build. Beside a CPU build of torch its compiled part
-cannot load, and `import torchvision` then stops because the operators `nms` and `qnms` have no schema. Declared
-here, they let everything else work: data sets, transforms, models. torch calls this whenever it is imported, by
-way of the entry point `torch.backends`, so that MLflow and Lightning can import torchvision too.
+The package index serves torchvision for Linux as a CUDA build. Beside a CPU build of torch its compiled part cannot
+load, and `import torchvision` fails because the operators `nms` and `qnms` have no schema. Declaring them makes data
+sets, transforms and models work. torch calls `declare` at every import, through the entry point `torch.backends`, so
+that MLflow and Lightning can import torchvision, too.
 """
 
 import importlib.util
 from pathlib import Path
 from typing import Any
 
-_KEEP_ALIVE: list[Any] = []  # a library's declarations go when it is collected
+_KEEP_ALIVE: list[Any] = []  # the declarations of a library end when it is collected
 
 
 def declare() -> None:
-    """Declare the two operators if torchvision is here and its own declarations cannot load; never raises."""
+    """Declare the two operators if torchvision is installed and its compiled part cannot load; never raises."""
     import torch
 
     spec = importlib.util.find_spec("torchvision")

@@ -25,6 +25,7 @@ from optlab.reproduce.output_diff import Reproduction, compare_outputs, compare_
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.git import Revision, checkout, restore_outputs
+from optlab.system.text import extract_error
 from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 from optlab.tuning.selection import get_environment_path
@@ -248,11 +249,9 @@ def _create_virtual_environment(revision: Revision, tree: Path, others: list[str
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
     for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, "-c", "constraints.txt", "-e", ".", *others]):
         with (tree.parent / "install.log").open("w+", encoding="utf-8", errors="replace") as log:
-            status = processes.run(command, cwd=tree, stdout=log, stderr=log)
-            log.seek(0)
-            if status:
-                lines = [line for line in log.read().splitlines() if line.startswith("ERROR")] or ["no reason given"]
-                raise RevisionError(f"{revision.name}: its packages cannot be installed: {lines[0]}")
+            if processes.run(command, cwd=tree, stdout=log, stderr=log):
+                log.seek(0)
+                raise RevisionError(f"{revision.name}: its packages cannot be installed: {extract_error(log.read())}")
     return folder / "bin"
 
 
