@@ -4,15 +4,18 @@ import ast
 import inspect
 from pathlib import Path
 
+import pytest
 from dvc import rwlock
 from dvc.dependency import param
 from dvc.repo import Repo
 from dvc.stage import Stage
-from dvc.stage.cache import StageCache
+from dvc.stage.cache import StageCache, _get_cache_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 
 import optlab
 from optlab.orchestration.dvc_pipeline import DvcPipeline
+from optlab.preflight import checks
+from optlab.system.errors import ConfigError
 
 PIPELINE = """\
 stages:
@@ -83,3 +86,13 @@ def test_stage_lifecycle_equals_dvc_repro(tmp_path, monkeypatch):
     with Repo() as repo:
         assert len(repo.reproduce()) == 1
     assert Path("dvc.lock").read_bytes() == lock
+
+
+@pytest.mark.parametrize("key", checks._RUN_CACHE_IGNORES)
+def test_key_ignored_by_run_cache_is_refused(small_config, key):
+    """DVC would restore the run with the former value; a key of any other name makes another digest."""
+    assert _get_cache_hash({"params": {key: 1}}) == _get_cache_hash({"params": {key: 2}})
+    assert _get_cache_hash({"params": {"lr": 1}}) != _get_cache_hash({"params": {"lr": 2}})
+    entry = {"class": "SGD", "lr": 0.1, "groups": [{"ndim": 1, key: 3}]}
+    with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine.groups.0.{key}: DVC takes runs"):
+        checks.check_config(small_config(optimizers={"mine": entry}))

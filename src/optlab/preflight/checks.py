@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from optlab.training.optimizer_factory import (
 )
 
 _MAX_CLOSURE_CALLS = 50  # in a checked step: LBFGS with `max_iter: 1000000000` would not end
+
+_RUN_CACHE_IGNORES = ("size", "nfiles")  # keys that DVC leaves out of a run's digest, dvc.stage.cache
 
 # Classes that `portable` was tested with, by model; docs/determinism.md describes the test.
 TESTED_CLASSES = {
@@ -71,6 +74,7 @@ def check_config(config: Config) -> list[str]:
         raise ConfigError(f"params.yaml: model: {error}") from None
     warnings = []
     for name, spec in config.optimizers.items():
+        _check_run_cache_keys(f"optimizers.{name}", spec.model_dump(mode="json", by_alias=True))
         context = TrainingContext.from_config(config, copy.deepcopy(model))
         try:
             with (
@@ -93,6 +97,21 @@ def check_config(config: Config) -> list[str]:
                 f"memory, more than half of the {total_memory / processes.GIB:.1f} GiB that there are"
             )
     return warnings
+
+
+def _check_run_cache_keys(where: str, value: Any) -> None:
+    """Refuse a key that DVC's run cache ignores: with another value, DVC would restore the former run's files."""
+    if isinstance(value, dict):
+        for key, nested in value.items():
+            if key in _RUN_CACHE_IGNORES:
+                raise ConfigError(
+                    f"params.yaml: {where}.{key}: DVC takes runs that differ in `{key}` alone for the same: "
+                    f"rename the argument of the class"
+                )
+            _check_run_cache_keys(f"{where}.{key}", nested)
+    elif isinstance(value, list):
+        for number, nested in enumerate(value):
+            _check_run_cache_keys(f"{where}.{number}", nested)
 
 
 def check_optimizer(name: str, spec: OptimizerSpec, context: TrainingContext) -> OptimizerDriver:
