@@ -164,7 +164,11 @@ def test_concurrent_repro_names_running_process(project):
             ]
             assert len(new()) + len(new("sgd-0")) == 1
     with started(project, *OPTLAB) as first:
-        until(first, lambda: checkpoints(project) and checkpoints(project, "sgd-0"))
+        # adam-0 has a checkpoint from before: its training holds the lock once it has logged that it continues
+        until(
+            first,
+            lambda: checkpoints(project, "sgd-0") and "resume" in [each["event"] for each in read_events(project)],
+        )
         with suspended_training(project):
             (line,) = error_lines(project.run(*OPTLAB))
             assert line.startswith(f"repro: process {first.pid} (`") and "optlab repro" in line

@@ -125,7 +125,7 @@ def test_served_champion_matches_recorded_weights(reproduced, tmp_path):
 
 def test_artifacts_contain_no_pickle(reproduced):
     names = [path.name for path in (reproduced[0].top / "mlruns").rglob("*") if path.is_file()]
-    assert {"MLmodel", "served.py"} <= set(names)
+    assert {"MLmodel", "pyfunc_model.py"} <= set(names)
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pt2", ".bin"))]
 
 

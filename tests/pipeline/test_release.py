@@ -188,7 +188,7 @@ def test_nondeterministic_loop_fails_reproduction(project):
 
 def test_unwritten_output_fails_reproduction(project):
     """git checks the record out with the code; a stage that leaves a file of it untouched has not reproduced it."""
-    rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("measured.write(files.test)", "pass"))
+    rewrite_tag(project, "pipeline/evaluate.py", lambda code: code.replace("eval_record.write(files.test)", "pass"))
     result, verdicts = reproduce(project, "v1", "sgd-0")
     assert result.returncode == 2
     (run,) = verdicts["runs"]
