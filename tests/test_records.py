@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from optlab import records
-from optlab.records import Environment, EpochMetrics, EvalRecord, Record, RunFiles, TrainRecord, ValidationMetrics
+from optlab.records import (
+    Environment,
+    EpochMetrics,
+    EvalRecord,
+    Record,
+    RunFiles,
+    StudyResult,
+    TrainRecord,
+    TuningFiles,
+    TuningResult,
+    ValidationMetrics,
+)
 from optlab.system.errors import RecordError
 
 TOP = Path(__file__).resolve().parents[1]
@@ -85,3 +96,14 @@ def test_environment_is_restored_with_its_weights(tmp_path, monkeypatch):
     TRAINED.model_copy(update={"weights_sha256": "c"}).write(run.training)
     records.restore_environment(run)
     assert Environment.read_for_weights(run.environment, "c") is None  # it is not known, and nothing is made up
+
+
+def test_run_is_trained_with_values_of_its_own_study(small_config, tmp_path):
+    entry = {"class": "SGD", "lr": {"log": [0.001, 1.0]}}
+    config = small_config(seeds=[3, 4, 5], optimizers={"sgd": entry}, tuning={"studies": 3})
+    studies = [StudyResult(entry={"class": "SGD", "lr": lr}, trial=0) for lr in (0.1, 0.2, 0.4)]
+    path = TuningFiles(tmp_path, "sgd").choice
+    path.parent.mkdir(parents=True)
+    TuningResult(is_tuned=True, studies=studies, modules={}).write(path)
+    chosen = [records.load_chosen_config(config, tmp_path, "sgd", seed)[0] for seed in config.seeds]
+    assert [each.get_optimizer("sgd").hyperparameters["lr"] for each in chosen] == [0.1, 0.2, 0.4]
