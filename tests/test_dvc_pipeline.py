@@ -94,5 +94,8 @@ def test_key_ignored_by_run_cache_is_refused(small_config, key):
     assert _get_cache_hash({"params": {key: 1}}) == _get_cache_hash({"params": {key: 2}})
     assert _get_cache_hash({"params": {"lr": 1}}) != _get_cache_hash({"params": {"lr": 2}})
     entry = {"class": "SGD", "lr": 0.1, "groups": [{"ndim": 1, key: 3}]}
-    with pytest.raises(ConfigError, match=rf"^params.yaml: optimizers.mine.groups.0.{key}: DVC takes runs"):
+    message = (
+        rf"^params.yaml: optimizers.mine.groups.0.{key}: DVC ignores a key named {key} when it looks for a cached run"
+    )
+    with pytest.raises(ConfigError, match=message):
         checks.check_config(small_config(optimizers={"mine": entry}))

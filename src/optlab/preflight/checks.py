@@ -105,7 +105,7 @@ def _check_run_cache_keys(where: str, value: Any) -> None:
         for key, nested in value.items():
             if key in _RUN_CACHE_IGNORES:
                 raise ConfigError(
-                    f"params.yaml: {where}.{key}: DVC takes runs that differ in `{key}` alone for the same: "
+                    f"params.yaml: {where}.{key}: DVC ignores a key named {key} when it looks for a cached run: "
                     f"rename the argument of the class"
                 )
             _check_run_cache_keys(f"{where}.{key}", nested)
