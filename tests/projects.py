@@ -94,9 +94,9 @@ class Project:
         program = [] if words[0] == "optlab" else [sys.executable]
         return self.run(*program, *words, folder=folder, **environment)
 
-    def repro(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def repro(self, *words: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
         """`dvc repro`, whose stages are such children, and follow nobody."""
-        return self.run("dvc", "repro", *words, **self.get_fork_environment(**environment))
+        return self.run("dvc", "repro", *words, folder=folder, **self.get_fork_environment(**environment))
 
     def get_fork_environment(self, **environment: str) -> dict[str, str]:
         """The environment in which DVC's stages are such children."""
@@ -321,9 +321,9 @@ def create(top: Path) -> Project:
             continue
         if name.removeprefix("tutorial/").startswith(("runs/", "reports/", "tuning/")):
             continue
-        if (TOP / name).is_file():
-            (top / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(TOP / name, top / name)
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        if (TOP / name).is_symlink() or (TOP / name).is_file():
+            shutil.copy(TOP / name, top / name, follow_symlinks=False)
     (top / "params.yaml").write_text(PARAMS)
     project = Project(top)
     for command in (

@@ -8,7 +8,7 @@ import pytest
 from dvc import rwlock
 from dvc.dependency import param
 from dvc.repo import Repo
-from dvc.stage import Stage
+from dvc.stage import Stage, create_stage
 from dvc.stage.cache import StageCache, _get_cache_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 
@@ -54,6 +54,7 @@ def test_dvc_internals_take_our_arguments():
         (Stage.save, [None], {}),
         (Stage.commit, [None], {}),
         (StageCache.restore, [None, None], {}),
+        (create_stage, [Stage, None, "dvc.yaml"], {"cmd": "", "wdir": None, "outs": []}),
         (to_single_stage_lockfile, [None], {}),
     ):
         inspect.signature(function).bind(*arguments, **options)

@@ -1,9 +1,10 @@
 """The README and the committed record say the same."""
 
 import hashlib
+import itertools
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from ruamel.yaml import YAML
@@ -101,6 +102,48 @@ def test_verdicts_page_contains_simulation_table():
     assert table.strip() in (TOP / "docs" / "verdicts.md").read_text()
 
 
+def load_pipeline():
+    """Return the names of dvc.yaml's stages, and (stage, next stage, file) for each file that the next one reads."""
+    stages = YAML(typ="safe").load(TOP / "dvc.yaml")["stages"]
+    names = {
+        name: name + "@" * ("matrix" in stage) + "-".join(f"{{{key}}}" for key in stage.get("matrix", ()))
+        for name, stage in stages.items()
+    }
+    passed = []
+    for name, stage in stages.items():
+        for each in stage.get("outs", []) + stage.get("metrics", []):
+            out = PurePath(each if isinstance(each, str) else next(iter(each)))
+            file = re.sub(r"\$.*\}", "*", out.name)
+            readers = [other for other in stages if any(out.is_relative_to(dep) for dep in stages[other]["deps"])]
+            passed += [(names[name], names[reader], file) for reader in readers]
+    return set(names.values()), passed
+
+
+def read_figure():
+    """Return the same from the README's figure; dotted arrows lead to MLflow, which is no stage."""
+    figure = re.search(r"```mermaid\nflowchart TB\n(.*?)```", README, re.DOTALL)[1]
+    labels = dict(re.findall(r'(\w+)\["(.+?)"\]', figure))
+    stages, passed = set(), []
+    for line in re.sub(r"\[.+?\]", "", figure).splitlines():
+        left, files, right = re.fullmatch(r' +(.+) (?:-- "?(.+?)"? -->|-\.->) (.+)', line).groups()
+        makers, readers = ([labels.get(each, each) for each in side.split(" & ")] for side in (left, right))
+        if files:
+            passed += itertools.product(makers, readers, files.split(", "))
+            stages.update(makers, readers)
+        else:
+            assert readers == ["MLflow"]
+            stages.update(makers)
+    return stages, passed
+
+
+def test_readme_figure_equals_dvc_yaml():
+    """Stages, arrows, and the file names on them."""
+    stages, passed = load_pipeline()
+    drawn, arrows = read_figure()
+    assert drawn == stages
+    assert sorted(arrows) == sorted(passed)
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README)) - {"and"}))
 def test_readme_make_targets_exist(target):
     assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
@@ -135,7 +178,7 @@ def test_committed_record_matches_current_code(folder):
     """dvc.lock names the digest of all code that a stage depends on: an edit without a new record shows here."""
     seen = set()
     for name, stage in YAML(typ="safe").load(TOP / folder / "dvc.lock")["stages"].items():
-        for dep in stage["deps"]:
+        for dep in stage.get("deps", ()):
             path = (TOP / folder / dep["path"]).resolve()
             if path.is_relative_to(TOP / "src") or path.suffix == ".py" or path.name == "custom":
                 assert md5(path) == dep["md5"], f"{name}: {path}"

@@ -68,8 +68,8 @@ def test_stage_files_are_those_of_dvc_yaml(folder, monkeypatch):
     from dvc.repo import Repo
 
     monkeypatch.chdir(TOP)
-    with Repo(str(TOP)) as repo:
-        dependencies = {each.name.partition("@")[0]: {Path(dep.fs_path) for dep in each.deps}
+    with Repo(str(TOP / folder)) as repo:  # a study is a project of its own, with links to the code
+        dependencies = {each.name.partition("@")[0]: {Path(dep.fs_path).resolve() for dep in each.deps}
                         for each in repo.stage.load_all(str(TOP / folder / "dvc.yaml"))}  # fmt: skip
     for stage in ("tune", "train", "evaluate"):
         paths = dependencies[stage]
@@ -78,6 +78,18 @@ def test_stage_files_are_those_of_dvc_yaml(folder, monkeypatch):
         expected = {file.relative_to(TOP) for path in code for file in (path.rglob("*") if path.is_dir() else [path])
                     if file.is_file() and "__pycache__" not in file.parts}  # fmt: skip
         assert source_code.list_stage_files(Path(folder), stage) == sorted(expected)
+
+
+def test_studies_of_former_layout_depend_on_same_files(copied):
+    """Those are part of the DVC project at the top, and name its files by ../../."""
+    study = Path("studies") / "former"
+    study.mkdir(parents=True)
+    text = (copied / "dvc.yaml").read_text()
+    for name in ("data/cifar10", "pipeline/", "custom", "src/"):
+        text = text.replace(f" {name}", f" ../../{name}")
+    (study / "dvc.yaml").write_text(text)
+    for stage in ("tune", "train", "evaluate"):
+        assert source_code.list_stage_files(study, stage) == source_code.list_stage_files(Path(), stage) != []
 
 
 @pytest.mark.parametrize("name", ["src/optlab/training/loop.py", "custom/mine.py", "at_root/sibling.py"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 from dvc.repo import Repo
@@ -182,6 +183,7 @@ def test_damaged_input_is_rejected_in_one_line(copied, name, damage, stage, mess
 
 def test_dvc_shows_metrics_plots_and_params(copied):
     metrics = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(metrics)[:3] == ["reports/summary/adam.json", "reports/summary/sgd.json", "runs/sgd-0/train.json"]
     tested = metrics["runs/adam-0/test.json"]["data"]["test_accuracy"]
     assert metrics["reports/summary/adam.json"]["data"]["test_accuracy"]["mean"] == tested > 0
     copied.run("git", "add", "-A")
@@ -196,15 +198,19 @@ def test_dvc_shows_metrics_plots_and_params(copied):
 
 
 def test_tutorial_pipeline_completes(reproduced, tmp_path):
+    """It is a DVC project of its own, and gets the data from the one at the top, which has to restore it."""
     project = reproduced[0].copy(tmp_path / "tutorial")
+    shutil.rmtree(project.top / "data" / "cifar10")
     project.edit("tutorial/params.yaml", "train_size: 10000", "dataset: cifar10_sample, train_size: 100")
     project.edit("tutorial/params.yaml", "epochs: 20", "epochs: 3")
-    result = project.repro("tutorial/dvc.yaml")
+    result = project.repro(folder="tutorial")
     assert result.returncode == 0, result.stderr
     assert "adam_fast-0  epoch 3/3  running loss" in result.stdout
     assert "trained on the test split" in result.stdout
     claims = (project.top / "tutorial" / "reports" / "claims.md").read_text()
     assert "| Adam falls faster than SGD |" in claims
+    assert (project.top / "data" / "cifar10" / "test_batch.bin").exists()
+    assert project.run("git", "status", "--short", "--", "data", ".dvc", "tutorial/.dvc", "tutorial/src").stdout == ""
     assert (project.top / "mlflow.db").exists()
     assert not (project.top / "tutorial" / "mlflow.db").exists()
     trained = json.loads((project.top / "tutorial/runs/adam-0/train.json").read_text())

@@ -92,7 +92,7 @@ def test_versus_names_and_retrains_differing_environments(studied, tmp_path):
     lock = YAML()
     content = lock.load(study / "dvc.lock")
     deps = content["stages"]["train@sgd-11"]["deps"]
-    next(each for each in deps if each["path"] == "../../src/optlab/training")["md5"] = "0" * 32 + ".dir"
+    next(each for each in deps if each["path"] == "src/optlab/training")["md5"] = "0" * 32 + ".dir"
     lock.dump(content, study / "dvc.lock")
     result = project.run_forked("optlab", "versus", "momentum", "--study", "studies/small")
     assert result.returncode == 0, result.stderr

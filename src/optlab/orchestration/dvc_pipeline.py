@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc import rwlock
+from dvc import stage as dvc_stage
 from dvc.dependency import param
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
@@ -36,7 +37,7 @@ logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
 for _name in ("dvc.progress", "dvc_data.callbacks"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_dvc_load_path = param.load_path
+_dvc_load_path, _dvc_create_stage = param.load_path, dvc_stage.create_stage
 _LOCK_TIMEOUT_S = 60.0  # for another process of DVC
 
 
@@ -63,8 +64,8 @@ class DvcPipeline:
                  allow_missing: bool = False, consumer: "DvcPipeline | None" = None) -> None:  # fmt: skip
         self._lock = DvcLock(path.with_name("dvc.lock"), ["download", *targets])
         with _translate_errors():
-            self._repo = Repo()
-            stages = [each for each in self._repo.index.stages if Path(each.path_in_repo) == path]
+            self._repo = Repo(str(path.parent.absolute()))
+            stages = [each for each in self._repo.index.stages if Path(each.path) == path.absolute()]
             _check_links(stages)
         self._stages: dict[str, Any] = {each.name: each for each in stages}
         self.path = path
@@ -117,7 +118,9 @@ class DvcPipeline:
     @functools.cached_property
     def _output_paths(self) -> set[str]:
         """Output paths of the repository's stages, without the data."""
-        return {out.fs_path for each in self._repo.index.stages for out in each.outs} - {str(repository.DATA.resolve())}
+        data = repository.DATA.resolve()
+        paths = (out.fs_path for each in self._repo.index.stages for out in each.outs)
+        return {path for path in paths if Path(path).resolve() != data}
 
     def compute_digest(self, name: str) -> str:
         """Return a digest of command and dependencies of a prepared stage; 16 hexadecimal digits."""
@@ -203,6 +206,7 @@ class DvcPipeline:
             if name in self._locked_stages:
                 stack.enter_context(_patch_attribute(rwlock, "rwlock", lambda *words: contextlib.nullcontext()))
             stack.enter_context(_patch_attribute(param, "load_path", self._load_params))
+            stack.enter_context(_patch_attribute(dvc_stage, "create_stage", _create_stage))
             yield
 
     def _load_params(self, path: str, fs: Any, **options: Any) -> Any:
@@ -215,6 +219,11 @@ class DvcPipeline:
         if stamp not in self._params_cache:
             self._params_cache = {stamp: _dvc_load_path(path, fs, **options)}
         return copy.deepcopy(self._params_cache[stamp])
+
+
+def _create_stage(kind: Any, repo: Repo, path: str, **options: Any) -> Any:
+    """Create a stage of DVC's run cache, for which DVC takes the working directory to be in the project."""
+    return _dvc_create_stage(kind, repo, str(Path(repo.root_dir) / path), **options)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optlab.system import errors, source_code
+from optlab.system import errors, repository, source_code
 from optlab.system.errors import ERROR_FILE_VARIABLE
 
 # What the stages import while they run, but for a user's own modules.
@@ -53,7 +53,6 @@ _PRELOAD_OTHERS = (
     "optlab.analysis.report",
     "optlab.tracking.comparison_sync",
 )
-_STAGE_FOLDER = Path("pipeline")  # a forked child can run its modules
 _OUTPUT_TIMEOUT_S = 5.0  # for the rest of a job's output; a process that the job started may keep the pipe open
 
 LineHandler = Callable[[str], bool]
@@ -291,11 +290,13 @@ def _start_shell(job: LocalJob, command: str, folder: Path, cores: list[int], en
 def parse_stage_command(command: str, folder: Path) -> list[str] | None:
     """Return what follows `python` in a command that only runs a module of this repository's stages, else None."""
     try:
-        python, *argv = shlex.split(command)
-        stage_path = (folder / argv[0]).resolve().relative_to(_STAGE_FOLDER.resolve())
-    except (ValueError, IndexError):
+        python, script, *arguments = shlex.split(command)
+        stage = (folder / script).resolve()
+    except ValueError:
         return None
-    return argv if python == "python" and len(stage_path.parts) == 1 and not set(command) & set("|&;<>$`") else None
+    if python != "python" or stage.parent != repository.STAGES.resolve() or set(command) & set("|&;<>$`"):
+        return None
+    return [os.path.relpath(stage, folder.resolve()), *arguments]  # without a study's links, which a node lacks
 
 
 def _describe_start_failure(error: Exception) -> str:

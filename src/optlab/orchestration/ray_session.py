@@ -56,7 +56,7 @@ def pack_working_dir(config: Config, folder: Path, target: Path) -> dict[str, st
 
 
 def _list_code(config: Config, folder: Path) -> Iterator[Path]:
-    for path in (source_code.PACKAGE, source_code.STAGES, folder / PARAMS_FILE, folder / "dvc.yaml"):
+    for path in (source_code.PACKAGE, repository.STAGES, folder / PARAMS_FILE, folder / "dvc.yaml"):
         yield from source_code.list_files(path)
     yield from source_code.list_user_files(config.list_class_paths())
 
@@ -74,7 +74,7 @@ def collect_provenance(config: Config) -> dict[str, str]:
     """Return variables that name user and revision on a node, which has no git repository."""
     state = git.get_provenance()
     user_modules = source_code.find_user_modules(config.list_class_paths())
-    used = [*source_code.list_files(source_code.STAGES), *user_modules]
+    used = [*source_code.list_files(repository.STAGES), *user_modules]
     if state and git.find_untracked(name.as_posix() for name in used):
         state["git.dirty"] = "yes"
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name

@@ -20,7 +20,7 @@ from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec, Loc
 from optlab.orchestration.fork_server import ForkServer, Job
 from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
-from optlab.system import locks, processes, repository
+from optlab.system import locks, processes, repository, source_code
 from optlab.system.errors import ClusterError, ConfigError, OptlabError, RunsFailedError, summarize_error
 from optlab.tracking import uploader_client
 from optlab.training import numerics
@@ -71,11 +71,12 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
             from optlab.orchestration.dvc_pipeline import DvcPipeline  # meanwhile, the server and the daemon import
 
             forced_stages = [f"{stage}@{each.id}" for each in runs if each.optimizer in forced for stage in _RUN_STAGES]
+            if not (folder / ".dvc" / "config").is_file() and source_code.read_stage(folder, "download"):
+                repository.make_dvc_project(folder)  # a new study; those of earlier versions have no stage `download`
             pipeline = DvcPipeline(folder / "dvc.yaml", [*tunings, *targets], forced_stages, allow_missing)
             if preflight_cache.load_cached(config) is None:
                 _run_check(fork_server, ["optlab", "check"], folder)
-        root_pipeline = pipeline if folder == Path() else DvcPipeline(Path("dvc.yaml"), [], (), allow_missing, pipeline)
-        _run_stage(root_pipeline, fork_server, "download", "the data could not be had")
+        _provide_data(pipeline, fork_server, allow_missing)
         _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
         with _make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
             tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
@@ -126,13 +127,30 @@ def _run_final_stages(
     others = [name for name in pipeline.names if name not in done]
     if any(pipeline.is_stale(name) for name in others):
         options = ["--allow-missing"] if allow_missing else []
-        command = [*repository.DVC_COMMAND, "--wait-for-lock", "repro", "--quiet", *options, pipeline.path.as_posix()]
-        if processes.run(command):
+        command = [*repository.DVC_COMMAND, "--wait-for-lock", "repro", "--quiet", *options]
+        if processes.run(command, cwd=folder):
             raise RunsFailedError(f"{problem}: see above")
     if not has_compared:
         print("Nothing has changed since the last comparison.", flush=True)
         if fork_server.start("show", ["optlab", "show"], folder, executor.list_cores(), {}).result():
             raise RunsFailedError("the record is complete, but cannot be shown: see above")
+
+
+def _provide_data(pipeline: "DvcPipeline", fork_server: ForkServer, allow_missing: bool) -> None:
+    """Run the stage `download` of the root, which all pipelines share, and the pipeline's own, which records the files.
+
+    A study that is no DVC project of its own, as in earlier versions, has none.
+    """
+    from optlab.orchestration.dvc_pipeline import DvcPipeline
+
+    problem = "the data could not be had"
+    if pipeline.path.parent != Path():
+        is_project = "download" in pipeline.names
+        if is_project and not pipeline.is_stale("download"):
+            return
+        options = (False, None) if is_project else (allow_missing, pipeline)
+        _run_stage(DvcPipeline(Path("dvc.yaml"), [], (), *options), fork_server, "download", problem)
+    _run_stage(pipeline, fork_server, "download", problem)
 
 
 def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) -> None:

@@ -24,7 +24,7 @@ from optlab.tuning import selection
 if TYPE_CHECKING:
     from optlab.analysis.comparison import Comparison
 
-_CODE_DEPENDENCY = re.compile(r"- path: ((?:\.\./)+(?:src|pipeline)/\S+)\n      hash: md5\n      md5: (\S+)\n")
+_CODE_DEPENDENCY = re.compile(r"- path: ((?:\.\./)*(?:src|pipeline)/\S+)\n      hash: md5\n      md5: (\S+)\n")
 _RUN_STAGES = ("train", "evaluate")
 
 

@@ -40,12 +40,12 @@ def release(compared: Comparison, folder: Path, tag: str, mixed: bool = False) -
     user_modules = source_code.find_user_modules(compared.config.list_class_paths())
     for path in git.find_untracked(each.as_posix() for each in user_modules):  # those not ignored are in `others`
         raise RevisionError(f"{path}: git ignores it, and the runs use it: `git add --force {path}`, and commit it")
-    pipeline = (folder / "dvc.yaml").as_posix()
-    stale = list_stale_stages(pipeline)
+    stale = list_stale_stages(folder)
     if stale:
-        command = "dvc repro" if folder == Path() else f"dvc repro {pipeline}"
-        raise RevisionError(f"{stale[0]} is out of date: run `{command}` first ({len(stale)} such stages)")
-    _check_environments(_select_own_runs(compared, folder), "" if folder == Path() else f"{pipeline}:")
+        raise RevisionError(
+            f"{stale[0]} is out of date: run `{_make_dvc_command(folder)} repro` first ({len(stale)} such stages)"
+        )
+    _check_environments(_select_own_runs(compared, folder), folder)
     differences = compared.differing_conditions
     notes = [environment_diff.describe_differences(differences)] if differences else compared.notes
     if notes and not mixed:
@@ -88,17 +88,17 @@ def _select_own_runs(compared: Comparison, folder: Path) -> list[Run]:
     return [run for run in compared.runs if run.files.folder == folder]
 
 
-def _check_environments(runs: list[Run], pipeline: str) -> None:
-    """Refuse a conditions.json of another training: DVC can restore an earlier run's outputs, but not that file.
+def _make_dvc_command(folder: Path) -> str:
+    return "dvc" if folder == Path() else f"dvc --cd {folder.as_posix()}"
 
-    Args:
-        pipeline: prefix of a stage's name in DVC's command.
-    """
+
+def _check_environments(runs: list[Run], folder: Path) -> None:
+    """Refuse a conditions.json of another training: DVC can restore an earlier run's outputs, but not that file."""
     for run in runs:
         if run.conditions is None:
             raise RevisionError(
                 f"{run.files.environment}: missing, or of another training than these weights: "
-                f"run `dvc repro -f -s {pipeline}train@{run.files.id}`"
+                f"run `{_make_dvc_command(folder)} repro -f -s train@{run.files.id}`"
             )
 
 
@@ -115,13 +115,13 @@ def list_changed_files() -> list[str]:
     return [entry[3:] if entry[2:3] == " " else entry for entry in listed.split("\0") if entry]
 
 
-def list_stale_stages(pipeline: str) -> list[str]:
-    """List the stages of a pipeline that `dvc repro` would run.
+def list_stale_stages(folder: Path) -> list[str]:
+    """List the stages of the pipeline in a folder that `dvc repro` would run.
 
     Raises:
         RevisionError: DVC cannot tell.
     """
-    result = repository.run_dvc("status", "--json", pipeline)
+    result = repository.run_dvc(folder, "status", "--json", "dvc.yaml")
     if result.returncode:
         raise RevisionError(f"dvc status failed: {repository.extract_dvc_error(result)}")
     return list(json.loads(result.stdout or "{}"))
@@ -153,13 +153,14 @@ def push(folder: Path, tag: str) -> list[str]:
     remote = "origin" if "origin" in remotes else remotes[0]
     git.run("push", "--quiet", remote, f"refs/tags/{tag}")
     sentences = [f"pushed {tag} to {remote}"]
-    if not repository.has_dvc_remote(Path.cwd()):
-        return [*sentences, "no DVC remote is configured: the outputs stay in this machine's cache"]
-    pipelines = list(dict.fromkeys(["dvc.yaml", (folder / "dvc.yaml").as_posix()]))  # the data is the first one's
-    result = repository.run_dvc("push", *pipelines)
+    if not repository.has_dvc_remote(folder):
+        command = f"{_make_dvc_command(folder)} remote add --default NAME URL"
+        return [*sentences, f"no DVC remote is configured (`{command}`): the outputs stay in this machine's cache"]
+    result = repository.run_dvc(folder, "push", "--with-deps", "dvc.yaml")
     if result.returncode:
         raise RevisionError(f"dvc push failed: {repository.extract_dvc_error(result)}")
-    missing = repository.run_dvc("status", "--cloud", "--json", *pipelines)
+    missing = repository.run_dvc(folder, "status", "--cloud", "--with-deps", "--json", "dvc.yaml")
     if missing.returncode or json.loads(missing.stdout or "{}"):
-        raise RevisionError("the DVC remote has not got every output: run `dvc status --cloud` to see which it lacks")
+        command = f"{_make_dvc_command(folder)} status --cloud"
+        raise RevisionError(f"the DVC remote has not got every output: run `{command}` to see which it lacks")
     return [*sentences, "pushed the outputs to the DVC remote"]

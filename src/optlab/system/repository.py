@@ -1,5 +1,6 @@
 """The repository: its root, the pipeline in use, the installed packages, and DVC's command, cache and remotes."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from optlab.system import files
 from optlab.system.errors import OptlabError
 from optlab.system.text import extract_error
 
@@ -16,20 +18,34 @@ _current_pipeline = Path()  # its folder
 # Relative to the root.
 DATA = Path("data") / "cifar10"  # shared by all pipelines
 CUSTOM = Path("custom")  # a user's modules
+STAGES = Path("pipeline")  # the stages' modules
+_DVC_CONFIG = """\
+[core]
+    analytics = false
+    check_update = false
+    autostage = false
+[cache]
+    dir = ../{up}/.dvc/cache
+"""
 DVC_COMMAND = (sys.executable, "-m", "dvc")
 
 
-def find_root() -> Path:
-    """Return the nearest folder, from here upwards, that DVC was initialised in.
+def find_root(start: Path | None = None) -> Path:
+    """Return the nearest folder, from `start` upwards, that DVC was initialised in, but for the projects of studies.
+
+    A study is a DVC project of its own, in which `pipeline` is a link to the folder at the root.
+
+    Args:
+        start: absolute; default: the working directory.
 
     Raises:
         OptlabError: there is none.
     """
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / ".dvc" / "config").is_file():
+    start = start or Path.cwd()
+    for folder in (start, *start.parents):
+        if (folder / ".dvc" / "config").is_file() and not (folder / STAGES).is_symlink():
             return folder
-    raise OptlabError(f"{here}: not inside an optlab repository: no folder above holds .dvc")
+    raise OptlabError(f"{start}: not inside an optlab repository: no folder above holds .dvc")
 
 
 def enter_root() -> Path:
@@ -71,6 +87,23 @@ def _restart_from_sources(sources: Path) -> None:
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
+def make_dvc_project(folder: Path) -> None:
+    """Make a study's folder a DVC project of its own, with links to what it shares with the root; files there stay.
+
+    So a DVC command elsewhere does not read its dvc.lock, and its stages are declared like those of the root.
+
+    Args:
+        folder: relative to the root, which is the working directory.
+    """
+    up = Path(*[os.pardir] * len(folder.parts))
+    files.write_atomic(folder / ".dvc" / ".gitignore", b"/config.local\n/tmp\n/cache\n")
+    targets = {name: up / name for name in ("src", "pipeline", "custom", "data", ".dvcignore")}
+    for name, target in (targets | {".dvc/plots": os.pardir / up / ".dvc" / "plots"}).items():
+        if not os.path.lexists(folder / name):
+            (folder / name).symlink_to(target)
+    files.write_atomic(folder / ".dvc" / "config", _DVC_CONFIG.format(up=up.as_posix()).encode())
+
+
 def get_dvc_experiment() -> str | None:
     """Return the name of the DVC experiment that this process is part of, if any."""
     return os.environ.get("DVC_EXP_NAME")
@@ -82,9 +115,10 @@ def get_state_root() -> Path:
     In an experiment that DVC runs in a copy (`--temp`, `--queue`), it is the repository that was copied, which DVC
     names, because DVC deletes the copy afterwards; otherwise, it is the root.
     """
-    original = Path(os.environ.get("DVC_ROOT", ""))
-    if get_dvc_experiment() and (original / ".dvc" / "config").is_file() and not original.samefile(Path.cwd()):
-        return original
+    with contextlib.suppress(OptlabError):
+        original = find_root(Path(os.environ.get("DVC_ROOT", "")).absolute())
+        if get_dvc_experiment() and not original.samefile(Path.cwd()):
+            return original
     return Path()
 
 
@@ -105,10 +139,10 @@ def list_installed_packages() -> list[str]:
     )
 
 
-def run_dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run a DVC command to its end in the working directory, and capture its output."""
+def run_dvc(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a DVC command to its end in a folder, and capture its output."""
     return subprocess.run(
-        [*DVC_COMMAND, *arguments], capture_output=True, text=True, errors="surrogateescape", check=False
+        [*DVC_COMMAND, *arguments], cwd=folder, capture_output=True, text=True, errors="surrogateescape", check=False
     )
 
 
@@ -132,7 +166,7 @@ def fetch_output(commit: str, path: Path, md5: str) -> bytes | None:
     try:
         top = Path.cwd()
         content = _read_if_exists(get_dvc_cache(top) / "files" / "md5" / md5[:2] / md5[2:])
-        if content is None and has_dvc_remote(top):
+        if content is None and (has_dvc_remote(top) or has_dvc_remote(path.parent)):
             content = _open_dvc_file_system(commit).read_bytes(path.as_posix())
     except Exception:  # whatever a missing cache, remote or network makes DVC raise
         return None
@@ -143,9 +177,11 @@ def _read_if_exists(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def has_dvc_remote(top: Path) -> bool:
-    """Tell if the repository at `top` has a remote that outputs can be pulled from."""
-    return bool(_load_dvc_config(top)["remote"])
+def has_dvc_remote(folder: Path) -> bool:
+    """Tell if the DVC project that a folder is in has a remote that outputs can be pulled from."""
+    here = folder.absolute()
+    project = next(each for each in (here, *here.parents) if (each / ".dvc" / "config").is_file())
+    return bool(_load_dvc_config(project)["remote"])
 
 
 def _load_dvc_config(top: Path) -> Any:
@@ -156,10 +192,10 @@ def _load_dvc_config(top: Path) -> Any:
 
 @functools.cache
 def _open_dvc_file_system(commit: str) -> Any:
-    """Return DVC's view of a commit; it reads the dvc.lock of every pipeline, which takes seconds."""
+    """Return DVC's view of a commit, studies included; it reads the dvc.lock of every pipeline, which takes seconds."""
     import dvc.api
 
-    return dvc.api.DVCFileSystem(os.curdir, rev=commit)
+    return dvc.api.DVCFileSystem(os.curdir, rev=commit, subrepos=True)
 
 
 def suggest_repair(path: Path, content: bytes, command: str) -> str:

@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from optlab.system.repository import CUSTOM
+from optlab.system.repository import CUSTOM, STAGES
 
 PACKAGE = Path("src") / "optlab"
-STAGES = Path("pipeline")
 _PACKAGE_FOLDER = Path(__file__).parents[1]
 
 
@@ -71,18 +71,33 @@ def list_stage_files(folder: Path, stage: str) -> list[Path]:
     return sorted({name for path in ([PACKAGE] if paths is None else paths) for name in list_files(path)})
 
 
-def _read_code_dependencies(folder: Path, stage: str) -> list[Path] | None:
+def read_stage(folder: Path, stage: str) -> dict[str, Any]:
+    """Return the definition of a stage in the dvc.yaml of a folder; empty without a readable one."""
     from ruamel.yaml import YAML, YAMLError  # a trial's process needs none
 
     try:
         definition = YAML(typ="safe").load((folder / "dvc.yaml").read_text("utf-8"))["stages"][stage]
-        definition = definition.get("do", definition)  # of a stage with `foreach`
-        base = folder / definition.get("wdir", "")
-        paths = [Path(os.path.normpath(base / each)) for each in definition["deps"] if "${" not in each]
+        return dict(definition.get("do", definition))  # of a stage with `foreach`
     except (OSError, YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _read_code_dependencies(folder: Path, stage: str) -> list[Path] | None:
+    definition = read_stage(folder, stage)
+    try:
+        base = folder / definition.get("wdir", "")
+        paths = [_resolve_link(base / each, folder) for each in definition["deps"] if "${" not in each]
+    except (KeyError, TypeError):
         return None
     return [path for path in paths if path.parts[:1] in {PACKAGE.parts[:1], STAGES.parts, CUSTOM.parts}
             and path != CUSTOM]  # fmt: skip
+
+
+def _resolve_link(path: Path, folder: Path) -> Path:
+    """Return the name of a dependency; `src`, `pipeline` and `custom` in a study's folder are links to the root's."""
+    name = Path(os.path.normpath(path))
+    inner = name.relative_to(folder) if name.is_relative_to(folder) else name
+    return inner if inner.parts[:1] in {PACKAGE.parts[:1], STAGES.parts, CUSTOM.parts} else name
 
 
 def find_user_modules(class_paths: Iterable[str]) -> list[Path]:
