@@ -20,6 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing PyTorch, MLflow, DVC and what they need into $(VENV): 1.8 GB on disk with PyTorch for CPUs"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call install,.)
+	@$(VENV)/bin/python -m optlab.orchestration.merge_driver
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -71,12 +71,27 @@ def _handle_options(
     """Handle the options of `optlab` itself."""
 
 
-def _load_settings(folder: Path) -> "Config":
-    """Read the params.yaml of a folder, before the command imports torch."""
-    from optlab.config import loader
-    from optlab.schema import parameters
+def _enter_root() -> Path:
+    """Change to the repository root, whose record git merges by drivers from then on.
 
-    return loader.load(folder / parameters.PARAMS_FILE)
+    Returns:
+        The former working directory, relative to it.
+    """
+    folder = repository.enter_root()
+    from optlab.orchestration import merge_driver
+
+    merge_driver.install()
+    return folder
+
+
+def _load_settings(folder: Path, for_stages: bool = False) -> "Config":
+    """Read the params.yaml of a pipeline whose record can be read, before the command imports torch."""
+    from optlab.config import loader
+    from optlab.orchestration import merge_driver
+    from optlab.schema.parameters import PARAMS_FILE
+
+    merge_driver.check_conflicts(folder)
+    return loader.load_for_stages(folder) if for_stages else loader.load(folder / PARAMS_FILE)
 
 
 _PipelineOption = Annotated[
@@ -86,7 +101,7 @@ _PipelineOption = Annotated[
 
 def _enter_pipeline(pipeline: Path) -> Path:
     """Change to the repository root; returns the folder of the pipeline that `--pipeline` names, relative to it."""
-    folder = Path(os.path.normpath(repository.enter_root() / pipeline))
+    folder = Path(os.path.normpath(_enter_root() / pipeline))
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
@@ -103,14 +118,11 @@ def _complete_tags(incomplete: str) -> list[str]:
 @_register_command(RUN, "optlab check")
 def check() -> None:
     """Check params.yaml: every key, class and value, without training."""
-    folder = repository.enter_root()
-    from optlab.config import loader
-    from optlab.schema.parameters import PARAMS_FILE
-
-    settings = loader.load_for_stages(folder)
+    folder = _enter_root()
+    settings = _load_settings(folder, for_stages=True)
     from optlab.analysis import environment_diff
     from optlab.orchestration import preflight_cache
-    from optlab.schema.parameters import format_count
+    from optlab.schema.parameters import PARAMS_FILE, format_count
     from optlab.training import numerics
 
     numerics.prepare(settings.training)  # before anything imports torch
@@ -145,7 +157,7 @@ def add(
     if name is None:
         print(catalog.format_table())
         return
-    path = repository.enter_root() / parameters.PARAMS_FILE
+    path = _enter_root() / parameters.PARAMS_FILE
     entry = catalog.find_entry(name)
     text = entry.text_with_range if searched else entry.text
     scaffold.add_entry(path, name, text, entry.source if searched else entry.comment)
@@ -155,7 +167,7 @@ def add(
 @_register_command(ADD, "optlab new my_optimizer")
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_optimizer.")]) -> None:
     """Start an optimizer of your own: a module, its test and its entry."""
-    folder = repository.enter_root()
+    folder = _enter_root()
     from optlab.config import scaffold
     from optlab.schema import parameters
 
@@ -193,10 +205,8 @@ def repro(
     if cluster is None and (num_gpus or shared):
         raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
     shared = shared and shared.absolute()  # before the working directory changes
-    folder = repository.enter_root()
-    from optlab.config import loader
-
-    settings = loader.load_for_stages(folder)
+    folder = _enter_root()
+    settings = _load_settings(folder, for_stages=True)
     from optlab.orchestration import repro
     from optlab.orchestration.executor import ClusterOptions
 
@@ -210,7 +220,7 @@ def sample() -> None:
 
     It runs in a checkout of the last commit, in .optlab/sample: nothing else changes.
     """
-    repository.enter_root()
+    _enter_root()
     from optlab.orchestration import sample as sampling
 
     folder = sampling.run()
@@ -236,7 +246,7 @@ def versus(
     ] = None,
 ) -> None:
     """Tune one optimizer, and compare it with those of a study."""
-    here = repository.enter_root()
+    here = _enter_root()
     from optlab.orchestration import versus_pipeline
     from optlab.schema.parameters import PARAMS_FILE
 
@@ -248,7 +258,7 @@ def versus(
 @_register_command(COMPARE, "optlab show")
 def show() -> None:
     """Print the verdict and the tables of the last comparison."""
-    folder = repository.enter_root()
+    folder = _enter_root()
     settings = _load_settings(folder)
     from optlab.tracking.uploader_client import UploaderClient
 
@@ -404,7 +414,7 @@ def sync(
     pipeline: _PipelineOption = Path(),
 ) -> None:
     """Send MLflow the runs it lacks, or those of a git revision."""
-    folder = _enter_pipeline(pipeline) if revision else repository.enter_root()
+    folder = _enter_pipeline(pipeline) if revision else _enter_root()
     os.chdir(repository.get_state_root())  # has an experiment's event logs
     from optlab.system.git import Revision
     from optlab.tracking import maintenance, mlflow_store, uploader
@@ -442,7 +452,7 @@ def _upload() -> int:
 @_register_command(TRACK, "optlab clean")
 def clean() -> None:
     """Delete the event logs of older runs that MLflow has completely."""
-    repository.enter_root()
+    _enter_root()
     from optlab.tracking import maintenance
 
     freed, removed, kept = 0, 0, collections.Counter[str]()

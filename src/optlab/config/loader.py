@@ -25,7 +25,7 @@ from optlab.schema.parameters import (
 )
 from optlab.system.errors import ConfigError, RevisionError, summarize_error
 from optlab.system.git import Revision
-from optlab.system.text import format_value, suggest_similar, suggest_spelling
+from optlab.system.text import find_conflict_marker, format_value, suggest_similar, suggest_spelling
 
 _SCHEDULES: dict[str, type[BaseModel]] = dict(
     zip(SCHEDULE_NAMES, (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule), strict=True)
@@ -103,6 +103,12 @@ def list_run_ids(revision: Revision, folder: Path, locked_ids: list[str]) -> lis
 
 def parse(text: str, path: Path) -> Config:
     """Check the text of a params.yaml; errors as in `load`, which name the file `path`."""
+    marker_line = find_conflict_marker(text)
+    if marker_line:
+        raise ConfigError(
+            f"{path}:{marker_line}: conflict markers of a git merge: keep what you want of each side, and delete the "
+            f"markers"
+        )
     try:
         values = _read_yaml(text)
     except MarkedYAMLError as error:

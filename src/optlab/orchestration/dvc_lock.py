@@ -13,6 +13,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from optlab.system import files
 from optlab.system.errors import RecordError, summarize_error
+from optlab.system.text import find_conflict_marker
 
 _YAML = YAML()  # writes as DVC does: an entry that is only moved keeps its bytes
 _YAML.default_flow_style = False
@@ -48,7 +49,7 @@ class DvcLock:
         entries = self.read_entries() | {name: _dump_entry({name: entry})}
         order = [each for each in self._order if each in entries]
         order += [each for each in entries if each not in self._order]
-        files.write_atomic(self._path, (_HEADER + "".join(entries[each] for each in order)).encode())
+        write_entries(self._path, [entries[each] for each in order])
 
     def read_entries(self) -> dict[str, str]:
         """Return stage → text of its entry.
@@ -57,24 +58,57 @@ class DvcLock:
             RecordError: the file is damaged.
         """
         try:
-            text = self._path.read_text("utf-8")
+            content = self._path.read_bytes()
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise RecordError(f"{self._path}: cannot be read: {error}") from None
-        if text.startswith(_HEADER):
-            matches = list(_ENTRY_PATTERN.finditer(text, len(_HEADER)))
-            entry_texts = {each[1]: each[0] for each in matches}
-            if len(entry_texts) == len(matches) and "".join(entry_texts.values()) == text[len(_HEADER) :]:
-                return entry_texts
-        return {name: _dump_entry({name: entry}) for name, entry in self._parse(text).items()}  # edited, or damaged
+        return parse_entries(content, self._path)
 
-    def _parse(self, text: str) -> dict[str, Any]:
-        try:
-            entries = (YAML(typ="safe").load(text) or {}).get("stages", {})
-            return {name: dict(entry) for name, entry in entries.items()}
-        except (YAMLError, TypeError, ValueError, AttributeError) as error:
-            raise RecordError(f"{self._path}: damaged ({summarize_error(error)}): restore it with git") from None
+
+def parse_entries(content: bytes, path: Path) -> dict[str, str]:
+    """Return stage → text of its entry.
+
+    Args:
+        content: of a dvc.lock.
+        path: of the file, for the message.
+
+    Raises:
+        RecordError: the content is damaged.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: cannot be read: {error}") from None
+    if text.startswith(_HEADER):
+        matches = list(_ENTRY_PATTERN.finditer(text, len(_HEADER)))
+        entry_texts = {each[1]: each[0] for each in matches}
+        if len(entry_texts) == len(matches) and "".join(entry_texts.values()) == text[len(_HEADER) :]:
+            return entry_texts
+    return {name: _dump_entry({name: entry}) for name, entry in _parse_yaml(text, path).items()}  # edited, or damaged
+
+
+def write_entries(path: Path, entries: Iterable[str]) -> None:
+    """Write a dvc.lock with these entries.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    files.write_atomic(path, (_HEADER + "".join(entries)).encode())
+
+
+def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    marker_line = find_conflict_marker(text)
+    if marker_line:
+        raise RecordError(
+            f"{path}:{marker_line}: conflict markers of a git merge: `git checkout --merge {path}` merges it again; "
+            f"after the commit, `git checkout HEAD^ {path}` takes one side"
+        )
+    try:
+        entries = (YAML(typ="safe").load(text) or {}).get("stages", {})
+        return {name: dict(entry) for name, entry in entries.items()}
+    except (YAMLError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path}: damaged ({summarize_error(error)}): restore it with git") from None
 
 
 def _dump_entry(entry: Mapping[str, Any]) -> str:

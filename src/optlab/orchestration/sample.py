@@ -16,7 +16,7 @@ FOLDER = Path(".optlab") / "sample"
 ARCHIVE = Path("tests") / "data" / "cifar10-sample.tar.gz"
 _SEEDS = [0, 1, 2]
 _DATA = {"dataset": "cifar10_sample", "train_size": 400, "validation_size": 100}
-_TRAINING = {"epochs": 20, "batch_size": 16, "threads": 1}
+_TRAINING = {"epochs": 10, "batch_size": 16, "threads": 1}
 
 
 def run() -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 # DVC, git and ssh mark the line with the error by a prefix, and print advice or progress around it.
 _ERROR_PREFIX = re.compile(r"(?:remote: )?(?:(?:ERROR|error|fatal): |(?=! \[|ssh: ))")
+_CONFLICT_MARKER = re.compile(r"^(?:[<|>]{7}(?: |$)|={7}$)", re.MULTILINE)  # of git merge
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "y"), "true") | dict.fromkeys(("false", "no", "off", "n"), "false")
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -46,6 +47,12 @@ def extract_error(output: str) -> str:
     lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
     error = next((line for line in lines if _ERROR_PREFIX.match(line)), " ".join(lines[:2]))
     return _ERROR_PREFIX.sub("", error) or "no reason given"
+
+
+def find_conflict_marker(text: str) -> int | None:
+    """Return the line, from 1, of the first conflict marker of a git merge; None if there is none."""
+    marker = _CONFLICT_MARKER.search(text)
+    return text.count("\n", 0, marker.start()) + 1 if marker else None
 
 
 def get_terminal_width() -> int | None:
