@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from optlab.orchestration.dvc_pipeline import DvcPipeline
 from optlab.preflight import checks
 from optlab.system.errors import ConfigError
 
+TOP = Path(__file__).resolve().parents[1]
 PIPELINE = """\
 stages:
   copy:
@@ -48,6 +52,7 @@ def test_dvc_internals_take_our_arguments():
     for function, arguments, options in (
         (rwlock.rwlock, ["tmp", None, "command", [], [], False], {}),
         (param.load_path, ["params.yaml", None], {}),
+        (param.read_param_file, [None, "params.yaml", ["model"], True], {}),
         (Stage.changed, [None], {"allow_missing": True}),
         (Stage.remove_outs, [None], {"ignore_remove": False, "force": False}),
         (Stage.save_deps, [None], {}),
@@ -58,6 +63,20 @@ def test_dvc_internals_take_our_arguments():
         (to_single_stage_lockfile, [None], {}),
     ):
         inspect.signature(function).bind(*arguments, **options)
+
+
+def test_dvc_at_top_reads_no_lock_of_a_study(tmp_path):
+    """DVC reads every dvc.lock of its project for each command: those of the studies would make them all slower."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, capture_output=True, text=True, check=True).stdout
+    pipelines = [Path(name) for name in listed.split("\0") if Path(name).name == "dvc.yaml"]
+    assert len(pipelines) > 5
+    for path in pipelines:
+        for name in (path, path.with_name("params.yaml"), path.with_name(".dvc") / "config"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(TOP / name, tmp_path / name)
+    Repo.init(str(tmp_path), no_scm=True, force=True).close()
+    with Repo(str(tmp_path)) as repo:
+        assert {stage.dvcfile.relpath for stage in repo.index.stages} == {os.path.relpath(tmp_path / "dvc.yaml")}
 
 
 def test_stage_lifecycle_equals_dvc_repro(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
 for _name in ("dvc.progress", "dvc_data.callbacks"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-_dvc_load_path, _dvc_create_stage = param.load_path, dvc_stage.create_stage
+_dvc_load_path, _dvc_read_param_file, _dvc_create_stage = param.load_path, param.read_param_file, dvc_stage.create_stage
 _LOCK_TIMEOUT_S = 60.0  # for another process of DVC
 
 
@@ -54,6 +54,7 @@ class DvcPipeline:
 
     Attributes:
         names: names of its stages.
+        has_run: whether a stage was prepared, to be run or restored.
 
     Raises:
         RunsFailedError: DVC cannot read it, or could not record its outputs.
@@ -70,12 +71,13 @@ class DvcPipeline:
         self._stages: dict[str, Any] = {each.name: each for each in stages}
         self.path = path
         self.names = list(self._stages)
+        self.has_run = False
         self._dependencies_before: dict[str, dict[str, Any]] = {}
         self._locked_stages: set[str] = set()
         self._forced = set(forced)
         self._allow_missing = allow_missing
         self._consumers = list((consumer or self)._stages.values())
-        self._params_cache: dict[tuple[str, int, int, int], Any] = {}
+        self._params_cache: dict[Any, Any] = {}  # stamp of a file → its content; and keys → their values
 
     @contextlib.contextmanager
     def lock_stages(self, names: list[str]) -> Iterator[None]:
@@ -115,6 +117,17 @@ class DvcPipeline:
         inputs = [Path(dep.fs_path).relative_to(top) for dep in stage.deps if dep.fs_path in self._output_paths]
         return inputs, [Path(out.fs_path).relative_to(top) for out in stage.outs]
 
+    def list_watched_paths(self) -> list[Path]:
+        """Return the files and folders by which DVC decides which stages are stale, its cached copies included."""
+        own = [self.path.with_name(name) for name in ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore")]
+        settings = [self.path.parent / ".dvc" / name for name in ("config", "config.local")]
+        outs = [out for stage in self._stages.values() for out in stage.outs]
+        used = [each.fs_path for each in [*outs, *(dep for stage in self._stages.values() for dep in stage.deps)]]
+        cached = [
+            self._repo.cache.local.oid_to_path(oid) for out in outs if out.use_cache for oid in _list_digests(out)
+        ]
+        return [*own, *settings, *map(Path, dict.fromkeys([*used, *cached]))]
+
     @functools.cached_property
     def _output_paths(self) -> set[str]:
         """Output paths of the repository's stages, without the data."""
@@ -146,6 +159,7 @@ class DvcPipeline:
     def prepare(self, name: str) -> bool:
         """Remove a stage's outputs, and restore those of an equal run; returns whether there is none: it has to run."""
         stage = self._stages[name]
+        self.has_run = True
         with self._hold_dvc_lock(name):
             stage.remove_outs(ignore_remove=False, force=False)
             if name not in self._forced:
@@ -207,6 +221,7 @@ class DvcPipeline:
                 stack.enter_context(_patch_attribute(rwlock, "rwlock", lambda *words: contextlib.nullcontext()))
             stack.enter_context(_patch_attribute(param, "load_path", self._load_params))
             stack.enter_context(_patch_attribute(dvc_stage, "create_stage", _create_stage))
+            stack.enter_context(_patch_attribute(param, "read_param_file", self._read_params))
             yield
 
     def _load_params(self, path: str, fs: Any, **options: Any) -> Any:
@@ -214,11 +229,24 @@ class DvcPipeline:
 
         DVC parses it some ten times a stage, which took four fifths of the time with a thousand seeds.
         """
-        status = Path(path).stat()
-        stamp = (path, status.st_mtime_ns, status.st_size, status.st_ino)
+        stamp = _get_stamp(path)
         if stamp not in self._params_cache:
             self._params_cache = {stamp: _dvc_load_path(path, fs, **options)}
         return copy.deepcopy(self._params_cache[stamp])
+
+    def _read_params(self, fs: Any, path: str, key_paths: list[str] | None = None, flatten: bool = False,
+                     **options: Any) -> Any:  # fmt: skip
+        """Return the values of keys in a parameter file, looked up once per version: DVC walks through all seeds."""
+        keys = (_get_stamp(path), tuple(key_paths or ()), flatten)
+        if keys not in self._params_cache:
+            values = _dvc_read_param_file(fs, path, key_paths, flatten, **options)
+            self._params_cache[keys] = values  # looked up first: another version empties the cache
+        return copy.deepcopy(self._params_cache[keys])
+
+
+def _get_stamp(path: str) -> tuple[str, int, int, int]:
+    status = Path(path).stat()
+    return path, status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _create_stage(kind: Any, repo: Repo, path: str, **options: Any) -> Any:
@@ -265,6 +293,12 @@ def _check_links(stages: list[Any]) -> None:
                 f"{link.relative_to(top)}: a link out of the repository, where DVC keeps nothing: make it a folder; "
                 f"to keep large files on another disk, put DVC's cache there: `dvc cache dir --local FOLDER`"
             )
+
+
+def _list_digests(out: Any) -> list[str]:
+    """Return the digests of the objects that DVC's cache has of an output: of a folder, its list and its files."""
+    content = out.get_obj() if out.hash_info.isdir else None
+    return [each.value for each in [out.hash_info, *(entry[2] for entry in content or ())] if each]
 
 
 def _has_missing_uncached_output(stage: Any) -> bool:

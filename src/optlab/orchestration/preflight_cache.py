@@ -42,7 +42,7 @@ class PreflightResult(BaseModel):
 def load_cached(config: Config) -> PreflightResult | None:
     """Return the cached result, or None without one."""
     try:
-        return PreflightResult.model_validate_json((_CACHE_FOLDER / f"{_compute_cache_key(config)}.json").read_bytes())
+        return PreflightResult.model_validate_json((_CACHE_FOLDER / f"{compute_cache_key(config)}.json").read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -70,9 +70,7 @@ def run_checks(config: Config) -> PreflightResult:
     from optlab.preflight import checks
     from optlab.training import determinism
 
-    cache_path = (
-        _CACHE_FOLDER / f"{_compute_cache_key(config)}.json"
-    )  # computed first, because the checks set variables
+    cache_path = _CACHE_FOLDER / f"{compute_cache_key(config)}.json"  # computed first, because the checks set variables
     device = determinism.configure_torch(config.training)
     single_configs = split_config(config)
     if single_configs == [config]:
@@ -99,7 +97,7 @@ def split_config(config: Config) -> list[Config]:
     ]
 
 
-def _compute_cache_key(config: Config) -> str:
+def compute_cache_key(config: Config) -> str:
     """Return a digest of the parameters, this package, the user's modules that they name, packages and machine."""
     code = [
         *source_code.list_files(source_code.PACKAGE),

@@ -18,6 +18,7 @@ from optlab.orchestration import executor, preflight_cache
 from optlab.orchestration.display import Display, show_status
 from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec, LocalExecutor
 from optlab.orchestration.fork_server import ForkServer, Job
+from optlab.orchestration.verified_state import VerifiedState
 from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import locks, processes, repository, source_code
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from optlab.orchestration.dvc_pipeline import DvcPipeline
 
 _RUN_STAGES = ("train", "evaluate")
+_UNCHANGED = "Nothing has changed since the last comparison."
 _MAX_SHOWN_LINES = 20  # lines of a child's output
 
 
@@ -52,48 +54,76 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
     """
     repository.set_pipeline(folder)
     numerics.prepare(config.training)  # sets variables that the fork server reads as it starts
-    runs = [RunFiles(folder, name, seed) for name, seed in config.list_runs()]
     if jobs:
         os.environ[executor.JOBS_VARIABLE] = str(jobs)
-    jobs = min(jobs or executor.count_slots(config), len(runs))
+    jobs = min(jobs or executor.count_slots(config), len(config.list_runs()))
     print(_describe_plan(config, folder, None if cluster_options else jobs), flush=True)
-    targets = [f"{stage}@{run_files.id}" for run_files in runs for stage in _RUN_STAGES]
-    tunings = [f"tune@{name}" for name in config.optimizers]
     own_pid = str(os.getpid())
     os.environ |= {uploader_client.UPLOADER_PARENT_VARIABLE: own_pid, processes.PARENT_PID_VARIABLE: own_pid}
-    with (
-        locks.hold_lock("repro"),
-        processes.interrupt_on_sigterm(),
-        ForkServer(busy_wait=executor.can_busy_wait(config, jobs)) as fork_server,
-    ):
-        uploader_client.start_daemon(own_pid)
-        with show_status("reading what DVC has recorded, and checking params.yaml"):
-            from optlab.orchestration.dvc_pipeline import DvcPipeline  # meanwhile, the server and the daemon import
+    verified = VerifiedState(config, folder, allow_missing)
+    with locks.hold_lock("repro"), processes.interrupt_on_sigterm():
+        if not forced and verified.is_current() and _show_unchanged(verified):
+            return
+        with ForkServer(busy_wait=executor.can_busy_wait(config, jobs)) as fork_server:
+            uploader_client.start_daemon(own_pid)
+            _run_stale_stages(verified, jobs, fork_server, cluster_options, forced)
 
-            forced_stages = [f"{stage}@{each.id}" for each in runs if each.optimizer in forced for stage in _RUN_STAGES]
-            if not (folder / ".dvc" / "config").is_file() and source_code.read_stage(folder, "download"):
-                repository.make_dvc_project(folder)  # a new study; those of earlier versions have no stage `download`
-            pipeline = DvcPipeline(folder / "dvc.yaml", [*tunings, *targets], forced_stages, allow_missing)
-            if preflight_cache.load_cached(config) is None:
-                _run_check(fork_server, ["optlab", "check"], folder)
-        _provide_data(pipeline, fork_server, allow_missing)
-        _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
-        with _make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
-            tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
-            for name in config.optimizers:
-                if name not in tuned_on_cluster:
-                    _run_stage(pipeline, fork_server, f"tune@{name}", "a tuning failed")
-            _run_tunings(pipeline, config, folder, tuned_on_cluster, job_executor)
-            with pipeline.lock_stages(targets), Display(runs) as display:
-                failures = RunScheduler(pipeline, folder, job_executor, display).run([each.id for each in runs])
-            if failures:
-                for run, reason in failures.items():
-                    print(f"{run}: {reason}", file=sys.stderr)
-                raise RunsFailedError(
-                    f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the "
-                    f"command: it runs these again, and nothing else"
-                )
-        _run_final_stages(pipeline, fork_server, folder, {*tunings, *targets}, allow_missing)
+
+def _show_unchanged(verified: VerifiedState) -> bool:
+    """Print a comparison that is up to date, in this process; returns False if MLflow may lack something of it."""
+    from optlab.analysis import tables
+    from optlab.orchestration import versus
+    from optlab.tracking.comparison_view import LOCAL_UI_HINT
+
+    compared = versus.collect_comparison(verified.config, verified.folder)
+    if not verified.is_in_mlflow(compared):
+        return False
+    print(_UNCHANGED)
+    print(tables.describe(compared, verified.folder))
+    if not compared.challenger:
+        print(f"MLflow has been sent all runs: {LOCAL_UI_HINT} opens its pages")
+    return True
+
+
+def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServer,
+                      cluster_options: ClusterOptions | None, forced: Collection[str]) -> None:  # fmt: skip
+    """Run what DVC finds stale, and remember that it was nothing."""
+    config, folder, allow_missing = verified.config, verified.folder, verified.allow_missing
+    runs = [RunFiles(folder, name, seed) for name, seed in config.list_runs()]
+    targets = [f"{stage}@{run_files.id}" for run_files in runs for stage in _RUN_STAGES]
+    tunings = [f"tune@{name}" for name in config.optimizers]
+    with show_status("reading what DVC has recorded, and checking params.yaml"):
+        from optlab.orchestration.dvc_pipeline import DvcPipeline  # meanwhile, the server and the daemon import
+
+        forced_stages = [f"{stage}@{each.id}" for each in runs if each.optimizer in forced for stage in _RUN_STAGES]
+        if not (folder / ".dvc" / "config").is_file() and source_code.read_stage(folder, "download"):
+            repository.make_dvc_project(folder)  # a new study; those of earlier versions have no stage `download`
+        pipeline = DvcPipeline(folder / "dvc.yaml", [*tunings, *targets], forced_stages, allow_missing)
+        watched = pipeline.list_watched_paths()
+        digest = verified.compute_digest(watched)
+        if preflight_cache.load_cached(config) is None:
+            _run_check(fork_server, ["optlab", "check"], folder)
+    _provide_data(pipeline, fork_server, allow_missing)
+    _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
+    with _make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
+        tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
+        for name in config.optimizers:
+            if name not in tuned_on_cluster:
+                _run_stage(pipeline, fork_server, f"tune@{name}", "a tuning failed")
+        _run_tunings(pipeline, config, folder, tuned_on_cluster, job_executor)
+        with pipeline.lock_stages(targets), Display(runs) as display:
+            failures = RunScheduler(pipeline, folder, job_executor, display).run([each.id for each in runs])
+        if failures:
+            for run, reason in failures.items():
+                print(f"{run}: {reason}", file=sys.stderr)
+            raise RunsFailedError(
+                f"{len(failures)} of {len(runs)} runs failed: {', '.join(failures)}: mend it, then repeat the "
+                f"command: it runs these again, and nothing else"
+            )
+    if _run_final_stages(pipeline, fork_server, folder, {*tunings, *targets}, allow_missing):
+        return
+    if not pipeline.has_run and (folder == Path() or "download" in pipeline.names):
+        verified.write(watched, digest)
 
 
 def _make_executor(config: Config, folder: Path, jobs: int, fork_server: ForkServer,
@@ -113,11 +143,14 @@ def _describe_plan(config: Config, folder: Path, jobs: int | None) -> str:
 
 def _run_final_stages(
     pipeline: "DvcPipeline", fork_server: ForkServer, folder: Path, done: Collection[str], allow_missing: bool
-) -> None:
+) -> bool:
     """Compare the runs, run the stages that a user has added, and show a comparison that was up to date.
 
     Args:
         done: names of the complete stages.
+
+    Returns:
+        Whether a stage was stale.
 
     Raises:
         RunsFailedError: a stage failed.
@@ -125,15 +158,17 @@ def _run_final_stages(
     problem = "the runs are complete, but a stage after them failed"
     has_compared = _run_stage(pipeline, fork_server, "compare", problem)
     others = [name for name in pipeline.names if name not in done]
-    if any(pipeline.is_stale(name) for name in others):
+    has_others = any(pipeline.is_stale(name) for name in others)
+    if has_others:
         options = ["--allow-missing"] if allow_missing else []
         command = [*repository.DVC_COMMAND, "--wait-for-lock", "repro", "--quiet", *options]
         if processes.run(command, cwd=folder):
             raise RunsFailedError(f"{problem}: see above")
     if not has_compared:
-        print("Nothing has changed since the last comparison.", flush=True)
+        print(_UNCHANGED, flush=True)
         if fork_server.start("show", ["optlab", "show"], folder, executor.list_cores(), {}).result():
             raise RunsFailedError("the record is complete, but cannot be shown: see above")
+    return has_compared or has_others
 
 
 def _provide_data(pipeline: "DvcPipeline", fork_server: ForkServer, allow_missing: bool) -> None:

@@ -162,17 +162,36 @@ class ComparisonSyncState(BaseModel):
         except (OSError, ValueError):
             return None
 
+    def is_current(self) -> bool:
+        """Return whether the present store shows the comparison.
+
+        Raises:
+            Exception: whatever MLflow raises if it cannot be reached.
+        """
+        return bool(self.store) and self.store == mlflow_store.get_store_id(self.shown.experiment)
+
     def write(self) -> bool:
         """Write the state, and return whether there was room: on a full disk, `optlab show` still shows it."""
         try:
-            files.write_atomic(_get_state_path(self.shown.experiment), self.model_dump_json().encode())
+            files.write_atomic(get_state_path(self.shown.experiment), self.model_dump_json().encode())
         except StorageError:
             return False
         return True
 
 
-def _get_state_path(experiment: str) -> Path:
+def get_state_path(experiment: str) -> Path:
+    """Return the file with the last comparison of an experiment."""
     return repository.get_state_root() / COMPARISON_FOLDER / f"{experiment}.json"
+
+
+def is_shown(experiment: str) -> bool:
+    """Return whether the present store shows the saved comparison of an experiment; False without one.
+
+    Raises:
+        Exception: whatever MLflow raises if it cannot be reached.
+    """
+    state = ComparisonSyncState.read(get_state_path(experiment))
+    return state is not None and state.is_current()
 
 
 def update_saved_view(experiment: str) -> str:
@@ -181,9 +200,9 @@ def update_saved_view(experiment: str) -> str:
     Raises:
         Exception: whatever MLflow raises; StorageError if there is no saved comparison.
     """
-    state = ComparisonSyncState.read(_get_state_path(experiment))
+    state = ComparisonSyncState.read(get_state_path(experiment))
     if state is None:
-        raise StorageError(f"{_get_state_path(experiment)} cannot be read")
+        raise StorageError(f"{get_state_path(experiment)} cannot be read")
     return update_view(state.shown)
 
 
@@ -195,7 +214,7 @@ def update_outdated_views() -> Iterator[str]:
     """
     for path in sorted((repository.get_state_root() / COMPARISON_FOLDER).glob("*.json")):
         state = ComparisonSyncState.read(path)
-        if state and (not state.store or state.store != mlflow_store.get_store_id(state.shown.experiment)):
+        if state and not state.is_current():
             update_view(state.shown)
             yield state.shown.experiment
 

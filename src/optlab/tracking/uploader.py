@@ -110,6 +110,15 @@ def get_uploaded_summary(
     return summary if state.store == get_store_id(summary.experiment) else None
 
 
+def is_all_in_local_store() -> bool:
+    """Return whether the repository's own database has every event log, and every run has ended; False of a server."""
+    if not mlflow_store.is_local():
+        return False
+    get_store_id = functools.cache(mlflow_store.get_store_id)
+    summaries = (get_uploaded_summary(log, get_store_id) for log in list_logs())
+    return all(summary and summary.status for summary in summaries)
+
+
 def list_refused_logs() -> list[str]:
     """Return the names of the logs of which the store has refused a part."""
     return [each.folder.name for each in list_logs() if SyncState.read(each.folder).refused]
