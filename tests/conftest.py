@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported; several tests share the cores
 
+import projects
 import pytest
 
 from optlab.data import download
@@ -15,6 +16,12 @@ from optlab.schema.parameters import Config
 from optlab.tracking import mlflow_store
 
 ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
+
+
+def pytest_configure():
+    """Before pytest-xdist starts its workers, which find the socket in their environment."""
+    if projects.STAGES_VARIABLE not in os.environ:
+        projects.serve_stages()
 
 
 def pytest_collection_modifyitems(items):
@@ -69,8 +76,8 @@ def _small_config(data=None, training=None, **changes):
     values = {
         "model": "zilliax",
         "seeds": [0],
-        "data": {"dataset": "cifar10_sample", "train_size": 400, "validation_size": 100} | (data or {}),
-        "training": {"epochs": 1, "batch_size": 64, "threads": 2} | (training or {}),
+        "data": {"dataset": "cifar10_sample", "train_size": 100, "validation_size": 20} | (data or {}),
+        "training": {"epochs": 1, "batch_size": 16, "threads": 2} | (training or {}),
         "optimizers": {"sgd": {"class": "SGD", "lr": 0.01}, "adam": {"class": "Adam", "lr": 0.001}},
     }
     return Config.model_validate(values | changes)

@@ -34,9 +34,9 @@ def config(case: str, threads: int, kind: str) -> Config:
         spec = OTHERS[optimizer]
     if optimizer == "Muon":
         spec["fallback"] = {"class": "AdamW", "lr": 0.001}
-    if optimizer == "LBFGS" and kind == "fast":  # the digests that are kept of `portable` were made with its 20
+    if optimizer == "LBFGS":
         spec["max_iter"] = 4
-    size = 20 if model == "resnet18" else 200  # 200 in batches of 64 leave one of 8
+    size = {"fast": 10, "portable": 20}[kind] if model == "resnet18" else 200  # 200 in batches of 64 leave one of 8
     stronger = model == "conv6"
     return Config.model_validate(
         {

@@ -2,11 +2,11 @@
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -14,7 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from optlab.system.processes import PARENT_PID_VARIABLE
 TOP = Path(__file__).resolve().parents[1]
 SAMPLE = TOP / "tests" / "data" / "cifar10-sample.tar.gz"
 
-LONG = 24  # epochs of 7 steps each: with the rests some seconds, and so a checkpoint
+LONG = 12  # epochs of 7 steps each: with the rests some seconds, and so a checkpoint
 RESTING = """\
+import os
 import time
 
 import torch
@@ -38,7 +40,7 @@ import torch
 class Resting(torch.optim.Adam):
     def step(self, closure=None):
         if len(self.param_groups[0]["params"]) > 2:  # not while it is tried on two matrices
-            time.sleep(0.015)
+            time.sleep(float(os.environ.get("REST_S", 0.03)))
         return super().step(closure)
 """
 
@@ -64,9 +66,11 @@ class Project:
     def environment(self) -> dict[str, str]:
         """That repository's own code, the sample, and nothing of the caller's MLflow settings.
 
-        MLflow puts its address into the environment of the process that calls it, which a test may have been.
+        MLflow puts its address into the environment of the process that calls it, which a test may have been, and
+        `repro.run_pipeline` the id of that process, which a forked stage would miss among its ancestors.
         """
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "DVC"))}
+        foreign = ("MLFLOW", "DVC", "OPTLAB")
+        own = {key: each for key, each in os.environ.items() if not key.startswith(foreign) or key == STAGES_VARIABLE}
         return own | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.top / "src"),
@@ -75,22 +79,26 @@ class Project:
         }
 
     def run(self, *command: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command there, to its end."""
+        """Run a command there, to its end; `dvc` is a child of a process that has imported it."""
         own = self.environment | environment
+        if command[0] == "dvc" and (result := _fork(command, self.top / folder, own)):
+            return result
         return subprocess.run(command, cwd=self.top / folder, env=own, capture_output=True, text=True, timeout=600)
 
     def run_stage(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run one stage module without DVC."""
         return self.run_forked(f"pipeline/{name}.py", *arguments, **environment)
 
-    def run_forked(self, *words: str, folder: str = ".", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_forked(
+        self, *words: str, folder: str = ".", forced: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a stage's module, or `optlab`, as a child of a process that has imported what it needs.
 
         Where the project's code is not this repository's, or its numerics are decided before the imports, it is a
-        process of its own.
+        process of its own; unless it is `forced`: then this repository's code runs, and what it starts may differ.
         """
-        if _can_be_forked(self.top, self.environment | environment):
-            return _get_fork_server().call(list(words), self.top / folder, self.environment | environment)
+        if result := _fork(words, self.top / folder, self.environment | environment, forced):
+            return result
         program = [] if words[0] == "optlab" else [sys.executable]
         return self.run(*program, *words, folder=folder, **environment)
 
@@ -100,7 +108,8 @@ class Project:
 
     def get_fork_environment(self, **environment: str) -> dict[str, str]:
         """The environment in which DVC's stages are such children."""
-        return _get_fork_server().shim(self.environment | environment)
+        own = self.environment | environment
+        return own | {"PATH": f"{_get_stages_folder()}{os.pathsep}{own['PATH']}"}
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace text in a file; it must be there."""
@@ -135,11 +144,11 @@ def _can_be_forked(folder: Path, environment: dict[str, str]) -> bool:
 
 
 # What the tests' `dvc` and `optlab` find as `python`: it passes a stage's command on, with its output, and waits for
-# the status; what cannot be forked, it becomes.
+# the status; what cannot be forked, it becomes, and the module that a test names as UNFORKED.
 SHIM = """\
 #!{python} -ISE
 import json, os, socket, sys
-if len(sys.argv) < 2 or not sys.argv[1].endswith(".py"):
+if len(sys.argv) < 2 or not sys.argv[1].endswith(".py") or sys.argv[1] == os.environ.get("UNFORKED"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 environment = {{name: value for name, value in os.environ.items() if name not in {callers}}}
 with socket.socket(socket.AF_UNIX) as server:
@@ -147,74 +156,116 @@ with socket.socket(socket.AF_UNIX) as server:
     asked = json.dumps({{"words": sys.argv[1:], "folder": os.getcwd(), "environment": environment}}).encode()
     socket.send_fds(server, [len(asked).to_bytes(8, "big")], [1, 2])
     server.sendall(asked)
-    answer = server.makefile().readline().strip()
-if answer == "not here":
+    status = json.loads(server.makefile().readline())
+if status is None:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
-sys.exit(int(answer))
+sys.exit(status if isinstance(status, str) or status >= 0 else 128 - status)
 """
+STAGES_VARIABLE = "OPTLAB_TESTS_STAGES"  # the folder of its socket
 
 
 class Stages(ForkServer):
-    """The process that `Project.run_forked` forks; one for each process of tests."""
+    """The process that `Project.run_forked` forks; one for all processes of tests, which ask for jobs at a socket."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
-        self.PROGRAM = (str(Path(__file__).with_name("fork_stages.py")), str(self._folder / "python"))
-        # A test in this process may have set MLflow's address for itself.
-        own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW")}
+    def __init__(self, folder: Path) -> None:
+        self.PROGRAM = (str(Path(__file__).with_name("fork_stages.py")), str(folder / "python"))
+        # A test in this process may have set MLflow's address for itself; the others are what a job may not find set.
+        others = ("COLUMNS", "LINES", "CI", "NO_COLOR")
+        own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MLFLOW") or name in others}
         super().__init__(busy_wait=False)
         os.environ.update(own)
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
-        place = str(self._folder / "socket")
-        callers = ["DVC_STAGE", PARENT_PID_VARIABLE]
-        (self._folder / "python").write_text(SHIM.format(python=sys.executable, place=place, callers=callers))
-        (self._folder / "python").chmod(0o755)
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(place)
-        self._listener.listen()
-        threading.Thread(target=self._serve, daemon=True).start()
 
-    def shim(self, environment: dict[str, str]) -> dict[str, str]:
-        """The environment in which `python` is the shim."""
-        return environment | {"PATH": f"{self._folder}{os.pathsep}{environment['PATH']}"}
-
-    def call(self, words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            status = self._do(words, folder, environment, [out.fileno(), err.fileno()])
-            for file in (out, err):
-                file.seek(0)
-            return subprocess.CompletedProcess(words, status, out.read(), err.read())
-
-    def _do(self, words: list[str], folder: Path, environment: dict[str, str], output: list[int]) -> int:
+    def do(
+        self, words: list[str], folder: Path, environment: dict[str, str], output: list[int],
+        tell: Callable[[int], object] = lambda pid: None,
+    ) -> int | str:  # fmt: skip
+        """Run a job to its end, and tell its process id; return its status, or why it was not run."""
         job = LocalJob(words[0], None)
-        assert self._send(job, words, folder, [], environment, output)
+        if not self._send(job, words, folder, [], environment, output):
+            return "the process that is forked has ended"
+        while not job.pid and not job.done():
+            time.sleep(0.002)
+        tell(job.pid)
         status = job.result()
-        assert not job.reason, job.reason
-        return status
-
-    def _serve(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            threading.Thread(target=self._pass_on, args=[connection], daemon=True).start()
-
-    def _pass_on(self, connection: socket.socket) -> None:
-        with connection:
-            size, output, _, _ = socket.recv_fds(connection, 8, 2)
-            asked = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
-            folder, environment = Path(asked["folder"]), asked["environment"]
-            answer = "not here"
-            if _can_be_forked(folder, environment):
-                status = self._do(asked["words"], folder, environment, output)
-                answer = str(status if status >= 0 else 128 - status)
-            for descriptor in output:
-                os.close(descriptor)
-            connection.sendall(f"{answer}\n".encode())
+        return job.reason or status
 
 
-@functools.cache
-def _get_fork_server() -> Stages:
-    return Stages()
+def serve_stages() -> None:
+    """Answer at a socket, with a process of stages that is started when it is first needed.
+
+    The processes that this one starts find the socket in their environment.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="optlab-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    callers, place = ["DVC_STAGE", PARENT_PID_VARIABLE], str(folder / "socket")
+    (folder / "python").write_text(SHIM.format(python=sys.executable, place=place, callers=callers))
+    (folder / "python").chmod(0o755)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen(100)
+    os.environ[STAGES_VARIABLE] = str(folder)
+    threading.Thread(target=_serve, args=[listener, folder], daemon=True).start()
+
+
+def _serve(listener: socket.socket, folder: Path) -> None:
+    stages = None
+    while True:
+        connection, _ = listener.accept()
+        stages = stages or Stages(folder)
+        threading.Thread(target=_answer, args=[connection, stages], daemon=True).start()
+
+
+def _answer(connection: socket.socket, stages: Stages) -> None:
+    with connection:
+        size, output, _, _ = socket.recv_fds(connection, 8, 2)
+        asked = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
+        words, folder, environment = asked["words"], Path(asked["folder"]), asked["environment"]
+        status: int | str | None = None
+        forced = asked.get("forced") or words[0] == "dvc" or words[0].endswith("serve_mlflow.py")
+        if forced or _can_be_forked(folder, environment):
+            tell = [lambda pid: connection.sendall(f"{pid}\n".encode())] if asked.get("tell_pid") else []
+            status = stages.do(words, folder, environment, output, *tell)
+        for descriptor in output:
+            os.close(descriptor)
+        connection.sendall(f"{json.dumps(status)}\n".encode())
+
+
+def _get_stages_folder() -> Path:
+    if STAGES_VARIABLE not in os.environ:
+        serve_stages()
+    return Path(os.environ[STAGES_VARIABLE])
+
+
+def ask_stages(
+    words: Sequence[str], folder: Path, environment: dict[str, str], output: list[int], **options: bool
+) -> socket.socket:
+    """Ask for a job with that output; what comes back is for `read_status`."""
+    server = socket.socket(socket.AF_UNIX)
+    server.settimeout(600)
+    server.connect(str(_get_stages_folder() / "socket"))
+    asked = json.dumps({"words": words, "folder": str(folder), "environment": environment} | options).encode()
+    socket.send_fds(server, [len(asked).to_bytes(8, "big")], output)
+    server.sendall(asked)
+    return server
+
+
+def read_status(server: socket.socket) -> int | None:
+    """Wait for the end of a job; return its status, or None where it cannot be forked."""
+    with server:
+        status = json.loads(server.makefile().readline())
+    assert not isinstance(status, str), status
+    return status
+
+
+def _fork(
+    words: Sequence[str], folder: Path, environment: dict[str, str], forced: bool = False
+) -> "subprocess.CompletedProcess[str] | None":
+    """Run a job to its end; None where it cannot be forked."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        status = read_status(ask_stages(words, folder, environment, [out.fileno(), err.fileno()], forced=forced))
+        for file in (out, err):
+            file.seek(0)
+        return None if status is None else subprocess.CompletedProcess(words, status, out.read(), err.read())
 
 
 def list_started_stages(result: "subprocess.CompletedProcess[str]") -> set[str]:
@@ -242,13 +293,53 @@ def logged_runs(project: Project) -> dict[str, dict]:
         }
 
 
+class ForkedProcess:
+    """What `subprocess.Popen` is for another one, for a process that the tests' fork server has forked."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server, self._status = server, Future[int]()
+        self._lines = server.makefile()
+        self.pid = int(self._lines.readline())
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with self._server:
+            self._status.set_result(json.loads(self._lines.readline()))
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        return self._status.result() if self._status.done() else None
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._status.result(timeout)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process beside the test; it is killed at the end, and what followed it has to end by itself."""
+def started(project: Project, *command: str, forked: bool = False) -> Iterator["subprocess.Popen[str] | ForkedProcess"]:
+    """A process beside the test; it is killed at the end, and what followed it has to end by itself.
+
+    With `forked`, it is a child of a process that has imported what it needs.
+    """
+    process: subprocess.Popen[str] | ForkedProcess
     with _log(project).open("a") as log:
-        process = subprocess.Popen(
-            command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True, text=True
-        )
+        if forked:
+            output = [log.fileno(), log.fileno()]
+            process = ForkedProcess(ask_stages(command, project.top, project.environment, output, tell_pid=True))
+        else:
+            process = subprocess.Popen(
+                command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True,
+                text=True,
+            )  # fmt: skip
     try:
         yield process
     finally:
@@ -256,7 +347,7 @@ def started(project: Project, *command: str) -> Iterator["subprocess.Popen[str]"
         process.wait()
         deadline = time.monotonic() + 60
         while (left := processes_below(project.top)) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.02)
         for each in left:
             with contextlib.suppress(psutil.Error):
                 each.kill()
@@ -272,7 +363,7 @@ def _log(project: Project) -> Path:
     return project.top.parent / f"{project.top.name}.log"
 
 
-def until(process: "subprocess.Popen[str]", reached: Callable[[], object]) -> None:
+def until(process: "subprocess.Popen[str] | ForkedProcess", reached: Callable[[], object]) -> None:
     """Wait for it, as long as the process is at work."""
     deadline = time.monotonic() + 120
     while not reached():
@@ -330,6 +421,7 @@ def create(top: Path) -> Project:
         ["git", "init", "-q"],
         ["git", "config", "user.name", "test"],
         ["git", "config", "user.email", "test@example.org"],
+        ["git", "config", "merge.optlab-lock.driver", "false"],  # else the first `optlab` says that it adds the drivers
         ["git", "add", "-A"],
         ["git", "commit", "-qm", "start"],
     ):

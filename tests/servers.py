@@ -3,33 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from projects import Project
+from projects import Project, ask_stages, read_status
 
-# What `mlflow server` starts, too, once its command line is read, which takes as long again: the same application.
-SERVE = """
-import os, sys
-import uvicorn
-from mlflow.server import constants, handlers
-
-store, artifacts, port = sys.argv[1:]
-os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = store
-os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
-os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = artifacts
-os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
-handlers.initialize_backend_stores(store, store, "mlflow-artifacts:/")
-uvicorn.run("mlflow.server.fastapi_app:app", port=int(port))
-"""
+PROGRAM = Path(__file__).with_name("serve_mlflow.py")
 
 
 class Server:
@@ -43,15 +29,18 @@ class Server:
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.database = folder / "server.db"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.ended: socket.socket | None = None  # tells when the process has ended
+        self._pid = folder / "pid"
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, f"sqlite:///{self.database}", str(self.folder / "artifacts"), str(self.port)],
-            cwd=self.folder, env=environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        words = [str(PROGRAM), f"sqlite:///{self.database}", str(self.folder / "artifacts"), str(self.port)]
+        self._pid.unlink(missing_ok=True)
+        with Path(os.devnull).open("w") as none:
+            self.ended = ask_stages(
+                words, self.folder, environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                [none.fileno(), none.fileno()],
+            )  # fmt: skip
         if not wait_until(self.answers, 120):
             raise SystemExit("the MLflow server did not start")
 
@@ -63,9 +52,11 @@ class Server:
             return False
 
     def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        if self.ended is not None:
+            with suppress(ProcessLookupError):
+                os.kill(int(self._pid.read_text()), signal.SIGKILL)
+            read_status(self.ended)
+            self.ended = None
 
     def empty(self) -> None:
         """Stop it, and start it again with nothing, at the same address."""
@@ -81,7 +72,7 @@ def wait_until(condition: Any, seconds: float) -> bool:
     while time.monotonic() < deadline:
         if condition():
             return True
-        time.sleep(0.2)
+        time.sleep(0.02)
     return False
 
 

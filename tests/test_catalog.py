@@ -37,8 +37,8 @@ def test_catalog_entry_trains(small_config, sample, known):
         pytest.skip(f"{known.package} is not installed: pip install -e '.[zoo]'")
     config = small_config(
         optimizers={known.name: known.values},
-        data={"train_size": 100, "validation_size": 20},
-        training={"batch_size": 16},
+        data={"train_size": 40, "validation_size": 10},
+        training={"batch_size": 6},
     )
     splits = cifar10.load(sample, config.data, 0)
     outcome = loop.train(config, known.name, 0, splits, torch.device("cpu"))

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import random
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +30,11 @@ class Cut(Exception):
 
 
 class CutAfter(loop.Callback):
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, begin):
+        self.step, self.begin = step, begin
 
     def on_step(self, epoch, step, loss, images):
+        assert step >= self.begin, "it has started over"
         if step == self.step:
             raise Cut
 
@@ -48,8 +50,8 @@ def noop():
     pass
 
 
-def run_training(config, sample, device, name="mine", saver=None, cut=None):
-    observers = [] if cut is None else [CutAfter(cut)]
+def run_training(config, sample, device, name="mine", saver=None, cut=None, begin=0):
+    observers = [CutAfter(cut, begin)]
     return loop.train(config, name, 0, cifar10.load(sample, config.data, 0), device, observers, saver)
 
 
@@ -57,7 +59,7 @@ def resume_after_interruption(config, sample, device, folder, cut):
     with pytest.raises(Cut):
         run_training(config, sample, device, saver=EveryStep(folder, noop), cut=cut)
     torch.rand(7)  # what another process draws in between must not matter
-    return run_training(config, sample, device, saver=EveryStep(folder, noop))
+    return run_training(config, sample, device, saver=EveryStep(folder, noop), begin=cut)
 
 
 def assert_same(first, second, tmp_path, model="zilliax"):
@@ -68,6 +70,8 @@ def assert_same(first, second, tmp_path, model="zilliax"):
     digests = [weights.save_model(tmp_path / "w.safetensors", outcome.model, model) for outcome in (first, second)]
     assert digests[0] == digests[1]
 
+
+SMALLER = {"train_size": 50, "validation_size": 10}  # 5 steps in batches of 10
 
 SPECS = {
     name: {"class": name}
@@ -89,19 +93,15 @@ SPECS["Schedule-Free"] = {"class": "schedulefree.AdamWScheduleFree", "lr": 0.01}
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_resumed_training_is_identical_for_every_optimizer(small_config, sample, device, tmp_path, spec):
-    """Two epochs of five steps, cut in the middle of the first, at the end of it, and in the second."""
+    """Two epochs of five steps, cut in the middle of the first, at its end, and in the second."""
     config = small_config(
-        optimizers={"mine": spec},
-        data={"train_size": 50, "validation_size": 10},
-        training={"epochs": 2, "batch_size": 10, "validations_per_epoch": 3},
+        optimizers={"mine": spec}, data=SMALLER, training={"epochs": 2, "batch_size": 10, "validations_per_epoch": 3}
     )
     whole = run_training(config, sample, device)
     for cut in (2, 5, 8):
         continued = resume_after_interruption(config, sample, device, tmp_path / str(cut), cut)
         assert_same(whole, continued, tmp_path)
 
-
-SMALLER = {"train_size": 100, "validation_size": 20}  # 7 steps in batches of 16
 
 SCHEDULES = {
     "constant with warm-up": {"name": "constant", "warmup_epochs": 0.5},
@@ -115,11 +115,11 @@ SCHEDULES = {
 def test_resumed_training_is_identical_for_every_schedule(small_config, sample, device, tmp_path, schedule):
     config = small_config(
         optimizers={"mine": {"class": "Adam", "lr": 0.003}}, data=SMALLER,
-        training={"epochs": 3, "batch_size": 16, "schedule": schedule},
+        training={"epochs": 3, "batch_size": 10, "schedule": schedule},
     )  # fmt: skip
     assert_same(
         run_training(config, sample, device),
-        resume_after_interruption(config, sample, device, tmp_path / "c", 9),
+        resume_after_interruption(config, sample, device, tmp_path / "c", 7),
         tmp_path,
     )
 
@@ -142,10 +142,10 @@ def test_checkpoint_restores_rng_state_and_buffers(small_config, sample, device,
     monkeypatch.setitem(models.MODELS, "dropping", Dropping)
     config = small_config(
         model=model, optimizers={"mine": {"class": "SGD", "lr": 0.01}},
-        data={"train_size": 10, "validation_size": 10}, training={"epochs": 2, "batch_size": 5},
+        data={"train_size": 10, "validation_size": 10}, training={"epochs": 1, "batch_size": 5},
     )  # fmt: skip
     whole = run_training(config, sample, device)
-    assert_same(whole, resume_after_interruption(config, sample, device, tmp_path / "c", 2), tmp_path, model)
+    assert_same(whole, resume_after_interruption(config, sample, device, tmp_path / "c", 1), tmp_path, model)
 
 
 class Drawing(torch.optim.SGD):
@@ -172,7 +172,7 @@ class Keeping(torch.optim.SGD):
 
 def test_checkpoint_restores_every_global_rng(small_config, sample, device, tmp_path):
     entry = {"class": f"{__name__}.Drawing", "lr": 0.01}
-    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 10})
     whole = run_training(config, sample, device)
     random.seed(1)
     np.random.seed(1)  # as another process has them
@@ -213,7 +213,7 @@ class Asking(Swapping):
 def test_checkpoint_restores_optimizer_train_eval_weights(small_config, sample, device, tmp_path):
     def config(cls):
         entry = {"class": f"{__name__}.{cls}", "lr": 0.01}
-        return small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+        return small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 10})
 
     whole = run_training(config("Swapping"), sample, device)
     assert_same(whole, resume_after_interruption(config("Swapping"), sample, device, tmp_path / "c", 5), tmp_path)
@@ -240,25 +240,36 @@ def test_unsavable_optimizer_state_gives_one_warning(
     monkeypatch.setattr(checkpoint, "_MIN_INTERVAL_S", 0)
     monkeypatch.setattr(Keeping, "kept", kept)
     entry = {"class": f"{__name__}.Keeping", "lr": 0.01}
-    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    config = small_config(optimizers={"mine": entry}, data=SMALLER, training={"epochs": 2, "batch_size": 10})
     assert run_training(config, sample, device, saver=checkpoint.FileCheckpointer(tmp_path, noop)).status == "completed"
     warnings = [line for line in capsys.readouterr().err.splitlines() if "DVC does not see" not in line]
     assert len(warnings) == 1 and f"no checkpoint ({said}" in warnings[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(small_config):
     optimizer = {"mine": {"class": "Adam", "lr": 0.001}}
-    return small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    return small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 10})
+
+
+@pytest.fixture(scope="module")
+def whole(config, sample, device):
+    """What it comes to when nothing cuts it off."""
+    return run_training(config, sample, device)
+
+
+@pytest.fixture(scope="module")
+def saved_checkpoint(config, sample, device, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "key"
+    with pytest.raises(Cut):
+        run_training(config, sample, device, saver=EveryStep(folder, noop), cut=7)
+    return folder
 
 
 @pytest.fixture
-def checkpoint_dir(config, sample, device, tmp_path):
-    """The folder with the checkpoint of a training that was cut off."""
-    folder = tmp_path / "run" / "key"
-    with pytest.raises(Cut):
-        run_training(config, sample, device, saver=EveryStep(folder, noop), cut=9)
-    return folder
+def checkpoint_dir(saved_checkpoint, tmp_path):
+    """A folder with the checkpoint of a training that was cut off."""
+    return shutil.copytree(saved_checkpoint, tmp_path / "run" / "key")
 
 
 class Remembers:
@@ -285,23 +296,23 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_checkpoint_is_refused_and_run_restarts(
-    config, sample, device, checkpoint_dir, tmp_path, capsys, damage
+    config, whole, sample, device, checkpoint_dir, tmp_path, capsys, damage
 ):
     (path,) = checkpoint_dir.glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
     continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "SHA-256" in capsys.readouterr().err
-    assert_same(run_training(config, sample, device), continued, tmp_path)
+    assert_same(whole, continued, tmp_path)
 
 
-def test_refused_checkpoint_falls_back_to_previous(config, sample, device, checkpoint_dir, tmp_path, capsys):
+def test_refused_checkpoint_falls_back_to_previous(config, whole, sample, device, checkpoint_dir, tmp_path, capsys):
     (checkpoint_dir / f"999999999-{64 * '0'}.safetensors").write_bytes(b"damaged")
     (checkpoint_dir / "a_folder.safetensors").mkdir()
     continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     error = capsys.readouterr().err
     assert "its SHA-256 is not the one in its name): an earlier one is tried" in error
     assert "starts over" not in error
-    assert_same(run_training(config, sample, device), continued, tmp_path)
+    assert_same(whole, continued, tmp_path)
 
 
 def write_forged_checkpoint(folder, content):
@@ -314,11 +325,13 @@ def write_forged_checkpoint(folder, content):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", save({"a": torch.zeros(3)})], ids=["empty", "text", "other tensors"]
 )
-def test_invalid_checkpoint_content_is_refused(config, sample, device, checkpoint_dir, tmp_path, capsys, content):
+def test_invalid_checkpoint_content_is_refused(
+    config, whole, sample, device, checkpoint_dir, tmp_path, capsys, content
+):
     write_forged_checkpoint(checkpoint_dir, content)
     continued = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "refused" in capsys.readouterr().err
-    assert_same(run_training(config, sample, device), continued, tmp_path)
+    assert_same(whole, continued, tmp_path)
 
 
 def test_malicious_checkpoint_executes_nothing(config, sample, device, checkpoint_dir, tmp_path, capsys):
@@ -333,21 +346,23 @@ def test_checkpoint_of_other_optimizer_is_refused(
 ):
     """Though the folder's name forbids it: the weights that fit are not taken either."""
     optimizer = {"mine": {"class": "SGD", "lr": 0.01}}
-    other = small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 16})
+    other = small_config(optimizers=optimizer, data=SMALLER, training={"epochs": 2, "batch_size": 10})
     continued = run_training(other, sample, device, saver=checkpoint.FileCheckpointer(checkpoint_dir, noop))
     assert "of another optimizer" in capsys.readouterr().err
     assert_same(run_training(other, sample, device), continued, tmp_path)
 
 
-def test_interrupted_checkpoint_write_keeps_previous(config, sample, device, checkpoint_dir, tmp_path, monkeypatch):
+def test_interrupted_checkpoint_write_keeps_previous(
+    config, whole, sample, device, checkpoint_dir, tmp_path, monkeypatch
+):
     (path,) = checkpoint_dir.glob("*.safetensors")
     (checkpoint_dir / f".000000010-{'0' * 64}.safetensors.new").write_bytes(path.read_bytes()[:1000])
     continued = run_training(config, sample, device, saver=EveryStep(checkpoint_dir, noop))
-    assert_same(run_training(config, sample, device), continued, tmp_path)
+    assert_same(whole, continued, tmp_path)
     assert len(list(checkpoint_dir.iterdir())) == 1  # what the kill left is gone
 
 
-def test_checkpoint_on_full_disk_gives_one_warning(config, sample, device, tmp_path, monkeypatch, capsys):
+def test_checkpoint_on_full_disk_gives_one_warning(config, whole, sample, device, tmp_path, monkeypatch, capsys):
     def full(path, content):
         raise checkpoint.StorageError(f"{path}: cannot be written (No space left on device)")
 
@@ -357,7 +372,7 @@ def test_checkpoint_on_full_disk_gives_one_warning(config, sample, device, tmp_p
     outcome = run_training(config, sample, device, saver=checkpoint.FileCheckpointer(tmp_path / "c", noop))
     monkeypatch.undo()
     assert capsys.readouterr().err.count("warning") == 1
-    assert_same(run_training(config, sample, device), outcome, tmp_path)
+    assert_same(whole, outcome, tmp_path)
 
 
 def test_checkpoint_interval_follows_save_cost(config, sample, device, tmp_path, monkeypatch):

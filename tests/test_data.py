@@ -19,6 +19,13 @@ def splits(sample, small_config):
     return cifar10.load(sample, small_config().data, 0)
 
 
+@pytest.fixture(scope="module")
+def small_config(small_config):
+    """All images of the sample, in two splits."""
+    whole = {"train_size": 400, "validation_size": 100}
+    return lambda data=None, **changes: small_config(whole | (data or {}), **changes)
+
+
 @pytest.fixture
 def sample_copy(sample, tmp_path):
     return shutil.copytree(sample, tmp_path / "cifar10_sample")

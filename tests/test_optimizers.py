@@ -391,8 +391,8 @@ def test_schedule_free_switches_between_train_and_eval_mode(sample, small_config
     theirs = models.build("zilliax", seed=0)
     optimizer = schedulefree.AdamWScheduleFree(theirs.parameters(), lr=0.01)
     optimizer.train()
-    order = cifar10.compute_epoch_order(0, 1, 400, shuffle=True)
-    for images, labels in cifar10.iterate_batches(splits.train, order, 64):
+    order = cifar10.compute_epoch_order(0, 1, 100, shuffle=True)
+    for images, labels in cifar10.iterate_batches(splits.train, order, 16):
         optimizer.zero_grad()
         F.cross_entropy(theirs(images), labels).backward()
         optimizer.step()

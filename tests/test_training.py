@@ -34,7 +34,7 @@ def test_training_loop_equals_plain_pytorch(small_config, sample, device):
     optimizer = torch.optim.Adam(model.parameters(), lr=config.optimizers["adam"].hyperparameters["lr"])
     losses = []
     for images, labels in cifar10.iterate_batches(
-        splits.train, cifar10.compute_epoch_order(0, 1, len(splits.train), True), 64
+        splits.train, cifar10.compute_epoch_order(0, 1, len(splits.train), True), 16
     ):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -43,8 +43,8 @@ def test_training_loop_equals_plain_pytorch(small_config, sample, device):
         losses.append(loss.item())
     assert outcome.step_losses == [losses]
     (epoch,) = outcome.epochs
-    # 400 images in batches of 64: six whole ones and one of 16.
-    assert epoch.train_loss == pytest.approx((64 * sum(losses[:6]) + 16 * losses[6]) / 400)
+    # 100 images in batches of 16: six whole ones and one of 4.
+    assert epoch.train_loss == pytest.approx((16 * sum(losses[:6]) + 4 * losses[6]) / 100)
     assert epoch.running_loss == pytest.approx(sum(losses), rel=1e-6)
     logits = model(cifar10.convert_to_input(splits.validation.images))
     assert epoch.validation_loss == pytest.approx(float(F.cross_entropy(logits, splits.validation.labels)), rel=1e-5)
@@ -55,7 +55,7 @@ def test_label_smoothing_affects_training_loss_only(small_config, sample, device
     config = small_config(training={"label_smoothing": 0.1})
     outcome = run(config, sample, device, "adam")
     splits = cifar10.load(sample, config.data, 0)
-    images, labels = next(cifar10.iterate_epoch_batches(splits.train, config.data, 0, 1, 64, 0))
+    images, labels = next(cifar10.iterate_epoch_batches(splits.train, config.data, 0, 1, 16, 0))
     logits = models.build("zilliax", 0)(images)
     # a tenth of each label is spread over the ten classes
     expected = 0.9 * F.cross_entropy(logits, labels) - 0.1 * logits.log_softmax(1).mean()
@@ -68,13 +68,13 @@ def test_label_smoothing_affects_training_loss_only(small_config, sample, device
 VARIANTS = {
     "fp32": {},
     "augmented": {"data": {"augment": "flip_crop"}, "training": {"label_smoothing": 0.1}},
-    "bf16": {"training": {"precision": "bf16", "batch_size": 200}},
+    "bf16": {"training": {"precision": "bf16", "batch_size": 50}},
     "cosine": {"training": {"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": 0.5}}},
     "conv6": {"model": "conv6", "training": {"batch_size": 20}, "data": {"train_size": 50, "validation_size": 10}},
     "resnet18": {
         "model": "resnet18",
-        "training": {"batch_size": 10},
-        "data": {"train_size": 20, "validation_size": 10},
+        "training": {"batch_size": 5},
+        "data": {"train_size": 10, "validation_size": 10},
     },
 }
 
@@ -87,8 +87,9 @@ def test_training_twice_gives_identical_bits(small_config, sample, device, tmp_p
     second = run(config, sample, device, "adam")
     assert first.step_losses == second.step_losses
     assert first.epochs == second.epochs
-    assert digest(first, tmp_path) == digest(second, tmp_path)
-    assert digest(run(config, sample, device, "adam", seed=1), tmp_path) != digest(first, tmp_path)
+    expected = digest(first, tmp_path)
+    assert digest(second, tmp_path) == expected
+    assert digest(run(config, sample, device, "adam", seed=1), tmp_path) != expected
 
 
 def test_bf16_training_differs_from_fp32(small_config, sample, device):
@@ -124,14 +125,14 @@ def test_validations_per_epoch_change_no_weights(small_config, sample, device, t
 
 
 def test_mid_epoch_validation_equals_shorter_training(small_config, sample, device):
-    """Half of an epoch of 400 images in batches of 40 is all of one of 200; without shuffling, of the same ones."""
-    common = {"train_size": 400, "shuffle": False}
+    """Half of an epoch of 100 images in batches of 10 is all of one of 50; without shuffling, of the same ones."""
+    common = {"shuffle": False}
     half = run(
-        small_config(data=common, training={"batch_size": 40, "validations_per_epoch": 2}), sample, device, "adam"
+        small_config(data=common, training={"batch_size": 10, "validations_per_epoch": 2}), sample, device, "adam"
     )
     splits = cifar10.load(sample, small_config(data=common).data, 0)
-    fewer = cifar10.Splits(cifar10.Split(splits.train.images[:200], splits.train.labels[:200]), splits.validation)
-    whole = loop.train(small_config(data=common, training={"batch_size": 40}), "adam", 0, fewer, device)
+    fewer = cifar10.Splits(cifar10.Split(splits.train.images[:50], splits.train.labels[:50]), splits.validation)
+    whole = loop.train(small_config(data=common, training={"batch_size": 10}), "adam", 0, fewer, device)
     assert half.validations[0] == whole.validations[0]
 
 
@@ -172,7 +173,7 @@ def one_logit_infinite(model, split):
     return logits
 
 
-ONE_STEP = {"epochs": 3, "batch_size": 400}
+ONE_STEP = {"epochs": 3, "batch_size": 100}
 # What is not finite → the changes of the configuration, those of the loop, and the first figure that is missing.
 NOT_FINITE = {
     "a weight": ({"training": ONE_STEP, "model": "idle"}, make_spoiling_step("weight"), None),
@@ -234,12 +235,12 @@ class RecordingCallback(loop.Callback):
 
 def test_callbacks_receive_events_in_order(small_config, sample, device):
     listener = RecordingCallback()
-    run(small_config(training={"epochs": 2, "batch_size": 200}), sample, device, observers=[listener])
+    run(small_config(training={"epochs": 2, "batch_size": 50}), sample, device, observers=[listener])
     lr = small_config().optimizers["sgd"].hyperparameters["lr"]
     assert listener.heard == [
         ("start", "sgd-0", 2, lr, 145578),
-        (1, 0, 200), (1, 1, 200), ("validation", 2), ("epoch", 1),
-        (2, 2, 200), (2, 3, 200), ("validation", 4), ("epoch", 2), ("end", "completed"),
+        (1, 0, 50), (1, 1, 50), ("validation", 2), ("epoch", 1),
+        (2, 2, 50), (2, 3, 50), ("validation", 4), ("epoch", 2), ("end", "completed"),
     ]  # fmt: skip
 
 
@@ -287,7 +288,7 @@ def test_optimizer_train_and_eval_calls_alternate(small_config, sample, device, 
 @pytest.mark.parametrize("name", sorted(set(optimizer_factory.get_torch_classes()) - {"SparseAdam"}))
 def test_dense_optimizer_trains_one_epoch(small_config, sample, device, name):
     spec = {"class": name} | ({"fallback": {"class": "AdamW", "lr": 0.001}} if name == "Muon" else {})
-    config = small_config(optimizers={"mine": spec}, data={"train_size": 100, "validation_size": 100})
+    config = small_config(optimizers={"mine": spec}, data={"train_size": 20}, training={"batch_size": 10})
     outcome = run(config, sample, device, "mine")
     assert len(outcome.step_losses[0]) == 2
     assert all(math.isfinite(loss) for loss in outcome.step_losses[0])

@@ -49,7 +49,7 @@ def collect_tuned_comparison(small_config, tmp_path):
 
     def collect(trials=SEARCHED, accuracies=(0.4, 0.5, 0.6, 0.7), at_edge=(), sensitivity=(), seeds=(0, 1), **changes):
         own = {"trials": 4, "halving": 1} | changes
-        config = small_config(seeds=list(seeds), optimizers=ENTRIES, tuning=own, training={"batch_size": 64})
+        config = small_config(seeds=list(seeds), optimizers=ENTRIES, tuning=own)
         write_record(tmp_path, config, accuracies)
         studies = [
             StudyResult(entry={"class": "SGD", "lr": 0.02}, trial=1, validation_accuracy=0.4, at_edge=list(at_edge))

@@ -20,26 +20,37 @@ def fresh(tmp_path):
     return projects.create(top)
 
 
-@pytest.fixture(scope="session")
-def reproduced(tmp_path_factory):
-    """A project after `dvc repro`, and what that printed. Tests that change it take a copy.
-
-    It is computed once for all of pytest-xdist's workers; each has a copy, for DVC locks what it looks at.
-    """
-    own = tmp_path_factory.mktemp("reproduced")
+def make_once(tmp_path_factory, name, make):
+    """A folder of that name that `make` has filled, once for all of pytest-xdist's workers."""
     everybodys = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         everybodys = everybodys.parent
-    original, printed = projects.Project(everybodys / "original"), everybodys / "printed"
-    with FileLock(everybodys / "original.lock"):
-        if not printed.exists():
-            shutil.rmtree(original.top, ignore_errors=True)
-            original.top.mkdir()
-            projects.create(original.top)
-            result = original.run("dvc", "repro")
-            assert result.returncode == 0, result.stdout + result.stderr
-            printed.write_text(result.stdout)
-    return original.copy(own / "project"), printed.read_text()
+    folder, done = everybodys / name, everybodys / f"{name}.done"
+    with FileLock(everybodys / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory):
+    """A project after `dvc repro`, whose stages were forked, and what that printed. Tests that change it take a copy.
+
+    Each of pytest-xdist's workers has a copy, for DVC locks what it looks at.
+    """
+
+    def make(folder):
+        (folder / "project").mkdir()
+        result = projects.create(folder / "project").repro()
+        assert result.returncode == 0, result.stdout + result.stderr
+        (folder / "printed").write_text(result.stdout)
+
+    made = make_once(tmp_path_factory, "original", make)
+    own = tmp_path_factory.mktemp("reproduced") / "project"
+    return projects.Project(made / "project").copy(own), (made / "printed").read_text()
 
 
 @pytest.fixture
@@ -52,12 +63,14 @@ def copied(reproduced, tmp_path):
 def longer(reproduced, tmp_path_factory):
     """A project that is to train longer, long enough for a checkpoint, in one thread. Tests take a copy.
 
-    Adam rests before each step: the training takes its time on a fast machine, too, and leaves others the core.
+    Adam rests before each step: the training takes its time on a fast machine, too, and leaves others the core. A step
+    is of three images.
     """
     project = reproduced[0].copy(tmp_path_factory.mktemp("longer") / "project")
     (project.top / "custom" / "resting.py").write_text(projects.RESTING)
     project.edit("params.yaml", "class: Adam,", "class: resting.Resting,")
-    project.edit("params.yaml", "epochs: 2", f"epochs: {projects.LONG}")
+    project.edit("params.yaml", "epochs: 2, batch_size: 16", f"epochs: {projects.LONG}, batch_size: 3")
+    project.edit("params.yaml", "train_size: 100", "train_size: 20")
     project.edit("params.yaml", "threads: 2", "threads: 1")
     return project
 
@@ -65,9 +78,14 @@ def longer(reproduced, tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(longer, tmp_path_factory):
     """The outputs of adam's longer training, by their paths."""
-    project = longer.copy(tmp_path_factory.mktemp("undisturbed") / "project")
-    assert project.run_stage("train", "adam", "0").returncode == 0
-    return {name: (project.top / name).read_bytes() for name in ("models/adam-0.safetensors", "runs/adam-0/train.json")}
+
+    def make(folder):
+        project = longer.copy(folder / "project")
+        result = project.run_stage("train", "adam", "0")
+        assert result.returncode == 0, result.stderr
+
+    top = make_once(tmp_path_factory, "undisturbed", make) / "project"
+    return {name: (top / name).read_bytes() for name in ("models/adam-0.safetensors", "runs/adam-0/train.json")}
 
 
 @pytest.fixture

@@ -1,7 +1,13 @@
-"""What MLflow's bare client sees in the repository that is the working directory, as JSON."""
+"""What MLflow's bare client sees in the repository that is the working directory, as JSON.
+
+python mlflow_snapshot.py [FOLDER]
+
+With a folder, it fetches the weights of all runs into it, and names the champion's run and version.
+"""
 
 import json
 import logging
+import sys
 
 import mlflow
 
@@ -13,6 +19,13 @@ def main():
     runs = client.search_runs([experiment.experiment_id])
     apart = client.get_experiment_by_name("optlab.summary")
     summaries = client.search_runs([apart.experiment_id]) if apart else []
+
+    champion = None
+    if sys.argv[1:]:
+        for run in runs:
+            client.download_artifacts(run.info.run_id, "weights", sys.argv[1])
+        version = client.get_model_version_by_alias("optlab-cifar10", "champion")
+        champion = [version.run_id, version.version]
 
     def history(run, key):
         return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
@@ -27,6 +40,7 @@ def main():
         json.dumps(
             {
                 "location": experiment.artifact_location,
+                "champion": champion,
                 "view": experiment.tags.get("mlflow.sharedViewState.comparison"),
                 "summaries": [
                     {

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import sys
 
 import projects
 import pytest
@@ -216,7 +215,7 @@ def apply_remedy(project, line):
     named = [told[1], *(told[2] or "").split(" and ")]
     for name in filter(None, named):
         (project.top / name).unlink()
-    return project.run("dvc", *told[3].split())
+    return project.run("dvc", *told[3].split(), **project.get_fork_environment())
 
 
 def test_flipped_bit_in_data_file_is_detected(copied):
@@ -265,7 +264,7 @@ def test_flipped_bit_in_checkpoint_is_detected(longer, undisturbed, tmp_path):
 
 def interrupt_training(project):
     """Kill a training once it has a checkpoint; returns that."""
-    with projects.started(project, sys.executable, "pipeline/train.py", "adam", "0") as process:
+    with projects.started(project, "pipeline/train.py", "adam", "0", forked=True) as process:
         projects.until(process, lambda: projects.checkpoints(project))
     (path,) = projects.checkpoints(project)
     return path
@@ -296,7 +295,7 @@ def test_flipped_bit_in_cached_weights_is_detected(copied, image):
 def test_flipped_bit_in_cached_data_is_detected(copied):
     before, damaged = read_outputs(copied), copied.top / "data/cifar10/data_batch_3.bin"
     flip_bit(cache_path(copied, damaged))
-    shutil.rmtree(copied.top / "data")
+    shutil.rmtree(copied.top / "data" / "cifar10")
     assert copied.run("dvc", "checkout", "download").returncode == 0
     line = assert_refused(copied.run_stage("train", "adam", "0"), "data/cifar10/data_batch_3.bin", "DVC's damaged copy")
     assert apply_remedy(copied, line).returncode == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import projects
 import psutil
 import pytest
-from projects import LONG, checkpoints, logged_runs, processes_below, started, until
+from projects import LONG, checkpoints, logged_runs, output, processes_below, started, until
 
 PROGRAMS = Path(sys.executable).parent
 DVC = (str(PROGRAMS / "dvc"), "repro", "train@adam-0")
@@ -21,9 +21,11 @@ STAGE = (sys.executable, "pipeline/train.py", "adam", "0")
 IMPATIENT = """
 import runpy, sys
 from optlab.system import locks
-locks.LOCK_TIMEOUT_S = 2.0
-sys.argv = ["pipeline/train.py", "adam", "0"]
-runpy.run_path(sys.argv[0], run_name="__main__")
+
+def main():
+    locks.LOCK_TIMEOUT_S = 0.2
+    sys.argv = ["pipeline/train.py", "adam", "0"]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -45,6 +47,11 @@ def read_events(project, run="adam-0"):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def read_steps(project):
+    """The steps whose losses are in the newest event log."""
+    return [point[3] for event in read_events(project) for point in event.get("points", ()) if point[0] == "step/loss"]
+
+
 def is_uploader(process):
     try:
         return "optlab.tracking.uploader_daemon" in process.cmdline()
@@ -57,7 +64,7 @@ def all_exit_within(project, seconds):
     while processes_below(project.top):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.1)
+        time.sleep(0.02)
     return True
 
 
@@ -72,36 +79,33 @@ def assert_resumed(project, before, undisturbed, interruptions):
 
 
 @pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
-def test_training_stops_with_caller_and_resumes(single_optimizer_project, undisturbed, command):
-    before = logged_runs(single_optimizer_project)
-    with started(single_optimizer_project, *command) as caller:
-        until(caller, lambda: checkpoints(single_optimizer_project))
-        assert len(processes_below(single_optimizer_project.top)) >= 3  # with what trains, and what fills MLflow
+def test_killed_caller_and_killed_uploader_lose_nothing(single_optimizer_project, undisturbed, command, monkeypatch):
+    """The training stops with its caller; the next call continues it, and replaces an uploader that is killed."""
+    project, before = single_optimizer_project, logged_runs(single_optimizer_project)
+    monkeypatch.setenv("REST_S", "0.1")  # it is at work until it is killed
+    with started(project, *command) as caller:
+        until(caller, lambda: checkpoints(project))
+        assert len(processes_below(project.top)) >= 3  # with what trains, and what fills MLflow
         caller.send_signal(signal.SIGKILL)
         caller.wait()
-        assert all_exit_within(single_optimizer_project, 60)
-    assert read_events(single_optimizer_project)[-1]["event"] == "end"
-    assert read_events(single_optimizer_project)[-1]["status"] == "interrupted"
-    again = single_optimizer_project.repro(*DVC[2:]) if command is DVC else single_optimizer_project.run(*command)
-    assert again.returncode == 0, again.stderr
-    assert re.search(r"adam-0  continues after step \d+", again.stdout), again.stdout
-    assert_resumed(single_optimizer_project, before, undisturbed, "1")
-    assert "up to date" in single_optimizer_project.run("dvc", "repro", *DVC[2:]).stdout
-
-
-@pytest.mark.parametrize("command", [DVC, OPTLAB], ids=["dvc", "optlab"])
-def test_killed_uploader_loses_nothing(single_optimizer_project, undisturbed, command):
-    before = logged_runs(single_optimizer_project)
-    with started(single_optimizer_project, *command) as caller:
-        until(caller, lambda: len(logged_runs(single_optimizer_project)) > len(before))
-        (uploader,) = filter(is_uploader, processes_below(single_optimizer_project.top))
+        assert all_exit_within(project, 60)
+    assert read_events(project)[-1]["event"] == "end"
+    assert read_events(project)[-1]["status"] == "interrupted"
+    (run,) = set(logged_runs(project)) - set(before)
+    known = logged_runs(project)[run]["steps"]
+    with started(project, *command) as caller:
+        until(caller, lambda: len(logged_runs(project)[run]["steps"]) > len(known))
+        (uploader,) = filter(is_uploader, processes_below(project.top))
         uploader.kill()
         assert caller.wait(240) == 0
-        assert all_exit_within(single_optimizer_project, 60)  # the one that was started in its place, too
-    assert_resumed(single_optimizer_project, before, undisturbed, None)
+        assert all_exit_within(project, 60)  # the one that was started in its place, too
+    assert re.search(r"adam-0  continues after step \d+", output(project))
+    assert_resumed(project, before, undisturbed, "1")
+    assert "up to date" in project.run("dvc", "repro", *DVC[2:]).stdout
 
 
-def test_killed_training_is_closed_by_sync(project):
+def test_killed_training_is_closed_by_sync(project, monkeypatch):
+    monkeypatch.setenv("REST_S", "0.1")  # it is at work until it is killed
     before = logged_runs(project)
     with started(project, *STAGE) as process:
         until(process, lambda: set(logged_runs(project)) - set(before))
@@ -158,7 +162,7 @@ def test_concurrent_repro_names_running_process(project):
             second = project.run(*DVC)
             assert "is busy" in error_lines(second)[0]
             assert f"(PID {first.pid}): " in second.stderr
-            assert error_lines(project.run(*OPTLAB)) == [
+            assert error_lines(project.run_forked("optlab", *OPTLAB[1:])) == [
                 f"repro: process {first.pid} (`{' '.join(DVC)}`) is at work in this folder: "
                 "wait for it to end, or stop it"
             ]
@@ -170,22 +174,23 @@ def test_concurrent_repro_names_running_process(project):
             lambda: checkpoints(project, "sgd-0") and "resume" in [each["event"] for each in read_events(project)],
         )
         with suspended_training(project):
-            (line,) = error_lines(project.run(*OPTLAB))
+            (line,) = error_lines(project.run_forked("optlab", *OPTLAB[1:]))
             assert line.startswith(f"repro: process {first.pid} (`") and "optlab repro" in line
             assert "is at work on it in this folder: wait for it to end, or stop it" in line
             second = project.run(*DVC)
             assert "is busy" in error_lines(second)[0] and "(PID " in second.stderr
-            (line,) = error_lines(project.run(sys.executable, "-c", IMPATIENT))
+            (project.top.parent / "impatient.py").write_text(IMPATIENT)
+            (line,) = error_lines(project.run_forked(str(project.top.parent / "impatient.py")))
             assert re.match(r"optlab-adam-0: process \d+ \(`.*pipeline/train.py adam 0`\) is at work", line), line
             assert not list(project.top.glob("models/*"))  # each was removed before its training, and none has ended
     assert len(new()) == len(new("sgd-0")) == 1
-    steps = [point[3] for event in read_events(project) for point in event.get("points", ()) if point[0] == "step/loss"]
+    steps = read_steps(project)
     assert steps == list(range(len(steps)))
 
 
 def test_concurrent_stages_run_one_after_another(project, undisturbed):
     """The second waits for the first, then does the same again, to the same bytes."""
-    with started(project, *STAGE) as first:
+    with started(project, *STAGE[1:], forked=True) as first:
         until(first, lambda: list(project.top.glob(".optlab/locks/optlab-adam-0.pid")) and checkpoints(project))
         second = project.run_stage("train", "adam", "0")
         assert first.poll() == 0  # by the time the second one ends

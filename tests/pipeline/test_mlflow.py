@@ -13,8 +13,8 @@ from PIL import Image
 from projects import list_started_stages
 
 
-def look(project, **environment):
-    result = project.run_forked(str(Path(__file__).with_name("mlflow_snapshot.py")), **environment)
+def look(project, *words, **environment):
+    result = project.run_forked(str(Path(__file__).with_name("mlflow_snapshot.py")), *words, **environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -69,41 +69,38 @@ def test_artifacts_move_with_repository(logged, copied):
     assert path.read_bytes() == (copied.top / "models/adam-0.safetensors").read_bytes()
 
 
-PREDICT = """
-import logging, sys, mlflow, numpy as np
-logging.disable(logging.WARNING)
-model = mlflow.pyfunc.load_model("models:/optlab-cifar10@champion")
-print(np.asarray(model.predict(np.full((2, 3, 32, 32), 0.5, np.float32))).shape)
-(run,) = mlflow.MlflowClient().search_runs(["1"], "attributes.run_name = 'adam-0'")
-print(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="weights/adam-0.safetensors",
-                                          dst_path=sys.argv[1]))
-"""
+@pytest.fixture(scope="module")
+def moved(reproduced, tmp_path_factory):
+    """A copy of the finished project that was moved: nothing is left that the old place still answers for."""
+    top = tmp_path_factory.mktemp("moved")
+    project = reproduced[0].copy(top / "first")
+    (top / "elsewhere").mkdir()
+    shutil.move(project.top, top / "elsewhere" / "moved")
+    return projects.Project(top / "elsewhere" / "moved")
 
 
-def test_moved_repository_keeps_working(reproduced, tmp_path):
-    """Nothing may be left that the old place still answers for."""
-    project = reproduced[0].copy(tmp_path / "first")
-    (tmp_path / "elsewhere").mkdir()
-    shutil.move(project.top, tmp_path / "elsewhere" / "moved")
-    project = projects.Project(tmp_path / "elsewhere" / "moved")
+def test_moved_repository_keeps_working(moved, tmp_path):
+    project = moved
     # The tutorial's pipeline has not run: it is not asked about.
     assert project.run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
     again = project.repro()
     assert (again.returncode, "Running stage" in again.stdout) == (0, False), again.stdout
-    assert "weights/adam-0.safetensors" in run_of(look(project), "adam-0")["files"]
-    result = project.run(sys.executable, "-c", PREDICT, str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    shape, downloaded = result.stdout.splitlines()[-2:]
-    assert shape == "(2, 10)"
-    assert Path(downloaded).read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
+    (tmp_path / "fetched").mkdir()
+    held = look(project, str(tmp_path / "fetched"))
+    assert "weights/adam-0.safetensors" in run_of(held, "adam-0")["files"]
+    fetched = tmp_path / "fetched" / "weights" / "adam-0.safetensors"
+    assert fetched.read_bytes() == (project.top / "models/adam-0.safetensors").read_bytes()
     Image.new("L", (40, 40), 128).save(tmp_path / "grey.png")
     assert project.run_forked("optlab", "predict", str(tmp_path / "grey.png")).stdout.count("%") == 3
     assert "has everything: no runs had something to send" in project.run_forked("optlab", "sync").stdout
 
 
-def test_served_champion_matches_recorded_weights(reproduced, tmp_path):
-    """Served from another process with bare MLflow, the champion gives the outputs of the weights in the record."""
-    project, _ = reproduced
+def test_served_champion_matches_recorded_weights(moved, tmp_path):
+    """Served from another process with bare MLflow, the champion gives the outputs of the weights in the record.
+
+    So it does in a repository that was moved.
+    """
+    project = moved
     champion = json.loads((project.top / "reports/champion.json").read_text())["champion"]
     images = np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32)
     (tmp_path / "in.json").write_text(json.dumps({"inputs": images.tolist()}))

@@ -97,11 +97,11 @@ def test_changed_code_during_repro_records_nothing(fresh):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_stops_all_child_processes(fresh, number):
+@pytest.mark.parametrize(("number", "forked"), [(signal.SIGINT, False), (signal.SIGTERM, True)], ids=["2", "15"])
+def test_interrupt_stops_all_child_processes(fresh, number, forked):
     fresh.edit("params.yaml", "epochs: 2", "epochs: 5000")
     log_folder = fresh.top / ".optlab" / "event_logs"
-    with projects.started(fresh, "optlab", "repro", "--jobs", "2") as parent:
+    with projects.started(fresh, "optlab", "repro", "--jobs", "2", forked=forked) as parent:
         projects.until(parent, lambda: len(list(log_folder.glob("*/events.jsonl"))) == 2)  # both have begun to train
         assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow
         parent.send_signal(number)
@@ -135,7 +135,7 @@ def test_jobs_get_separate_cores(monkeypatch):
     assert split_cores(6) == [{2}, {3}, {4}, {5}, {7}, {2}]
 
 
-@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n", "stages: null\n", "stages:\n  a: 1\n  a: 2\n", "- a\n"])
+@pytest.mark.parametrize("text", ["stages: [\n", "stages: null\n", "stages:\n  a: 1\n  a: 2\n", "- a\n"])
 def test_damaged_lock_is_reported_in_one_line(tmp_path, text):
     (tmp_path / "dvc.lock").write_text(text)
     with pytest.raises(RecordError, match=r"dvc\.lock: damaged .*: restore it with git"):

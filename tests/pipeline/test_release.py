@@ -1,6 +1,7 @@
 """Release a comparison, go on, and reproduce it from its tag: the verdict, and what must not pass."""
 
 import contextlib
+import functools
 import json
 import re
 import shutil
@@ -43,9 +44,9 @@ def state(project):
     return [(project.top / "dvc.lock").read_bytes(), cache, *(project.run("git", *words).stdout for words in asked)]
 
 
-def reproduce(project, *words, **environment):
+def reproduce(project, *words, **options):
     before = state(project)
-    result = project.run_forked("optlab", "reproduce", *words, "--json", **environment)
+    result = project.run_forked("optlab", "reproduce", *words, "--json", **options)
     assert state(project) == before
     return result, json.loads(result.stdout) if result.stdout else None
 
@@ -79,10 +80,11 @@ def test_reverted_params_change_can_be_released(project):
     """The weights come from DVC's run cache, and their conditions from where they were kept."""
     conditions = project.top / "runs" / "adam-0" / "conditions.json"
     found = [conditions.read_bytes()]
-    for number, command in enumerate(["dvc", "optlab", "dvc"]):
+    parallel = functools.partial(project.run_forked, "optlab", "repro")
+    for number, repro in enumerate([project.repro, parallel, project.repro]):
         old, new = ("lr: 0.002", "lr: 0.004") if number % 2 == 0 else ("lr: 0.004", "lr: 0.002")
         project.edit("params.yaml", old, new)
-        result = project.run(command, "repro", **project.get_fork_environment())
+        result = repro()
         assert result.returncode == 0, result.stderr
         assert ("train@adam-0" in list_started_stages(result)) is (number == 0)
         found.append(conditions.read_bytes())
@@ -125,7 +127,7 @@ def test_reproduced_release_is_identical(project, tmp_path):
     In MLflow each is a run of its own, in an experiment of its own, that names the original.
     """
     project.edit("src/optlab/data/cifar10.py", "[seed, epoch]", "[seed, epoch, 1]")
-    result, verdicts = reproduce(project, "v1")
+    result, verdicts = reproduce(project, "v1", forced=True)  # its stages are forked if their code is this repository's
     assert result.returncode == 0, result.stderr
     assert [run["verdict"] for run in verdicts["runs"]] == ["identical", "identical"]
     assert all(output["recorded"] == output["reproduced"] for run in verdicts["runs"] for output in run["outputs"])

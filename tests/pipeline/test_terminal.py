@@ -31,9 +31,17 @@ TEST = r"\w+-\d+  test loss \d\.\d+, test accuracy \d+\.\d+%"
 TUNING = r"\w+: .*(trial|default).*"
 
 
+# `optlab sample`, with fewer epochs: each seed is trained, and compared, as always.
+SHORT_SAMPLE = """
+from optlab import cli
+from optlab.orchestration import sample
+sample._TRAINING["epochs"] = 2
+cli.main()
+"""
+
+
 def optlab(project, *words, folder=".", columns=120):
-    command = [str(Path(sys.executable).parent / "optlab"), *words]
-    return terminal.run(command, project.top / folder, project.environment, columns)
+    return terminal.run_forked(["optlab", *words], project.top / folder, project.get_fork_environment(), columns)
 
 
 def above_verdict(project, screen, folder="."):
@@ -64,7 +72,8 @@ def studied(reproduced, tmp_path_factory):
 
 
 def test_check_prints_one_line(studied):
-    screen = optlab(studied, "check")
+    command = [str(Path(sys.executable).parent / "optlab"), "check"]
+    screen = terminal.run(command, studied.top, studied.environment)
     assert (screen.status, screen.lines) == (0, ["params.yaml: 2 runs: sgd, adam"])
 
 
@@ -118,10 +127,11 @@ def test_sample_trains_in_checkout_without_side_effects(studied):
     shutil.copy(projects.SAMPLE, archive)
     projects.commit(studied, "the sample")
     own = {name: value for name, value in studied.environment.items() if name != download.ARCHIVE_ENV_VAR}
-    screen = terminal.run([str(Path(sys.executable).parent / "optlab"), "sample"], studied.top, own)
+    screen = terminal.run([sys.executable, "-c", SHORT_SAMPLE, "sample"], studied.top, own)
     assert screen.status == 0, screen.lines
     assert ".optlab/sample/reports/report.html, and `optlab ui` there" in " ".join(screen.lines[-2:])
     above = above_verdict(studied, screen, ".optlab/sample")
+    assert sum(bool(re.fullmatch(EPOCH, line)) for line in above) == 12  # two optimizers, three seeds
     assert len(unexpected(above)) <= 3, screen.lines
     assert studied.run("git", "status", "--porcelain").stdout == ""
     assert (studied.top / ".optlab" / "sample" / "mlflow.db").is_file()

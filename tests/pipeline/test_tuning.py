@@ -412,7 +412,7 @@ def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     assert "2 of 2 runs marked in MLflow" in result.stdout
     had = read_mlflow_runs(fresh)
     assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had[0]} and len(had[1]) == 1
-    result = fresh.run("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here, **fresh.get_fork_environment())
+    result = fresh.run_forked("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "sgd-0     identical         4/4 outputs" in result.stdout
     assert "tune@sgd  identical         2/2 outputs" in result.stdout
