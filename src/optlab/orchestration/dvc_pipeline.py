@@ -28,7 +28,7 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from optlab import records
 from optlab.orchestration.dvc_lock import DvcLock
 from optlab.records import RunFiles
-from optlab.system import repository
+from optlab.system import files, repository
 from optlab.system.errors import BusyError, RunsFailedError, summarize_error
 
 # A killed process leaves an entry for each output in DVC's rwlock: DVC would log each of them.
@@ -229,7 +229,7 @@ class DvcPipeline:
 
         DVC parses it some ten times a stage, which took four fifths of the time with a thousand seeds.
         """
-        stamp = _get_stamp(path)
+        stamp = path, files.get_stamp(Path(path))
         if stamp not in self._params_cache:
             self._params_cache = {stamp: _dvc_load_path(path, fs, **options)}
         return copy.deepcopy(self._params_cache[stamp])
@@ -237,16 +237,11 @@ class DvcPipeline:
     def _read_params(self, fs: Any, path: str, key_paths: list[str] | None = None, flatten: bool = False,
                      **options: Any) -> Any:  # fmt: skip
         """Return the values of keys in a parameter file, looked up once per version: DVC walks through all seeds."""
-        keys = (_get_stamp(path), tuple(key_paths or ()), flatten)
+        keys = (path, files.get_stamp(Path(path)), tuple(key_paths or ()), flatten)
         if keys not in self._params_cache:
             values = _dvc_read_param_file(fs, path, key_paths, flatten, **options)
             self._params_cache[keys] = values  # looked up first: another version empties the cache
         return copy.deepcopy(self._params_cache[keys])
-
-
-def _get_stamp(path: str) -> tuple[str, int, int, int]:
-    status = Path(path).stat()
-    return path, status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _create_stage(kind: Any, repo: Repo, path: str, **options: Any) -> Any:

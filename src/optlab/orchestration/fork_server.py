@@ -30,7 +30,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optlab.system import errors, repository, source_code
+from optlab.system import errors, files, repository, source_code
 from optlab.system.errors import ERROR_FILE_VARIABLE
 
 # What the stages import while they run, but for a user's own modules.
@@ -314,9 +314,7 @@ class ForkServerProcess:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._job_ids: dict[int, int] = {}  # process id → job
-        self._file_signatures = {
-            path: _get_file_signature(path) for path in source_code.find_imported_modules().values()
-        }
+        self._file_signatures = {path: files.get_stamp(path) for path in source_code.find_imported_modules().values()}
 
     def serve(self) -> None:
         """Serve until the other end of the socket is closed."""
@@ -344,7 +342,7 @@ class ForkServerProcess:
 
     def _fork_job(self, job: dict[str, Any], output_fds: list[int]) -> None:
         changed = [os.path.relpath(path) for path, signature in self._file_signatures.items()
-                   if _get_file_signature(path) != signature]  # fmt: skip
+                   if files.get_stamp(path) != signature]  # fmt: skip
         reason = f"{', '.join(changed)} changed since this command began, so it was not run: repeat the command"
         pid = 0
         if not changed:
@@ -371,14 +369,6 @@ class ForkServerProcess:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the client is gone
             self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _get_file_signature(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _run_child(job: dict[str, Any], output_fds: list[int]) -> NoReturn:

@@ -57,7 +57,7 @@ class VerifiedState:
     def compute_digest(self, paths: Iterable[Path]) -> str:
         """Return a digest of all that decides whether stages with files at these paths are complete."""
         parts: list[Any] = [preflight_cache.compute_cache_key(self.config), self.allow_missing]
-        parts += [(str(file), _get_stamp(file)) for path in paths for file in _list_files(path)]
+        parts += [(str(file), file.is_dir() or files.get_stamp(file)) for path in paths for file in _list_files(path)]
         with contextlib.suppress(OSError):  # replaced by each `optlab show`, by an equal one
             parts.append(comparison_view.get_state_path(self._experiment).read_text("utf-8"))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -97,12 +97,3 @@ def _list_files(path: Path) -> Iterator[Path]:
     for folder, names, file_names in os.walk(path):
         names[:] = sorted(name for name in names if name != "__pycache__")
         yield from (Path(folder, name) for name in sorted(file_names))
-
-
-def _get_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what DVC knows a file by; of a folder, only that it is one."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (0, 0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns, status.st_ino)

@@ -16,6 +16,19 @@ _REMEDIES = {
 }
 
 
+def get_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return size, time of the last change in ns, and inode: a file whose stamp is the same was not changed.
+
+    Returns:
+        None if there is no such file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content` in one step, once that is on the disk; makes missing folders.
 

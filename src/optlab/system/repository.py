@@ -42,10 +42,15 @@ def find_root(start: Path | None = None) -> Path:
         OptlabError: there is none.
     """
     start = start or Path.cwd()
-    for folder in (start, *start.parents):
-        if (folder / ".dvc" / "config").is_file() and not (folder / STAGES).is_symlink():
+    for folder in _list_dvc_projects(start):
+        if not (folder / STAGES).is_symlink():
             return folder
     raise OptlabError(f"{start}: not inside an optlab repository: no folder above holds .dvc")
+
+
+def _list_dvc_projects(start: Path) -> list[Path]:
+    """Return the folders from `start` upwards that DVC was initialised in, the nearest first."""
+    return [each for each in (start, *start.parents) if (each / ".dvc" / "config").is_file()]
 
 
 def enter_root() -> Path:
@@ -179,9 +184,7 @@ def _read_if_exists(path: Path) -> bytes | None:
 
 def has_dvc_remote(folder: Path) -> bool:
     """Tell if the DVC project that a folder is in has a remote that outputs can be pulled from."""
-    here = folder.absolute()
-    project = next(each for each in (here, *here.parents) if (each / ".dvc" / "config").is_file())
-    return bool(_load_dvc_config(project)["remote"])
+    return bool(_load_dvc_config(_list_dvc_projects(folder.absolute())[0])["remote"])
 
 
 def _load_dvc_config(top: Path) -> Any:
