@@ -11,7 +11,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo sample repro tutorial ui test lint bench clean
+.PHONY: help install demo sample repro tutorial ui test lint bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(call install,.[dev])
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "Installing MkDocs, which builds the documentation site"
+	@$(call install,.[docs])
+	@touch $@
+
 $(VENV)/installed-bench: $(VENV)/installed-dev
 	@echo "Installing Lightning, which the benchmarks compare with"
 	@$(call install,.[bench])
@@ -37,7 +42,7 @@ install: $(VENV)/installed ## Create .venv with the pinned packages that a compa
 
 demo: $(VENV)/installed ## Show the recorded comparison, without any training
 	@optlab show
-	@echo "With make, that is make ui. For the commands: . $(VENV)/bin/activate"
+	@echo "make ui opens MLflow's pages; . $(VENV)/bin/activate makes the command optlab available"
 
 sample: $(VENV)/installed ## Train and compare three optimizers on 600 images, in a minute
 	@optlab sample
@@ -50,6 +55,9 @@ tutorial: $(VENV)/installed ## Replay the tutorial's experiment
 
 ui: $(VENV)/installed ## Open MLflow's pages on http://127.0.0.1:5000
 	@optlab ui || [ $$? = 130 ] # Ctrl-C
+
+docs: $(VENV)/installed-docs ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 test: $(VENV)/installed-dev ## Run the tests
 	pytest -n 4 --dist loadfile --no-loadscope-reorder
@@ -67,4 +75,4 @@ bench: $(VENV)/installed-bench ## Measure the speed on this machine
 	python benchmarks/startup.py
 
 clean: ## Remove .venv and the caches of the tools
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -37,7 +37,7 @@ COMMANDS = ("dvc repro", "dvc status", "dvc exp show", "optlab repro")
 MORE_STUDIES, SEEDS = 20, 500
 OPTIMIZERS = ("sgd", "adam")  # of the many runs
 STORE = (".optlab", "mlflow.db", "mlruns")
-TIMEOUT_S = 600
+TIMEOUT_S = 3600  # `optlab repro` fills MLflow with 1,000 runs first
 
 
 # As `dvc commit --force`, which takes minutes for a pipeline with a thousand runs.
@@ -120,17 +120,19 @@ class Project:
         lock = self.folder / "dvc.lock"
         entries = dict(re.findall(r"(?m)^  (\S+):\n((?:    .*\n)+)", lock.read_text("utf-8")))
         seeds = len([each for each in entries if each.startswith("train@sgd-")])
-        for path in [*self.folder.glob("runs/adamw-*"), self.folder / "tuning/adamw"]:
+        for path in [*self.folder.glob("runs/adamw-*"), *self.folder.glob("tuning/adamw*")]:
             shutil.rmtree(path)
-        kept = ["download", *(f"tune@{name}" for name in OPTIMIZERS)]
+        # Earlier versions have one tuning for all seeds, which depends on their list.
+        kept = ["download", *(f"tune@{name}" for name in OPTIMIZERS if f"tune@{name}" in entries)]
         text = "schema: '2.0'\nstages:\n" + "".join(f"  {each}:\n{entries[each]}" for each in kept)
         for name in OPTIMIZERS:
             for seed in range(SEEDS):
                 old, new = f"{name}-{seed % seeds}", f"{name}-{seed}"
                 if seed >= seeds:
-                    shutil.copytree(self.folder / "runs" / old, self.folder / "runs" / new, copy_function=os.link)
+                    for each in ("runs", "tuning") if len(kept) == 1 else ("runs",):
+                        shutil.copytree(self.folder / each / old, self.folder / each / new, copy_function=os.link)
                     os.link(self.folder / f"models/{old}.safetensors", self.folder / f"models/{new}.safetensors")
-                for stage in ("train", "evaluate"):
+                for stage in ("tune", "train", "evaluate") if len(kept) == 1 else ("train", "evaluate"):
                     entry = entries[f"{stage}@{old}"].replace(old, new)
                     text += f"  {stage}@{new}:\n{entry.replace(f' {name} {seed % seeds}', f' {name} {seed}')}"
         lock.write_text(text, "utf-8")
@@ -200,10 +202,11 @@ def report(results: dict[tuple[str, str, str], list[float]], imports: dict[str, 
     lines = [
         "# With nothing to do",
         "",
-        f"{facts.cpu}, {len(os.sched_getaffinity(0))} cores, load {load} at the end; torch {facts.packages['torch']}, "
-        f"DVC {facts.packages['dvc']}. `python benchmarks/noop.py`: medians of n rounds, each with an `import torch`, "
-        f"which takes {statistics.median(spread):.2f} s ({min(spread):.2f} – {max(spread):.2f}) in the last call. The "
-        f"columns without a unit are multiples of it. Before: {revision or known}.",
+        "`python benchmarks/noop.py`: medians of n rounds, each with an `import torch`; the columns without a unit are "
+        f"multiples of it. Projects may be measured by calls on different machines. The last call: {facts.cpu}, "
+        f"{len(os.sched_getaffinity(0))} cores, load {load} at the end; torch {facts.packages['torch']}, DVC "
+        f"{facts.packages['dvc']}; an `import torch` takes {statistics.median(spread):.2f} s ({min(spread):.2f} – "
+        f"{max(spread):.2f}). Before: {revision or known}.",
         "",
         "| project | command | n | before, s | now, s | before, × | now, × |",
         "| --- | --- | --- | --- | --- | --- | --- |",

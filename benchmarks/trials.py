@@ -28,7 +28,7 @@ from optlab.training import determinism, loop
 RESULTS = TOP / "benchmarks" / "TRIALS.md"
 MEASURED = """
 import resource, sys
-sys.argv = ["pipeline/tune.py", "sgd"]
+sys.argv = ["pipeline/tune.py", "sgd", "0"]
 exec(compile(open("pipeline/tune.py").read(), "pipeline/tune.py", "exec"))
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

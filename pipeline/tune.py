@@ -1,6 +1,6 @@
-"""Stage tune: one optimizer → the values in force, and every trial by which they were found.
+"""Stage tune: one optimizer, the seed of one run → the run's hyperparameters, and every trial by which they were found.
 
-Usage: python pipeline/tune.py OPTIMIZER
+Usage: python pipeline/tune.py OPTIMIZER SEED
 """
 
 from optlab.config import loader
@@ -11,7 +11,8 @@ from optlab.training import numerics
 
 def main() -> None:
     processes.exit_with_caller()
-    (name,) = processes.parse_arguments("OPTIMIZER")
+    name, number = processes.parse_arguments("OPTIMIZER", "SEED")
+    seed = int(number)
     folder = repository.enter_root()
     settings = loader.load(folder / parameters.PARAMS_FILE)
     numerics.prepare(settings.training)  # before anything imports torch
@@ -22,9 +23,9 @@ def main() -> None:
     if settings.get_optimizer(name).ranges:
         from optlab.orchestration import tuning_session
 
-        tuning_session.tune(settings, folder, name)
+        tuning_session.tune(settings, folder, name, seed)
     else:
-        selection.write_untuned(settings, folder, name)
+        selection.write_untuned(settings, folder, name, seed)
 
 
 if __name__ == "__main__":

@@ -102,14 +102,18 @@ class Spare:
         return int(self._socket.recv(100))
 
 
-def start_daemon(*arguments, **options):
+def start_daemon(*arguments, stderr=2, pass_fds=()):
     """Start the daemon as a fork of this process, which has imported MLflow."""
-    if options or len(list(Path("/proc/self/task").iterdir())) > 2:  # a fork would be unsafe
-        return start_daemon_process(*arguments, **options)
+    if "--connection" in arguments or len(list(Path("/proc/self/task").iterdir())) > 2:  # a fork would be unsafe
+        return start_daemon_process(*arguments, stderr=stderr, pass_fds=pass_fds)
     if not os.fork():
         try:
             os.setsid()
-            os.closerange(3, 256)
+            os.dup2(stderr, 2)
+            for descriptor in range(3, 256):
+                if descriptor not in pass_fds:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
             os.chdir(repository.get_state_root())
             for descriptor in range(2):
                 os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)

@@ -325,19 +325,22 @@ class ForkedProcess:
 
 
 @contextlib.contextmanager
-def started(project: Project, *command: str, forked: bool = False) -> Iterator["subprocess.Popen[str] | ForkedProcess"]:
+def started(
+    project: Project, *command: str, forked: bool = False, **environment: str
+) -> Iterator["subprocess.Popen[str] | ForkedProcess"]:
     """A process beside the test; it is killed at the end, and what followed it has to end by itself.
 
     With `forked`, it is a child of a process that has imported what it needs.
     """
     process: subprocess.Popen[str] | ForkedProcess
+    own = project.environment | environment
     with _log(project).open("a") as log:
         if forked:
             output = [log.fileno(), log.fileno()]
-            process = ForkedProcess(ask_stages(command, project.top, project.environment, output, tell_pid=True))
+            process = ForkedProcess(ask_stages(command, project.top, own, output, tell_pid=True))
         else:
             process = subprocess.Popen(
-                command, cwd=project.top, env=project.environment, stdout=log, stderr=log, start_new_session=True,
+                command, cwd=project.top, env=own, stdout=log, stderr=log, start_new_session=True,
                 text=True,
             )  # fmt: skip
     try:

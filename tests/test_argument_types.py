@@ -7,11 +7,12 @@ import bad_input
 import bad_signatures
 import pytest
 import pytorch_optimizer
+import ready_entries
 import schedulefree
 import torch
 from ruamel.yaml import YAML
 
-from optlab.config import catalog, loader
+from optlab.config import loader
 from optlab.orchestration import preflight_cache
 from optlab.preflight import argument_types, checks
 from optlab.schema import parameters
@@ -100,7 +101,7 @@ def test_committed_params_files_have_correct_types(path, monkeypatch):
 
 
 def test_catalog_entries_and_defaults_have_correct_types(small_config):
-    check_argument_types(small_config(optimizers={each.name: each.values for each in catalog.load().entries}))
+    check_argument_types(small_config(optimizers={name: each.values for name, each in ready_entries.fill_in().items()}))
     for cls in bad_signatures.classes(torch.optim, pytorch_optimizer, schedulefree):
         argument_types.check("", cls, bad_signatures.defaults(cls))
 

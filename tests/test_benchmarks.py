@@ -5,13 +5,17 @@ import sys
 
 import bad_input
 import bad_params
+import catalog_entries
 import classes
 import needs
 import pytest
+import ready_entries
 import side_by_side
 import throughput
 import torch
 
+from optlab.data import cifar10
+from optlab.schema.parameters import DataConfig
 from optlab.system.errors import DataError, OptlabError
 
 RATES = {"tutorial": 2000, "lightning": 1900, "optlab fp32": 3000, "optlab portable": 2200, "optlab bf16": 4500}
@@ -147,3 +151,42 @@ def test_class_report_lists_refused_classes_first(sample, monkeypatch):
     text = classes.report("schedulefree", rows)
     assert "1 of 2 train" in text
     assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["class", "---", "B", "A"]
+
+
+def test_catalog_page_has_other_rates_of_entries_far_below_adam(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog_entries, "MEASURED", tmp_path / "measured.json")
+    sgd, adam, sam, _ = entries = [ready_entries.fill_in()[each] for each in ("sgd", "adam", "sam", "prodigy")]
+    table = catalog_entries.Table(entries)
+
+    def add(entry, accuracy, factor=1, seed=0):
+        values = {"accuracy": accuracy, "loss": 1.25, "seconds": 2 * len(entry.name)}
+        failure = None if accuracy else "diverged"
+        table.measured[catalog_entries.Job(entry, seed, factor).key] = values | {"failure": failure}
+
+    for entry, accuracy in zip(entries, (0.375, 0.5, 0.2, 0.125), strict=True):
+        add(entry, accuracy)
+    add(adam, 0.25, seed=1)
+    assert [each.name for each in table.find_far_entries()] == ["sam"]  # 17.5 points below 37.5; Prodigy has no rate
+    add(sam, 0.3, factor=10)
+    add(sam, None, factor=100)
+    add(sgd, None, seed=1)
+    rows = [line for line in table.render().splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| adam | 0.001 | 37.5 % | 1.25 | 1.3 |  |",
+        "| sam | 0.01 | 20.0 % | 1.25 | 1.0 | 30.0 % at 0.1 |",
+        "| prodigy |  | 12.5 % | 1.25 | 2.3 |  |",
+        "| sgd | 0.01 | diverged |  | 1.0 |  |",
+    ]
+
+
+def test_catalog_entry_is_trained_with_another_rate(sample, monkeypatch):
+    data = {"dataset": "cifar10_sample", "train_size": 40, "validation_size": 20}
+    monkeypatch.setitem(catalog_entries.SETTINGS, "data", data)
+    monkeypatch.setitem(catalog_entries.SETTINGS["training"], "batch_size", 20)
+    monkeypatch.setattr(catalog_entries, "SPLITS", [cifar10.load(sample, DataConfig(**data), 0)])
+    job = catalog_entries.Job(ready_entries.fill_in()["lookahead"], 0, 10)
+    assert job.values["base"]["lr"] == pytest.approx(0.01)
+    _, measured = catalog_entries.train(job)
+    assert 0 <= measured["accuracy"] <= 1 and measured["failure"] is None and measured["seconds"] > 0
+    _, failed = catalog_entries.train(catalog_entries.Job(ready_entries.fill_in()["sgd"], 0, 1e9))
+    assert (failed["accuracy"], failed["failure"]) == (None, "diverged")

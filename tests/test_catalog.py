@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import ready_entries
 import torch
 from projects import PARAMS
 from ruamel.yaml import YAML
@@ -13,13 +14,18 @@ from ruamel.yaml import YAML
 from optlab import cli
 from optlab.config import catalog, loader
 from optlab.data import cifar10
+from optlab.orchestration import versus_pipeline
+from optlab.preflight import model_check
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import NAME_PATTERN
 from optlab.system.errors import ConfigError
-from optlab.training import loop, models, optimizer_factory
+from optlab.training import loop, models, optimizer_factory, optimizers
+from optlab.training.optimizer_factory import TrainingContext
 
 TOP = Path(__file__).resolve().parents[1]
-BY_NAME = {each.name: each for each in catalog.load().entries}
+STUDY = TOP / "studies" / "optimizers" / "params.yaml"
+BY_NAME = ready_entries.fill_in()
+OUTPUT_WEIGHTS = {"zilliax": "8.weight", "conv6": "22.weight", "resnet18": "fc.weight"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +36,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("known", catalog.load().entries, ids=BY_NAME)
+@pytest.mark.parametrize("known", BY_NAME.values(), ids=BY_NAME)
 def test_catalog_entry_trains(small_config, sample, known):
     """Seven steps: every weight moves, and no loss is lost."""
     if importlib.util.find_spec(known.package) is None:
@@ -64,22 +70,55 @@ def test_catalog_package_pins_are_consistent():
     assert {each.package for each in catalog.load().entries} == {"torch", *catalog.load().packages}
 
 
+@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_muon_has_all_hidden_weights_and_adamw_the_rest(small_config, model, name):
+    """Convolutions and hidden matrices by Muon; the output layer, biases and normalisations by AdamW."""
+    pytest.importorskip("pytorch_optimizer")
+    config = small_config(model=model, optimizers={name: ready_entries.fill_in(model)[name].values})
+    network = models.build(model, 0)
+    driver = optimizers.build(name, config.get_optimizer(name), TrainingContext.from_config(config, network))
+    names = {value: key for key, value in network.named_parameters()}
+    found = {True: set(), False: set()}
+    for group in driver.optimizers[0].param_groups:
+        found[group["use_muon"]] |= {names[value] for value in group["params"]}
+        assert group["lr"] == (0.02 if group["use_muon"] else 0.001)
+    hidden = {key for value, key in names.items() if value.ndim >= 2 and key != OUTPUT_WEIGHTS[model]}
+    assert found == {True: hidden, False: set(names.values()) - hidden}
+    assert len(driver.optimizers) == 1 and len(hidden) == {"zilliax": 4, "conv6": 6, "resnet18": 20}[model]
+
+
+def test_muon_entry_is_that_of_the_study():
+    study = loader.load(STUDY).optimizers["muon"]
+    found = OptimizerSpec.model_validate(YAML(typ="safe", pure=True).load(BY_NAME["muon"].text_with_range))
+    assert (found.class_, found.ranges, found.default) == (study.class_, study.ranges, study.default)
+    assert found.hyperparameters == study.hyperparameters
+
+
+def test_entry_names_the_output_weight_of_the_study_or_model(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    _, values = versus_pipeline._find_entry("normuon", tmp_path / "params.yaml", "conv6")
+    assert values["groups"][0] == {"match": "22.weight", "use_muon": False}
+    with pytest.raises(ConfigError, match=r"^model torch\.nn\.Identity has no weight with two or more dimensions"):
+        model_check.find_output_weight("torch.nn.Identity")
+
+
 def test_catalog_range_surrounds_entry_learning_rate():
     assert BY_NAME["adam"].lr_range_text == "0.0001 to 0.1"
     assert BY_NAME["lookahead"].lr_range_text == "0.0001 to 0.1"  # its base's
     assert BY_NAME["prodigy"].lr_range_text == ""
 
 
-@pytest.mark.parametrize("known", catalog.load().entries, ids=BY_NAME)
+@pytest.mark.parametrize("known", BY_NAME.values(), ids=BY_NAME)
 def test_catalog_entry_with_range_is_valid(known):
     found = OptimizerSpec.model_validate(YAML(typ="safe", pure=True).load(known.text_with_range))
     plain = OptimizerSpec.model_validate(known.values)
     assert found.replace_ranges({}) == plain
-    (key,) = found.ranges or ("",)
-    assert (key in ("lr", "base.lr")) == bool(known.lr_range_text)
-    if key:
-        rate = (plain.base if "." in key else plain).hyperparameters["lr"]
-        assert (found.ranges[key].low, found.ranges[key].high) == (pytest.approx(rate / 10), pytest.approx(rate * 100))
+    assert any(key in ("lr", "base.lr") for key in found.ranges) == bool(known.lr_range_text)
+    for key, range_ in found.ranges.items():
+        assert key.rpartition(".")[2] in ("lr", "adamw_lr")
+        rate = found.get_default(key)
+        assert (range_.low, range_.high) == (pytest.approx(rate / 10), pytest.approx(rate * 100))
 
 
 def test_catalog_table_names_missing_packages(monkeypatch):
@@ -111,6 +150,17 @@ def test_add_command_lists_or_inserts_entries(tmp_path, monkeypatch, capsys):
     cli.add("lookahead", searched=True)
     ranged = "lookahead: {class: pytorch_optimizer.Lookahead, base: {class: Adam, lr: {log: [0.0001, 0.1]}, default: "
     assert ranged + "{lr: 0.001}}}  # Zhang et al. 2019, arXiv:1907.08610\n" in (tmp_path / "params.yaml").read_text()
+    cli.add("muon", searched=True)
+    text = (tmp_path / "params.yaml").read_text()
+    assert "adamw_lr: {log: [0.0001, 0.1]}, groups: [{match: 8.weight, use_muon: false}, {ndim: 1, use_muon: f" in text
+    assert "default: {lr: 0.02, adamw_lr: 0.001}}  # Jordan et al. 2024; " in text
     cli.new("quick_step")
     assert (tmp_path / "custom" / "quick_step.py").exists() and (tmp_path / "tests" / "test_quick_step.py").exists()
-    assert list(loader.load(tmp_path / "params.yaml").optimizers) == ["sgd", "adam", "lion", "lookahead", "quick_step"]
+    assert list(loader.load(tmp_path / "params.yaml").optimizers) == [
+        "sgd",
+        "adam",
+        "lion",
+        "lookahead",
+        "muon",
+        "quick_step",
+    ]

@@ -51,12 +51,14 @@ def repository(tmp_path_factory):
 @pytest.mark.parametrize("shell", WAYS)
 def test_shell_completion_lists_commands(shell):
     told = shell_completions("re", shell=shell).replace('"', " ").split()
-    named = [name for name in ("clean", "repro", "show", "sync", "predict", "release", "reproduce") if name in told]
-    assert named == ["repro", "release", "reproduce"]
+    named = [
+        name for name in ("clean", "repro", "report", "show", "sync", "predict", "release", "reproduce") if name in told
+    ]
+    assert named == ["repro", "report", "release", "reproduce"]
 
 
 TYPED = {
-    "a command": (["re"], ["repro", "release", "reproduce"]),
+    "a command": (["re"], ["repro", "report", "release", "reproduce"]),
     "an option": (["reproduce", "v1.0", "--f"], ["--fresh-env"]),
     "a tag": (["reproduce", "v"], ["v1.0", "v2.0"]),
     "one of the tags": (["reproduce", "v2"], ["v2.0"]),
@@ -103,7 +105,7 @@ def test_installed_bash_completion_works(tmp_path):
     )
     own = os.environ | home | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["repro", "release", "reproduce"], done.stderr
+    assert done.stdout.split() == ["repro", "report", "release", "reproduce"], done.stderr
     assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
 
 
@@ -133,6 +135,13 @@ def test_command_help_has_example_and_no_types():
     text = run_optlab("add", "--help", COLUMNS="80", _TYPER_FORCE_DISABLE_TERMINAL="1").stdout
     assert "Example: optlab add nadam --range" in text
     assert "<" not in text and "[[" not in text
+
+
+@pytest.mark.parametrize("words", [["--at-most", "5"], ["--question", "best"]])
+def test_options_of_until_decided_need_it(words):
+    result = run_optlab("repro", *words)
+    said = "error: --question and --at-most say when --until-decided ends: add it\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", said)
 
 
 def test_version_is_printed_by_python_module():

@@ -52,7 +52,8 @@ def test_module_with_conflicting_name_is_refused(project_dir, small_config, file
 def test_conflicting_module_imported_indirectly_is_refused(project_dir):
     (project_dir / "custom" / "random.py").write_text("def draw():\n    return 4\n")
     (project_dir / "custom" / "of_ours_1.py").write_text(MINE)
-    class_import.resolve("of_ours_1.net", "model")  # nobody imports the other one
+    (project_dir / "custom" / "of_ours_3.py").write_text("import random\n")
+    class_import.resolve("of_ours_1.net", "model")  # it does not import the other one
     (project_dir / "custom" / "of_ours_1.py").write_text(f"import random\n{MINE}")
     with pytest.raises(ConfigError, match=r"^params.yaml: model: custom/random.py has the name of Python's own"):
         class_import.resolve("of_ours_1.net", "model")

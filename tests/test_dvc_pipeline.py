@@ -1,7 +1,9 @@
 """Use of DVC's internals: in one module, and as DVC has them."""
 
 import ast
+import hashlib
 import inspect
+import io
 import os
 import shutil
 import subprocess
@@ -14,11 +16,14 @@ from dvc.repo import Repo
 from dvc.stage import Stage, create_stage
 from dvc.stage.cache import StageCache, _get_cache_hash
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile import transfer
+from rich.console import Console
+from rich.progress import Progress
 
 import optlab
 from optlab.orchestration.dvc_pipeline import DvcPipeline
 from optlab.preflight import checks
-from optlab.system.errors import ConfigError
+from optlab.system.errors import ConfigError, RunsFailedError
 
 TOP = Path(__file__).resolve().parents[1]
 PIPELINE = """\
@@ -61,6 +66,7 @@ def test_dvc_internals_take_our_arguments():
         (StageCache.restore, [None, None], {}),
         (create_stage, [Stage, None, "dvc.yaml"], {"cmd": "", "wdir": None, "outs": []}),
         (to_single_stage_lockfile, [None], {}),
+        (transfer._log_exception, ["digest", OSError()], {}),
     ):
         inspect.signature(function).bind(*arguments, **options)
 
@@ -79,19 +85,28 @@ def test_dvc_at_top_reads_no_lock_of_a_study(tmp_path):
         assert {stage.dvcfile.relpath for stage in repo.index.stages} == {os.path.relpath(tmp_path / "dvc.yaml")}
 
 
-def test_stage_lifecycle_equals_dvc_repro(tmp_path, monkeypatch):
-    """Staleness, run cache and the bytes of dvc.lock are those of DVC; it finds nothing left to do."""
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A pipeline of one stage that has not been run, in the working directory."""
     monkeypatch.chdir(tmp_path)
     Repo.init(no_scm=True).close()
     for name, text in (("dvc.yaml", PIPELINE), ("params.yaml", "factor: 1\n"), ("input", "some")):
         Path(name).write_text(text)
-    pipeline = DvcPipeline(Path("dvc.yaml"), ["copy"])
+    return DvcPipeline(Path("dvc.yaml"), ["copy"])
+
+
+def run_copy(pipeline):
+    assert pipeline.prepare("copy")
+    shutil.copy("input", "output")
+    pipeline.commit("copy")
+
+
+def test_stage_lifecycle_equals_dvc_repro(pipeline):
+    """Staleness, run cache and the bytes of dvc.lock are those of DVC; it finds nothing left to do."""
     assert pipeline.names == ["copy"] and pipeline.is_stale("copy")
     assert pipeline.get_command("copy") == ("cp input output", Path())
     with pipeline.lock_stages(["copy"]):
-        assert pipeline.prepare("copy")
-        Path("output").write_text("some")
-        pipeline.commit("copy")
+        run_copy(pipeline)
     assert not pipeline.is_stale("copy")
     lock = Path("dvc.lock").read_bytes()
     with Repo() as repo:
@@ -106,6 +121,37 @@ def test_stage_lifecycle_equals_dvc_repro(tmp_path, monkeypatch):
     with Repo() as repo:
         assert len(repo.reproduce()) == 1
     assert Path("dvc.lock").read_bytes() == lock
+
+
+def test_dvc_warnings_are_printed_above_open_display(pipeline):
+    """As on an entry of the run cache that a power failure has damaged."""
+    run_copy(pipeline)
+    (entry,) = (path for path in Path(".dvc/cache/runs").rglob("*") if path.is_file())
+    entry.write_text("")
+    Path("dvc.lock").unlink()
+    screen = io.StringIO()
+    with Progress(console=Console(file=screen, force_terminal=True, soft_wrap=True)):
+        assert DvcPipeline(Path("dvc.yaml"), ["copy"]).prepare("copy")
+    assert f"warning: DVC: corrupted cache file '{entry}'.\n" in screen.getvalue()
+
+
+def test_failed_copy_to_cache_is_an_error_with_its_cause(pipeline, monkeypatch, capsys):
+    """DVC would log the cause, and ask the user whether it may remove the output that it could not copy."""
+    assert pipeline.prepare("copy")
+    Path("output").write_text("some")
+    md5 = hashlib.md5(b"some").hexdigest()
+    folder = Path(".dvc/cache/files/md5") / md5[:2]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to("/proc/self/task")  # a folder in which no file can be made
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    with pytest.raises(RunsFailedError, match=rf"^DVC's cache does not .* \(\[Errno 2\] .*: '.*/{md5[2:]}'\): mend it"):
+        pipeline.commit("copy")
+    assert Path("output").read_text() == "some" and not Path("dvc.lock").exists()
+    assert capsys.readouterr() == ("", "")
+    folder.unlink()
+    run_copy(DvcPipeline(Path("dvc.yaml"), ["copy"]))
+    assert Path("dvc.lock").exists()
 
 
 @pytest.mark.parametrize("key", checks._RUN_CACHE_IGNORES)

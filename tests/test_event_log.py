@@ -17,6 +17,8 @@ from optlab.system import locks, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import event_log, mlflow_store, mlflow_writer, run_metadata, uploader
 
+EPOCH = EpochMetrics(epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1)
+
 
 def search_runs():
     client = mlflow_store.connect()
@@ -217,10 +219,7 @@ def test_diverged_evaluation_sets_status_tag(top):
     """The training ended as completed; its outputs on the test split are not finite."""
     log = begun()
     log.end("completed")
-    epoch = EpochMetrics(
-        epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1
-    )
-    trained = TrainRecord.from_training("completed", [epoch], [], [[1.0]], {}, "0" * 64)
+    trained = TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {}, "0" * 64)
     weights = top / "adam-0.safetensors"
     weights.touch()
     run_metadata.log_evaluation(log, "adam-0", weights, trained, EvalRecord(status="diverged"), "zilliax")
@@ -228,6 +227,15 @@ def test_diverged_evaluation_sets_status_tag(top):
     _, (run,) = search_runs()
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "diverged")
     assert "model" not in [event["event"] for event in log.read_events()]
+
+
+def test_answers_per_image_stay_out_of_event_log(top):
+    """They are in the record, and nothing that MLflow could show."""
+    log, trained = begun(), TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {}, "0" * 64)
+    tested = EvalRecord(status="completed", test_accuracy=0.5, confusion=[[5, 2], [3, 0]], correct=["+AA="])
+    run_metadata.log_evaluation(log, "adam-0", None, trained, tested, "zilliax")
+    added = [event for event in log.read_events() if event["event"] != "start"]
+    assert [event["event"] for event in added] == ["metrics", "figures"] and "+AA=" not in log.path.read_text()
 
 
 def test_event_log_keeps_replaced_artifact(top):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optlab.analysis import comparison, figures, paired_tests, presentation, report
+from optlab.analysis import comparison, figures, mean_ci, presentation, report
 from optlab.records import EvalRecord, RunFiles, TrainRecord, ValidationMetrics
 from optlab.schema.parameters import format_run_id
 
@@ -45,7 +45,7 @@ def test_curve_shows_mean_and_confidence_interval(small_config, tmp_path):
     assert (list(sgd.get_xdata()), list(sgd.get_ydata())) == (epochs, pytest.approx([2.1, 1.2]))
     assert (list(adam.get_xdata()), list(adam.get_ydata())) == (epochs[:1], [2.4])
     corners = axis.collections[0].get_paths()[0].vertices
-    half = paired_tests.compute_mean_ci([1.0, 1.4]).half_width
+    half = mean_ci.compute_mean_ci([1.0, 1.4]).half_width
     at_end = {round(float(y), 6) for x, y in corners if x == epochs[1]}
     assert at_end == {round(1.2 - half, 6), round(1.2 + half, 6)}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sgd", "adam"]
@@ -81,10 +81,16 @@ def test_report_of_only_diverged_runs_is_written(small_config, tmp_path):
 def test_target_curve_ignores_diverged_seeds(small_config, tmp_path):
     losses = {"sgd-0": [None], "sgd-1": [2.0] * 7, "adam-0": [None], "adam-1": [1.0] * 7}
     seen = {"sgd-0": [None], "sgd-1": [0.4], "adam-0": [None], "adam-1": [0.5]}
-    found = collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses, seen)
+    found = collect_comparison(small_config(seeds=[0, 1], training={"epochs": 2}), tmp_path, losses, seen)
     (axis,) = draw_axes(found).values()
     assert axis.get_title() == "seeds that reached 40.00 % validation accuracy"
-    assert [list(map(float, line.get_xdata())) for line in axis.lines] == [[0, 7, 7], [0, 7, 7]]
+    assert [list(map(float, line.get_xdata())) for line in axis.lines] == [[0, 7, 14], [0, 7, 14]]
+
+
+def test_target_reached_only_at_the_end_has_no_curve(small_config, tmp_path):
+    seen = {"sgd-0": [0.4], "adam-0": [0.5]}
+    found = collect_comparison(small_config(), tmp_path, {run: [1.0] * 7 for run in seen}, seen)
+    assert found.target and not any("reached" in title for title in draw_axes(found))
 
 
 def test_long_loss_curve_is_smoothed():
@@ -110,7 +116,7 @@ def test_target_curve_shows_share_of_seeds(small_config, tmp_path):
 
 def test_seed_plot_shows_each_seed_and_mean():
     values = {"adam": [0.5, 0.7], "sgd": [0.4]}
-    means = {name: paired_tests.compute_mean_ci(own) for name, own in values.items()}
+    means = {name: mean_ci.compute_mean_ci(own) for name, own in values.items()}
     (axis,) = figures.plot_seeds(values, means, "test_accuracy", presentation.assign_colours(values)).axes
     dots = [sorted(map(float, line.get_xdata())) for line in axis.lines if line.get_marker() == "o"]
     assert dots == [[0.5, 0.7], [0.4]]

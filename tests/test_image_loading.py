@@ -1,12 +1,18 @@
 """Pictures of many kinds, as the network gets them."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from optlab.analysis.inference import predict, read_image
+from optlab.analysis.inference import find_champion, load_model, predict, read_image
+from optlab.system import repository
 from optlab.system.errors import ImageError, WeightsError
+
+TOP = Path(__file__).resolve().parents[1]
 
 GREY = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # from black to white
 
@@ -45,3 +51,23 @@ def test_prediction_of_diverged_model_is_rejected(tmp_path):
     torch.nn.init.constant_(model[1].bias, torch.nan)
     with pytest.raises(WeightsError, match="the network's outputs are not finite, for its training has diverged"):
         list(predict(model, [tmp_path / "black.png"]))
+
+
+@pytest.mark.parametrize(
+    ("project", "remedy"), [("studies/mine", "or `dvc pull`"), (".", "which trains this run again")]
+)
+def test_missing_weights_of_study_are_pulled_if_its_own_project_has_a_remote(tmp_path, monkeypatch, project, remedy):
+    weights, _ = find_champion(TOP)
+    run, study = weights.stem, tmp_path / "studies" / "mine"
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").touch()
+    monkeypatch.chdir(tmp_path)
+    repository.make_dvc_project(Path("studies/mine"))
+    for name in ("params.yaml", "reports/champion.json", f"runs/{run}/train.json"):
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(TOP / name, study / name)
+    with (tmp_path / project / ".dvc" / "config").open("a") as file:
+        file.write("['remote \"there\"']\n    url = /nowhere\n")
+    monkeypatch.chdir(study)
+    with pytest.raises(WeightsError, match=rf"{run}\.safetensors: git does not keep weights, .*@{run}`, {remedy}$"):
+        load_model(None)

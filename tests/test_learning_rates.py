@@ -1,9 +1,9 @@
 """Learning rates that a class sets itself, or has not: a constant schedule touches none of them."""
 
 import pytest
+import ready_entries
 import torch
 
-from optlab.config import catalog
 from optlab.data import cifar10
 from optlab.preflight import checks
 from optlab.schema.optimizer import OptimizerSpec
@@ -176,7 +176,7 @@ def test_catalog_entries_setting_own_rate_are_known():
     """Those whose steps do so at once would be given a constant schedule."""
     own = [
         each.name
-        for each in catalog.load().entries
+        for each in ready_entries.fill_in().values()
         if any(map(checks.can_set_lr, resolve_optimizer(each.name, OptimizerSpec.model_validate(each.values)).classes))
     ]
     assert own == ["swats"]

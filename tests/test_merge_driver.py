@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from optlab.config import loader
 from optlab.orchestration import merge_driver
 from optlab.orchestration.dvc_lock import DvcLock
+from optlab.records import TrainRecord
 from optlab.system.errors import ConfigError, RecordError
 
 TOP = Path(__file__).resolve().parents[1]
@@ -238,6 +239,12 @@ def test_conflicts_of_a_merge_without_drivers_have_a_remedy(plain):
     (command, _) = re.findall("`(git [^`]+)`", str(refused.value))
     plain.git(*shlex.split(command)[1:])
     assert "dvc.lock" in plain.list_conflicts()
+    path = "runs/sgd/train.json"
+    plain.git("add", path)
+    with pytest.raises(RecordError, match=rf"^{path}:2: conflict markers of a git merge: `git checkout ") as refused:
+        TrainRecord.read(Path(path))
+    plain.git(*shlex.split(re.findall("`(git [^`]+)`", str(refused.value))[0])[1:])
+    assert path in plain.list_conflicts()
     plain.git("checkout", "--ours", "dvc.lock")
     with pytest.raises(RecordError) as refused:
         merge_driver.check_conflicts(Path())
@@ -272,11 +279,11 @@ def test_attributes_match_what_stages_write_and_nothing_else():
     command = ["git", "check-attr", "--stdin", "merge"]
     checked = subprocess.run(command, cwd=TOP, input=tracked, capture_output=True, text=True, check=True).stdout
     drivers = dict(line.split(": merge: ") for line in checked.splitlines())
-    record = re.compile(r"(tutorial/|studies/[\w-]+/|)(runs/\w+-\d+/\w+\.json|tuning/\w+/\w+\.json|reports/.+)")
+    record = re.compile(r"(tutorial/|studies/[\w-]+/|)(runs/\w+-\d+/\w+\.json|tuning/[\w-]+/\w+\.json|reports/.+)")
     lock = re.compile(r"(tutorial/|studies/[\w-]+/|)dvc\.lock")
     for path, driver in drivers.items():
         expected = (
             "optlab-record" if record.fullmatch(path) else "optlab-lock" if lock.fullmatch(path) else "unspecified"
         )
         assert driver == expected, path
-    assert {"runs/adam-0/train.json", "tuning/adam/trials.json", "reports/pairs.csv", "dvc.lock"} <= drivers.keys()
+    assert {"runs/adam-0/train.json", "tuning/adam-0/trials.json", "reports/pairs.csv", "dvc.lock"} <= drivers.keys()

@@ -58,11 +58,13 @@ def plain_metrics(logits, labels):
 def test_metrics_equal_plain_python(random_predictions):
     logits, labels = random_predictions
     loss, confusion, gap = plain_metrics(logits, labels)
+    hits = [max(range(10), key=values.__getitem__) == label for values, label in zip(logits, labels, strict=True)]
     found = metrics.compute_metrics("completed", torch.tensor(logits), torch.tensor(labels))
     assert found.test_loss == pytest.approx(loss, rel=1e-6)
     assert found.confusion == confusion
     assert found.test_accuracy == pytest.approx(sum(confusion[each][each] for each in range(10)) / 300)
     assert found.expected_calibration_error == pytest.approx(gap, abs=1e-6)
+    assert found.correct_mask.tolist() == hits
     assert found.class_accuracy == [
         (name, pytest.approx(confusion[each][each] / sum(confusion[each]))) for each, name in enumerate(CLASS_NAMES)
     ]
@@ -75,6 +77,7 @@ def test_metrics_equal_hand_computed_values():
     )
     found = metrics.compute_metrics("completed", logits, torch.tensor([0, 0, 0, 2]))
     assert found.test_accuracy == 0.75
+    assert found.correct == ["0A=="] and found.correct_mask.tolist() == [True, True, False, True]
     wrong = (1 - 0.7) / 9
     expected = -(math.log(0.9) + math.log(0.8) + math.log(wrong) + math.log(0.6)) / 4
     assert found.test_loss == pytest.approx(expected, rel=1e-6)

@@ -26,7 +26,7 @@ def test_selection_metrics_are_charted_first_by_step(chosen_by, lines):
     assert (bar["type"], bar["metricKey"]) == ("BAR", "test/accuracy")
     first = state["compareRunSections"][0]
     assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == {first["uuid"]}
-    assert state["orderByKey"] == f"metrics.`epoch/{chosen_by}`"
+    assert state["orderByKey"] == f"metrics.`{'epoch/train_loss' if chosen_by == 'train_loss' else 'test/accuracy'}`"
     assert state["orderByAsc"] == (chosen_by == "train_loss")
     assert state["runsHiddenMode"] == "SHOW_ALL"
 

@@ -78,6 +78,23 @@ def test_output_diff_of_equal_files_is_identical(tmp_path):
     assert (result.verdict, result.first_difference, result.conditions) == ("identical", None, {})
 
 
+def test_field_that_older_records_have_not_is_no_difference(tmp_path):
+    result = compare_run(tmp_path, tested=TESTED | {"class_accuracy": []})
+    assert (result.verdict, result.reason[-14:]) == ("identical", "class_accuracy")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"tested": TESTED | {"class_accuracy": [], "test_loss": 1.5}},
+        {"tested": {"status": "completed"}},
+        {"flip": True},
+    ],
+)
+def test_changed_value_is_a_difference_whatever_was_added(tmp_path, written):
+    assert compare_run(tmp_path, **written).verdict == "different"
+
+
 def test_output_diff_of_rounding_is_within_tolerance(tmp_path):
     result = compare_run(
         tmp_path,
@@ -151,7 +168,7 @@ TRIAL = {
     "study": 0, "index": None, "seed": 5, "values": {"lr": 0.1}, "beyond": [], "status": "completed",
     "looks": [{"step": 4, "loss": 1.5, "accuracy": 0.5}], "key": "before",
 }  # fmt: skip
-TRIALS = [TRIAL, TRIAL | {"index": 0}, TRIAL | {"index": 0, "study": 1}]
+TRIALS = [TRIAL, TRIAL | {"index": 0}, TRIAL | {"index": 1}]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +179,7 @@ TRIALS = [TRIAL, TRIAL | {"index": 0}, TRIAL | {"index": 0, "study": 1}]
          "recorded ones; keys of trials differ, by code or package versions"),
         ([each | {"key": "now"} for each in TRIALS], [TRIAL], "new", "different", "but the choice differs"),
         ([TRIAL, *(each | {"seed": 6} for each in TRIALS[1:])], [TRIAL], "old", "different", "2 of 4 trials differ: "
-         "0, 0 of study 2"),
+         "0, 1"),
         (TRIALS, [TRIAL | {"index": 3, "seed": 6}], "old", "different", "1 of 4 trials differ: 3"),
         (TRIALS, [], "old", "different", "4 trials are recorded, and 3 of them repeated"),
     ],
@@ -171,7 +188,7 @@ def test_trials_are_compared_without_their_keys(tmp_path, trials, sensitivity, c
     recorded = {"trials": TRIALS, "sensitivity": [TRIAL]}
     revision = Recorded({"trials.json": recorded})
     revision.folder = Path()
-    files = TuningFiles(Path(), "adam")
+    files = TuningFiles(Path(), "adam", 0)
 
     def digest(path, text):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -181,8 +198,8 @@ def test_trials_are_compared_without_their_keys(tmp_path, trials, sensitivity, c
     outs = [digest(files.trials, json.dumps(recorded)), digest(files.choice, "old")]
     digest(files.trials, json.dumps({"trials": trials, "sensitivity": sensitivity}))
     digest(files.choice, choice)
-    result = output_diff.compare_tuning(revision, tmp_path, "tune@adam", outs)
-    assert (result.run, result.verdict) == ("tune@adam", verdict) and reason in result.reason
+    result = output_diff.compare_tuning(revision, tmp_path, files, outs)
+    assert (result.run, result.verdict) == ("tune@adam-0", verdict) and reason in result.reason
     assert [each.is_identical for each in result.outputs] == [
         trials is TRIALS and sensitivity == [TRIAL],
         choice == "old",

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -9,11 +10,34 @@ import pytest
 from ruamel.yaml import YAML
 
 import optlab
+from optlab.system import repository
 
 TOP = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((TOP / "pyproject.toml").read_text())
 PROJECT = SETTINGS["project"]
 GUIDE = (TOP / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["tutorial", *(f"studies/{each.name}" for each in (TOP / "studies").glob("*/"))])
+def test_new_dvc_project_equals_committed_ones(tmp_path, monkeypatch, name):
+    """Its settings and its links; what lies there stays."""
+    committed, made = TOP / name, tmp_path / name
+    (made / "custom").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    repository.make_dvc_project(Path(name))
+    links = [Path("custom")]
+    for path in sorted(each.relative_to(made) for each in made.rglob("*")):
+        if (made / path).is_symlink():
+            links.append(path)
+            assert (made / path).readlink() == (committed / path).readlink()
+        elif (made / path).is_file():
+            assert (made / path).read_bytes() == (committed / path).read_bytes()
+    assert (made / "custom").is_dir() and not (made / "custom").is_symlink()
+    listed = subprocess.run(["git", "ls-files", "--stage", name], cwd=TOP, capture_output=True, text=True, check=True)
+    in_git = re.findall(r"^120000 .*\t(.*)$", listed.stdout, re.MULTILINE)
+    assert sorted(f"{name}/{each}" for each in links) == sorted(in_git)
+    settings = [f"{name}/.dvc/{each}" for each in (".gitignore", "config")]
+    assert all(f"\t{path}\n" in listed.stdout and (tmp_path / path).is_file() for path in settings)
 
 
 def test_license_equals_apache_text():
@@ -75,9 +99,10 @@ def test_package_data_lists_all_data_files():
     patterns = SETTINGS["tool"]["setuptools"]["package-data"]
     files = [path for path in (TOP / "src" / "optlab").rglob("*.*") if path.suffix not in (".py", ".pyc")]
     assert len(files) > 4
-    for path in files:
-        package = ".".join(path.parent.relative_to(TOP / "src").parts)
-        assert any(path.match(pattern) for pattern in patterns.get(package, ())), path
+    folders = {TOP / "src" / package.replace(".", "/"): own for package, own in patterns.items()}
+    listed = {path for folder, own in folders.items() for pattern in own for path in folder.glob(pattern)}
+    assert set(files) <= listed
+    assert all((folder / "__init__.py").is_file() for folder in folders)  # of another folder, setuptools takes nothing
 
 
 def test_version_is_consistent_across_files():

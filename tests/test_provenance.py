@@ -8,7 +8,7 @@ import pytest
 from optlab.system import git
 
 RECORD = (
-    "runs/adam-0/train.json", "tuning/adam/trials.json", "studies/a/tuning/adam/choice.json", "reports/pairs.csv",
+    "runs/adam-0/train.json", "tuning/adam-0/trials.json", "studies/a/tuning/adam-0/choice.json", "reports/pairs.csv",
     "tutorial/dvc.lock",
 )  # fmt: skip
 CODE = ("src/optlab/tuning/search.py", "params.yaml", "tuning/adam/notes.py")

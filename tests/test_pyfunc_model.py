@@ -90,14 +90,14 @@ def test_study_loads_model_from_top_level_custom_folder(repository_with_models, 
     study = repository_with_models / "studies" / "mine"
     study.mkdir(parents=True)
     (study / parameters.PARAMS_FILE).write_text(
-        "model: served_net.net\nseeds: [0]\ndata: {train_size: 100, validation_size: 20}\n"
+        "model: alone.net\nseeds: [0]\ndata: {train_size: 100, validation_size: 20}\n"
         "training: {epochs: 1, batch_size: 16, threads: 1}\noptimizers: {sgd: {class: SGD, lr: 0.1}}\n"
     )
-    (repository_with_models / "custom" / "helper.py").write_text("")
+    (repository_with_models / "custom" / "alone.py").write_text(OWN.replace(", helper", ", PIL.Image"))
     monkeypatch.chdir(repository_with_models)
-    model = models.build("served_net.net", 0)
-    weights.save_model(study / "weights.safetensors", model, "served_net.net")
-    sys.modules.pop("served_net")
+    model = models.build("alone.net", 0)
+    weights.save_model(study / "weights.safetensors", model, "alone.net")
+    sys.modules.pop("alone")
     monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.startswith(str(repository_with_models))])
     monkeypatch.chdir(study)
     found = inference.load_model(Path("weights.safetensors"))

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import re
+import subprocess
 from pathlib import Path, PurePath
 
 import pytest
@@ -11,11 +12,21 @@ from ruamel.yaml import YAML
 
 TOP = Path(__file__).resolve().parents[1]
 README, CHINESE = (TOP / "README.md").read_text(), (TOP / "README.zh.md").read_text()
+DOCS = TOP / "docs"
 STUDY = TOP / "studies" / "optimizers" / "reports"
-SECTIONS = {  # of both; the rest is told in English only
-    "Run it yourself": "自己跑一遍", "Change something": "改一改", "Reproduce a past run": "复现过去的一次训练",
-    "Look at the results": "看结果",
-}  # fmt: skip
+SECTIONS = {
+    "The answer": "结论",
+    "Who it is for": "适合谁",
+    "What you need": "环境要求",
+    "Start": "开始",
+    "What you see": "看结果",
+    "Add your own optimizer": "加一个自己的优化器",
+    "Reproduce a past run": "复现过去的一次训练",
+    "How it works": "工作原理",
+    "Documentation": "文档",
+    "Why you might not want this": "什么时候不适合用",
+    "Taking part, licence, citation": "参与、许可证、引用",
+}
 
 
 def cells(table: str) -> list[list[str]]:
@@ -27,38 +38,110 @@ def tables(path: Path) -> list[str]:
 
 
 def figures(text: str) -> list[str]:
-    """Each mean or difference with its interval."""
-    return re.findall(r"\d+\.\d\d ± \d+\.\d\d", text)
+    """Each mean with half the width of its interval, and the ends of each interval of a difference."""
+    found = re.findall(r"\d+\.\d\d ± \d+\.\d\d|−?\d+\.\d\d (?:to|到) −?\d+\.\d\d", " ".join(text.split()))
+    return [each.replace("到", "to") for each in found]
 
 
 def report_of(study: str) -> Path:
     return TOP / "studies" / study / "reports" / "comparison.md"
 
 
-def test_readme_table_equals_committed_report():
+def test_readmes_are_short():
+    assert len(README.split()) <= 1200
+    assert len(CHINESE) <= 2000
+
+
+def test_first_steps_have_tables_of_committed_report():
     """The tables, and before them the verdict."""
     said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
     found = tables(TOP / "reports" / "comparison.md")
     assert len(found) == 2
     for part in (said, *found):
-        assert part in README
-    assert found[0] in CHINESE
+        assert part in (DOCS / "first-steps.md").read_text()
 
 
-def test_readme_begins_with_study_result():
-    """Its first sentence, each accuracy and what the tuning found, and no figure that the study does not have."""
-    report = report_of("optimizers")
-    assert report.read_text().partition(". Beaten")[0] in README
-    head, *compared = cells(tables(report)[0])
-    chosen = {row[0]: row[3] for row in cells(tables(STUDY / "tuning.md")[0])}
-    place = head.index("test accuracy")
-    rows = [f"| {row[0]} | {row[place]} | {chosen[row[0]]} |" for row in compared[1:]]
+def test_chinese_first_steps_have_table_of_committed_report():
+    """The first table, with Chinese heads and words."""
+    rows = tables(TOP / "reports" / "comparison.md")[0].splitlines()[2:]
+    words = {" %": "%", "completed": "完成"}
+    text = (DOCS / "first-steps.zh.md").read_text()
+    for row in rows:
+        for english, chinese in words.items():
+            row = row.replace(english, chinese)
+        row = re.sub(r" \((\d) of (\d)\)", r"（\2 次中 \1 次）", row)
+        assert row in text
+
+
+def test_first_steps_compute_minutes_from_measured_speeds():
+    params = YAML(typ="safe").load(TOP / "params.yaml")
+    runs = len(params["optimizers"]) * len(params["seeds"])
+    images = runs * params["training"]["epochs"] * params["data"]["train_size"]
+    for name in ("first-steps.md", "first-steps.zh.md"):
+        text = (DOCS / name).read_text()
+        assert f"{images:,}" in text
+        for speed, source, minutes in ((2235, "RESULTS.md", 10), (1176, "RESULTS-AVX2.md", 20)):
+            assert f"{speed:,}" in text
+            assert f"at {speed} images/s" in (TOP / "benchmarks" / source).read_text()
+            assert abs(images / speed / 60 - minutes) < 1
+    assert "about 10 minutes on two cores with AVX-512, 20 without" in README
+    assert "约 10 分钟，不支持 AVX-512 时约 20 分钟" in CHINESE
+
+
+def test_readme_disk_and_speed_are_those_on_record():
+    assert "1.8 GB" in README and "1.8 GB" in CHINESE and "1.8 GB" in (TOP / "Makefile").read_text()
+    rows = [row for table in tables(TOP / "benchmarks" / "RESULTS-AVX2.md") for row in cells(table)]
+    ratio = next(row[2] for row in rows if row[0] == "optlab fp32")
+    assert f"[{float(ratio.split()[0]):.1f} times as fast](benchmarks/RESULTS-AVX2.md)" in README
+
+
+def test_readme_answers_with_study_result():
+    """The best mean, its distance to the second, which pairs of the best are undecided; and no other figure."""
+    ranking, pairs = (cells(table) for table in tables(report_of("optimizers"))[:2])
+    (best, *_), (second, *_) = ranking[2], ranking[3]
+    mean = ranking[2][ranking[0].index("test accuracy")].removesuffix(" %")
+    of_best = {row[0].removeprefix(f"{best} − "): row for row in pairs[2:] if row[0].startswith(f"{best} − ")}
+    assert all(row[-1] == f"{best} better" for row in of_best.values())
+    ends = {name: row[1].partition("(")[2].rstrip(")") for name, row in of_best.items()}
+    uncertain = [name for name, each in ends.items() if each.startswith("0.00 to")]
+    assert uncertain == ["nadam"]
     for text in (README, CHINESE):
-        beginning = re.split("^## ", text, flags=re.MULTILINE)[0]
-        assert "\n".join(rows) in beginning
-        for part in beginning.split("\n\n"):
-            own = report_of("conv6") if "conv6" in part else report
-            assert all(figure in own.read_text() for figure in figures(part))
+        answer = text.split("\n## ")[1].partition("![")[0]
+        assert figures(text) == figures(answer) == [mean, ends[second], ends["nadam"]]
+        places = [answer.casefold().index(name) for name in (best, second, *uncertain)]
+        assert places == sorted(places)
+
+
+def test_studies_page_has_accuracy_and_chosen_values_of_ten():
+    head, _, *compared = cells(tables(report_of("optimizers"))[0])
+    chosen = {row[0]: row[4] for row in cells(tables(STUDY / "tuning.md")[0])}
+    place = head.index("test accuracy")
+    rows = [f"| {row[0]} | {row[place]} | {chosen[row[0]]} |" for row in compared]
+    assert len(rows) == 10
+    assert "\n".join(rows) in (TOP / "studies" / "README.md").read_text()
+
+
+def test_experiments_page_counts_classes_of_benchmark():
+    text = (TOP / "benchmarks" / "CLASSES-pytorch_optimizer.md").read_text()
+    page = " ".join((DOCS / "experiments.md").read_text().split())
+    trained, total, diverged = re.search(r"(\d+) of (\d+) train, .* besides: (\d+)\.", text).groups()
+    assert f"of the {total} classes of pytorch_optimizer, [{trained} train]" in page
+    rows = cells(tables(TOP / "benchmarks" / "CLASSES-pytorch_optimizer.md")[0])[2:]
+    in_later_step = [row for row in rows if row[2].startswith("step 9")]
+    refused = int(total) - int(trained) - int(diverged) - len(in_later_step)
+    assert (diverged, refused, len(in_later_step)) == ("1", 7, 1)
+    assert "and one diverges. Seven are refused and one fails in its ninth step" in page
+
+
+def test_first_steps_name_reports_in_git():
+    """All pipelines' but that of studies/tuned."""
+    command = ["git", "ls-files", "*reports/report.html"]
+    listed = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True).stdout.splitlines()
+    folders = {path.parent.relative_to(TOP).as_posix() for path in TOP.glob("studies/*/dvc.yaml")} | {".", "tutorial"}
+    assert folders - {PurePath(name).parents[1].as_posix() for name in listed} == {"studies/tuned"}
+    assert "the report of this comparison, of the tutorial and of every study but `studies/tuned`" in " ".join(
+        (DOCS / "first-steps.md").read_text().split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,6 +150,7 @@ def test_readme_begins_with_study_result():
         ("docs/optimizers.md", "optimizers", 10),
         ("docs/optimizers.zh.md", "optimizers", 10),
         ("studies/README.md", "*", 15),
+        ("docs/experiments.md", "tuned", 1),
     ],
 )
 def test_page_numbers_come_from_study_reports(page, study, least):
@@ -94,12 +178,32 @@ def test_studies_page_sections_use_own_study_numbers():
 
 def test_chinese_readme_has_same_section_order():
     english, chinese = (re.findall("^## (.*)$", text, re.MULTILINE) for text in (README, CHINESE))
-    assert [SECTIONS[title] for title in english if title in SECTIONS] == chinese
+    assert english == list(SECTIONS) and chinese == list(SECTIONS.values())
 
 
-def test_verdicts_page_contains_simulation_table():
-    table = re.search(r"\| seeds.*", (TOP / "benchmarks" / "SIMULATION.md").read_text(), re.DOTALL)[0]
-    assert table.strip() in (TOP / "docs" / "verdicts.md").read_text()
+def test_verdicts_page_contains_simulation_tables():
+    errors, trainings, _widths = tables(TOP / "benchmarks" / "SIMULATION.md")
+    assert {errors, trainings} <= set(tables(TOP / "docs" / "verdicts.md"))
+    shares = [float(cell.rstrip("%")) for row in cells(errors)[2:] for cell in (*row[3:5], row[6])]
+    assert len(shares) == 54 and max(shares) <= 5.7
+
+
+def test_tuning_page_has_figures_of_search_benchmark():
+    """Regrets in the study's range, and coverages of all differences; a search for each seed keeps its 95 %."""
+    own_range, *_, coverage = (cells(each) for each in tables(TOP / "benchmarks" / "SEARCH.md")[1:])
+    regrets = {row[0]: row[2] for row in own_range[2:]}
+    covered = {(row[0], row[1]): row[-1] for row in coverage[2:]}
+    page = " ".join((TOP / "docs" / "tuning.md").read_text().split())
+    lost = [regrets[rule] for rule in ("**new**, 16 trials", "old, 16 trials", "new, 8 trials")]
+    assert (
+        "ended {} points of accuracy below the best on average, and plain successive halving {}.".format(*lost[:2])
+        in page
+    )
+    assert f"the rule loses {lost[2]} points, more than plain halving ({regrets['old, 8 trials']})" in page
+    assert f"({lost[0]} points with it, {regrets['new without margin']} without)" in page
+    own, shared = (covered[f"one for {whom}", "8"] for whom in ("each seed", "all seeds"))
+    assert f"true differences in {own} % of the cases; after one search for all seeds, in {shared} %" in page
+    assert min(float(share) for (kind, _), share in covered.items() if kind == "one for each seed") >= 94.3
 
 
 def load_pipeline():
@@ -119,9 +223,9 @@ def load_pipeline():
     return set(names.values()), passed
 
 
-def read_figure():
-    """Return the same from the README's figure; dotted arrows lead to MLflow, which is no stage."""
-    figure = re.search(r"```mermaid\nflowchart TB\n(.*?)```", README, re.DOTALL)[1]
+def read_figure(text):
+    """Return the same from a page's figure; dotted arrows lead to MLflow, which is no stage."""
+    figure = re.search(r"```mermaid\nflowchart TB\n(.*?)```", text, re.DOTALL)[1]
     labels = dict(re.findall(r'(\w+)\["(.+?)"\]', figure))
     stages, passed = set(), []
     for line in re.sub(r"\[.+?\]", "", figure).splitlines():
@@ -136,17 +240,13 @@ def read_figure():
     return stages, passed
 
 
-def test_readme_figure_equals_dvc_yaml():
+@pytest.mark.parametrize("page", ["README.md", "docs/how-it-works.md"])
+def test_figure_equals_dvc_yaml(page):
     """Stages, arrows, and the file names on them."""
     stages, passed = load_pipeline()
-    drawn, arrows = read_figure()
+    drawn, arrows = read_figure((TOP / page).read_text())
     assert drawn == stages
     assert sorted(arrows) == sorted(passed)
-
-
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README)) - {"and"}))
-def test_readme_make_targets_exist(target):
-    assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["determinism", "reliability"])

@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from optlab import records
 from optlab.records import (
+    Choice,
     Environment,
     EpochMetrics,
     EvalRecord,
     Record,
     RunFiles,
-    StudyResult,
     TrainRecord,
     TuningFiles,
-    TuningResult,
     ValidationMetrics,
 )
 from optlab.system.errors import RecordError
@@ -28,7 +28,8 @@ TRAINED = TrainRecord.from_training("diverged", [EPOCH], LOOKS, LOSSES, {"betas"
 
 
 def test_records_round_trip_through_files(tmp_path):
-    tested = EvalRecord(status="completed", test_loss=1 / 3, class_accuracy=[("cat", 0.5)], confusion=[[1, 2], [3, 4]])
+    tested = EvalRecord(status="completed", test_loss=1 / 3, class_accuracy=[("cat", 0.5)], confusion=[[1, 2], [3, 4]],
+                        correct=["+AA="])  # fmt: skip
     conditions = Environment(python="3.11", packages={"torch": "2"}, variables={"MKL_CBWR": None})
     for value in (TRAINED, tested, conditions):
         value.write(tmp_path / "file.json")
@@ -53,6 +54,36 @@ def test_old_record_without_hyperparameters_is_read(tmp_path):
     del older["hyperparameters"]
     (tmp_path / "train.json").write_text(json.dumps(older))
     assert TrainRecord.read(tmp_path / "train.json").hyperparameters == []
+
+
+def test_mask_of_test_split_is_one_bit_per_image(tmp_path):
+    mask = np.random.default_rng(0).random(10_000) < 0.6
+    hits = int(mask.sum())
+    tested = EvalRecord(
+        status="completed", confusion=[[hits, 10_000 - hits], [0, 0]], correct=records.encode_mask(mask)
+    )
+    assert len("".join(tested.correct)) == 1668 and {len(line) for line in tested.correct[:-1]} == {76}
+    tested.write(tmp_path / "test.json")
+    found = EvalRecord.read(tmp_path / "test.json").correct_mask
+    assert found.dtype == bool and np.array_equal(found, mask)
+
+
+def test_record_without_mask_has_former_bytes(tmp_path):
+    tested = EvalRecord(status="completed", confusion=[[1, 2], [3, 4]])
+    tested.write(tmp_path / "test.json")
+    assert "correct" not in (tmp_path / "test.json").read_text() and tested.correct_mask is None
+
+
+@pytest.mark.parametrize(
+    ("correct", "reason"),
+    [("!AA=", "Only base64 data"), ("+AA", "Incorrect padding"), ("+A==", "has 1 bytes, and 10 images take 2"),
+     ("+IA=", "has 6 correct images, and the confusion matrix 5"), ("", "has 0 bytes")],
+)  # fmt: skip
+def test_damaged_mask_gives_one_line_error(tmp_path, correct, reason):
+    content = {"status": "completed", "confusion": [[1, 2], [3, 4]], "correct": [correct]}
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=rf"test\.json: damaged \(.*{reason}.*\): delete it, then run `dvc repro`"):
+        EvalRecord.read(tmp_path / "test.json")
 
 
 @pytest.mark.parametrize(
@@ -98,12 +129,11 @@ def test_environment_is_restored_with_its_weights(tmp_path, monkeypatch):
     assert Environment.read_for_weights(run.environment, "c") is None  # it is not known, and nothing is made up
 
 
-def test_run_is_trained_with_values_of_its_own_study(small_config, tmp_path):
+def test_run_is_trained_with_values_of_its_own_search(small_config, tmp_path):
     entry = {"class": "SGD", "lr": {"log": [0.001, 1.0]}}
-    config = small_config(seeds=[3, 4, 5], optimizers={"sgd": entry}, tuning={"studies": 3})
-    studies = [StudyResult(entry={"class": "SGD", "lr": lr}, trial=0) for lr in (0.1, 0.2, 0.4)]
-    path = TuningFiles(tmp_path, "sgd").choice
-    path.parent.mkdir(parents=True)
-    TuningResult(is_tuned=True, studies=studies, modules={}).write(path)
+    config = small_config(seeds=[3, 4, 5], optimizers={"sgd": entry})
+    for seed, lr in zip(config.seeds, (0.1, 0.2, 0.4), strict=True):
+        choice = Choice(is_tuned=True, entry={"class": "SGD", "lr": lr}, trial=0, modules={})
+        choice.write(TuningFiles(tmp_path, "sgd", seed).choice)
     chosen = [records.load_chosen_config(config, tmp_path, "sgd", seed)[0] for seed in config.seeds]
     assert [each.get_optimizer("sgd").hyperparameters["lr"] for each in chosen] == [0.1, 0.2, 0.4]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optlab.records import Environment, RunFiles, StudyResult, TuningFiles, TuningResult
+from optlab.records import Choice, Environment, RunFiles, TuningFiles
 from optlab.reproduce import rerun
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
@@ -104,6 +104,22 @@ def test_revision_runs_exclude_entries_removed_from_params(tmp_path, monkeypatch
         (tmp_path / "params.yaml").write_text(text, encoding="latin-1")
         commit()
         assert rerun.select_runs(Revision.parse("HEAD"), []) == runs
+
+
+def test_stages_of_revision_import_its_code(tmp_path, monkeypatch):
+    """Not the caller's, which `PYTHONPATH` or the environment has."""
+    code = f"import optlab, pathlib; pathlib.Path('{tmp_path}/seen').write_text(optlab.__file__)"
+    (tmp_path / "top" / "src" / "optlab").mkdir(parents=True)
+    (tmp_path / "top" / "src" / "optlab" / "__init__.py").touch()
+    stages = {"train@adam-0": {"cmd": f'python -c "{code}"', "outs": [{"path": "here", "md5": "0"}]}}
+    (tmp_path / "top" / "dvc.lock").write_text(json.dumps({"stages": {"download": {"outs": []}} | stages}))
+    monkeypatch.chdir(tmp_path / "top")
+    monkeypatch.setattr(rerun, "_restore_data", lambda *words: None)
+    commit()
+    list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True))
+    imported = Path((tmp_path / "seen").read_text())
+    assert imported.parts[-4:] == ("tree", "src", "optlab", "__init__.py")
+    assert not imported.is_relative_to(tmp_path / "top")
 
 
 def worktrees():
@@ -204,13 +220,10 @@ def test_tuning_output_paths_are_checked_before_first_run(tmp_path, monkeypatch)
     top, victim = tmp_path / "top", create_outside_file(tmp_path / "outside")
     stage = {"cmd": f"touch {tmp_path}/ran", "outs": [{"path": "here", "md5": "0"}]}
     tuned = stage | {"outs": [{"path": "../outside/kept", "md5": "0"}]}
-    place = TuningFiles(top, "adam").choice
-    place.parent.mkdir(parents=True)
-    place.write_text(
-        TuningResult(is_tuned=True, studies=[StudyResult(entry={"class": "Adam"})], modules={}).model_dump_json()
-    )
+    tuning_files = TuningFiles(top, "adam", 0)
+    Choice(is_tuned=True, entry={"class": "Adam"}, modules={}).write(tuning_files.choice)
     (top / "dvc.lock").write_text(
-        json.dumps({"stages": dict.fromkeys(["download", "train@adam-0"], stage) | {"tune@adam": tuned}})
+        json.dumps({"stages": dict.fromkeys(["download", "train@adam-0"], stage) | {tuning_files.stage: tuned}})
     )
     monkeypatch.chdir(top)
     commit()

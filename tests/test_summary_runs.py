@@ -1,13 +1,14 @@
 """The means over the seeds in MLflow: what they hold, and that each is there once."""
 
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from test_figures import collect_comparison
 
-from optlab.analysis import paired_tests
+from optlab.analysis import mean_ci
 from optlab.tracking import comparison_sync, comparison_view, mlflow_store
 from optlab.tracking.comparison_view import SummaryRun
 
@@ -48,7 +49,7 @@ def test_summary_run_contains_mean_and_interval(small_config, tmp_path):
         ("train_loss", 1, [2.0, 2.2]), ("train_loss", 2, [1.0, 1.4]), ("validation_accuracy", 7, [0.2, 0.3]),
         ("test_accuracy", 0, [0.5, 0.5]),
     ):  # fmt: skip
-        figure = paired_tests.compute_mean_ci(values)
+        figure = mean_ci.compute_mean_ci(values)
         ends = [points[f"{key}/{end}", step] for end in ("mean", "lower", "upper")]
         assert ends == pytest.approx([figure.mean, figure.low, figure.high], abs=5e-5)  # as MLflow shows them
     assert found["adam"].params == {"optimizer": "adam", "class": "Adam", "seeds": "0, 1", "status": "completed"}
@@ -65,6 +66,20 @@ def test_parallel_coordinates_use_params_of_sampled_trials(client):
     state = json.loads(comparison_view.decode_view_tag(tags[comparison_view.VIEW_TAG]))
     assert state["compareRunCharts"][0]["selectedParams"] == ["lr"]
     assert "`optlab`" in tags[comparison_view.DESCRIPTION_TAG]
+
+
+def test_report_is_artifact_of_first_summary_run(client, top):
+    """Once, and again where the page has changed."""
+    page = top / "reports" / "report.html"
+    page.parent.mkdir(exist_ok=True)
+    for content in ("one", "one", "two"):
+        page.write_text(content)
+        found = show(client, ADAM, SGD)
+        (path,) = [each.path for each in client.list_artifacts(found["adam"][0])]
+        assert path == "report.html" and not client.list_artifacts(found["sgd"][0])
+        assert Path(client.download_artifacts(found["adam"][0], path)).read_text() == content
+    experiment = client.get_experiment_by_name("optlab.summary")
+    assert "adam's run" in experiment.tags[comparison_view.DESCRIPTION_TAG]
 
 
 def test_repeated_summary_upload_changes_nothing(client):

@@ -6,7 +6,7 @@ import pytest
 
 from optlab.system import git, repository
 from optlab.system.errors import RevisionError
-from optlab.system.text import extract_error
+from optlab.system.text import count_edits, extract_error, suggest_similar
 
 # What DVC 3.67 and git 2 say.
 FAILED = {
@@ -49,3 +49,26 @@ def test_git_failure_names_command_and_reason(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RevisionError, match=r"^git add: not a git repository"):
         git.run("add", "x")
+
+
+EDITS = {
+    ("adma", "adam"): 1,  # two neighbours swapped
+    ("adma", "adamax"): 2,
+    ("liom", "lion"): 1,
+    ("", "sgd"): 3,
+    ("kitten", "sitting"): 3,
+    ("ca", "abc"): 3,  # no letter is edited twice
+    ("adam", "adam"): 0,
+}
+
+
+@pytest.mark.parametrize(("words", "count"), EDITS.items(), ids=map("-".join, EDITS))
+def test_edits_are_counted_with_swaps(words, count):
+    assert count_edits(*words) == count_edits(*reversed(words)) == count
+
+
+def test_suggestion_has_fewest_edits():
+    names = ["Adamax", "Adam", "AdamW", "SGD", "Lion"]
+    assert suggest_similar("Adma", names) == ": did you mean Adam?"
+    assert suggest_similar("adamw", names) == ": did you mean AdamW?"
+    assert suggest_similar("prodigy", names) == suggest_similar("x", []) == ""

@@ -20,15 +20,16 @@ def verdicts(sgd=FALLING, adam=tuple(value - 5 for value in FALLING), fast=TURNI
 
 
 CASES = {
-    "as the tutorial says": ({}, ["holds", "holds", "cannot be told"]),
+    "adam is faster": ({}, ["does not hold", "holds", "cannot be told"]),
     "adam is slower at first": (
-        {"adam": [400.0] + [1.0] * 19}, ["holds in 19 of 20 epochs", "holds", "cannot be told"]),
-    "never unstable": ({"fast": FALLING}, ["holds", "does not hold", "cannot be told"]),
-    "a little up at the end": ({"fast": [*FALLING[:16], 155.0, 156.0]}, ["holds", "does not hold", "cannot be told"]),
+        {"adam": [400.0] + [1.0] * 19}, ["holds in 1 of 20 epochs", "holds", "cannot be told"]),
+    "never unstable": ({"fast": FALLING}, ["does not hold", "does not hold", "cannot be told"]),
+    "a little up at the end": (
+        {"fast": [*FALLING[:16], 155.0, 156.0]}, ["does not hold", "does not hold", "cannot be told"]),
     "unstable in the fifth": (
-        {"fast": [9.0, 8, 7, 6, 5] + [10.0] * 15}, ["holds", "unstable, but not there", "cannot be told"]),
-    "infinite after the sixteenth": ({"fast": [*TURNING[:16], math.inf]}, ["holds", "holds", "cannot be told"]),
-    "adam diverges at once": ({"adam": [math.inf]}, ["holds in 0 of 20 epochs", "holds", "cannot be told"]),
+        {"fast": [9.0, 8, 7, 6, 5] + [10.0] * 15}, ["does not hold", "unstable, but not there", "cannot be told"]),
+    "infinite after the sixteenth": ({"fast": [*TURNING[:16], math.inf]}, ["does not hold", "holds", "cannot be told"]),
+    "adam diverges at once": ({"adam": [math.inf]}, ["holds in 20 of 20 epochs", "holds", "cannot be told"]),
 }  # fmt: skip
 
 

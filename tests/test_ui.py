@@ -1,6 +1,7 @@
 """`optlab ui` where there is nothing to see yet, or something is in its way; the pages are in test_browser.py."""
 
 import socket
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def opened_urls(monkeypatch):
     """The addresses that a browser was told to open; there is a display."""
     found = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(webapp.webbrowser, "open", found.append)
+    monkeypatch.setattr(webbrowser, "open", found.append)
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import queue
+import socket
 import subprocess
 import sys
 from multiprocessing.connection import Connection, Pipe
@@ -189,6 +191,36 @@ def test_client_moves_logs_before_stage_locks_its_run(top, monkeypatch):
     monkeypatch.setenv(uploader_client.UPLOADER_PARENT_VARIABLE, uploader_client.NO_UPLOAD)
     uploader_client.UploaderClient()
     assert log.get_size()
+
+
+def test_closing_client_replaces_killed_daemon(top, monkeypatch):
+    """This may be the last stage: nobody else would send the rest."""
+    started = []
+    monkeypatch.setattr(uploader_client, "start_daemon", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setenv(uploader_client.UPLOADER_PARENT_VARIABLE, str(os.getpid()))
+    path = uploader_client.get_socket_path()
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:  # a daemon's
+        listener.bind(str(path))
+        listener.listen()
+        uploader_client.UploaderClient().close()
+        client = uploader_client.UploaderClient()
+        uploader_client.ensure_daemon(str(os.getpid()))
+        assert started == []
+    client.close()
+    assert started == [(str(os.getpid()),)]
+    uploader_client.ensure_daemon(str(os.getpid()))
+    assert len(started) == 2
+
+
+def test_warnings_of_daemon_are_printed_by_the_process_that_shows_progress(top, monkeypatch):
+    printed = queue.Queue()
+    monkeypatch.setattr(uploader_client, "print_stderr", printed.put)
+    monkeypatch.setattr(
+        uploader_client, "start_daemon", lambda *_, stderr, **__: os.write(stderr, b"\rwarning: one\nwarning: two")
+    )
+    uploader_client.ensure_daemon(str(os.getpid()))
+    assert [printed.get(timeout=10), printed.get(timeout=10)] == ["warning: one", "warning: two"]
 
 
 def test_client_without_upload_starts_nothing(top, monkeypatch):

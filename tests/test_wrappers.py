@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_checkpoint import assert_same, resume_after_interruption
+from test_checkpoint import assert_same, resume_after_interruptions
 from test_optimizers import assert_same_weights, batches, build_optimizer, module, one_thread, train_by_hand, train_ours
 from test_param_groups import SMALL, train_run
 
@@ -243,7 +243,7 @@ def test_base_learning_rate_is_scaled_and_logged(path):
 def test_wrapper_resumes_to_identical_bytes(path, small_config, sample, device, tmp_path, cls):
     schedule = {"name": "cosine", "warmup_epochs": 0}
     config = small_config(optimizers={"mine": {"class": path(cls), "base": BASE, "schedule": schedule}}, **SMALL)
-    continued = resume_after_interruption(config, sample, device, tmp_path / "checkpoint", 7)
+    continued = resume_after_interruptions(config, sample, device, tmp_path / "checkpoint", 3, 7)
     assert_same(train_run(config, sample, device), continued, tmp_path)
 
 
@@ -353,7 +353,7 @@ def test_incomplete_optimizer_state_prevents_checkpoint(path, small_config, samp
     """It would go on to other bytes; a saver that is not the tests' says so once, and the training goes on."""
     config = small_config(optimizers={"mine": {"class": path("Forgetful")}}, **SMALL)
     with pytest.raises(ValueError, match="the state that Forgetful gives is not all that it goes on from"):
-        resume_after_interruption(config, sample, device, tmp_path / "checkpoint", 7)
+        resume_after_interruptions(config, sample, device, tmp_path / "checkpoint", 7)
 
 
 def test_optimizer_probe_leaves_no_model_hooks(path, small_config):

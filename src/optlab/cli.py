@@ -6,12 +6,13 @@ MLflow, the configuration's models).
 
 import collections
 import contextlib
+import functools
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
@@ -106,7 +107,7 @@ def _enter_pipeline(pipeline: Path) -> Path:
         folder = folder.relative_to(Path.cwd())
     if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
         raise errors.RevisionError(
-            f"{folder}: no pipeline of this repository: name the folder of one with `--pipeline`"
+            f"{folder}: no pipeline of this repository: name the folder of one, such as studies/optimizers"
         )
     return repository.set_pipeline(folder)
 
@@ -151,7 +152,7 @@ def add(
     ] = False,
 ) -> None:
     """Add a well-known optimizer to params.yaml, or list all of them."""
-    from optlab.config import catalog, scaffold
+    from optlab.config import catalog, loader, params_editor
     from optlab.schema import parameters
 
     if name is None:
@@ -159,8 +160,12 @@ def add(
         return
     path = _enter_root() / parameters.PARAMS_FILE
     entry = catalog.find_entry(name)
+    if entry.needs_output_weight:
+        from optlab.preflight import model_check  # imports torch, which takes seconds
+
+        entry = entry.fill_in_output_weight(model_check.find_output_weight(loader.load(path).model))
     text = entry.text_with_range if searched else entry.text
-    scaffold.add_entry(path, name, text, entry.source if searched else entry.comment)
+    params_editor.add_entry(path, name, text, entry.source if searched else entry.comment)
     print(f"{path}: added {name}: {text}: `optlab check` tries it, `dvc repro` trains it")
 
 
@@ -174,7 +179,9 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_opt
     path = folder / parameters.PARAMS_FILE
     module, test = scaffold.create_optimizer(name, path)
     print(f"{module}: yours to change; {path} has its entry: `optlab check` tries it, `dvc repro` trains it")
-    print(f"{test}: `pytest {test}` says whether a killed training would go on to the same weights")
+    print(
+        f"{test}: `pytest {test}` says whether a killed training ends with the same weights (`make test` installs it)"
+    )
 
 
 @_register_command(RUN, "optlab repro --jobs 2")
@@ -197,6 +204,16 @@ def repro(
         Path | None,
         typer.Option(metavar="FOLDER", help="A folder that all nodes see: runs of a dead node resume from it."),
     ] = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds to params.yaml until the verdicts are decided.")
+    ] = False,
+    question: Annotated[
+        Literal["pairs", "best"] | None,
+        typer.Option(help="Decide every pair (default), or only which is best; with --until-decided."),
+    ] = None,
+    at_most: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="No look at more seeds; with --until-decided.")
+    ] = None,
 ) -> None:
     """Run the comparison: download, train, evaluate and compare.
 
@@ -204,6 +221,8 @@ def repro(
     """
     if cluster is None and (num_gpus or shared):
         raise errors.ClusterError("--num-gpus and --shared are for the nodes of a cluster: name it with --cluster")
+    if not until_decided and (question or at_most):
+        raise errors.ConfigError("--question and --at-most say when --until-decided ends: add it")
     shared = shared and shared.absolute()  # before the working directory changes
     folder = _enter_root()
     settings = _load_settings(folder, for_stages=True)
@@ -211,7 +230,15 @@ def repro(
     from optlab.orchestration.executor import ClusterOptions
 
     options = ClusterOptions(cluster, num_gpus, shared, jobs) if cluster else None
-    repro.run_pipeline(settings, folder, jobs, options, allow_missing=allow_missing)
+    reproduce = functools.partial(
+        repro.run_pipeline, folder=folder, jobs=jobs, cluster_options=options, allow_missing=allow_missing
+    )
+    if until_decided:
+        from optlab.orchestration import sequential_repro
+
+        sequential_repro.run(settings, folder, reproduce, question or "pairs", at_most)
+    else:
+        reproduce(settings)
 
 
 @_register_command(RUN, "optlab sample")
@@ -241,6 +268,9 @@ def versus(
     again: Annotated[
         bool, typer.Option("--again", help="Train the study's runs again where their environment differs.")
     ] = False,
+    fresh_seeds: Annotated[
+        bool, typer.Option("--fresh-seeds", help="Confirm the optimizer with seeds that no attempt has seen.")
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
     ] = None,
@@ -248,11 +278,12 @@ def versus(
     """Tune one optimizer, and compare it with those of a study."""
     here = _enter_root()
     from optlab.orchestration import versus_pipeline
+    from optlab.orchestration.attempts import ATTEMPTS_FILE
     from optlab.schema.parameters import PARAMS_FILE
 
     base = Path(os.path.relpath(here / study)) if study else versus_pipeline.DEFAULT_STUDY
-    folder = versus_pipeline.run(what, here / PARAMS_FILE, base, again, jobs)
-    print(f"{folder}: its params.yaml, record and reports; commit it to keep it")
+    folder = versus_pipeline.run(what, here / PARAMS_FILE, base, again, fresh_seeds, jobs)
+    print(f"{folder}: its params.yaml, record and reports; commit it, and {base / ATTEMPTS_FILE}, to keep it")
 
 
 @_register_command(COMPARE, "optlab show")
@@ -276,6 +307,47 @@ def show() -> None:
             summary = comparison_sync.publish(compared, folder, uploader)
         print(summary)
     uploader.close()
+
+
+@_register_command(COMPARE, "optlab report studies/optimizers")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of a pipeline, such as studies/optimizers; default: this one.")
+    ] = Path(),
+    language: Annotated[
+        Literal["en", "zh"] | None, typer.Option(help="English or Chinese; default: the browser's language.")
+    ] = None,
+    snippet: Annotated[
+        Literal["markdown", "latex"] | None, typer.Option(help="Print the verdict for a README or a paper instead.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a display.")] = True,
+) -> None:
+    """Open the report, or print its verdict for a paper."""
+    pipeline = _enter_pipeline(folder)
+    if snippet:
+        print(_render_snippet(pipeline, snippet, language or "en"))
+        return
+    from optlab.records import REPORTS_FOLDER
+    from optlab.system.browser import open_page
+
+    path = pipeline / REPORTS_FOLDER / "report.html"
+    if not path.is_file():
+        where = "" if pipeline == Path() else f" in {pipeline}"
+        raise errors.RecordError(f"{path}: there is no report yet: `optlab repro`{where} makes it")
+    print(path.absolute())
+    if browser:
+        open_page(path.absolute().as_uri() + (f"#{language}" if language else ""))
+
+
+def _render_snippet(pipeline: Path, style: Literal["markdown", "latex"], language: Literal["en", "zh"]) -> str:
+    settings = _load_settings(pipeline)
+    from optlab.analysis import snippet
+    from optlab.analysis.translation import use_language
+    from optlab.orchestration import versus
+
+    compared = versus.collect_comparison(settings, pipeline)
+    with use_language(language):
+        return snippet.render(compared, style)
 
 
 @_register_command(COMPARE, "optlab predict cat.png")

@@ -14,7 +14,8 @@ import torch
 
 from optlab.records import Environment
 from optlab.system.repository import CUSTOM
-from optlab.training.class_import import extend_sys_path, find_local_module
+from optlab.system.source_code import find_local_module
+from optlab.training.class_import import extend_sys_path
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 # Read by the libraries while they load. CUBLAS_WORKSPACE_CONFIG makes cuBLAS repeatable.

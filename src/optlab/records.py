@@ -4,6 +4,7 @@ Files hold no times, host names or ids, so that the same training gives the same
 have defaults, so that files of earlier versions stay readable.
 """
 
+import base64
 import csv
 import dataclasses
 import io
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config, format_run_id
 from optlab.system import files, repository
 from optlab.system.errors import RecordError
+from optlab.system.text import describe_conflict, find_conflict_marker
 
 if TYPE_CHECKING:  # a served model imports this module, and needs no packages but those that it lists
     from optlab.system.git import Revision
@@ -39,7 +41,7 @@ class Record(BaseModel):
         """Parse a file's content.
 
         Raises:
-            RecordError: the content is damaged; the message names the file by `where`.
+            RecordError: the content is damaged, or has conflict markers; the message names the file by `where`.
         """
         try:
             return cls.model_validate(json.loads(content))
@@ -48,6 +50,9 @@ class Record(BaseModel):
             reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         except ValueError as error:
             reason = str(error)
+        marker_line = find_conflict_marker(content.decode(errors="replace"))
+        if marker_line:
+            raise RecordError(describe_conflict(where, marker_line))
         raise RecordError(f"{where}: damaged ({reason}): delete it, then run `dvc repro`")
 
     @classmethod
@@ -193,6 +198,8 @@ class EvalRecord(Record):
         expected_calibration_error: over 15 bins of equal width.
         class_accuracy: (class, fraction) per class.
         confusion: counts of images, 10 × 10: rows are the actual classes, columns the predicted ones.
+        correct: which images are classified correctly, as `encode_mask` gives it: a list, because DVC would show a text
+            as a metric; empty, and not written, in records of older versions.
     """
 
     status: Status
@@ -202,13 +209,44 @@ class EvalRecord(Record):
     expected_calibration_error: float | None = None
     class_accuracy: list[tuple[str, float]] = Field(default_factory=list)
     confusion: list[list[int]] = Field(default_factory=list)
+    correct: list[str] = Field(default_factory=list, exclude_if=lambda lines: not lines)
+
+    @property
+    def correct_mask(self) -> np.ndarray | None:
+        """Whether each test image is classified correctly: bool, shape (n,), in file order; None without `correct`."""
+        return decode_mask(self.correct, sum(map(sum, self.confusion))) if self.correct else None
+
+    @model_validator(mode="after")
+    def _check_correct(self) -> Self:
+        mask, hits = self.correct_mask, sum(row[index] for index, row in enumerate(self.confusion))
+        if mask is not None and mask.sum() != hits:
+            raise ValueError(f"correct: has {mask.sum()} correct images, and the confusion matrix {hits}")
+        return self
+
+
+def encode_mask(mask: np.ndarray) -> list[str]:
+    """Return base64 of the packed bits of a bool array, shape (n,), in lines of 76 characters."""
+    return base64.encodebytes(np.packbits(mask).tobytes()).decode().split()
+
+
+def decode_mask(lines: list[str], n: int) -> np.ndarray:
+    """Return the array that `encode_mask` encoded.
+
+    Raises:
+        ValueError: the lines are no base64, or not of `n` bits.
+    """
+    packed = np.frombuffer(base64.b64decode("".join(lines), validate=True), np.uint8)
+    if len(packed) != math.ceil(n / 8):
+        raise ValueError(f"correct: has {len(packed)} bytes, and {n} images take {math.ceil(n / 8)}")
+    return np.unpackbits(packed, count=n).astype(bool)
 
 
 class TrialRecord(Record):
-    """One trial of a study.
+    """One trial of a search.
 
     Attributes:
-        study: number of the study, from 0.
+        search: number of the search: the seed of the run that is trained with its choice, or 0 if it chooses for all
+            seeds; `study` in records of older versions.
         index: number of the sampled point, from 0; None for the entry's default.
         seed: of the training.
         values: key of a range → value; for the default the known values, none in records of older versions.
@@ -219,7 +257,7 @@ class TrialRecord(Record):
         key: digest of everything except the machine that decides the trial, to recognize it later.
     """
 
-    study: int
+    search: int = Field(validation_alias=AliasChoices("search", "study"))
     index: int | None
     seed: int
     values: dict[str, Any]
@@ -231,7 +269,7 @@ class TrialRecord(Record):
 
 
 class TrialsRecord(Record):
-    """trials.json: all trials of an optimizer, none where nothing was tuned.
+    """trials.json: all trials of a search, none where nothing was tuned.
 
     Attributes:
         sensitivity: trials of the grid over the learning rate; `index` is the point of the grid.
@@ -241,34 +279,32 @@ class TrialsRecord(Record):
     sensitivity: list[TrialRecord] = Field(default_factory=list)
 
 
-class StudyResult(Record):
-    """Result of one study.
+class Choice(Record):
+    """choice.json: the entry that a run is trained with.
 
     Attributes:
+        is_tuned: true if the entry has a range.
         entry: the optimizer's entry of params.yaml with chosen values in place of ranges.
         trial: index of the chosen trial; None for the default.
         validation_accuracy: of the chosen trial, a fraction; None where nothing was tuned or all trials diverged.
         at_edge: keys of ranges at whose edge the chosen value lies.
+        modules: path → SHA-256 of the modules of custom/ that the run uses.
     """
 
+    is_tuned: bool
     entry: dict[str, Any]
     trial: int | None = None
     validation_accuracy: float | None = None
     at_edge: list[str] = Field(default_factory=list)
-
-
-class TuningResult(Record):
-    """choice.json: the entries that an optimizer's runs are trained with; its size does not depend on the trials.
-
-    Attributes:
-        is_tuned: true if the entry has a range.
-        studies: at least one.
-        modules: path → SHA-256 of the modules of custom/ that the runs use.
-    """
-
-    is_tuned: bool
-    studies: list[StudyResult]
     modules: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, values: Any) -> Any:
+        """Read choice.json of earlier versions, where the choice is the only item of `studies`."""
+        if isinstance(values, dict) and isinstance(values.get("studies"), list) and len(values["studies"]) == 1:
+            return {key: value for key, value in values.items() if key != "studies"} | values["studies"][0]
+        return values
 
 
 class Environment(Record):
@@ -385,27 +421,53 @@ class RunFiles:
 
 @dataclasses.dataclass(frozen=True)
 class TuningFiles:
-    """Paths of one optimizer's tuning files.
+    """Paths of the files of the search that chooses the values of one run.
 
     Attributes:
         folder: of the pipeline.
+        has_older_layout: whether they are those of an earlier version, which had one folder for all seeds.
     """
 
     folder: Path
     optimizer: str
+    seed: int
+    has_older_layout: bool = False
+
+    @classmethod
+    def find(cls, folder: Path, optimizer: str, seed: int, revision: "Revision | None" = None) -> Self:
+        """Return the files of the run's search, or those of an earlier version's layout if only they exist."""
+        own = cls(folder, optimizer, seed)
+        older = dataclasses.replace(own, has_older_layout=True)
+        if revision is None:
+            return older if older.choice.exists() and not own.choice.exists() else own
+        return older if revision.read(older.choice) and not revision.read(own.choice) else own
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that writes them."""
+        return f"tune@{self._name}"
 
     @property
     def choice(self) -> Path:
-        """Path of the `TuningResult`."""
-        return self.folder / TUNING_FOLDER / self.optimizer / "choice.json"
+        """Path of the `Choice`."""
+        return self.folder / TUNING_FOLDER / self._name / "choice.json"
 
     @property
     def trials(self) -> Path:
         """Path of the `TrialsRecord`."""
-        return self.folder / TUNING_FOLDER / self.optimizer / "trials.json"
+        return self.folder / TUNING_FOLDER / self._name / "trials.json"
+
+    @property
+    def environment(self) -> Path:
+        """Path of the `Environment` of the trials that were trained last, which is no part of the record."""
+        return self.folder / TUNING_FOLDER / self._name / "conditions.json"
+
+    @property
+    def _name(self) -> str:
+        return self.optimizer if self.has_older_layout else format_run_id(self.optimizer, self.seed)
 
 
-def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tuple[Config, TuningResult | None]:
+def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tuple[Config, Choice | None]:
     """Return the configuration with the values that were chosen for the run with this seed, and the file they are from.
 
     Returns:
@@ -414,11 +476,11 @@ def load_chosen_config(config: Config, folder: Path, name: str, seed: int) -> tu
     Raises:
         RecordError: choice.json is missing, damaged, or belongs to another entry.
     """
-    spec, path = config.get_optimizer(name), TuningFiles(folder, name).choice
+    spec, path = config.get_optimizer(name), TuningFiles.find(folder, name, seed).choice
     if not spec.ranges:
         return config, None
-    choice = TuningResult.read(path)
-    entry = OptimizerSpec.model_validate(choice.studies[config.get_study(seed) % len(choice.studies)].entry)
+    choice = Choice.read(path)
+    entry = OptimizerSpec.model_validate(choice.entry)
     if entry.ranges or entry.class_ != spec.class_:
         raise RecordError(f"{path}: is of another entry than params.yaml has: run `dvc repro`")
     return config.model_copy(update={"optimizers": config.optimizers | {name: entry}}), choice

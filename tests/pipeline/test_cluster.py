@@ -38,6 +38,13 @@ IMPATIENT = {
 
 EPOCHS = 8  # of 7 steps each, which rest
 
+# While the file is there, no training gets further: long after its first checkpoint, before its end.
+HELD = """\
+step = self.state[self.param_groups[0]["params"][0]].get("step", 0)
+        while step > 45 and os.path.exists({hold!r}):
+            time.sleep(0.01)
+        return super()"""
+
 
 class LocalRayCluster:
     """A cluster; its first node, `a`, is always there. Each node has a folder of its own, as a machine has."""
@@ -252,6 +259,9 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, 
     project, shared = slow.copy(tmp_path / "project"), tmp_path / "shared"
     project.edit("params.yaml", "seeds: [0]", "seeds: [0, 1, 2]")
     project.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n", "")
+    hold = tmp_path / "hold"
+    hold.touch()
+    project.edit("custom/resting.py", "return super()", HELD.format(hold=str(hold)))
     older = ray_cluster.folder / "older"
     (older / "torch-2.0.0.dist-info").mkdir(parents=True)
     (older / "torch-2.0.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.0.0\n")
@@ -263,6 +273,7 @@ def test_mismatched_node_is_rejected_and_interrupt_cleans_up(ray_cluster, slow, 
         projects.until(command, lambda: list(shared.glob("*/workspaces/*/.optlab/checkpoints/*/*/*/0*")))
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == 130, output(project)
+    hold.unlink()
     assert "stopped: what is complete is kept" in output(project)
     assert f"epoch 1/{EPOCHS}  training loss" in output(project)  # while none was at its end
     assert ray_cluster.left() == ([], [])

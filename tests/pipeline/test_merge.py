@@ -59,15 +59,15 @@ def test_branches_that_each_add_an_optimizer(branches):
     keep_both_sides(branches)
     complete(branches, {"sgd", "adam", "nadam", "rmsprop"})
     for name in ("nadam", "rmsprop"):
-        assert git(branches, "diff", name, "--", f"runs/{name}-0", f"tuning/{name}") == ""
+        assert git(branches, "diff", name, "--", f"runs/{name}-0", f"tuning/{name}-0") == ""
 
 
 def test_branch_that_changes_a_learning_rate_and_one_that_adds_an_optimizer(branches):
     git(branches, "checkout", "-q", "-B", "merged", "nadam")
     git(branches, "merge", "--no-edit", "rate")
     complete(branches, {"sgd", "adam", "nadam"})
-    assert git(branches, "diff", "rate", "--", "runs/sgd-0", "tuning/sgd") == ""
-    assert git(branches, "diff", "nadam", "--", "runs/nadam-0", "tuning/nadam") == ""
+    assert git(branches, "diff", "rate", "--", "runs/sgd-0", "tuning/sgd-0") == ""
+    assert git(branches, "diff", "nadam", "--", "runs/nadam-0", "tuning/nadam-0") == ""
 
 
 def test_merge_in_a_clone_without_the_drivers_is_mended_by_the_printed_commands(branches, tmp_path):

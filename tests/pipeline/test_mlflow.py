@@ -171,7 +171,7 @@ def test_changed_learning_rate_updates_runs_summaries_and_tags(copied, reproduce
 
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.003")
     sgd = (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns
-    assert list_started_stages(copied.repro()) == {"tune@adam", "train@adam-0", "evaluate@adam-0", "compare"}
+    assert list_started_stages(copied.repro()) == {"tune@adam-0", "train@adam-0", "evaluate@adam-0", "compare"}
     assert (copied.top / "models/sgd-0.safetensors").stat().st_mtime_ns == sgd
     assert "up to date" in copied.repro().stdout
     found = look(copied)

@@ -1,5 +1,6 @@
 """`optlab repro --jobs`: the runs side by side, with the lock of plain `dvc repro`, and nothing left when it stops."""
 
+import itertools
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def test_failed_run_alone_is_repeated(fresh):
     failure = r"broken-0: step 5 fails: RuntimeError: the moon is in the wrong house \(.*/mine\.py, line \d+\)"
     assert any(re.fullmatch(failure, line) for line in reasons), result.stderr
     runs = ["train@sgd-0", "evaluate@sgd-0", "train@sgd-1", "evaluate@sgd-1"]
-    assert list(lock_of(fresh)) == ["download", "tune@sgd", "tune@broken", *runs]
+    assert list(lock_of(fresh)) == ["download", "tune@sgd-0", "tune@sgd-1", "tune@broken-0", "tune@broken-1", *runs]
     assert not (fresh.top / "reports" / "comparison.md").exists()
     before = (fresh.top / "models" / "sgd-0.safetensors").stat().st_mtime_ns
     fresh.edit("mine.py", "> 5", "> 500")
@@ -93,7 +94,7 @@ def test_changed_code_during_repro_records_nothing(fresh):
         "sgd-0: src/optlab/training changed while it ran, so nothing was recorded: repeat the command" in result.stderr
     )
     assert "adam-0: src/optlab/training/schedules.py changed since this command began, so it was not" in result.stderr
-    assert list(lock_of(fresh)) == ["download", "tune@sgd", "tune@adam"]
+    assert list(lock_of(fresh)) == ["download", "tune@sgd-0", "tune@adam-0"]
     assert "Traceback" not in result.stdout + result.stderr
 
 
@@ -123,7 +124,7 @@ def test_eight_parallel_jobs_complete_without_warnings(fresh):
     assert result.returncode == 0, result.stdout + result.stderr
     said = result.stdout + result.stderr
     assert not re.findall("^.*(?:lock|warning).*$", said, re.IGNORECASE | re.MULTILINE)
-    assert len(lock_of(fresh)) == 2 + 2 + 2 * 8
+    assert len(lock_of(fresh)) == 2 + 3 * 8
     assert "up to date" in fresh.run("dvc", "repro").stdout
 
 
@@ -179,9 +180,21 @@ def test_lock_entries_keep_stage_order(tmp_path):
     for name in ("evaluate@b-0", "train@a-0", "train@b-0"):
         lock.put(name, {"cmd": "x"})
     assert re.findall(r"^  (\S+):$", path.read_text(), re.MULTILINE) == [
-        "train@b-0", "train@a-0", "evaluate@b-0", "other"
+        "train@a-0", "train@b-0", "evaluate@b-0", "other"
     ]  # fmt: skip
     assert "cmd: b" not in path.read_text()
+
+
+def test_order_of_lock_entries_is_independent_of_endings_and_interruptions(tmp_path):
+    """Each entry is put by a process of its own, with what others have put before; those of the start keep theirs."""
+    stages = ["tune@a", "train@a-0", "train@a-1", "train@b-0", "train@b-1"]
+    present = ["compare", "train@b-0", "train@a-0"]
+    for number, ending in enumerate(itertools.permutations(["tune@a", "train@a-1", "train@b-1"])):
+        path = tmp_path / f"{number}.lock"
+        for name in (*present, *ending):
+            DvcLock(path, [] if name in present else stages).put(name, {"cmd": "x"})
+        entries = list(DvcLock(path, []).read_entries())
+        assert entries == ["tune@a", "compare", "train@b-0", "train@b-1", "train@a-0", "train@a-1"]
 
 
 def test_lock_entries_equal_dvc_format(tmp_path):

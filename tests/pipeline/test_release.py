@@ -68,7 +68,7 @@ def test_release_is_compared_with_current_record(released):
     result = released.run_forked("optlab", "compare", "v1")
     assert result.returncode == 0, result.stderr
     assert re.search(r"^sgd +1 .* the same weights$", result.stdout, re.MULTILINE)
-    assert re.search(r"^adam +1 .* one seed in common$", result.stdout, re.MULTILINE)
+    assert re.search(r"^adam +1 .* 1 seed in common, the first look is at 3$", result.stdout, re.MULTILINE)
     assert "params.yaml since v1: optimizers.adam.lr 0.001 → 0.002\n" in result.stdout
     assert "other conditions" not in result.stdout
     unknown = released.run_forked("optlab", "compare", "v1", "v0")

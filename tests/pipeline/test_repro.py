@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from dvc.repo import Repo
-from projects import list_started_stages
+from projects import TOP, list_started_stages
 
 
 def test_repro_prints_table_and_report_path(reproduced):
@@ -23,7 +23,9 @@ def test_repro_writes_all_outputs(reproduced):
                  "runs/adam-0/predictions.csv", "reports/comparison.md", "reports/curves.png"):  # fmt: skip
         assert (project.top / name).stat().st_size > 100, name
     page = (project.top / "reports" / "report.html").read_text()
-    assert "http" not in page.replace("<!doctype html>", "")  # nothing is fetched when it opens
+    assert "default-src 'none'" in page and not re.search(
+        r"""(src|href)=["']?(https?:)?//""", page
+    )  # nothing is fetched
 
 
 def test_record_is_internally_consistent(reproduced):
@@ -47,6 +49,8 @@ def test_record_contains_no_time_or_path(reproduced, tmp_path_factory):
     assert len(paths) > 10
     for path in paths:
         text = path.read_text()
+        for library in (TOP / "src" / "optlab" / "analysis" / "vendor").glob("*.js"):  # which have dates of their own
+            text = text.replace(library.read_text(), "")
         assert str(tmp_path_factory.getbasetemp()) not in text  # it was made in another folder there
         assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[789]\d{8}(\d{3})?\b", text), path
 
@@ -65,12 +69,12 @@ RUNS = {"train@adam-0", "train@sgd-0", "evaluate@adam-0", "evaluate@sgd-0"}
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("lr: 0.001", "lr: 0.002", {"tune@adam", "compare"}),
-        ("threads: 2", "threads: 1", {"tune@adam", "tune@sgd", "compare"} | RUNS),
-        ("epochs: 2", "epochs: 3", {"tune@adam", "tune@sgd", "compare"} | RUNS),
+        ("lr: 0.001", "lr: 0.002", {"tune@adam-0", "compare"}),
+        ("threads: 2", "threads: 1", {"tune@adam-0", "tune@sgd-0", "compare"} | RUNS),
+        ("epochs: 2", "epochs: 3", {"tune@adam-0", "tune@sgd-0", "compare"} | RUNS),
         ("seeds: [0]", "# more\nseeds: [0]", set()),
         ("seeds: [0]", "seedling: 3\nseeds: [0]", {"compare"}),
-        ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"tune@nadam"}),
+        ("optimizers:", "optimizers:\n  nadam: {class: NAdam}", {"tune@nadam-0"}),
         ("  sgd: {class: SGD, lr: 0.01}\n", "", {"compare"}),
     ],
     ids=["adam's lr", "threads", "epochs", "comment", "unknown key", "new optimizer", "optimizer removed"],
@@ -81,7 +85,7 @@ def test_params_edit_reruns_only_dependent_stages(copied, old, new, expected):
     assert list_started_stages(copied.repro("--dry")) == expected
 
 
-TUNE = {"tune@adam", "tune@sgd"}
+TUNE = {"tune@adam-0", "tune@sgd-0"}
 ALL = TUNE | RUNS
 TOUCHED = {
     "src/optlab/preflight/error_attribution.py": set(),
@@ -184,8 +188,11 @@ def test_damaged_input_is_rejected_in_one_line(copied, name, damage, stage, mess
 def test_dvc_shows_metrics_plots_and_params(copied):
     metrics = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert list(metrics)[:3] == ["reports/summary/adam.json", "reports/summary/sgd.json", "runs/sgd-0/train.json"]
-    tested = metrics["runs/adam-0/test.json"]["data"]["test_accuracy"]
-    assert metrics["reports/summary/adam.json"]["data"]["test_accuracy"]["mean"] == tested > 0
+    tested = metrics["runs/adam-0/test.json"]["data"]
+    assert metrics["reports/summary/adam.json"]["data"]["test_accuracy"]["mean"] == tested["test_accuracy"] > 0
+    # The answers per image, which are a list of texts, would fill the table.
+    hidden = json.loads((copied.top / "runs/adam-0/test.json").read_text()).keys() - tested
+    assert hidden == {"class_accuracy", "confusion", "correct"}
     copied.run("git", "add", "-A")
     copied.run("git", "commit", "-qm", "record")
     copied.edit("params.yaml", "lr: 0.001", "lr: 0.002")
@@ -208,7 +215,7 @@ def test_tutorial_pipeline_completes(reproduced, tmp_path):
     assert "adam_fast-0  epoch 3/3  running loss" in result.stdout
     assert "trained on the test split" in result.stdout
     claims = (project.top / "tutorial" / "reports" / "claims.md").read_text()
-    assert "| Adam falls faster than SGD |" in claims
+    assert "| Adam may converge slowly |" in claims
     assert (project.top / "data" / "cifar10" / "test_batch.bin").exists()
     assert project.run("git", "status", "--short", "--", "data", ".dvc", "tutorial/.dvc", "tutorial/src").stdout == ""
     assert (project.top / "mlflow.db").exists()

@@ -28,7 +28,7 @@ optimizers:
 START = r"\S*params\.yaml: \d+ optimizers? × \d+ seeds? = \d+ runs?, \d+ at a time"
 EPOCH = r"\w+-\d+  epoch \d+/\d+  training loss .*"
 TEST = r"\w+-\d+  test loss \d\.\d+, test accuracy \d+\.\d+%"
-TUNING = r"\w+: .*(trial|default).*"
+TUNING = r"[\w-]+: .*(trial|default).*"
 
 
 # `optlab sample`, with fewer epochs: each seed is trained, and compared, as always.
@@ -47,7 +47,7 @@ def optlab(project, *words, folder=".", columns=120):
 def above_verdict(project, screen, folder="."):
     """The lines above the verdict, which is there whole, in the window that a user sees at the end."""
     text = (project.top / folder / "reports" / "comparison.md").read_text()
-    verdict = text.split("\n\n")[0]
+    verdict = text.split("\n\n")[0].strip("*")
     (start,) = (number for number, line in enumerate(screen.lines) if line.startswith(verdict[:20]))
     assert " ".join(" ".join(screen.lines[start:]).split()).startswith(verdict)
     assert screen.lines[start] in screen.window
@@ -96,8 +96,25 @@ def test_comparison_and_versus_leave_epochs_and_verdict(studied):
         assert sum(bool(re.match(r"\w+-\d+  epoch ", line)) for line in above) == runs
         assert b"Collecting files" not in screen.raw
     assert b"no verdict yet" in first.raw
-    if not any(line.startswith("warning:") for line in first.lines):  # another process's, which moves the display
-        assert not [line for line in first.lines if "no verdict yet" in line], first.lines
+    assert re.search(rb"sgd-1[01]: trials: +0%[^\r]*0/2 [^\r]*[12] in training", first.raw)
+    assert not [line for line in first.lines if "no verdict yet" in line], first.lines
+
+
+def test_warning_and_restored_runs_leave_display_intact(studied):
+    if not (studied.top / "studies" / "small" / "runs").exists():  # where this test runs alone
+        assert optlab(studied, "repro", folder="studies/small").status == 0
+    other = studied.top / "studies" / "unsent"
+    ignored = shutil.ignore_patterns("runs", "tuning", "dvc.lock")
+    shutil.copytree(studied.top / "studies" / "small", other, symlinks=True, ignore=ignored)
+    environment = studied.get_fork_environment() | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    screen = terminal.run_forked(["optlab", "repro"], other, environment, columns=100)
+    assert screen.status == 0, screen.lines
+    (start,) = (number for number, line in enumerate(screen.lines) if line.startswith("warning: MLflow at http"))
+    assert "does not take the runs now" in " ".join(screen.lines[start : start + 2])
+    restored = r"\w+-\d+  (train|evaluate): as an equal one that DVC has kept"
+    assert sum(bool(re.fullmatch(restored, line)) for line in screen.lines) == 8
+    assert b"no verdict yet" in screen.raw
+    assert not [line for line in screen.lines if "no verdict yet" in line], screen.lines
 
 
 def test_reproduction_leaves_short_output_with_verdict(studied):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -21,7 +22,7 @@ from optlab.data import cifar10
 from optlab.orchestration import executor, repro, tuning_session
 from optlab.orchestration.executor import JOBS_VARIABLE, LocalExecutor
 from optlab.orchestration.fork_server import ForkServer
-from optlab.records import Environment, TrialsRecord, TuningResult
+from optlab.records import Choice, Environment, TrialsRecord, TuningFiles, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
 from optlab.system.errors import RunsFailedError
@@ -67,11 +68,13 @@ class SharedForkServer:
     """Passes for a process of one's own, and perhaps kills a job."""
 
     def __init__(self, fork_server, killed=None):
-        self.fork_server, self.killed, self.started = fork_server, killed, []
+        self.fork_server, self.killed, self.started, self.jobs, self.most = fork_server, killed, [], [], 0
 
     def start(self, name, words, folder, *arguments):
         job = self.fork_server.start(name, words, folder.resolve(), *arguments)
         self.started.append(name)
+        self.jobs.append(job)
+        self.most = max(self.most, sum(not each.done() for each in self.jobs))
         if len(self.started) == self.killed:
             while not job.pid and job.status is None:
                 time.sleep(0.01)
@@ -79,13 +82,14 @@ class SharedForkServer:
         return job
 
 
-def run_tuning(config, monkeypatch, fork_server, jobs=2, killed=None):
+def run_tuning(config, monkeypatch, fork_server, jobs=2, killed=None, name="mine", seed=0):
     """The bytes of both files, and the trials that were started."""
     shared = SharedForkServer(fork_server, killed)
     with monkeypatch.context() as patch:
         patch.setattr(LocalExecutor, "from_config", lambda config: LocalExecutor(jobs, False, shared))
-        tuning_session.tune(config, Path(), "mine")
-    return {name: Path("tuning/mine", name).read_bytes() for name in ("choice.json", "trials.json")}, shared.started
+        tuning_session.tune(config, Path(), name, seed)
+    folder = Path(f"tuning/{name}-{seed}")
+    return {each: (folder / each).read_bytes() for each in ("choice.json", "trials.json")}, shared.started
 
 
 def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monkeypatch, fork_server):
@@ -103,6 +107,45 @@ def test_tuning_bytes_are_independent_of_parallelism_and_kills(top, config, monk
         again, more = run_tuning(config, monkeypatch, fork_server, jobs)
         assert again == first
         assert len(more) < len(started) if killed else len(more) == len(started)
+
+
+class FakePipeline:
+    """A pipeline of which all is stale."""
+
+    def __init__(self, config):
+        self.names = [TuningFiles(Path(), *run).stage for run in config.list_runs()]
+        self.committed = []
+        self.is_stale = self.prepare = lambda name: True
+        self.lock_stages, self.commit = contextlib.nullcontext, self.committed.append
+
+
+def test_searches_side_by_side_write_same_bytes(top, config, monkeypatch, fork_server):
+    """Two at a time, which share the cores; one is lost with its trial, the others are completed."""
+    entries = {"mine": config.optimizers["mine"], "other": OptimizerSpec.model_validate(ENTRY | {"momentum": 0.9})}
+    config = config.model_copy(update={"optimizers": entries, "seeds": [0, 1]})
+    expected = {}
+    for name, seed in config.list_runs():
+        expected[f"{name}-{seed}"] = run_tuning(config, monkeypatch, fork_server, jobs=1, name=name, seed=seed)[0]
+    shutil.rmtree("tuning")
+    shutil.rmtree(".optlab/trials")
+    pipeline, shared = FakePipeline(config), SharedForkServer(fork_server, killed=3)
+    with LocalExecutor(2, False, shared) as workers, pytest.raises(RunsFailedError, match=r"a tuning failed: tune@"):
+        repro._run_searches(pipeline, config, Path(), workers, 2)
+    assert len(pipeline.committed) == 3 and shared.most == 2
+    with LocalExecutor(2, False, SharedForkServer(fork_server)) as workers:
+        repro._run_searches(FakePipeline(config), config, Path(), workers, 2)
+    files = {path.parent.name: {} for path in Path("tuning").glob("*/choice.json")}
+    for folder, found in files.items():
+        found |= {name: Path("tuning", folder, name).read_bytes() for name in ("choice.json", "trials.json")}
+    assert files == expected
+    assert expected["mine-0"] != expected["other-0"]
+
+
+def test_stopped_executor_starts_no_job(top, fork_server):
+    with LocalExecutor(1, False, SharedForkServer(fork_server)) as workers:
+        workers.stop()
+        with pytest.raises(RunsFailedError, match="trial 3 was not started: the command was stopped"):
+            workers.submit(executor.JobSpec("trial 3", ["optlab.tuning.trial"], Path(), "key"))
 
 
 def test_parallel_trials_follow_caller_setting(config, monkeypatch):
@@ -132,24 +175,39 @@ def test_known_trials_are_not_retrained(top, config, monkeypatch, fork_server):
     first, _ = run_tuning(config, monkeypatch, fork_server)
     again, started = run_tuning(config, monkeypatch, fork_server)
     assert (again, started) == (first, [])
-    assert Environment.read(selection.get_environment_path(Path(), "mine")).threads == 1
+    assert Environment.read(TuningFiles(Path(), "mine", 0).environment).threads == 1
     shutil.rmtree(".optlab")  # as in a fresh clone: it is on record
     again, started = run_tuning(config, monkeypatch, fork_server)
     assert (again, started) == (first, [])
     more = config.model_copy(update={"tuning": config.tuning.model_copy(update={"trials": 8})})
     names = run_tuning(more, monkeypatch, fork_server)[1]
     assert len(names) > 0 and "the default with seed" not in " ".join(names)
-    known = {each.key for each in TrialsRecord.model_validate_json(first["trials.json"]).trials if not each.beyond}
-    assert known < {each.key for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
+    recorded = TrialsRecord.model_validate_json(first["trials.json"]).trials
+    known = {each.key for each in recorded if each.index is None or each.index < 3}  # the default and the first half
+    assert known < {each.key for each in TrialsRecord.read(Path("tuning/mine-0/trials.json")).trials}
+
+
+def test_search_of_each_seed_has_own_points_and_one_for_all_is_trained_once(top, config, monkeypatch, fork_server):
+    (first, _), (second, started) = (run_tuning(config, monkeypatch, fork_server, seed=seed) for seed in (0, 1))
+    trials = [TrialsRecord.model_validate_json(each["trials.json"]).trials for each in (first, second)]
+    assert len(started) > 6 and trials[0][0].values == trials[1][0].values  # the defaults'
+    assert not {trial.seed for trial in trials[0]} & {trial.seed for trial in trials[1]}
+    assert not {str(trial.values) for trial in trials[0][1:]} & {str(trial.values) for trial in trials[1][1:]}
+    assert {trial.search for trial in trials[1]} == {1}
+    shared = config.model_copy(update={"tuning": config.tuning.model_copy(update={"per_seed": False})})
+    shutil.rmtree(".optlab")  # as in a fresh clone, whose record has the trials of the seed 0
+    shared = shared.model_copy(update={"seeds": [0, 1, 2]})
+    again, started = run_tuning(shared, monkeypatch, fork_server, seed=2)
+    assert (again, started) == (first, [])
 
 
 def test_run_trains_with_selected_values(top, config, monkeypatch, fork_server):
     run_tuning(config, monkeypatch, fork_server)
-    found = TuningResult.read(Path("tuning/mine/choice.json"))
+    found = Choice.read(Path("tuning/mine-0/choice.json"))
     settled, choice = records.load_chosen_config(config, Path(), "mine", 0)
     tags = run_metadata.build_trial_tags(settled, choice, 0)
-    assert selection.dump_entry(settled.get_optimizer("mine")) == found.studies[0].entry
-    assert tags == {"tuned.study": "0", "tuned.trial": str(found.studies[0].trial)}
+    assert selection.dump_entry(settled.get_optimizer("mine")) == found.entry
+    assert tags == {"tuned.search": "0", "tuned.trial": str(found.trial)}
 
 
 def test_later_checkpoint_does_not_change_requested_validation(top, config):
@@ -169,6 +227,18 @@ def test_later_checkpoint_does_not_change_requested_validation(top, config):
         == further
         == train_trial(TrialRequest.from_config(settled, "mine", 1, 9, {}), top / "a")
     )
+
+
+def test_step_at_which_trial_diverges_is_the_same_after_a_rung(top, config):
+    diverging = OptimizerSpec.model_validate({"class": "SGD", "lr": 30.0})
+    settled = config.model_copy(update={"optimizers": {"mine": diverging}})
+    whole, early, rest = (
+        train_trial(TrialRequest.from_config(settled, "mine", 1, until, {}), top / folder)
+        for until, folder in ((28, "a"), (2, "b"), (28, "b"))
+    )
+    assert early.ending is None and early.look.step == 2
+    assert whole == rest and whole.ending == "diverged"
+    assert 2 < whole.look.step < 28 and whole.look.accuracy is None
 
 
 def test_rejected_value_is_recorded_as_failed_trial(top, config):
@@ -202,9 +272,9 @@ class Mine(torch.optim.SGD):
 """)  # fmt: skip
     run_tuning(failing, monkeypatch, fork_server)
     said = capfd.readouterr().err
-    assert re.search(r"mine: trial \d failed: step 0 fails: ValueError: too fast \(.*, line 7\)", said)
+    assert re.search(r"mine-0: trial \d failed: step 0 fails: ValueError: too fast \(.*, line 7\)", said)
     assert run_tuning(failing, monkeypatch, fork_server)[1] == []
-    assert "failed" in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
+    assert "failed" in {each.status for each in TrialsRecord.read(Path("tuning/mine-0/trials.json")).trials}
 
 
 def test_resource_error_is_not_recorded_as_trial_failure(top, config, monkeypatch, fork_server):
@@ -219,11 +289,11 @@ class Mine(torch.optim.SGD):
             raise OSError(28, "No space left on device")
         return super().step(closure)
 """)  # fmt: skip
-    with pytest.raises(RunsFailedError, match=r"5 of 5 trials failed .*No space left on device"):
+    with pytest.raises(RunsFailedError, match=r"4 of 4 trials failed .*No space left on device"):
         run_tuning(lacking, monkeypatch, fork_server)
     Path("mended").touch()
     run_tuning(lacking, monkeypatch, fork_server)
-    assert "failed" not in {each.status for each in TrialsRecord.read(Path("tuning/mine/trials.json")).trials}
+    assert "failed" not in {each.status for each in TrialsRecord.read(Path("tuning/mine-0/trials.json")).trials}
 
 
 EDITING = """
@@ -242,7 +312,7 @@ class Mine(torch.optim.SGD):
 
 def test_code_edited_during_trial_is_not_recorded(top, config, monkeypatch, fork_server):
     edited = with_custom_class(config, EDITING)
-    with pytest.raises(RunsFailedError, match=r"[1-5] of 5 trials failed .*the code has changed since"):
+    with pytest.raises(RunsFailedError, match=r"[1-4] of 4 trials failed .*the code has changed since"):
         run_tuning(edited, monkeypatch, fork_server, jobs=1)
     assert not Path("tuning").exists()
 
@@ -266,7 +336,7 @@ def test_code_edited_during_tuning_is_not_recorded(top, config, monkeypatch, for
 
     with monkeypatch.context() as patch:
         patch.setattr(SharedForkServer, "start", edits)
-        with pytest.raises(RunsFailedError, match=r"1 of 5 trials failed .*the code has changed since"):
+        with pytest.raises(RunsFailedError, match=r"1 of 4 trials failed .*the code has changed since"):
             run_tuning(edited, patch, fork_server, jobs=1)
     first, _ = run_tuning(edited, monkeypatch, fork_server)
     shutil.rmtree("tuning")
@@ -312,10 +382,15 @@ def test_equal_trial_is_trained_by_one_process(top, config, monkeypatch):
 
 def test_recorded_divergence_does_not_cover_earlier_steps(config):
     spec = config.get_optimizer("mine")
-    work = TuningSession(config, "mine", spec, {}, {}, tuning_session.ExecutorTrainer(LocalExecutor(1, False)))
+    work = TuningSession(
+        config, "mine", 0, spec, {}, {}, tuning_session.ExecutorTrainer(LocalExecutor(1, False), False)
+    )
     trial = Trial(0, 0, 1, {"lr": 5.0, "momentum": 0.9}, failure="diverged", target_step=14)
     work.recorded[work.compute_key(trial)] = work.make_record(trial)
     assert [work.find_result(trial, until) for until in (4, 7, 14, 28)] == [None, None, "diverged", "diverged"]
+    trial.end = ValidationMetrics(step=9, loss=None, accuracy=None)
+    work.recorded[work.compute_key(trial)] = work.make_record(trial)
+    assert [work.find_result(trial, until) for until in (4, 7, 14, 28)] == [None, None, trial.end, trial.end]
 
 
 PEEKING = """
@@ -363,14 +438,14 @@ def test_pipeline_with_range_is_tuned_once(fresh):
     fresh.edit("params.yaml", "sgd: {class: SGD, lr: 0.01}", "sgd: {class: SGD, lr: {log: [0.001, 1.0]}}")
     result = fresh.repro()
     assert result.returncode == 0, result.stderr
-    assert "sgd: 5 trials to step 4, 7, 14: at most" in result.stdout
+    assert "sgd-0: 5 trials to step 4, 7, 14: at most" in result.stdout
     assert "is the best, validation accuracy" in result.stdout
     assert re.search(r"sgd +1 +completed .* 4 trials\n", result.stdout)
-    assert {"tune@sgd", "tune@adam"} < set(lock_of(fresh))
+    assert {"tune@sgd-0", "tune@adam-0"} < set(lock_of(fresh))
     assert "up to date" in fresh.repro().stdout
-    found = json.loads((fresh.top / "tuning" / "sgd" / "choice.json").read_text())
+    found = json.loads((fresh.top / "tuning" / "sgd-0" / "choice.json").read_text())
     trained = json.loads((fresh.top / "runs" / "sgd-0" / "train.json").read_text())
-    assert dict(trained["hyperparameters"])["lr"] == str(found["studies"][0]["entry"].get("lr", 0.001))
+    assert dict(trained["hyperparameters"])["lr"] == str(found["entry"].get("lr", 0.001))
     (fresh.top / "custom" / "unused.py").write_text("x = 1\n")
     result = fresh.run_forked("optlab", "repro")
     assert result.returncode == 0, result.stderr
@@ -379,11 +454,11 @@ def test_pipeline_with_range_is_tuned_once(fresh):
 
 def read_mlflow_runs(project):
     """The runs that MLflow has, summaries and trials among them, their figures but the speeds, which are in no record,
-    and the run whose model is the champion.
+    and the run whose model is the champion. The record has the shortest decimal of each float32.
     """
     with contextlib.closing(sqlite3.connect(project.top / "mlflow.db")) as database:
         figures = database.execute(
-            "SELECT runs.name, runs.status, tags.value, metrics.key, metrics.step, round(metrics.value, 6) FROM runs"
+            "SELECT runs.name, runs.status, tags.value, metrics.key, metrics.step, metrics.value FROM runs"
             " LEFT JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'summary'"
             " LEFT JOIN metrics ON metrics.run_uuid = runs.run_uuid AND metrics.key != 'training/images_per_second'"
         ).fetchall()
@@ -391,7 +466,8 @@ def read_mlflow_runs(project):
             "SELECT runs.name FROM registered_model_aliases JOIN model_versions USING (name, version)"
             " JOIN runs ON runs.run_uuid = model_versions.run_id WHERE alias = 'champion'"
         ).fetchall()
-    return sorted(figures, key=str), champions
+    rounded = [(*words, value if value is None else float(np.float32(value))) for *words, value in figures]
+    return sorted(rounded, key=str), champions
 
 
 def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
@@ -414,8 +490,8 @@ def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     assert {"adam", "adam-0", "sgd", "sgd-0", "sgd 0"} <= {name for name, *_ in had[0]} and len(had[1]) == 1
     result = fresh.run_forked("optlab", "reproduce", "v1", "sgd-0", "--tuning", *here)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "sgd-0     identical         4/4 outputs" in result.stdout
-    assert "tune@sgd  identical         2/2 outputs" in result.stdout
+    assert "sgd-0       identical         4/4 outputs" in result.stdout
+    assert "tune@sgd-0  identical         2/2 outputs" in result.stdout
     result = fresh.run_forked("optlab", "sync", "--from", "v1", folder="studies/small")
     assert result.returncode == 0, result.stderr
     assert re.search("^sgd-0: MLflow has it already, as run [0-9a-f]{32}$", result.stdout, re.MULTILINE)
@@ -432,5 +508,5 @@ def test_study_pipeline_is_released_reproduced_synced_and_compared(fresh):
     assert result.returncode == 0 and result.stdout.startswith("blue.png  "), result.stderr
     result = fresh.run_forked("optlab", "release", "v2", "--pipeline", "studies")
     assert (result.returncode, result.stderr.splitlines()[-1]) == (
-        1, "error: studies: no pipeline of this repository: name the folder of one with `--pipeline`"
+        1, "error: studies: no pipeline of this repository: name the folder of one, such as studies/optimizers"
     )  # fmt: skip

@@ -8,9 +8,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from optlab.analysis import environment_diff, paired_tests, tuning_results
-from optlab.analysis.paired_tests import MeanCI, PairedComparison
+from optlab.analysis import environment_diff, sequential, tuning_results
+from optlab.analysis.mean_ci import ALPHA, MeanCI, compute_mean_ci
 from optlab.analysis.presentation import assign_colours
+from optlab.analysis.sequential import Pair, PairComparison, Plan
 from optlab.analysis.tuning_results import OptimizerTuning
 from optlab.records import Environment, EvalRecord, RunFiles, Status, TrainRecord
 from optlab.schema.parameters import SPLIT_SIZES, Config
@@ -109,17 +110,18 @@ class Comparison:
     """All runs and optimizers of a params.yaml.
 
     Attributes:
-        rows: one per optimizer, best mean first, those with a diverged run last; with one seed in the order of
-            params.yaml, because one run is no ranking.
+        rows: one per optimizer, best mean of the verdict metric first, those with a diverged run last; with one seed
+            in the order of params.yaml, because one run is no ranking.
         runs: in the order of params.yaml.
-        selection_metric: orders the rows and chooses the champion: validation accuracy, or training loss without a
-            validation split.
-        verdict_metric: what verdicts are about: test accuracy, or training loss where the runs were trained on the
-            test split.
+        selection_metric: chooses the champion: validation accuracy, or training loss without a validation split.
+        verdict_metric: orders the rows, and is what verdicts are about: test accuracy, or training loss where the runs
+            were trained on the test split.
         champion: the completed run with the best selection metric; None if every run diverged.
         differing_conditions: result of `environment_diff.find_differing_conditions`.
         tunings: optimizer → tuning, for optimizers with a range.
         challenger: the optimizer that is compared with each other one; None to compare all pairs.
+        attempt: number of this comparison among those on the same confirmation seeds, from 1; it has 1 / (j (j + 1)) of
+            the error, which sums to 1 over all attempts j. 0 where attempts are not counted.
         notes: further sentences for the report.
     """
 
@@ -132,18 +134,13 @@ class Comparison:
     differing_conditions: dict[str, dict[str, list[str]]]
     tunings: dict[str, OptimizerTuning]
     challenger: str | None = None
+    attempt: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
-        """Number of replicates of each optimizer: its seeds, or its studies where there are several."""
-        return self.config.n_replicates
-
-    @property
-    def replicate_name(self) -> str:
-        """Plural noun for the replicates."""
-        studies, seeds = self.config.tuning.studies, len(self.config.seeds)
-        return "seeds" if self.n == seeds else f"studies of {seeds // studies} seeds each"
+        """Number of seeds of each optimizer."""
+        return len(self.config.seeds)
 
     @cached_property
     def colours(self) -> dict[str, str]:
@@ -151,25 +148,83 @@ class Comparison:
         return assign_colours(sorted(self.config.optimizers, key=lambda name: name == self.challenger))
 
     @cached_property
-    def pairs(self) -> dict[tuple[str, str], PairedComparison]:
-        """Paired comparisons in the verdict metric, of optimizers whose runs all completed.
-
-        With a challenger, only its pairs with each other optimizer. Empty with one seed.
-        """
-        completed = [row.optimizer for row in self.rows if row.all_completed] if self.n > 1 else []
-        names = list(combinations(completed, 2))
-        if self.challenger:
-            others = [name for name in completed if name != self.challenger]
-            names = [(self.challenger, name) for name in others] if self.challenger in completed else []
+    def plan(self) -> Plan:
+        """What the verdicts test: fixed by params.yaml, also for optimizers with a diverged run."""
+        count = len(self.rows)
         higher_is_better = self.verdict_metric == "test_accuracy"
-        margin = self.config.verdict.margin if higher_is_better else None
-        return {
-            (first, second): paired_tests.compare_pair(
-                self.get_replicate_values(first), self.get_replicate_values(second),
-                len(names), margin, higher_is_better, self.resolution,
-            )
-            for first, second in names
-        }  # fmt: skip
+        return Plan(
+            looks=tuple(self.config.verdict.looks),
+            n_pairs=max(1, count - 1 if self.challenger else math.comb(count, 2)),
+            margin=self.config.verdict.margin if higher_is_better else None,
+            higher_is_better=higher_is_better,
+            resolution=self.resolution,
+            alpha=ALPHA / (self.attempt * (self.attempt + 1)) if self.attempt else ALPHA,
+        )
+
+    @property
+    def n_looks_taken(self) -> int:
+        """Number of planned looks for which there are enough replicates."""
+        return self.plan.count_taken(self.n)
+
+    @property
+    def next_look(self) -> int | None:
+        """Number of replicates at the next planned look; None after the last."""
+        return next((look for look in self.plan.looks if look > self.n), None)
+
+    @cached_property
+    def pairs(self) -> dict[Pair, PairComparison]:
+        """Comparisons in the verdict metric at the last look taken, of optimizers whose runs all completed.
+
+        With a challenger, only its pairs with each other optimizer. Empty before the first look.
+        """
+        return sequential.compare_pairs(
+            {name: self.get_values(name) for name in self._completed},
+            self._pair_names,
+            self.plan,
+            {name: [run.files.seed for run in self.get_completed_runs(name)] for name in self._completed},
+        )
+
+    @cached_property
+    def _completed(self) -> list[str]:
+        return [row.optimizer for row in self.rows if row.all_completed]
+
+    @property
+    def _pair_names(self) -> list[Pair]:
+        if self.challenger:
+            others = [name for name in self._completed if name != self.challenger]
+            return [(self.challenger, name) for name in others] if self.challenger in self._completed else []
+        return list(combinations(self._completed, 2))
+
+    @property
+    def undecided(self) -> list[Pair]:
+        """Pairs that are neither better nor equivalent; all before the first look."""
+        return [
+            names for names in self._pair_names
+            if names not in self.pairs or self.pairs[names].verdict == "undecided"
+        ]  # fmt: skip
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """Optimizers with a verdict to which no other is better, in the order of the rows."""
+        beaten = {
+            names[1] if pair.first_is_better else names[0] for names, pair in self.pairs.items() if pair.is_better
+        }
+        return [name for name in self._completed if any(name in names for names in self.pairs) and name not in beaten]
+
+    @property
+    def best(self) -> list[str]:
+        """The one best optimizer, or several that are equivalent; each is better than all others. Empty if not known.
+
+        Also empty with a challenger.
+        """
+        leaders, pairs = self.unbeaten, self.pairs
+        if self.challenger:
+            return []
+        for (first, second), pair in pairs.items():
+            n_leaders = (first in leaders) + (second in leaders)
+            if (n_leaders == 2 and pair.verdict != "equivalent") or (n_leaders == 1 and not pair.is_better):
+                return []
+        return leaders
 
     @property
     def resolution(self) -> float:
@@ -189,15 +244,8 @@ class Comparison:
             steps[run.files.optimizer] += (_find_target_step(run.trained, accuracy),)
         return Target(accuracy, given is not None, steps)
 
-    def get_replicate_values(self, optimizer: str) -> list[float]:
-        """Return the verdict metric of each completed run in the order of the seeds, or each study's mean.
-
-        Studies have means where there are several and all runs completed.
-        """
-        return compute_study_means(self.config, self.get_seed_values(optimizer))
-
-    def get_seed_values(self, optimizer: str) -> list[float]:
-        """Return the verdict metric of each completed run in the order of the seeds, also with several studies."""
+    def get_values(self, optimizer: str) -> list[float]:
+        """Return the verdict metric of each completed run in the order of the seeds."""
         return [self.get_value(run) for run in self.get_completed_runs(optimizer)]
 
     def get_completed_runs(self, optimizer: str) -> list[Run]:
@@ -211,10 +259,17 @@ class Comparison:
 
 
 class RecordFolders(NamedTuple):
-    """Folders of the pipelines with an optimizer's runs, and with its tuning."""
+    """Folders of the pipelines with an optimizer's runs, and with its tuning.
+
+    Attributes:
+        seeds: of its runs; None for those of params.yaml.
+        tuning_seeds: of the runs for which it was tuned; None for `seeds`.
+    """
 
     runs: Path
     tuning: Path
+    seeds: tuple[int, ...] | None = None
+    tuning_seeds: tuple[int, ...] | None = None
 
 
 def collect(config: Config, folder: Path, revision: Revision | None = None,
@@ -235,40 +290,32 @@ def collect(config: Config, folder: Path, revision: Revision | None = None,
     folders = dict.fromkeys(config.optimizers, RecordFolders(folder, folder)) | dict(folder_overrides or {})
     runs = [
         _load_run(RunFiles(folders[name].runs, name, seed), selection_metric, revision)
-        for name, seed in config.list_runs()
+        for name in config.optimizers
+        for seed in folders[name].seeds or config.seeds
     ]
     rows = [
         _build_row(config, name, [run for run in runs if run.files.optimizer == name]) for name in config.optimizers
     ]
 
-    def get_sort_key(row: Row) -> tuple[bool, bool, float]:
-        mean: MeanCI | None = getattr(row, selection_metric)
-        return not row.all_completed, mean is None, sign * mean.mean if mean else 0.0
+    verdict_metric, direction = ("test_accuracy", -1) if config.data.train_split == "train" else ("train_loss", 1)
 
-    if config.n_replicates > 1:
+    def get_sort_key(row: Row) -> tuple[bool, bool, float]:
+        mean: MeanCI | None = getattr(row, verdict_metric)
+        return not row.all_completed, mean is None, direction * mean.mean if mean else 0.0
+
+    if len(config.seeds) > 1:
         rows.sort(key=get_sort_key)
-    verdict_metric = "test_accuracy" if config.data.train_split == "train" else "train_loss"
     completed = [run for run in runs if run.status == "completed"]
     champion = min(completed, key=lambda run: sign * getattr(run.trained, selection_metric), default=None)
     environments = {run.files.id: run.conditions for run in runs}
     differing_conditions = environment_diff.find_differing_conditions(
         environments, portable=config.training.numerics == "portable"
     )
-    tunings = tuning_results.collect(config, {name: each.tuning for name, each in folders.items()}, revision)
+    searched = {
+        name: (each.tuning, each.tuning_seeds or each.seeds or tuple(config.seeds)) for name, each in folders.items()
+    }
+    tunings = tuning_results.collect(config, searched, revision)
     return Comparison(config, rows, runs, selection_metric, verdict_metric, champion, differing_conditions, tunings)
-
-
-def compute_study_means(config: Config, values: list[float]) -> list[float]:
-    """Return the mean of the seeds' values for each study, in the order of the studies.
-
-    Return the values unchanged with one study, or where a seed's value is missing.
-    """
-    if config.n_replicates != config.tuning.studies or len(values) < len(config.seeds):
-        return values
-    values_by_study: dict[int, list[float]] = {}
-    for seed, value in zip(config.seeds, values, strict=True):
-        values_by_study.setdefault(config.get_study(seed), []).append(value)
-    return [math.fsum(each) / len(each) for _, each in sorted(values_by_study.items())]
 
 
 def _find_target_step(trained: TrainRecord, accuracy: float) -> int | None:
@@ -322,7 +369,7 @@ def _build_row(config: Config, name: str, runs: list[Run]) -> Row:
         values = [getattr(record, key) for record in records]
         if not values or None in values:
             return None
-        return paired_tests.compute_mean_ci(compute_study_means(config, values))
+        return compute_mean_ci(values)
 
     return Row(
         name,

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from optlab.analysis.translation import join_items, translate, translate_count
 from optlab.records import Environment, RunFiles, TrainRecord
-from optlab.schema.parameters import Config, format_count
+from optlab.schema.parameters import Config
 
 # Likeliest cause first: what changes the bits most often when it differs.
 CONDITION_PRIORITY = (
@@ -76,17 +77,20 @@ def describe_differences(differing: Mapping[str, Mapping[str, list[str]]]) -> st
         f"{name} {', '.join(f'{value} ({_format_runs(runs)})' for value, runs in groups.items())}"
         for name, groups in differing.items()
     ]
-    return (
-        f"Not all runs are known to have been made under the same conditions, so a difference between them need not be "
-        f"the optimizer's: {'; '.join(parts)}. `optlab check` names those to train again here."
+    template = (
+        "Not all runs are known to have been made under the same conditions, so a difference between them need not be "
+        "the optimizer's: {differences}. `optlab check` names those to train again here."
     )
+    return translate(template, differences=join_items(parts))
 
 
 def _format_runs(runs: list[str]) -> str:
     return (
         ", ".join(runs)
         if len(runs) <= _MAX_LISTED_RUNS
-        else f"{', '.join(runs[:_MAX_LISTED_RUNS])} and {len(runs) - _MAX_LISTED_RUNS} more"
+        else translate(
+            "{runs} and {count} more", runs=", ".join(runs[:_MAX_LISTED_RUNS]), count=len(runs) - _MAX_LISTED_RUNS
+        )
     )
 
 
@@ -148,9 +152,9 @@ def build_environment_table(runs: Iterable[Environment | None]) -> list[list[str
     rows = []
     for name, values in found.items():
         several = len(values) > 1
-        shown = (f"{value} ({format_count(n, 'run')})" if several else value for value, n in values.items())
+        shown = (f"{value} ({translate_count(n, 'run')})" if several else value for value, n in values.items())
         rows.append([name, ", ".join(shown)])
-    return [["condition", "value"], *rows]
+    return [[translate("condition"), translate("value")], *rows]
 
 
 def build_parameter_table(config: Config) -> list[list[str]]:
@@ -162,7 +166,7 @@ def build_parameter_table(config: Config) -> list[list[str]]:
     for name, spec in config.optimizers.items():
         entry = spec.model_dump(by_alias=True, mode="json", exclude_defaults=True)
         rows.append([f"optimizers.{name}", _format_value(entry)])
-    return [["parameter", "value"], *rows]
+    return [[translate("parameter"), translate("value")], *rows]
 
 
 def _format_value(value: Any) -> str:

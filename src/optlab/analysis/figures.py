@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from optlab.analysis import paired_tests, tuning_results
-from optlab.analysis.comparison import Comparison, Target, compute_study_means
-from optlab.analysis.paired_tests import MeanCI
+from optlab.analysis.comparison import Comparison, Target
+from optlab.analysis.mean_ci import MeanCI, compute_mean_ci
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_metric_name
 from optlab.records import TrainRecord
@@ -34,6 +33,10 @@ _PANEL_SIZE = (3.2, 2.6)  # inches
 
 _OMITTED_METADATA = ("Creator", "Date", "Format", "Type")
 _GENERATED_IDS = re.compile(r' id="\w+_\d+"')  # repeated in several figures of a page, and nothing refers to them
+_COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
+_SPACE_BETWEEN_TAGS = re.compile(r">\s+<")
+_LINE_BREAKS = re.compile(r"\s*\n\s*")
+_LONG_NUMBERS = re.compile(r"\b\d+\.\d{3,}\b")  # of coordinates
 _REDUNDANT_ATTRIBUTES = re.compile(r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"')  # within an HTML page
 
 Curve = dict[int, MeanCI]  # completed steps → mean over the seeds
@@ -51,19 +54,36 @@ def compute_curves(compared: Comparison) -> dict[str, dict[str, Curve]]:
     Training loss is smoothed: each point is the mean over the steps since the previous point, a fiftieth of the run. A
     curve ends where one of the optimizer's runs diverged. Without a validation split there is only the training loss.
     """
+    return {
+        metric: {optimizer: _average(list(seeds.values())) for optimizer, seeds in by_optimizer.items()}
+        for metric, by_optimizer in extract_seed_curves(compared).items()
+    }
+
+
+def extract_seed_curves(compared: Comparison) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
+    """Return metric → optimizer → seed → completed steps → value, smoothed as in `compute_curves`."""
     config = compared.config
     block = math.ceil(config.steps_per_epoch * config.training.epochs / _MAX_POINTS)
-    curves: dict[str, dict[str, Curve]] = {}
-    for metric in CURVE_METRICS if config.data.validation_size else CURVE_METRICS[:1]:
-        for row in compared.rows:
-            runs = [run.trained for run in compared.runs if run.files.optimizer == row.optimizer]
-            points = [_extract_points(trained, metric, block) for trained in runs]
-            curves.setdefault(metric, {})[row.optimizer] = {
-                step: paired_tests.compute_mean_ci(compute_study_means(config, [each[step] for each in points]))
-                for step in points[0]
-                if all(step in each for each in points)
+    return {
+        metric: {
+            row.optimizer: {
+                run.files.seed: _extract_points(run.trained, metric, block)
+                for run in compared.runs
+                if run.files.optimizer == row.optimizer
             }
-    return curves
+            for row in compared.rows
+        }
+        for metric in (CURVE_METRICS if config.data.validation_size else CURVE_METRICS[:1])
+    }
+
+
+def _average(points: Sequence[dict[int, float]]) -> Curve:
+    """Return the means at the steps that all seeds have."""
+    return {
+        step: compute_mean_ci([each[step] for each in points])
+        for step in points[0]
+        if all(step in each for each in points)
+    }
 
 
 def _extract_points(trained: TrainRecord, metric: str, block: int) -> dict[int, float]:
@@ -117,7 +137,7 @@ def _iterate_curve_panels(
                 _draw_curves, metric=metric, curves=by_optimizer, compared=compared, target_accuracy=line
             )
             yield format_metric_name(metric), draw
-    if target:
+    if target and has_early_target(compared):
         yield _format_target_title(target), functools.partial(_draw_target_steps, target=target, compared=compared)
 
 
@@ -163,6 +183,12 @@ def _draw_curves(
     axis.set(title=format_metric_name(metric), xlabel="epoch", xlim=(0, None))
 
 
+def has_early_target(compared: Comparison) -> bool:
+    """Return whether a run reached the target before its last validation, so that its curve shows something."""
+    steps = [step for each in compared.target.steps.values() for step in each] if compared.target else []
+    return any(step is not None and step < compared.config.total_steps for step in steps)
+
+
 def _format_target_title(target: Target) -> str:
     return f"seeds that reached {100 * target.accuracy:.2f} % validation accuracy"
 
@@ -176,6 +202,13 @@ def _draw_target_steps(axis: Axes, target: Target, compared: Comparison) -> None
                   color=compared.colours[optimizer], linewidth=4.5 - 3 * (number + 1) / len(target.steps))  # fmt: skip
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set(title=_format_target_title(target), xlabel="steps", ylim=(-0.03, 1.03))
+
+
+def plot_all_seeds(compared: Comparison) -> Figure:
+    """Plot the verdict metric of each completed run by `plot_seeds`."""
+    values = {row.optimizer: compared.get_values(row.optimizer) for row in compared.rows}
+    means = {name: compute_mean_ci(values[name]) for name in values if values[name]}
+    return plot_seeds(values, means, compared.verdict_metric, compared.colours)
 
 
 @use_default_rc
@@ -231,16 +264,17 @@ def plot_learning_rates(compared: Comparison) -> Figure:
 
 @use_default_rc
 def render_learning_rate_panels(compared: Comparison) -> list[tuple[str, str]]:
-    """Return (optimizer, SVG) for each panel of `plot_learning_rates`."""
-    panels = _iterate_learning_rate_panels(compared)
+    """Return (optimizer, SVG) for each panel of `plot_learning_rates`, without the other optimizers' trials."""
+    panels = _iterate_learning_rate_panels(compared, with_others=False)
     return [(name, render_svg(draw_grid([draw], 1, _PANEL_SIZE))) for name, draw in panels]
 
 
-def _iterate_learning_rate_panels(compared: Comparison) -> Iterator[tuple[str, PlotFunction]]:
+def _iterate_learning_rate_panels(compared: Comparison, with_others: bool = True) -> Iterator[tuple[str, PlotFunction]]:
     for name, tuning in compared.tunings.items():
         if tuning.learning_rate_key:
+            tunings = compared.tunings if with_others else {name: tuning}
             colour = compared.colours[name]
-            yield name, functools.partial(_draw_learning_rates, name=name, tunings=compared.tunings, colour=colour)
+            yield name, functools.partial(_draw_learning_rates, name=name, tunings=tunings, colour=colour)
 
 
 def _draw_learning_rates(axis: Axes, name: str, tunings: dict[str, OptimizerTuning], colour: str) -> None:
@@ -252,16 +286,17 @@ def _draw_learning_rates(axis: Axes, name: str, tunings: dict[str, OptimizerTuni
     style: Any = {"color": colour, "linewidth": 0}
     _draw_trials(axis, tuning, key, style | {"alpha": 0.9}, 1.0)
     ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, "clip_on": False, **style}
-    for study in range(len(tuning.choice.studies)):
-        chosen, default = tuning.get_chosen_trial(study), tuning.get_default_trial(study)
+    for number in tuning.choices:
+        chosen, default = tuning.get_chosen_trial(number), tuning.get_default_trial(number)
         if chosen and chosen.index is not None:
             axis.plot([chosen.values[key]], [get_final_accuracy(chosen) or 0.0], "o", markersize=11, **ring)
-        rate = tuning.get_default_value(study, key) if default else None
+        rate = tuning.get_default_value(number, key) if default else None
         if default and rate is not None:
             axis.plot([rate], [get_final_accuracy(default) or 0.0], "s", markersize=10, **ring)
     if tuning.sensitivity:
         _draw_sensitivity(axis, tuning, colour)
     axis.set_xscale("log")
+    axis.minorticks_off()
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set(title=name, xlabel="learning rate", ylim=(0, None))
 
@@ -283,34 +318,17 @@ def _draw_sensitivity(axis: Axes, tuning: OptimizerTuning, colour: str) -> None:
 
 
 @use_default_rc
-def render_expected_best(tunings: dict[str, OptimizerTuning], colours: dict[str, str]) -> str:
-    """Return the expected best validation accuracy of the first k trials, a line per optimizer, as SVG.
-
-    Args:
-        tunings: fully trained ones, for `compute_expected_best`.
-        colours: optimizer → colour.
-    """
-
-    def draw(axis: Axes) -> None:
-        for name, tuning in tunings.items():
-            values = tuning_results.compute_expected_best(tuning.in_range_accuracies)
-            axis.plot(range(1, len(values) + 1), values, color=colours[name], linewidth=1.5, marker="o", markersize=3)
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(xlabel="trials", ylabel="validation accuracy")
-
-    return render_svg(draw_grid([draw], 1, (6.0, 3.4)))
-
-
-@use_default_rc
 def render_svg(figure: Figure) -> str:
     """Return the figure as an SVG element of an HTML page: black becomes the page's text colour, white transparent."""
-    matplotlib.rcParams.update({"svg.hashsalt": "optlab", "svg.fonttype": "none"})
+    matplotlib.rcParams.update({"svg.hashsalt": "optlab", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]})
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_OMITTED_METADATA))
     text = buffer.getvalue()
     head, mark, rest = text[text.index("<svg") :].partition(">")
-    return _REDUNDANT_ATTRIBUTES.sub("", head) + mark + _GENERATED_IDS.sub("", rest).replace("#000000", "currentColor")
+    rest = _COMMENTS.sub("", rest)
+    rest = _LINE_BREAKS.sub(" ", _SPACE_BETWEEN_TAGS.sub("><", rest))
+    rest = _LONG_NUMBERS.sub(lambda number: f"{float(number[0]):.2f}", _GENERATED_IDS.sub("", rest))
+    return _REDUNDANT_ATTRIBUTES.sub("", head) + mark + rest.replace("#000000", "currentColor")
 
 
 @use_default_rc

@@ -53,7 +53,7 @@ def load_model(path: Path | None) -> nn.Module:
         path, digest = find_champion(pipeline)
         if not (here / path).exists():
             remedy = f"run `dvc repro train@{path.stem}`"
-            remedy += ", or `dvc pull`" if repository.has_dvc_remote(top) else ", which trains this run again"
+            remedy += ", or `dvc pull`" if repository.has_dvc_remote(pipeline) else ", which trains this run again"
             raise WeightsError(f"{path}: git does not keep weights, and DVC's cache has none here: {remedy}")
     with contextlib.chdir(top):  # to import modules of custom/
         return weights.load_model(here / path, model, digest)[0]

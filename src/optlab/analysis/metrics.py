@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from optlab.records import EvalRecord, Status, write_csv
+from optlab.records import EvalRecord, Status, encode_mask, write_csv
 from optlab.schema.parameters import CLASS_NAMES, NUM_CLASSES
 from optlab.training.loop import compute_loss_and_accuracy
 
@@ -13,7 +13,7 @@ CALIBRATION_BINS = 15
 
 
 def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None) -> EvalRecord:
-    """Compute loss, accuracy, calibration error, accuracy per class and confusion matrix.
+    """Compute loss, accuracy, calibration error, accuracy per class, confusion matrix, and which images are correct.
 
     If a logit is not finite, the status is `diverged`, and there are no metrics.
 
@@ -26,7 +26,8 @@ def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str 
     if not torch.isfinite(logits).all():
         return EvalRecord(status="diverged", weights_sha256=digest)
     loss, accuracy = compute_loss_and_accuracy(logits, labels)
-    confusion = compute_confusion_matrix(logits.argmax(1), labels)
+    predicted = logits.argmax(1)
+    confusion = compute_confusion_matrix(predicted, labels)
     per_class = confusion.diagonal().double() / confusion.sum(1).clamp(min=1)
     return EvalRecord(
         status=status,
@@ -36,6 +37,7 @@ def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str 
         expected_calibration_error=compute_calibration_error(logits.softmax(1), labels),
         class_accuracy=list(zip(CLASS_NAMES, per_class.tolist(), strict=True)),
         confusion=confusion.tolist(),
+        correct=encode_mask((predicted == labels).numpy()),
     )
 
 

@@ -7,12 +7,15 @@ import colorsys
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optlab.analysis.translation import translate_both
 from optlab.schema.parameters import CLASS_NAMES
 
 if TYPE_CHECKING:
     import jinja2
+    import markupsafe
 
 # Common optimizers have a reserved colour; others take the rest of the palette in order. Chosen from a grid in sRGB,
 # visible on white and on black, to maximize the smallest distance between two colours, in CIEDE2000
@@ -80,7 +83,16 @@ def _generate_colours() -> Iterator[str]:
 def _create_jinja_environment() -> "jinja2.Environment":
     import jinja2
 
-    return jinja2.Environment(loader=jinja2.PackageLoader("optlab.analysis", ""), autoescape=True)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("optlab.analysis", ""), autoescape=True)
+    environment.globals |= {"t": translate_both, "read_asset": read_asset}
+    return environment
+
+
+def read_asset(name: str) -> "markupsafe.Markup":
+    """Return a text file of this package, which a template puts into its page as it is."""
+    import markupsafe
+
+    return markupsafe.Markup((Path(__file__).parent / name).read_text("utf-8"))  # noqa: S704 - our own files
 
 
 def render_template(template: str, **values: Any) -> bytes:

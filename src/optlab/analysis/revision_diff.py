@@ -1,15 +1,18 @@
 """Comparison of the present record with that of git revisions: each optimizer paired with itself by seed."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from optlab.analysis import comparison, environment_diff, paired_tests
+from optlab.analysis import comparison, environment_diff, sequential
 from optlab.analysis.comparison import Comparison, Run
-from optlab.analysis.tables import EMPTY_CELL, MINUS, describe_verdict, render_table
+from optlab.analysis.mean_ci import compute_mean_ci
+from optlab.analysis.sequential import PairComparison
+from optlab.analysis.tables import EMPTY_CELL, MINUS, describe_verdict, format_wins, render_table
 from optlab.analysis.verdicts import format_difference, format_mean, format_metric_name
 from optlab.config import loader
-from optlab.schema.parameters import Config
+from optlab.schema.parameters import Config, format_count
 from optlab.system.errors import RevisionError
 from optlab.system.git import Revision
 
@@ -28,12 +31,29 @@ def build_report(config: Config, folder: Path, revisions: list[Revision]) -> str
     past = [(each.name, comparison.collect(loader.load_at_revision(each, folder), folder, each)) for each in revisions]
     for name, then in past:
         _check_comparable(name, then, now)
-    count = sum(not reason for _, then in past for reason in _find_no_verdict_reasons(then, now).values())
-    several = "s at once" if count > 1 else ""
-    level = f"; ± 95 %, for {count} difference{several}." if count else ": there is no verdict."
+    differences = _compare_all(past, now)
+    looks = f" and {format_count(len(now.plan.looks), 'look')}" if len(now.plan.looks) > 1 else ""
+    level = f"; intervals hold for {format_count(len(differences), 'difference')}{looks} at once, with 95 %"
     metric = format_metric_name(now.verdict_metric).capitalize()
-    title = f"{metric} now less that at the revision, paired by seed{level}"
-    return "\n\n".join([title, *(_format_revision(name, then, now, count) for name, then in past)])
+    held = level if differences else ": there is no verdict"
+    title = f"{metric} now less that at the revision, over the seeds of both{held}."
+    return "\n\n".join([title, *(_format_revision(name, then, now, differences) for name, then in past)])
+
+
+def _compare_all(past: list[tuple[str, Comparison]], now: Comparison) -> dict[tuple[str, str], PairComparison]:
+    """Return (revision, optimizer) → value now - value then, of those that have a verdict, all corrected together."""
+    values, seeds, pairs = dict[str, list[float]](), dict[str, list[int]](), dict[tuple[str, str], tuple[str, str]]()
+    for revision, then in past:
+        for optimizer, reason in _find_no_verdict_reasons(then, now).items():
+            if not reason:
+                runs = _match_runs(then, now, optimizer)
+                key = pairs[revision, optimizer] = (f"{optimizer} now", f"{optimizer} at {revision}")
+                for name, index in zip(key, (1, 0), strict=True):
+                    values[name] = [now.get_value(run[index]) for run in runs]
+                    seeds[name] = [run[index].files.seed for run in runs]
+    plan = dataclasses.replace(now.plan, n_pairs=max(1, len(pairs)))
+    compared = sequential.compare_pairs(values, list(pairs.values()), plan, seeds)
+    return {each: compared[pair] for each, pair in pairs.items()}
 
 
 def _check_comparable(name: str, then: Comparison, now: Comparison) -> None:
@@ -61,47 +81,41 @@ def _match_runs(then: Comparison, now: Comparison, optimizer: str) -> list[tuple
 def _find_no_verdict_reasons(then: Comparison, now: Comparison) -> dict[str, str]:
     """Return optimizer → reason why it has no verdict, empty where it has one."""
     names = _list_common_optimizers(then, now)
-    if {then.replicate_name, now.replicate_name} != {"seeds"}:
-        return dict.fromkeys(names, "several studies: each comparison has its own")
-    return {name: _explain_no_verdict(_match_runs(then, now, name)) for name in names}
+    return {name: _explain_no_verdict(_match_runs(then, now, name), now.plan.looks[0]) for name in names}
 
 
-def _explain_no_verdict(runs: list[tuple[Run, Run]]) -> str:
+def _explain_no_verdict(runs: list[tuple[Run, Run]], first_look: int) -> str:
     if all(before.trained.weights_sha256 == after.trained.weights_sha256 for before, after in runs):
         return "the same weights" if runs else "no seed in common"
     if any("diverged" in (before.status, after.status) for before, after in runs):
         return "diverged"
-    return "one seed in common" if len(runs) == 1 else ""
+    too_few = f"{format_count(len(runs), 'seed')} in common, the first look is at {first_look}"
+    return too_few if len(runs) < first_look else ""
 
 
-def _format_revision(name: str, then: Comparison, now: Comparison, n_differences: int) -> str:
+def _format_revision(
+    name: str, then: Comparison, now: Comparison, differences: dict[tuple[str, str], PairComparison]
+) -> str:
     table = [["optimizer", "n", name, "now", f"now {MINUS} {name}", "p", "wins", "verdict"]]
     for optimizer, reason in _find_no_verdict_reasons(then, now).items():
-        table.append(_build_row(name, then, now, optimizer, reason, n_differences))
+        table.append(_build_row(name, then, now, optimizer, differences.get((name, optimizer)) or reason))
     return "\n".join([render_table(table), *_describe_other_changes(name, then, now)])
 
 
 def _build_row(
-    name: str, then: Comparison, now: Comparison, optimizer: str, no_verdict_reason: str, n_differences: int
+    name: str, then: Comparison, now: Comparison, optimizer: str, pair_or_reason: PairComparison | str
 ) -> list[str]:
     metric, runs = now.verdict_metric, _match_runs(then, now, optimizer)
     completed = [pair for pair in runs if pair[0].status == pair[1].status == "completed"]
     values_then = [now.get_value(run) for run, _ in completed]
     values_now = [now.get_value(run) for _, run in completed]
-    means = [
-        format_mean(paired_tests.compute_mean_ci(each), metric) if each else EMPTY_CELL
-        for each in (values_then, values_now)
-    ]
+    means = [format_mean(compute_mean_ci(each), metric) if each else EMPTY_CELL for each in (values_then, values_now)]
     n = f"{len(completed)}" if len(completed) == len(runs) else f"{len(completed)} of {len(runs)}"
-    if no_verdict_reason:
-        return [optimizer, n, *means, EMPTY_CELL, EMPTY_CELL, EMPTY_CELL, no_verdict_reason]
-    higher_is_better = metric == "test_accuracy"
-    margin = now.config.verdict.margin if higher_is_better else None
-    pair = paired_tests.compare_pair(values_now, values_then, n_differences, margin, higher_is_better, now.resolution)
+    if isinstance(pair_or_reason, str):
+        return [optimizer, n, *means, EMPTY_CELL, EMPTY_CELL, EMPTY_CELL, pair_or_reason]
+    pair = pair_or_reason
     verdict = describe_verdict(pair, "now", name)
-    return [
-        optimizer, n, *means, format_difference(pair, metric), f"{pair.p:.2g}", f"{pair.wins:g} of {pair.n}", verdict
-    ]  # fmt: skip
+    return [optimizer, n, *means, format_difference(pair, metric), f"{pair.p:.2g}", format_wins(pair), verdict]
 
 
 def _describe_other_changes(name: str, then: Comparison, now: Comparison) -> Iterator[str]:

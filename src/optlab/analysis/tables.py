@@ -1,6 +1,6 @@
 """Tables of a comparison as cells of text, their terminal and Markdown forms, and the remarks below them.
 
-The first row of `Cells` is the header.
+The first row of `Cells` is the header. All texts are in the language of `translation.use_language`.
 """
 
 import io
@@ -11,18 +11,22 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from optlab.analysis import environment_diff
+from optlab.analysis import environment_diff, scatter
 from optlab.analysis.comparison import Comparison, Target
-from optlab.analysis.paired_tests import PairedComparison, ProbabilityOfOutperforming
+from optlab.analysis.outperforming import ProbabilityOfOutperforming
+from optlab.analysis.sequential import PairComparison
+from optlab.analysis.translation import join_phrases, translate, translate_count
 from optlab.analysis.verdicts import (
     MAX_PAIRS_IN_TEXT,
+    describe_champion,
     format_difference,
     format_mean,
     format_metric_name,
+    format_status,
+    get_pair,
     summarize_verdicts,
 )
 from optlab.records import REPORTS_FOLDER
-from optlab.schema.parameters import format_count
 from optlab.system.text import get_terminal_width, wrap_text
 
 COLUMNS = (
@@ -32,9 +36,20 @@ _TERMINAL_COLUMNS = ("validation_accuracy", "test_accuracy", "train_loss")  # co
 MINUS = "−"
 EMPTY_CELL = "–"
 
-TRAINED_ON_TEST = (
+_TRAINED_ON_TEST = (
     "These runs were trained on the test split, in file order, without shuffling, and have no validation split: "
     "their test accuracy is an accuracy on training images, and says nothing about new ones."
+)
+_DEFINITIONS = (
+    "Model {model}, {epochs} epochs, batch {batch}, {precision}; means over n seeds, ± 95 % intervals of each mean by "
+    "Student's t where n > 1. Differences: Welch's t test, or the paired t test if its interval is narrower even at "
+    "the lower 95 % bound of the two optimizers' correlation over the seeds. p is corrected for looks (Bonferroni) and "
+    "pairs (Holm), the intervals for both (Bonferroni). Where Holm's correction finds a difference although "
+    "Bonferroni's interval contains 0, the interval is cut at 0. Equivalence: two one-sided tests for each pair, "
+    "corrected for the looks. If looks are changed, seeds exchanged or optimizers added after a look, a new comparison "
+    "begins, with 5 % of its own. The bands of the "
+    "curves are pointwise 95 % intervals. The results hold for this test set. Losses are mean cross entropies in nats. "
+    "Calibration error: expected calibration error over 15 bins of equal width."
 )
 _UNLIMITED_WIDTH = 1000  # characters; a table takes what it needs
 
@@ -56,11 +71,14 @@ def render_text(compared: Comparison, width: int | None = None) -> str:
     cells = build_optimizer_table(compared, _TERMINAL_COLUMNS)
     while width and len(cells[0]) > 4 and _measure_width(cells) > width:
         cells = [row[:-1] for row in cells]
-    parts = [wrap_text(summarize_verdicts(compared), width), render_table(cells)]
+    verdict = "\n".join(wrap_text(line, width) for line in summarize_verdicts(compared).lines)
+    parts = [verdict, render_table(cells)]
     pair_matrix = build_pair_matrix(compared, mark="*")
     if 0 < len(compared.pairs) <= MAX_PAIRS_IN_TEXT and not (width and _measure_width(pair_matrix) > width):
         metric = format_metric_name(compared.verdict_metric)
-        parts.append(wrap_text(f"The row's {metric} less the column's, * where one is better:", width))
+        parts.append(
+            wrap_text(f"Row minus column in {metric}, with the interval; * where one of the two is better:", width)
+        )
         parts.append(render_table(pair_matrix))
     return "\n".join(["", "\n\n".join(parts), "", *(wrap_text(each, width) for each in list_remarks(compared))])
 
@@ -85,7 +103,10 @@ def render_markdown(compared: Comparison) -> str:
     tables = [
         render_markdown_table(cells) for cells in (build_optimizer_table(compared), build_pair_table(compared)) if cells
     ]
-    parts = [summarize_verdicts(compared), *tables, *list_remarks(compared), explain_metrics(compared)]
+    summary = summarize_verdicts(compared)
+    points = "\n".join(f"- {point}" for point in summary.points)
+    verdict = [part for part in (f"**{summary.headline}**", points, summary.basis) if part]
+    parts = [*verdict, *tables, *list_remarks(compared), explain_metrics(compared)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,13 +118,13 @@ def render_markdown_table(cells: Cells) -> str:
 def build_optimizer_table(compared: Comparison, metrics: Sequence[str] = COLUMNS) -> Cells:
     """Return a row per optimizer, without the columns in which no optimizer has a value."""
     columns = [metric for metric in metrics if any(getattr(row, metric) for row in compared.rows)]
-    table = [["optimizer", "n", "status", *map(format_metric_name, columns)]]
+    table = [[translate("optimizer"), "n", translate("status"), *map(format_metric_name, columns)]]
     for row in compared.rows:
         n = len(row.statuses)
-        count = str(n) if row.all_completed else f"{row.statuses.count('completed')} of {n}"
+        count = str(n) if row.all_completed else _format_share(row.statuses.count("completed"), n)
         means = (getattr(row, metric) for metric in columns)
         texts = (format_mean(mean, key) if mean else EMPTY_CELL for mean, key in zip(means, columns, strict=True))
-        table.append([row.optimizer, count, row.status, *texts])
+        table.append([row.optimizer, count, format_status(row), *texts])
     return [cells + more for cells, more in zip(table, _build_optional_columns(compared), strict=True)]
 
 
@@ -112,30 +133,37 @@ def _build_optional_columns(compared: Comparison) -> Cells:
     rows, config = compared.rows, compared.config
     columns = []
     if compared.target:
-        columns.append(["steps to target", *(_format_target_steps(compared.target, row.optimizer) for row in rows)])
+        columns.append(
+            [translate("steps to target"), *(_format_target_steps(compared.target, row.optimizer) for row in rows)]
+        )
     if any(row.gradients_per_step not in (None, 1) for row in rows):
         counts = (EMPTY_CELL if row.gradients_per_step is None else f"{row.gradients_per_step:.3g}" for row in rows)
-        columns.append(["gradients a step", *counts])
+        columns.append([translate("gradients a step"), *counts])
     if compared.tunings:
-        columns.append(["tuned", *(_describe_tuning(compared, row.optimizer) for row in rows)])
+        columns.append([translate("tuned"), *(_describe_tuning(compared, row.optimizer) for row in rows)])
     if any(config.get_optimizer(row.optimizer).schedule for row in rows):
-        columns.append(["schedule", *(config.get_schedule(row.optimizer).name for row in rows)])
+        columns.append([translate("schedule"), *(config.get_schedule(row.optimizer).name for row in rows)])
     return [list(cells) for cells in zip(*columns, strict=True)] or [[] for _ in range(len(rows) + 1)]
 
 
 def _describe_tuning(compared: Comparison, optimizer: str) -> str:
     tuning = compared.tunings.get(optimizer)
     if tuning is None:
-        return "not tuned"
+        return translate("not tuned")
     if tuning.ranges_at_edge:
-        return "not tuned: at the edge of its range"
-    return format_count(len(tuning.sampled_trials) // len(tuning.choice.studies), "trial")
+        return translate("not tuned: at the edge of its range")
+    return translate_count(tuning.trials_per_search, "trial")
 
 
 def _format_target_steps(target: Target, optimizer: str) -> str:
     median, runs = target.compute_median_steps(optimizer), len(target.steps[optimizer])
     steps = EMPTY_CELL if median is None else f"{median:,}"
-    return steps if runs == 1 else f"{steps} ({target.count_reached(optimizer)} of {runs})"
+    reached = _format_share(target.count_reached(optimizer), runs)
+    return steps if runs == 1 else translate("{value} ({share})", value=steps, share=reached)
+
+
+def _format_share(count: float, total: int) -> str:
+    return translate("{count} of {total}", count=f"{count:g}", total=total)
 
 
 def build_pair_table(compared: Comparison) -> Cells:
@@ -143,39 +171,53 @@ def build_pair_table(compared: Comparison) -> Cells:
     if not compared.pairs:
         return []
     has_probability = any(pair.outperforming for pair in compared.pairs.values())
-    header = ["pair", f"difference in {format_metric_name(compared.verdict_metric)}", "p", "wins", "correlation"]
-    table = [[*header, *["probability of outperforming"] * has_probability, "verdict"]]
+    difference = translate("difference in {metric}", metric=format_metric_name(compared.verdict_metric))
+    header = [translate("pair"), difference, "p", translate("wins"), translate("correlation")]
+    table = [[*header, *[translate("probability of outperforming")] * has_probability, translate("verdict")]]
     for (first, second), pair in compared.pairs.items():
         cells = [
             f"{first} {MINUS} {second}",
             format_difference(pair, compared.verdict_metric),
             f"{pair.p:.2g}",
-            f"{pair.wins:g} of {pair.n}",
-            EMPTY_CELL if pair.correlation is None else f"{pair.correlation:.2f}".replace("-", MINUS),
+            format_wins(pair),
+            format_correlation(pair),
         ]
         if pair.outperforming:
-            cells.append(_format_probability(pair.outperforming, first, second))
+            cells.append(format_probability(pair.outperforming, first, second))
         table.append([*cells, describe_verdict(pair, first, second)])
     return table
 
 
-def describe_verdict(pair: PairedComparison, first: str, second: str) -> str:
+def format_wins(pair: PairComparison) -> str:
+    """Return the number of seeds with which the first optimizer is better, such as `5 of 8`."""
+    return EMPTY_CELL if pair.wins is None else _format_share(pair.wins, pair.n)
+
+
+def format_correlation(pair: PairComparison) -> str:
+    """Return the correlation over the seeds."""
+    return EMPTY_CELL if pair.correlation is None else f"{pair.correlation:.2f}".replace("-", MINUS)
+
+
+def describe_verdict(pair: PairComparison, first: str, second: str) -> str:
     """Return the pair's verdict, with the name of the better one, if there is one."""
-    return f"{first if pair.first_is_better else second} {pair.verdict}" if pair.is_significant else pair.verdict
+    if not pair.is_better:
+        return translate(pair.verdict)
+    return translate(f"{{name}} {pair.verdict}", name=first if pair.first_is_better else second)
 
 
-def _format_probability(of_first: ProbabilityOfOutperforming, first: str, second: str) -> str:
+def format_probability(of_first: ProbabilityOfOutperforming, first: str, second: str) -> str:
     """Return the probability of the optimizer that wins more often."""
     name, best = (first, of_first) if of_first.probability >= 0.5 else (second, of_first.swap())
-    interval = f"{best.low:.2f} to {best.high:.2f}"
-    return f"{name} {best.probability:.2f} ({interval})" + ", meaningful" * best.is_meaningful
+    template = "{name} {value} ({low} to {high})" + ", meaningful" * best.is_meaningful
+    value, low, high = (f"{each:.2f}" for each in (best.probability, best.low, best.high))
+    return translate(template, name=name, value=value, low=low, high=high)
 
 
 def build_pair_matrix(compared: Comparison, mark: str = "") -> Cells:
     """Return the row's value less the column's, with its interval, for all optimizers that have pairs.
 
     Args:
-        mark: appended to significant differences.
+        mark: appended to the differences of pairs in which one is better.
     """
     names = list(dict.fromkeys(name for pair in compared.pairs for name in pair))
     challenger = compared.challenger
@@ -184,44 +226,56 @@ def build_pair_matrix(compared: Comparison, mark: str = "") -> Cells:
     def format_cell(row: str, column: str) -> str:
         if row == column:
             return ""
-        pair = compared.pairs.get((row, column)) or compared.pairs[column, row].swap()
-        return format_difference(pair, compared.verdict_metric) + (mark if pair.is_significant else "")
+        pair = get_pair(compared, row, column)
+        return format_difference(pair, compared.verdict_metric, with_unit=False) + mark * pair.is_better
 
     return [["", *columns], *([row, *(format_cell(row, column) for column in columns)] for row in rows)]
 
 
 def label_cells(compared: Comparison) -> dict[str, dict[str, str]]:
     """Return row → column → verdict in one to three words, for the cells of the pair matrix."""
-    short = {"cannot be told apart": "not told apart", "equivalent": "equivalent"}
     labels: dict[str, dict[str, str]] = {}
     for (first, second), pair in compared.pairs.items():
         for row, column, each in ((first, second, pair), (second, first, pair.swap())):
             label = "better" if each.first_is_better else "worse"
-            labels.setdefault(row, {})[column] = label if each.is_significant else short[each.verdict]
+            labels.setdefault(row, {})[column] = label if each.is_better else each.verdict
     return labels
 
 
 def list_remarks(compared: Comparison) -> list[str]:
-    """Return what readers must know about this comparison's values."""
+    """Return what readers must know about this comparison's values; its own notes are in English only."""
     remarks, target = [], compared.target
     if compared.config.data.train_split == "test":
-        remarks.append(TRAINED_ON_TEST)
+        remarks.append(translate(_TRAINED_ON_TEST))
     if target:
-        origin = "as params.yaml has it" if target.is_given else "the mean that the second best optimizer ends with"
-        remarks.append(
-            f"Steps to target: those after which at least half of the runs had a validation accuracy of "
-            f"{100 * target.accuracy:.2f} %, {origin}."
-        )
+        remarks.append(describe_target(target))
+    if compared.verdict_metric == "test_accuracy":
+        records = {row.optimizer: compared.get_completed_runs(row.optimizer) for row in compared.rows}
+        scattered = scatter.describe({name: [run.tested for run in runs] for name, runs in records.items()})
+        remarks += [scattered] * bool(scattered)
     if compared.differing_conditions:
         remarks.append(environment_diff.describe_differences(compared.differing_conditions))
+    if compared.champion and not compared.challenger:  # the champion may be a run in the study's folder
+        remarks.append(describe_champion(compared))
     return [*remarks, *compared.notes]
+
+
+def describe_target(target: Target) -> str:
+    """Return what the steps to target are, and where the target comes from."""
+    origin = "as params.yaml has it" if target.is_given else "the mean that the second best optimizer ends with"
+    template = (
+        "Steps to target: the first step at which at least half of the runs have reached a validation accuracy of "
+        "{accuracy} %, {origin}."
+    )
+    return translate(template, accuracy=f"{100 * target.accuracy:.2f}", origin=translate(origin))
 
 
 def format_title(compared: Comparison) -> str:
     """Return the report's title."""
-    question = f"{compared.challenger} against" if compared.challenger else "Which optimizer?"
-    count = len(compared.rows) - bool(compared.challenger)
-    return f"{question} {format_count(count, 'optimizer')} on CIFAR-10"
+    optimizers = translate_count(len(compared.rows) - bool(compared.challenger), "optimizer")
+    if compared.challenger:
+        return translate("{name} against {optimizers} on CIFAR-10", name=compared.challenger, optimizers=optimizers)
+    return translate("Which optimizer? {optimizers} on CIFAR-10", optimizers=optimizers)
 
 
 def summarize_protocol(compared: Comparison) -> str:
@@ -230,14 +284,21 @@ def summarize_protocol(compared: Comparison) -> str:
     settings, data = config.training, config.data
     counts = {"run": len(compared.runs), "optimizer": len(compared.rows), "seed": len(config.seeds)}
     exceptions = "".join(
-        f", for {name} {spec.schedule.name}" for name, spec in config.optimizers.items() if spec.schedule
+        translate(", for {name} {schedule}", name=name, schedule=spec.schedule.name)
+        for name, spec in config.optimizers.items()
+        if spec.schedule
     )
     parts = [
-        ", ".join(format_count(count, noun) for noun, count in counts.items()),
-        f"network {config.model}",
-        f"{format_count(settings.epochs, 'epoch')} of {data.train_size:,} images in batches of {settings.batch_size}",
-        f"schedule {settings.schedule.name}{exceptions}",
-        *["random flips and crops"] * (data.augment == "flip_crop"),
+        join_phrases(translate_count(count, noun) for noun, count in counts.items()),
+        translate("network {name}", name=config.model),
+        translate(
+            "{epochs} of {images} images in batches of {batch}",
+            epochs=translate_count(settings.epochs, "epoch"),
+            images=f"{data.train_size:,}",
+            batch=settings.batch_size,
+        ),
+        translate("schedule {name}", name=settings.schedule.name) + exceptions,
+        *[translate("random flips and crops")] * (data.augment == "flip_crop"),
     ]
     return " · ".join(parts)
 
@@ -245,10 +306,10 @@ def summarize_protocol(compared: Comparison) -> str:
 def explain_metrics(compared: Comparison) -> str:
     """Return the definitions of the values and intervals."""
     settings = compared.config.training
-    return (
-        f"Model {compared.config.model}, {settings.epochs} epochs, batch {settings.batch_size}, {settings.precision}; "
-        f"means over n seeds, ± 95 % intervals where n > 1: of a mean by Student's t, of the differences by the paired "
-        f"t test, corrected for the number of pairs, as p is. The curves' bands are such intervals of the mean. All of "
-        f"it is about this test set, and not about others. Losses are mean cross entropies in nats. Calibration "
-        f"error: expected calibration error over 15 bins of equal width."
+    return translate(
+        _DEFINITIONS,
+        model=compared.config.model,
+        epochs=settings.epochs,
+        batch=settings.batch_size,
+        precision=settings.precision,
     )

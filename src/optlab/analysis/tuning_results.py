@@ -1,11 +1,12 @@
 """Recorded tunings: the trials of each optimizer, and statistics about its search."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from optlab.records import TrialRecord, TrialsRecord, TuningFiles, TuningResult
+from optlab.records import Choice, TrialRecord, TrialsRecord, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.schema.search_space import NumericRange
@@ -15,25 +16,27 @@ from optlab.tuning import search
 
 CHANCE_ACCURACY = 0.1  # of ten equally likely classes: the accuracy of a trial that diverged
 NEAR_BEST_MARGIN = 0.01  # of accuracy: learning rates this close to the best are as good
+NEIGHBOUR_DECADES = 0.3  # between a learning rate and its neighbour
 
 
 @dataclass(frozen=True)
 class OptimizerTuning:
-    """One optimizer's tuning: all its studies.
+    """One optimizer's tuning: all its searches.
 
     Attributes:
         spec: the entry with its ranges.
-        trials: of all studies, defaults included.
+        choices: number of the search → its choice: a search for each seed, or number 0 for all seeds.
+        trials: of all searches, defaults included.
         sensitivity: trials of the grid over the learning rate.
-        is_fully_trained: whether every trial that did not diverge was trained to the end.
+        has_older_rule: whether an earlier version searched: plain successive halving over the whole ranges.
     """
 
     optimizer: str
     spec: OptimizerSpec
-    choice: TuningResult
+    choices: dict[int, Choice]
     trials: list[TrialRecord]
     sensitivity: list[TrialRecord]
-    is_fully_trained: bool
+    has_older_rule: bool = False
 
     @property
     def sampled_trials(self) -> list[TrialRecord]:
@@ -41,45 +44,47 @@ class OptimizerTuning:
         return [trial for trial in self.trials if trial.index is not None]
 
     @property
-    def in_range_trials(self) -> list[TrialRecord]:
-        """Sampled trials within the ranges of params.yaml, without those beyond an edge."""
-        return [trial for trial in self.sampled_trials if not trial.beyond]
+    def trials_per_search(self) -> int:
+        """Number of sampled points of a search."""
+        return len(self.sampled_trials) // len(self.choices)
 
-    @property
-    def in_range_accuracies(self) -> list[float]:
-        """Final accuracies of `in_range_trials`, chance level where a trial diverged."""
-        return [get_accuracy_or_chance(trial) for trial in self.in_range_trials]
+    def get_choice(self, seed: int) -> Choice:
+        """Return the choice that the run with a seed confirms."""
+        return self.choices[seed] if seed in self.choices else self.choices[0]
 
-    def get_chosen_trial(self, study: int) -> TrialRecord | None:
-        return self._get_trial(study, self.choice.studies[study].trial)
+    def get_chosen_trial(self, number: int) -> TrialRecord | None:
+        """Return the trial that a search has chosen."""
+        return self._get_trial(number, self.choices[number].trial)
 
-    def get_default_trial(self, study: int) -> TrialRecord | None:
-        return self._get_trial(study, None)
+    def get_default_trial(self, number: int) -> TrialRecord | None:
+        """Return the trial of the default in a search."""
+        return self._get_trial(number, None)
 
-    def _get_trial(self, study: int, index: int | None) -> TrialRecord | None:
-        return next((trial for trial in self.trials if (trial.study, trial.index) == (study, index)), None)
+    def _get_trial(self, number: int, index: int | None) -> TrialRecord | None:
+        return next((trial for trial in self.trials if (trial.search, trial.index) == (number, index)), None)
 
-    def get_default_value(self, study: int, key: str) -> float | None:
+    def get_default_value(self, number: int, key: str) -> float | None:
         """Return the default trial's value of a range: as recorded, else as the entry has it; None if not known.
 
         Records of older versions lack the value where the entry leaves it to the class.
         """
-        trial = self.get_default_trial(study)
+        trial = self.get_default_trial(number)
         value = (trial.values if trial else {}).get(key, self.spec.get_default(key))
         return float(value) if isinstance(value, int | float) else None
 
     @property
     def ranges_at_edge(self) -> list[str]:
-        """Ranges with a chosen value at or outside their edge, so that a better value may lie beyond it."""
-        at_edge = {key for study in self.choice.studies for key in study.at_edge}
-        for number, study in enumerate(self.choice.studies):
-            if study.trial is None and study.validation_accuracy is not None:
-                for key, limits in self.spec.ranges.items():
-                    if isinstance(limits, NumericRange):
-                        value = self.get_default_value(number, key)
-                        if value is not None and not limits.low <= value <= limits.high:
-                            at_edge.add(key)
-        return sorted(at_edge)
+        """Ranges for which at least half of the choices lie at or outside an edge: a better value may lie beyond it."""
+        counts: Counter[str] = Counter()
+        for number, choice in self.choices.items():
+            counts.update(choice.at_edge)
+            if choice.trial is None and choice.validation_accuracy is not None:
+                counts.update(key for key in self.spec.ranges if self._is_default_outside(number, key))
+        return sorted(key for key, count in counts.items() if 2 * count >= len(self.choices))
+
+    def _is_default_outside(self, number: int, key: str) -> bool:
+        limits, value = self.spec.ranges[key], self.get_default_value(number, key)
+        return isinstance(limits, NumericRange) and value is not None and not limits.low <= value <= limits.high
 
     @property
     def learning_rate_key(self) -> str | None:
@@ -88,20 +93,37 @@ class OptimizerTuning:
 
     @property
     def sensitivity_grid(self) -> dict[float, list[float]]:
-        """Learning rate → accuracy of each of its trials in `sensitivity`."""
+        """Learning rate, in increasing order → accuracy of each of its trials in `sensitivity`."""
         grid: dict[float, list[float]] = {}
         for trial in self.sensitivity if self.learning_rate_key else ():
             grid.setdefault(trial.values[str(self.learning_rate_key)], []).append(get_accuracy_or_chance(trial))
-        return grid
+        return dict(sorted(grid.items()))
+
+    @property
+    def has_near_neighbours(self) -> bool | None:
+        """Whether on both sides of the best learning rate another one near to it reaches an accuracy within a point.
+
+        It considers complete trials only, and is None if the learning rate has no range or no trial is complete.
+        """
+        key = str(self.learning_rate_key)
+        complete = [trial for trial in self.trials if trial.status == "completed" and trial.values.get(key)]
+        whole = [(trial.values[key], get_accuracy_or_chance(trial)) for trial in complete]
+        if not whole:
+            return None
+        best_rate, best = max(whole, key=lambda each: each[1])
+        near = [math.log10(rate / best_rate) for rate, accuracy in whole if accuracy >= best - NEAR_BEST_MARGIN]
+        return any(-NEIGHBOUR_DECADES <= each < 0 for each in near) and any(
+            0 < each <= NEIGHBOUR_DECADES for each in near
+        )
 
 
 def collect(
-    config: Config, folders: Mapping[str, Path], revision: Revision | None = None
+    config: Config, searched: Mapping[str, tuple[Path, tuple[int, ...]]], revision: Revision | None = None
 ) -> dict[str, OptimizerTuning]:
-    """Read the tuning of every optimizer with a range.
+    """Read the searches of every optimizer with a range.
 
     Args:
-        folders: optimizer → folder of the pipeline with its tuning.
+        searched: optimizer → folder of the pipeline with its searches, and the seeds of its runs.
 
     Raises:
         RecordError: a file is missing, damaged or of other parameters.
@@ -110,25 +132,35 @@ def collect(
     tunings = {}
     for name, spec in config.optimizers.items():
         if spec.ranges:
-            tuning_files = TuningFiles(folders[name], name)
-            choice, trials = _load_record(tuning_files, revision)
-            if not choice.is_tuned or len(choice.studies) != config.tuning.studies:
-                raise RecordError(f"{tuning_files.choice}: is of other parameters: run `dvc repro`")
-            is_fully_trained = config.tuning.halving == 1
-            tunings[name] = OptimizerTuning(name, spec, choice, trials.trials, trials.sensitivity, is_fully_trained)
+            folder, seeds = searched[name]
+            is_older = TuningFiles.find(folder, name, seeds[0], revision).has_older_layout
+            tuning = OptimizerTuning(name, spec, {}, [], [], is_older)
+            for seed in seeds:
+                tuning_files = TuningFiles.find(folder, name, seed, revision)
+                number = 0 if tuning_files.has_older_layout else config.get_search_number(seed)
+                if number not in tuning.choices:
+                    tuning.choices[number], record = _load_record(tuning_files, revision)
+                    tuning.trials.extend(record.trials)
+                    tuning.sensitivity.extend(record.sensitivity)
+            tunings[name] = tuning
     return tunings
 
 
-def _load_record(tuning_files: TuningFiles, revision: Revision | None) -> tuple[TuningResult, TrialsRecord]:
+def _load_record(tuning_files: TuningFiles, revision: Revision | None) -> tuple[Choice, TrialsRecord]:
+    choice: Choice | None
+    record: TrialsRecord | None
     if revision is None:
-        return TuningResult.read(tuning_files.choice), TrialsRecord.read(tuning_files.trials)
-    choice = TuningResult.read_at_revision(revision, tuning_files.choice)
-    trials = TrialsRecord.read_at_revision(revision, tuning_files.trials)
-    if choice is None or trials is None:
-        raise RevisionError(
-            f"{revision.name}: {tuning_files.choice} or {tuning_files.trials} is missing or damaged there"
-        )
-    return choice, trials
+        choice, record = Choice.read(tuning_files.choice), TrialsRecord.read(tuning_files.trials)
+    else:
+        choice = Choice.read_at_revision(revision, tuning_files.choice)
+        record = TrialsRecord.read_at_revision(revision, tuning_files.trials)
+        if choice is None or record is None:
+            raise RevisionError(
+                f"{revision.name}: {tuning_files.choice} or {tuning_files.trials} is missing or damaged there"
+            )
+    if not choice.is_tuned:
+        raise RecordError(f"{tuning_files.choice}: is of other parameters: run `dvc repro`")
+    return choice, record
 
 
 def get_final_accuracy(trial: TrialRecord) -> float | None:
@@ -140,30 +172,6 @@ def get_accuracy_or_chance(trial: TrialRecord) -> float:
     """Return the final accuracy, chance level where the trial diverged or failed."""
     accuracy = get_final_accuracy(trial)
     return CHANCE_ACCURACY if accuracy is None else accuracy
-
-
-def compute_expected_best(accuracies: Sequence[float]) -> list[float]:
-    """Return the expected best of k of n trials, for k = 1 … n: the exact mean over all subsets of size k.
-
-    ∑ y₍ᵢ₎ C(i-1, k-1) / C(n, k) over the ordered y₍₁₎ ≤ … ≤ y₍ₙ₎ (Dodge et al. 2019, "Show Your Work").
-    """
-    ordered, n = sorted(accuracies), len(accuracies)
-    expected = []
-    for k in range(1, n + 1):
-        weight, terms = k / n, list[float]()  # share of the subsets with this maximum: C(n-1, k-1) / C(n, k), and down
-        for rank in range(n - 1, k - 2, -1):
-            terms.append(ordered[rank] * weight)
-            weight *= (rank - k + 1) / rank if rank else 0
-        expected.append(math.fsum(terms))
-    return expected
-
-
-def compute_near_best_width(rates: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Return the decades spanned by the positive learning rates within one point of the best accuracy."""
-    trials = [(rate, accuracy) for rate, accuracy in zip(rates, accuracies, strict=True) if rate > 0]
-    best = max((accuracy for _, accuracy in trials), default=0.0)
-    near = [rate for rate, accuracy in trials if accuracy >= best - NEAR_BEST_MARGIN]
-    return math.log10(max(near) / min(near)) if near else 0.0
 
 
 def compute_saved_fraction(tuning: OptimizerTuning, steps: int) -> float:

@@ -1,1 +1,1 @@
-"""params.yaml: read it (`loader`), ready entries (`catalog`), new optimizers (`scaffold`)."""
+"""params.yaml: read it (`loader`), edit it (`params_editor`), ready entries (`catalog`), new ones (`scaffold`)."""

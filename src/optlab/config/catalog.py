@@ -2,11 +2,14 @@
 
 Few papers say where they searched, and those that do differ. A small network and a short training often want a higher
 rate than the published one, so the range goes from a tenth of that rate to a hundred times it.
+
+Some papers treat the output layer apart from the others. Each network has another name for it, so that such an entry
+has a placeholder.
 """
 
 import functools
 import importlib.util
-import re
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from optlab.system.text import suggest_similar
 
 _FILE = Path(__file__).with_suffix(".yaml")
 _LR_FACTORS = (10, 100)  # the usual rate is divided by the first and multiplied by the second
+_LR_KEYS = ("lr", "adamw_lr")  # hyperparameters that are learning rates; Muon's relatives have one for AdamW besides
+_OUTPUT_WEIGHT = "<output weight>"  # placeholder for the name of the output layer's weight
 
 
 class CatalogEntry(BaseModel):
@@ -59,11 +64,17 @@ class CatalogEntry(BaseModel):
 
     @property
     def text_with_range(self) -> str:
-        """Entry with the range in place of the learning rate, which becomes its default."""
-        if not self.lr_range:
-            return self.text
-        ends = ", ".join(f"{end:g}" for end in self.lr_range)
-        return re.sub(r"lr: ([\d.]+)", rf"lr: {{log: [{ends}]}}, default: {{lr: \1}}", self.text, count=1)
+        """Entry with a range in place of each learning rate, which becomes its default."""
+        return _format_mapping(add_lr_ranges(self.values)) if self.lr_range else self.text
+
+    @property
+    def needs_output_weight(self) -> bool:
+        """Whether the entry has a placeholder for the name of the output layer's weight."""
+        return _OUTPUT_WEIGHT in self.text
+
+    def fill_in_output_weight(self, name: str) -> "CatalogEntry":
+        """Return the entry for a network whose output layer has a weight of that name."""
+        return self.model_copy(update={"text": self.text.replace(_OUTPUT_WEIGHT, name)})
 
     @property
     def comment(self) -> str:
@@ -94,6 +105,26 @@ def compute_lr_range(lr: float) -> tuple[float, float]:
     """Return the lowest and the highest learning rate to search where `lr` is usual."""
     below, above = _LR_FACTORS
     return lr / below, lr * above
+
+
+def add_lr_ranges(values: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry's values with a range in place of each learning rate, also of its base and its fallback.
+
+    The rates become defaults. Those of groups stay.
+    """
+    rates = {key: values[key] for key in _LR_KEYS if values.get(key)}
+    ranges = {key: {"log": [float(f"{end:g}") for end in compute_lr_range(lr)]} for key, lr in rates.items()}
+    parts = {key: add_lr_ranges(values[key]) for key in ("base", "fallback") if values.get(key)}
+    return values | ranges | parts | ({"default": rates} if rates else {})
+
+
+def _format_mapping(values: dict[str, Any]) -> str:
+    """Return a mapping as YAML in braces, on one line."""
+    yaml, text = YAML(pure=True), io.StringIO()
+    yaml.default_flow_style, yaml.width = True, 10_000
+    yaml.brace_single_entry_mapping_in_flow_sequence = True  # [{ndim: 2}], not [ndim: 2]
+    yaml.dump(values, text)
+    return text.getvalue().strip()
 
 
 def format_table() -> str:

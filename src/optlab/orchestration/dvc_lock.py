@@ -13,7 +13,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from optlab.system import files
 from optlab.system.errors import RecordError, summarize_error
-from optlab.system.text import find_conflict_marker
+from optlab.system.text import describe_conflict, find_conflict_marker
 
 _YAML = YAML()  # writes as DVC does: an entry that is only moved keeps its bytes
 _YAML.default_flow_style = False
@@ -24,8 +24,9 @@ _ENTRY_PATTERN = re.compile(r"  (\S+):\n(?:    .*\n|  - .*\n)+")  # in DVC's own
 class DvcLock:
     """One dvc.lock file.
 
-    Present entries keep their places, as with plain `dvc repro`; new ones follow in the order of the pipeline, one of
-    those that `dvc repro` can leave: its own depends on Python's hash seed.
+    Present entries keep their order, as with plain `dvc repro`; a new one follows the nearest present entry of an
+    earlier stage. So the order does not depend on which stage ends first, nor on interruptions; that of plain
+    `dvc repro` depends on Python's hash seed.
 
     Args:
         path: of the file, which need not exist.
@@ -37,7 +38,8 @@ class DvcLock:
 
     def __init__(self, path: Path, stages: Iterable[str]) -> None:
         self._path = path
-        self._order = list(dict.fromkeys([*self.read_entries(), *stages]))
+        self._places = {name: place for place, name in enumerate(stages)}
+        self.read_entries()
 
     def put(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add or replace the entry of a stage; the file is replaced atomically.
@@ -46,10 +48,20 @@ class DvcLock:
             RecordError: the file is damaged.
             StorageError: the file cannot be written.
         """
-        entries = self.read_entries() | {name: _dump_entry({name: entry})}
-        order = [each for each in self._order if each in entries]
-        order += [each for each in entries if each not in self._order]
+        entries = self.read_entries()
+        order = list(entries)
+        if name not in entries:
+            order.insert(self._find_index(name, order), name)
+        entries[name] = _dump_entry({name: entry})
         write_entries(self._path, [entries[each] for each in order])
+
+    def _find_index(self, name: str, present: list[str]) -> int:
+        """Return the index of a new entry among the present ones; the last for a stage of another pipeline."""
+        if name not in self._places:
+            return len(present)
+        earlier = [self._places.get(each, len(self._places)) for each in present]
+        nearest = max((place for place in earlier if place < self._places[name]), default=None)
+        return 0 if nearest is None else earlier.index(nearest) + 1
 
     def read_entries(self) -> dict[str, str]:
         """Return stage → text of its entry.
@@ -100,10 +112,7 @@ def write_entries(path: Path, entries: Iterable[str]) -> None:
 def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
     marker_line = find_conflict_marker(text)
     if marker_line:
-        raise RecordError(
-            f"{path}:{marker_line}: conflict markers of a git merge: `git checkout --merge {path}` merges it again; "
-            f"after the commit, `git checkout HEAD^ {path}` takes one side"
-        )
+        raise RecordError(describe_conflict(path, marker_line))
     try:
         entries = (YAML(typ="safe").load(text) or {}).get("stages", {})
         return {name: dict(entry) for name, entry in entries.items()}

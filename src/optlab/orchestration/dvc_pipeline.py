@@ -24,13 +24,30 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile import transfer
 
 from optlab import records
 from optlab.orchestration.dvc_lock import DvcLock
 from optlab.records import RunFiles
 from optlab.system import files, repository
-from optlab.system.errors import BusyError, RunsFailedError, summarize_error
+from optlab.system.errors import BusyError, RunsFailedError, print_stderr, summarize_error
 
+
+class _WarningHandler(logging.Handler):
+    """Prints DVC's warnings on what is stderr at that time: an open display has replaced it, and prints above itself.
+
+    DVC's own handlers keep the streams that they find when DVC is imported, and would tear a display.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as one line, with its error in place of a traceback."""
+        error = record.exc_info[1] if record.exc_info else None
+        cause = f": {summarize_error(error)}" if error else ""
+        print_stderr(f"{record.levelname.lower()}: DVC: {record.getMessage()}{cause}")
+
+
+for _name in ("dvc", "dvc_data", "dvc_objects"):
+    logging.getLogger(_name).handlers = [_WarningHandler(logging.WARNING)]
 # A killed process leaves an entry for each output in DVC's rwlock: DVC would log each of them.
 logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
 # DVC draws progress bars if these loggers let errors through; they would scroll through an open display.
@@ -179,7 +196,8 @@ class DvcPipeline:
         """Record the outputs of a stage whose command has succeeded.
 
         Raises:
-            RunsFailedError: a dependency was changed meanwhile, so that nothing is recorded.
+            RunsFailedError: a dependency was changed meanwhile, or DVC's cache does not take an output, as on a full
+                disk, so that nothing is recorded.
         """
         stage = self._stages[name]
         with self._hold_dvc_lock(name):
@@ -222,6 +240,7 @@ class DvcPipeline:
             stack.enter_context(_patch_attribute(param, "load_path", self._load_params))
             stack.enter_context(_patch_attribute(dvc_stage, "create_stage", _create_stage))
             stack.enter_context(_patch_attribute(param, "read_param_file", self._read_params))
+            stack.enter_context(_patch_attribute(transfer, "_log_exception", _raise_transfer_error))
             yield
 
     def _load_params(self, path: str, fs: Any, **options: Any) -> Any:
@@ -247,6 +266,16 @@ class DvcPipeline:
 def _create_stage(kind: Any, repo: Repo, path: str, **options: Any) -> Any:
     """Create a stage of DVC's run cache, for which DVC takes the working directory to be in the project."""
     return _dvc_create_stage(kind, repo, str(Path(repo.root_dir) / path), **options)
+
+
+def _raise_transfer_error(digest: str, error: BaseException) -> None:
+    """Raise the error for which a file was not copied to DVC's cache, in place of DVC's function that logs it.
+
+    DVC goes on, finds that the cache lacks the file, and asks whether it may remove the file itself.
+    """
+    raise RunsFailedError(
+        f"DVC's cache does not take an output ({summarize_error(error)}): mend it, then repeat the command"
+    ) from None
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
 """Executors of jobs: the interface, and the one that runs jobs on this machine, each on cores of its own.
 
 Jobs are futures, to be waited for with `concurrent.futures.wait`. The interface differs from
-`concurrent.futures.Executor` in two points. It has no queue, because a stage's outputs are removed before it is
-submitted, which must not happen long before it starts: a caller has at most `max_workers` jobs at a time. And `stop`
+`concurrent.futures.Executor` in two points. A caller submits at most `max_workers` jobs at a time, because a
+stage's outputs are removed before it is submitted, which must not happen long before it starts. And `stop`
 interrupts running jobs, which `Future.cancel` and `shutdown` do not.
 """
 
+import itertools
 import os
 import tempfile
+import threading
 from collections.abc import Collection
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from optlab.orchestration import preflight_cache
 from optlab.orchestration.fork_server import ForkServer, Job, LineHandler, LocalJob
 from optlab.schema.parameters import Config
 from optlab.system import processes
+from optlab.system.errors import RunsFailedError
 
 JOBS_VARIABLE = "OPTLAB_JOBS"  # max_workers for a stage that has trials
 
@@ -89,7 +92,11 @@ class Executor(Protocol):
         """Return the digest of the machines that run the jobs, as `preflight_cache.compute_machine_digest` does."""
 
     def submit(self, job_spec: JobSpec) -> Job:
-        """Start a job, or queue it; once it is done, its outputs are in their places."""
+        """Start a job, wait until it can start, or queue it; once it is done, its outputs are in their places.
+
+        Raises:
+            RunsFailedError: the executor was stopped.
+        """
 
     def stop(self) -> None:
         """Interrupt all jobs, and wait for their end."""
@@ -100,7 +107,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs jobs on the cores of this machine, for one thread.
+    """Runs jobs on the cores of this machine; several threads may submit them.
 
     Args:
         jobs: number of jobs at a time.
@@ -112,7 +119,8 @@ class LocalExecutor:
         self._cores, self._busy_wait = split_cores(jobs), busy_wait
         self._jobs: dict[int, LocalJob] = {}  # index of its cores → job, perhaps done
         self._fork_server, self._owns_fork_server = fork_server, fork_server is None
-        self._error_folder = tempfile.TemporaryDirectory(prefix="optlab-")
+        self._error_folder, self._numbers = tempfile.TemporaryDirectory(prefix="optlab-"), itertools.count()
+        self._submitting, self._is_stopped = threading.Lock(), False
 
     @classmethod
     def from_config(cls, config: Config, jobs: int | None = None,
@@ -143,29 +151,47 @@ class LocalExecutor:
         return preflight_cache.compute_machine_digest()
 
     def submit(self, job_spec: JobSpec) -> LocalJob:
-        """Start a job on free cores, of which there must be some."""
-        if self._fork_server is None:
-            self._fork_server = ForkServer(self._busy_wait)
-        index = next(each for each in range(len(self._cores)) if each not in self._jobs or self._jobs[each].done())
-        self._jobs[index] = self._fork_server.start(
-            job_spec.name,
-            job_spec.command,
-            job_spec.folder,
-            sorted(self._cores[index]),
-            job_spec.environment,
-            job_spec.on_line,
-            Path(self._error_folder.name) / job_spec.name,
-        )
-        return self._jobs[index]
+        """Start a job on free cores; wait until there are some.
+
+        Raises:
+            RunsFailedError: the executor was stopped.
+        """
+        with self._submitting:
+            if self._fork_server is None:
+                self._fork_server = ForkServer(self._busy_wait)
+            index = self._wait_for_slot()
+            if self._is_stopped:
+                raise RunsFailedError(f"{job_spec.name} was not started: the command was stopped")
+            self._jobs[index] = self._fork_server.start(
+                job_spec.name,
+                job_spec.command,
+                job_spec.folder,
+                sorted(self._cores[index]),
+                job_spec.environment,
+                job_spec.on_line,
+                Path(self._error_folder.name) / str(next(self._numbers)),
+            )
+            return self._jobs[index]
+
+    def _wait_for_slot(self) -> int:
+        """Return the index of free cores, once there are some."""
+        while True:
+            free = [each for each in range(len(self._cores)) if each not in self._jobs or self._jobs[each].done()]
+            if free:
+                return free[0]
+            wait_first(self._jobs.values())
 
     def stop(self) -> None:
-        """Interrupt every job, and wait for its end."""
+        """Interrupt every job, wait for its end, and start no further one."""
+        self._is_stopped = True
         processes.stop([job for job in self._jobs.values() if not job.done()])
+        with self._submitting:  # one more may have been started meanwhile
+            processes.stop([job for job in self._jobs.values() if not job.done()])
 
 
-def wait_first(jobs: Collection[Job]) -> list[Job]:
-    """Wait until a job is done; returns those that are."""
-    wait(jobs, return_when=FIRST_COMPLETED)
+def wait_first(jobs: Collection[Job], timeout_s: float | None = None) -> list[Job]:
+    """Wait until a job is done, or the time is over; returns the jobs that are done."""
+    wait(jobs, timeout_s, FIRST_COMPLETED)
     return [job for job in jobs if job.done()]
 
 

@@ -149,14 +149,19 @@ class RaySession:
 
     def _probe_nodes(self) -> None:
         names = {each["NodeID"]: _format_node_name(each) for each in self._list_alive_nodes()}
-        try:
-            answers = self._run_on_each_node(ray_worker.probe_node, self._expected_versions, self._workspace_root)
-            node_infos: dict[str, ray_worker.NodeInfo] = {
-                node_id: self._ray.get(answer) for node_id, answer in answers.items()
-            }
-        except Exception as error:
+        answers = self._run_on_each_node(ray_worker.probe_node, self._expected_versions, self._workspace_root)
+        node_infos: dict[str, ray_worker.NodeInfo] = {}
+        for node_id, answer in answers.items():
+            try:
+                node_infos[node_id] = self._ray.get(answer)
+            except Exception as error:
+                if len(answers) > 1 and node_id not in {each["NodeID"] for each in self._list_alive_nodes()}:
+                    continue  # it has died since it was listed
+                self._ray.shutdown()
+                raise ClusterError(f"a node cannot run optlab: {format_ray_error(error)}") from None
+        if not node_infos:
             self._ray.shutdown()
-            raise ClusterError(f"a node cannot run optlab: {format_ray_error(error)}") from None
+            raise ClusterError("every node has died: repeat the command when there are others")
         refused = [f"node {names[node_id]}: {info.version_differences}"
                    for node_id, info in node_infos.items() if info.version_differences]  # fmt: skip
         if refused:

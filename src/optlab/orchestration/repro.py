@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +19,11 @@ from optlab.orchestration.display import Display, show_status
 from optlab.orchestration.executor import ClusterOptions, Executor, JobSpec, LocalExecutor
 from optlab.orchestration.fork_server import ForkServer, Job
 from optlab.orchestration.verified_state import VerifiedState
-from optlab.records import RunFiles
+from optlab.records import RunFiles, TuningFiles
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import locks, processes, repository, source_code
 from optlab.system.errors import ClusterError, ConfigError, OptlabError, RunsFailedError, summarize_error
+from optlab.system.text import get_terminal_width, wrap_text
 from optlab.tracking import uploader_client
 from optlab.training import numerics
 
@@ -38,7 +39,7 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
           forced: Collection[str] = (), allow_missing: bool = False) -> None:  # fmt: skip
     """Reproduce the pipeline in `folder` as `dvc repro` does; the working directory is the top of the repository.
 
-    A failed run does not stop the others. dvc.lock ends as plain `dvc repro` leaves it.
+    A failed run does not stop the others. dvc.lock ends with the entries that plain `dvc repro` leaves.
 
     Args:
         jobs: number of runs or trials at a time on this machine; default: as many as the cores have room for.
@@ -65,7 +66,7 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
         if not forced and verified.is_current() and _show_unchanged(verified):
             return
         with ForkServer(busy_wait=executor.can_busy_wait(config, jobs)) as fork_server:
-            uploader_client.start_daemon(own_pid)
+            uploader_client.ensure_daemon(own_pid)
             _run_stale_stages(verified, jobs, fork_server, cluster_options, forced)
 
 
@@ -88,10 +89,12 @@ def _show_unchanged(verified: VerifiedState) -> bool:
 def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServer,
                       cluster_options: ClusterOptions | None, forced: Collection[str]) -> None:  # fmt: skip
     """Run what DVC finds stale, and remember that it was nothing."""
+    from optlab.orchestration import versus
+
     config, folder, allow_missing = verified.config, verified.folder, verified.allow_missing
     runs = [RunFiles(folder, name, seed) for name, seed in config.list_runs()]
     targets = [f"{stage}@{run_files.id}" for run_files in runs for stage in _RUN_STAGES]
-    tunings = [f"tune@{name}" for name in config.optimizers]
+    tunings = [TuningFiles(folder, name, seed).stage for name, seed in config.list_runs()]
     with show_status("reading what DVC has recorded, and checking params.yaml"):
         from optlab.orchestration.dvc_pipeline import DvcPipeline  # meanwhile, the server and the daemon import
 
@@ -105,12 +108,17 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
             _run_check(fork_server, ["optlab", "check"], folder)
     _provide_data(pipeline, fork_server, allow_missing)
     _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
+    command = pipeline.get_command("compare")[0] if "compare" in pipeline.names else ""
+    reference = versus.parse_compare_command(command, folder)
+    if not cluster_options and (reference or any(spec.ranges for spec in config.optimizers.values())):
+        _print_cost(pipeline, config, folder, jobs, fork_server, is_versus=bool(reference))
     with _make_executor(config, folder, jobs, fork_server, cluster_options) as job_executor:
-        tuned_on_cluster = [name for name, spec in config.optimizers.items() if cluster_options and spec.ranges]
-        for name in config.optimizers:
-            if name not in tuned_on_cluster:
-                _run_stage(pipeline, fork_server, f"tune@{name}", "a tuning failed")
-        _run_tunings(pipeline, config, folder, tuned_on_cluster, job_executor)
+        at_a_time = None if cluster_options else job_executor.max_workers
+        _run_searches(pipeline, config, folder, job_executor, at_a_time)
+        for stage in tunings:
+            _run_stage(pipeline, fork_server, stage, "a tuning failed")
+        if reference:
+            versus.begin_attempt(config, folder, reference)  # before the display shows its accuracies
         with pipeline.lock_stages(targets), Display(runs) as display:
             failures = RunScheduler(pipeline, folder, job_executor, display).run([each.id for each in runs])
         if failures:
@@ -188,6 +196,19 @@ def _provide_data(pipeline: "DvcPipeline", fork_server: ForkServer, allow_missin
     _run_stage(pipeline, fork_server, "download", problem)
 
 
+def _print_cost(pipeline: "DvcPipeline", config: Config, folder: Path, jobs: int, fork_server: ForkServer,
+                is_versus: bool) -> None:  # fmt: skip
+    """Print what the searches and the runs of a pipeline cost, unless they are on record."""
+    from optlab.orchestration import cost
+
+    trainings = [name for name in pipeline.names if name.startswith(("tune@", "train@"))]
+    stale_stages = [name for name in trainings if pipeline.is_stale(name)]
+    with show_status("measuring the speed of a training"):
+        sentence = cost.describe(config, folder, stale_stages, jobs, fork_server, is_versus)
+    if sentence:
+        print(wrap_text(f"{'versus' if is_versus else 'repro'}: {sentence}", get_terminal_width()), flush=True)
+
+
 def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) -> None:
     """Run a check in a process of its own, and print its warnings.
 
@@ -229,36 +250,46 @@ def _run_stage(pipeline: "DvcPipeline", fork_server: ForkServer, name: str, prob
         return True
 
 
-def _run_tunings(
-    pipeline: "DvcPipeline", config: Config, folder: Path, names: list[str], job_executor: Executor
+def _run_searches(
+    pipeline: "DvcPipeline", config: Config, folder: Path, job_executor: Executor, at_a_time: int | None
 ) -> None:
-    """Tune optimizers on a cluster, all at a time; on one machine, a single tuning takes all cores.
+    """Run the searches of optimizers with ranges side by side, so that no core waits for the last trial of one.
+
+    With one search for all seeds, only the first seed's stage trains; those of the other seeds reuse its trials.
+
+    Args:
+        at_a_time: number of searches; None for all of them.
 
     Raises:
-        RunsFailedError: a tuning failed; the others were completed first.
+        RunsFailedError: a search failed; the others were completed first.
     """
-    stages = {f"tune@{name}": name for name in names}
-    stale = [stage for stage in stages if pipeline.is_stale(stage)]
+    tuned = [name for name, spec in config.optimizers.items() if spec.ranges]
+    seeds = config.seeds if config.tuning.per_seed else config.seeds[:1]
+    stages = {TuningFiles(folder, name, seed).stage: (name, seed) for seed in seeds for name in tuned}
+    stale = [stage for stage in stages if stage in pipeline.names and pipeline.is_stale(stage)]
     if not stale:
         return
     from optlab.orchestration import tuning_session
 
     job_executor.wait_ready()
-    with pipeline.lock_stages(stale), ThreadPoolExecutor(len(stale)) as threads:
-        prepared = [stage for stage in stale if pipeline.prepare(stage)]
+    failed: dict[str, BaseException] = {}
+    with pipeline.lock_stages(stale), ThreadPoolExecutor(at_a_time or len(stale)) as threads:
         futures = {
-            stage: threads.submit(tuning_session.tune, config, folder, stages[stage], job_executor)
-            for stage in prepared
+            threads.submit(tuning_session.tune, config, folder, *stages[stage], job_executor): stage
+            for stage in stale
+            if pipeline.prepare(stage)
         }
         try:
-            wait(futures.values())
+            for future in as_completed(futures):
+                if error := future.exception():
+                    failed[futures[future]] = error
+                else:
+                    pipeline.commit(futures[future])
         except BaseException:
+            for future in futures:
+                future.cancel()
             job_executor.stop()
             raise
-        failed = {stage: error for stage, future in futures.items() if (error := future.exception())}
-        for stage in prepared:
-            if stage not in failed:
-                pipeline.commit(stage)
     for stage, error in failed.items():
         print(f"{stage}: {summarize_error(error)}", file=sys.stderr)
     if failed:

@@ -1,19 +1,18 @@
 """Training of the trials of one optimizer's tuning on an executor, side by side, and their progress."""
 
 import contextlib
-import math
 import shutil
+import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
-from optlab.analysis import paired_tests
 from optlab.orchestration.executor import Executor, JobSpec, LocalExecutor, wait_first
 from optlab.orchestration.fork_server import Job
-from optlab.records import StudyResult, ValidationMetrics
+from optlab.records import Choice, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
-from optlab.schema.parameters import Config
+from optlab.schema.parameters import Config, format_run_id
 from optlab.system import files, locks, processes
 from optlab.system.errors import BusyError, RunsFailedError, StorageError, print_stderr
 from optlab.system.text import get_terminal_width, wrap_text
@@ -23,23 +22,35 @@ from optlab.tuning.session import TuningSession
 from optlab.tuning.trial import ENVIRONMENT_FILE, TRIALS_FOLDER, get_lock_name
 
 TRIAL_MODULE = "optlab.tuning.trial"
+_CLOCK_S = 1.0  # between two updates of a progress bar
 
 
-def tune(config: Config, folder: Path, name: str, job_executor: Executor | None = None) -> None:
-    """Search for values within an optimizer's ranges, and write the selected ones.
+def tune(config: Config, folder: Path, name: str, seed: int, job_executor: Executor | None = None) -> None:
+    """Search for values within an optimizer's ranges, and write the ones selected for a run.
 
     Args:
-        job_executor: trains the trials; default: one on the cores of this machine.
+        seed: of the run.
+        job_executor: trains the trials of several searches, each of which prints its choice alone; default: one on the
+            cores of this machine, for this search, which prints its rounds, too.
 
     Raises:
         RunsFailedError: a trial was killed, or failed for a reason other than the optimizer.
         StorageError: a result cannot be written.
     """
+    is_alone = job_executor is None
     with contextlib.nullcontext(job_executor) if job_executor else LocalExecutor.from_config(config) as job_executor:
-        print(wrap_text(_describe_budget(config, name), get_terminal_width()), flush=True)
-        trials = session.tune(config, folder, name, ExecutorTrainer(job_executor))
+        if is_alone:
+            _print(_describe_budget(config, name, seed))
+        trials = session.tune(config, folder, name, seed, ExecutorTrainer(job_executor, prints_rounds=is_alone))
     for each in trials:
         remove_checkpoints(each.key)
+
+
+def _print(text: str) -> None:
+    """Print above the progress bars of all searches; another one that ends may have left the cursor in the line."""
+    start = "\r" if sys.stdout.isatty() else ""
+    tqdm.write(start + wrap_text(text, get_terminal_width()))
+    sys.stdout.flush()
 
 
 def remove_checkpoints(key: str) -> None:
@@ -51,49 +62,48 @@ def remove_checkpoints(key: str) -> None:
         locks.delete_lock(name)
 
 
-def _describe_budget(config: Config, name: str) -> str:
+def _describe_budget(config: Config, name: str, seed: int) -> str:
     tuning, steps = config.tuning, config.total_steps
     total = _compute_max_steps(config)
     parts = ", ".join(f"{end:,}" for end in search.compute_rungs(steps, tuning.halving))
     return (
-        f"{name}: {tuning.studies * (tuning.trials + 1)} trials to step {parts}: at most "
-        f"{total * config.training.batch_size:,} images, as many as {total / steps:.1f} whole runs; "
-        f"{_describe_power(config)}"
+        f"{_format_search(name, seed, config)}: {tuning.trials + 1} trials to step {parts}: at most "
+        f"{total * config.training.batch_size:,} images, as many as {total / steps:.1f} whole runs"
     )
 
 
 def _compute_max_steps(config: Config) -> int:
-    """Return the largest number of steps that a tuning can take."""
+    """Return the largest number of steps that a search can take."""
     tuning, grid = config.tuning, config.tuning.sensitivity
     grid_steps = grid.points * grid.seeds * config.total_steps if grid else 0
-    return tuning.studies * search.compute_cost(tuning, config.total_steps) + grid_steps
+    return search.compute_cost(tuning, config.total_steps) + grid_steps
 
 
-def _describe_power(config: Config) -> str:
-    n, pairs = config.n_replicates, math.comb(len(config.optimizers), 2)
-    confirmation = f"{len(config.seeds)} run{'s' if len(config.seeds) > 1 else ''} with other seeds confirm the choice"
-    if n < 2 or not pairs:
-        return confirmation
-    detectable = paired_tests.compute_detectable_effect(n, pairs)
-    return f"{confirmation}, and show differences of {detectable:.1f} standard deviations between paired runs, or more"
+def _get_search_name(session: TuningSession) -> str:
+    return _format_search(session.name, session.number, session.config)
 
 
-def _format_study(name: str, number: int, chosen: StudyResult, config: Config) -> str:
-    study = f", study {number + 1} of {config.tuning.studies}" if config.tuning.studies > 1 else ""
-    if chosen.validation_accuracy is None:
-        return f"{name}{study}: every trial diverged, the default as well"
-    best = "the default" if chosen.trial is None else f"trial {chosen.trial}"
-    spec = OptimizerSpec.model_validate(chosen.entry)
+def _format_search(name: str, seed: int, config: Config) -> str:
+    return format_run_id(name, seed) if config.tuning.per_seed else name
+
+
+def _format_choice(choice: Choice) -> str:
+    if choice.validation_accuracy is None:
+        return "every trial diverged, the default as well"
+    best = "the default" if choice.trial is None else f"trial {choice.trial}"
+    spec = OptimizerSpec.model_validate(choice.entry)
     values = ", ".join(f"{key} {value}" for key, value in spec.hyperparameters.items())
-    return f"{name}{study}: {best} is the best, validation accuracy {chosen.validation_accuracy:.2%}: {values}"
+    return (
+        f"{best} is the best, validation accuracy {choice.validation_accuracy:.2%}: {values or 'nothing but defaults'}"
+    )
 
 
 class ExecutorTrainer:
-    """Trainer of trials on an executor; prints the progress of the tuning."""
+    """Trainer of trials on an executor; prints the choice, and with `prints_rounds` each round before."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._steps_reached: dict[tuple[int, int, int], int] = {}  # study, index, seed → steps
+    def __init__(self, executor: Executor, prints_rounds: bool) -> None:
+        self._executor, self._prints_rounds = executor, prints_rounds
+        self._steps_reached: dict[tuple[int, int], int] = {}  # index, seed → steps
         self._steps_trained = 0
         self._training_seconds = 0.0
 
@@ -108,25 +118,29 @@ class ExecutorTrainer:
             RunsFailedError: a trial has left no result; the others are trained first.
         """
         start = time.monotonic()
-        _run_jobs([_make_job_spec(session, *each) for each in batch], self._executor, session.name)
+        _run_jobs([_make_job_spec(session, *each) for each in batch], self._executor, _get_search_name(session))
         self._training_seconds += time.monotonic() - start
         for trial, max_step in batch:
             result = session.load_result(trial, max_step)
             if result and result.reason:
-                print_stderr(f"{session.name}: {_format_trial_name(trial)} failed: {result.reason}")
+                print_stderr(f"{_get_search_name(session)}: {_format_trial_name(trial)} failed: {result.reason}")
 
     def on_round(self, session: TuningSession, batch: TrialBatch, missing: TrialBatch, results: TrialOutcomes) -> None:
-        """Print the best accuracy of a round, and an estimate of the remaining time."""
-        for request in batch:
+        """Print the best accuracy of a round, and an estimate of the remaining time, if that is wanted."""
+        for request, result in zip(batch, results, strict=True):
             trial, max_step = request
-            trial_id = trial.study, trial.index, trial.seed
-            self._steps_trained += max_step - self._steps_reached.get(trial_id, 0) if request in missing else 0
-            self._steps_reached[trial_id] = max_step
-        print(f"{session.name}: {_format_round(results, len(missing))}{self._format_eta(session.config)}", flush=True)
+            trial_id = trial.index, trial.seed
+            reached = result.step if isinstance(result, ValidationMetrics) else max_step
+            self._steps_trained += reached - self._steps_reached.get(trial_id, 0) if request in missing else 0
+            self._steps_reached[trial_id] = reached
+        if self._prints_rounds:
+            progress = f"{_format_round(results, len(missing))}{self._format_eta(session.config)}"
+            _print(f"{_get_search_name(session)}: {progress}")
 
-    def on_study(self, session: TuningSession, number: int, chosen: StudyResult) -> None:
-        """Print the values that a study has chosen."""
-        print(_format_study(session.name, number, chosen, session.config), flush=True)
+    def on_choice(self, session: TuningSession, choice: Choice) -> None:
+        """Print the values that the search has chosen."""
+        known = "" if self._steps_trained else " (every trial was known already)"
+        _print(f"{_get_search_name(session)}: {_format_choice(choice)}{known}")
 
     def _format_eta(self, config: Config) -> str:
         rest = max(0, _compute_max_steps(config) - sum(self._steps_reached.values()))
@@ -135,10 +149,11 @@ class ExecutorTrainer:
 
 
 def _format_round(results: TrialOutcomes, n_trained: int) -> str:
-    validations = [each for each in results if isinstance(each, ValidationMetrics)]
-    first_step = min((each.step for each in validations), default=0)  # the default trial is not halved
-    accuracies = [each.accuracy for each in validations if each.step == first_step and each.accuracy is not None]
-    best = f"best validation accuracy at step {first_step:,}: {max(accuracies):.2%}" if accuracies else "all diverged"
+    reached = [(each.step, each.accuracy) for each in results if isinstance(each, ValidationMetrics)]
+    accuracies = [(step, accuracy) for step, accuracy in reached if accuracy is not None]
+    first_step = min((step for step, _ in accuracies), default=0)  # the default trial is not halved
+    highest = max((accuracy for step, accuracy in accuracies if step == first_step), default=None)
+    best = "all diverged" if highest is None else f"best validation accuracy at step {first_step:,}: {highest:.2%}"
     cached = f" ({len(results) - n_trained} known already)" if n_trained < len(results) else ""
     return f"{len(results)} trial{'s' if len(results) > 1 else ''}{cached}: {best}"
 
@@ -176,7 +191,8 @@ def _run_jobs(job_specs: list[JobSpec], executor: Executor, name: str) -> None:
             while waiting or running:
                 while waiting and len(running) < executor.max_workers:
                     running.add(executor.submit(waiting.pop(0)))
-                done = wait_first(running)
+                bar.set_postfix_str(f"{len(running)} in training")  # the first ends after minutes: its clock ticks
+                done = wait_first(running, _CLOCK_S)
                 running.difference_update(done)
                 bar.update(len(done))
                 failed += [f"{job.name}: {job.describe_failure()}" for job in done if job.status]

@@ -5,17 +5,20 @@ trained again. The pipeline's stage `compare` depends on this module; importing 
 """
 
 import dataclasses
+import functools
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ruamel.yaml import YAML, YAMLError
 
 from optlab.analysis import environment_diff
 from optlab.config import loader
+from optlab.orchestration import attempts
+from optlab.orchestration.attempts import ATTEMPTS_FILE, Attempt
 from optlab.orchestration.dvc_lock import DvcLock
-from optlab.records import Environment, RunFiles, TrainRecord, TuningFiles, TuningResult
+from optlab.records import Choice, Environment, RunFiles, TrainRecord, TuningFiles
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count, format_run_id
 from optlab.system.errors import ConfigError, RecordError
 from optlab.system.files import compute_md5
@@ -33,14 +36,75 @@ def parse_yaml(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def find_study(folder: Path) -> Path | None:
-    """Return the study that the pipeline in a folder compares with; None if it compares its own runs."""
+@functools.cache
+def _parse_entry(text: str) -> dict[str, Any]:
+    """Return the content of an entry of dvc.lock: with libyaml, if it is there, which takes a fifth of the time.
+
+    In records of earlier versions, the runs of an optimizer share the entry of its search.
+    """
+    entry: dict[str, Any]
+    (entry,) = YAML(typ="safe").load(text).values()
+    return entry
+
+
+class StudyReference(NamedTuple):
+    """Study that a pipeline compares with, and the number of its attempt there, as in the command of `compare`."""
+
+    study: Path
+    attempt: int
+
+
+def find_study(folder: Path) -> StudyReference | None:
+    """Return what the pipeline in a folder compares with; None if it compares its own runs."""
     try:
         stages = parse_yaml((folder / "dvc.yaml").read_text("utf-8"))["stages"]
-        _, script, study = shlex.split(stages["compare"]["cmd"])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, YAMLError):  # another kind of pipeline
+        return parse_compare_command(stages["compare"]["cmd"], folder)
+    except (OSError, KeyError, TypeError, AttributeError, YAMLError):  # another kind of pipeline
         return None
-    return folder.parent / Path(study).name if script.endswith("pipeline/versus.py") else None
+
+
+def parse_compare_command(command: str, folder: Path) -> StudyReference | None:
+    """Return what the command of the stage `compare` of the pipeline in a folder names; None for its own runs."""
+    try:
+        _, script, study, *number = shlex.split(command)
+        attempt = int(number[0]) if number else 0  # written by an earlier version
+    except ValueError:
+        return None
+    is_versus = script.endswith("pipeline/versus.py")
+    return StudyReference(folder.parent / Path(study).name, attempt) if is_versus else None
+
+
+def read_attempt(config: Config, folder: Path) -> Attempt:
+    """Return the attempt of the pipeline in a folder, whose challenger is tuned.
+
+    Raises:
+        RecordError: the tuning's choice is missing or damaged.
+    """
+    challenger = next(iter(config.optimizers))
+    choice = Choice.read(TuningFiles.find(folder, challenger, config.seeds[0]).choice)
+    return attempts.make_attempt(config, challenger, choice.modules)
+
+
+def begin_attempt(config: Config, folder: Path, reference: StudyReference) -> None:
+    """Record the attempt of a pipeline that compares with a study, before its runs are trained.
+
+    Raises:
+        RecordError: the pipeline is of another attempt, or a file is missing or damaged.
+        StorageError: the attempt cannot be written.
+    """
+    attempt = read_attempt(config, folder)
+    _check_number(attempt, folder, reference)
+    attempts.record(reference.study, attempt)
+
+
+def _check_number(attempt: Attempt, folder: Path, reference: StudyReference) -> None:
+    study, named = reference
+    number = attempts.find_number(attempts.read(study), attempt)
+    if number != named:
+        raise RecordError(
+            f"{folder / 'dvc.yaml'}: is of attempt {named}, but {attempt.challenger} as it is now is attempt {number} "
+            f"by {study / ATTEMPTS_FILE}: repeat `optlab versus`"
+        )
 
 
 def check_study(study: Path) -> Config:
@@ -53,19 +117,18 @@ def check_study(study: Path) -> Config:
     config = loader.load(study / PARAMS_FILE)
     current_params = parse_yaml((study / PARAMS_FILE).read_text(encoding="utf-8"))
     locked = DvcLock(study / "dvc.lock", []).read_entries()
-    for name in config.optimizers:
-        entry = locked.get(f"tune@{name}")
-        if entry is None:
-            raise RecordError(f"{study}: has no record of {name} yet: `optlab repro` there completes it")
-        changed = _list_changed_parameters(parse_yaml(entry)[f"tune@{name}"], current_params)
+    for name, seed in config.list_runs():
+        tuning_files, run_files = TuningFiles.find(study, name, seed), RunFiles(study, name, seed)
+        stage = tuning_files.stage
+        if stage not in locked:
+            raise RecordError(f"{study}: has no record of {run_files.id} yet: `optlab repro` there completes it")
+        changed = _list_changed_parameters(_parse_entry(locked[stage]), current_params)
         if changed:
             raise RecordError(
                 f"{study / PARAMS_FILE}: {changed[0]} is another than in its record: `optlab repro` there brings it up "
                 f"to date"
             )
-        files = [TuningFiles(study, name).choice, TuningFiles(study, name).trials]
-        run_files = [RunFiles(study, name, seed) for seed in config.seeds]
-        files += [path for each in run_files for path in (each.training, each.test)]
+        files = [tuning_files.choice, tuning_files.trials, run_files.training, run_files.test]
         missing = next((path for path in files if not path.exists()), None)
         if missing:
             raise RecordError(f"{missing}: is missing: `optlab repro` in {study} completes its record")
@@ -88,16 +151,17 @@ def check_trained(config: Config, folder: Path) -> None:
     params_path = folder / PARAMS_FILE
     current_params = parse_yaml(params_path.read_text(encoding="utf-8"))
     locked = DvcLock(folder / "dvc.lock", []).read_entries()
-    for name, spec in config.optimizers.items():
-        ignored = {"seeds"} if spec.ranges else {"seeds", "tuning"}  # neither decides a run
-        for stage in (f"tune@{name}", *(f"train@{format_run_id(name, seed)}" for seed in config.seeds)):
-            entry = parse_yaml(locked[stage])[stage] if stage in locked else {}
+    for name, seed in config.list_runs():
+        ignored = {"seeds"} if config.optimizers[name].ranges else {"seeds", "tuning"}  # neither decides a run
+        tuning_files = TuningFiles.find(folder, name, seed)
+        for stage in (tuning_files.stage, f"train@{format_run_id(name, seed)}"):
+            entry = _parse_entry(locked[stage]) if stage in locked else {}
             changed = [key for key in _list_changed_parameters(entry, current_params) if key not in ignored]
             if changed:
                 raise RecordError(f"{params_path}: {changed[0]} was changed since {name} was trained: run `dvc repro`")
             for each in entry.get("deps", ()):
                 path = folder / each["path"]
-                if path == TuningFiles(folder, name).choice and compute_md5(path) != each["md5"]:
+                if path == tuning_files.choice and compute_md5(path) != each["md5"]:
                     raise RecordError(f"{path}: was changed since {name} was trained: run `dvc repro`")
 
 
@@ -109,11 +173,11 @@ def collect_comparison(config: Config, folder: Path) -> "Comparison":
     """
     from optlab.analysis import comparison
 
-    study = find_study(folder)
-    return collect_with_study(config, folder, study) if study else comparison.collect(config, folder)
+    reference = find_study(folder)
+    return collect_with_study(config, folder, reference) if reference else comparison.collect(config, folder)
 
 
-def collect_with_study(config: Config, folder: Path, study: Path) -> "Comparison":
+def collect_with_study(config: Config, folder: Path, reference: StudyReference) -> "Comparison":
     """Collect the comparison of the challenger with the study's optimizers.
 
     Args:
@@ -121,24 +185,36 @@ def collect_with_study(config: Config, folder: Path, study: Path) -> "Comparison
 
     Raises:
         ConfigError: the pipeline does not match the study's params.yaml.
-        RecordError: a record is incomplete, or the study's belongs to other parameters.
+        RecordError: a record is incomplete, or the study's belongs to other parameters; or the pipeline is of another
+            attempt.
     """
     from optlab.analysis import comparison
+    from optlab.analysis.comparison import RecordFolders
 
+    study, attempt = reference
     base, (challenger, *retrained) = check_study(study), config.optimizers
-    if config.model_copy(update={"optimizers": base.optimizers}) != base:
+    is_valid = config.seeds == base.seeds or has_fresh_seeds(config, base)
+    if not is_valid or config.model_copy(update={"optimizers": base.optimizers, "seeds": base.seeds}) != base:
         raise ConfigError(f"{folder / PARAMS_FILE}: is not what {study / PARAMS_FILE} has: repeat `optlab versus`")
+    _check_number(read_attempt(config, folder), folder, reference)
     merged = base.model_copy(update={"optimizers": {challenger: config.optimizers[challenger]} | base.optimizers})
-    folders = {
-        name: comparison.RecordFolders(folder if name in retrained else study, study) for name in base.optimizers
-    }
+    own = RecordFolders(folder, folder, tuple(config.seeds))
+    again = own if config.tuning.per_seed else own._replace(tuning=study, tuning_seeds=tuple(base.seeds))
+    folders = {name: RecordFolders(study, study) for name in base.optimizers}
+    folders |= dict.fromkeys(retrained, again) | {challenger: own}
     notes = [_format_note(how, runs, challenger) for how, runs in find_differences(config, folder, study).items()]
     return dataclasses.replace(
         comparison.collect(merged, folder, folder_overrides=folders),
         challenger=challenger,
         differing_conditions={},
         notes=tuple(notes),
+        attempt=attempt,
     )
+
+
+def has_fresh_seeds(config: Config, base: Config) -> bool:
+    """Return whether a pipeline's runs have other seeds than the study's, as many, by `--fresh-seeds`."""
+    return len(config.seeds) == len(base.seeds) and set(config.seeds).isdisjoint(base.seeds)
 
 
 def _format_note(difference: str, runs: list[str], challenger: str) -> str:
@@ -171,7 +247,7 @@ def find_differences(config: Config, folder: Path, study: Path) -> dict[str, lis
     for name in (challenger, *base.optimizers):
         run_folder = folder if name in (challenger, *retrained) else study
         modules = _list_changed_modules(base, study, name) if run_folder == study else []
-        for each in config.seeds:
+        for each in (base if run_folder == study else config).seeds:
             other_conditions = _read_conditions(run_folder, name, each)
             code = _list_code_digests(locked[run_folder], name, each)
             changed = dict.fromkeys(key[1] for key, digest in own_code.items() if code.get(key) != digest)
@@ -198,7 +274,7 @@ def _describe_condition_differences(own: Environment | None, theirs: Environment
 
 def _list_changed_modules(base: Config, study: Path, name: str) -> list[str]:
     """Return the modules of custom/ that an optimizer of the study uses and that have changed."""
-    recorded = TuningResult.read(TuningFiles(study, name).choice).modules
+    recorded = Choice.read(TuningFiles.find(study, name, base.seeds[0]).choice).modules
     now = selection.hash_modules(base.list_class_paths(name))
     return [path for path in recorded | now if recorded.get(path) != now.get(path)]
 

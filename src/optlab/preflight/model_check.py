@@ -31,6 +31,22 @@ def check(name: str, model: nn.Module, data: DataConfig, training: TrainingConfi
         _check_batch_sizes(name, data, training)
 
 
+def find_output_weight(name: str) -> str:
+    """Return the name of the weight of a model's output layer: the last parameter of two dimensions or more.
+
+    Raises:
+        ConfigError: the model cannot be built, or has no such parameter.
+        ResourceError: the machine lacks memory.
+    """
+    parameters = build(name, seed=0).named_parameters()
+    found = [key for key, value in parameters if not is_lazy(value) and value.ndim >= 2]
+    if not found:
+        raise ConfigError(
+            f"model {name} has no weight with two or more dimensions, so its output layer cannot be found"
+        )
+    return found[-1]
+
+
 @functools.cache  # several optimizers share it
 def _check_batch_sizes(name: str, data: DataConfig, training: TrainingConfig) -> None:
     model = build(name, seed=0).train()

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from optlab.analysis import environment_diff
-from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialRecord, TrialsRecord, TuningFiles
+from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialsRecord, TuningFiles
 from optlab.system.errors import StorageError
 from optlab.system.files import compute_md5
 from optlab.system.git import Revision
@@ -101,6 +101,9 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     if all(output.is_identical for output in outputs):
         reason = "every output has the recorded digest"
         return Reproduction(files.id, "identical", outputs, conditions=conditions, reason=reason)
+    if added := _find_added_fields(revision, tree, outputs):
+        reason = f"identical but for fields that the record lacks: {', '.join(added)}"
+        return Reproduction(files.id, "identical", outputs, conditions=conditions, reason=reason)
     recorded = TrainRecord.read_at_revision(revision, files.training)
     if recorded is None:
         reason = f"{files.training} is not in the revision, so there are no losses to compare"
@@ -125,24 +128,26 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     return Reproduction(files.id, verdict, outputs, first, known, conditions, reason)
 
 
-def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[str, Any]]) -> Reproduction:
+def compare_tuning(
+    revision: Revision, tree: Path, tuning_files: TuningFiles, outs: list[dict[str, Any]]
+) -> Reproduction:
     """Compare the trials and the choice of a search, repeated in `tree`, with the record of the revision.
 
     The keys of the trials are not compared: they are digests of code and package versions as well as of parameters.
 
     Args:
-        stage: such as `tune@adam`.
-        outs: the outputs of the stage as dvc.lock has them.
+        tuning_files: of the search, as the revision has them.
+        outs: the outputs of its stage as dvc.lock has them.
     """
+    stage, path = tuning_files.stage, tuning_files.trials
     outputs = _compute_digests(tree, outs)
     if all(output.is_identical for output in outputs):
         return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
-    path = TuningFiles(revision.folder, stage.removeprefix("tune@")).trials
     recorded, reproduced = (
         [trial.model_copy(update={"key": ""}) for trial in (*record.trials, *record.sensitivity)] if record else []
         for record in (TrialsRecord.read_at_revision(revision, path), TrialsRecord.read(tree / path))
     )
-    names = [_format_trial_name(trial) for trial in reproduced if trial not in recorded]
+    names = ["default" if trial.index is None else str(trial.index) for trial in reproduced if trial not in recorded]
     if names:
         reason = f"{len(names)} of {len(reproduced)} trials differ: {', '.join(names[:10])}"
     elif recorded != reproduced:
@@ -155,14 +160,26 @@ def compare_tuning(revision: Revision, tree: Path, stage: str, outs: list[dict[s
     return Reproduction(stage, "different", outputs, reason=reason)
 
 
-def _format_trial_name(trial: TrialRecord) -> str:
-    index = "default" if trial.index is None else trial.index
-    return f"{index} of study {trial.study + 1}" if trial.study else str(index)
-
-
 def _compute_digests(tree: Path, outs: list[dict[str, Any]]) -> list[OutputDigests]:
     """Return the recorded digest of each output in dvc.lock, and that of the file in `tree`."""
     return [OutputDigests(each["path"], each["md5"], compute_md5(tree / each["path"])) for each in outs]
+
+
+def _find_added_fields(revision: Revision, tree: Path, outputs: list[OutputDigests]) -> list[str]:
+    """Return the fields that the reproduced JSON files have and the recorded ones have not; none if more differs."""
+    added = []
+    for output in outputs:
+        if output.is_identical:
+            continue
+        content = revision.read(Path(output.path)) if output.path.endswith(".json") and output.reproduced else None
+        try:
+            recorded, reproduced = json.loads(content or b""), json.loads((tree / output.path).read_bytes())
+        except ValueError:  # damaged, or no JSON file
+            return []
+        if not recorded.items() <= reproduced.items():
+            return []
+        added += [each for each in reproduced if each not in recorded]
+    return added
 
 
 def find_first_difference(before: list[list[float | None]], after: list[list[float | None]]) -> tuple[int, int] | None:

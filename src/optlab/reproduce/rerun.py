@@ -20,7 +20,7 @@ from optlab.environment import (
     detect_onednn_isa,
     get_installed_version,
 )
-from optlab.records import Environment, RunFiles, TrainRecord, TuningFiles, TuningResult
+from optlab.records import Choice, Environment, RunFiles, TrainRecord, TuningFiles
 from optlab.reproduce.output_diff import Reproduction, compare_outputs, compare_tuning
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
@@ -28,7 +28,6 @@ from optlab.system.git import Revision, checkout, restore_outputs
 from optlab.system.text import extract_error
 from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
-from optlab.tuning.selection import get_environment_path
 
 _PROVIDED_PATHS = (repository.DATA, Path(".dvc") / "config.local")  # put into a checkout for the stages
 _ATEN_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # ATen's names, the least first
@@ -81,7 +80,7 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
     with processes.interrupt_on_sigterm(), checkout(revision) as tree:
         tunings = _find_tunings(revision, runs) if tuning else {}
         for path in (*_PROVIDED_PATHS, *(path for run in runs for path in _list_replaced_files(revision, stages, run)),
-                     *(Path(each["path"]) for name in tunings for each in revision.list_outs(name))):  # fmt: skip
+                     *(Path(out["path"]) for each in tunings for out in revision.list_outs(each.stage))):  # fmt: skip
             _check_inside(revision, tree, path)
         programs = Path(sys.executable).parent
         if fresh:
@@ -89,11 +88,10 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
         _restore_data(tree, replace(revision, folder=Path()).read_lock(), _build_process_env(tree, programs), quiet)
         for run in runs:
             yield _reproduce_run(revision, tree, run, programs, here, quiet)
-        for name, run in tunings.items():
-            path = get_environment_path(revision.folder, name.removeprefix("tune@"))
-            recorded = Environment.read_at_revision(revision, path) or _read_environment(revision, run)
-            variables = {} if here else derive_isa_variables(recorded)
-            yield _reproduce_tuning(revision, tree, name, _build_process_env(tree, programs, variables), quiet)
+        for tuning_files, run in tunings.items():
+            recorded = Environment.read_at_revision(revision, tuning_files.environment)
+            variables = {} if here else derive_isa_variables(recorded or _read_environment(revision, run))
+            yield _reproduce_tuning(revision, tree, tuning_files, _build_process_env(tree, programs, variables), quiet)
 
 
 def _reproduce_run(revision: Revision, tree: Path, run: str, programs: Path, here: bool, quiet: bool) -> Reproduction:
@@ -112,25 +110,28 @@ def _reproduce_run(revision: Revision, tree: Path, run: str, programs: Path, her
         return Reproduction(run, "not run", [], reason=reason)
 
 
-def _find_tunings(revision: Revision, runs: list[str]) -> dict[str, str]:
-    """Return stage → one of its runs for the tunings that chose the runs' values."""
-    first = {RunFiles.from_id(revision.folder, run).optimizer: run for run in reversed(runs)}
-    choices = {
-        name: TuningResult.read_at_revision(revision, TuningFiles(revision.folder, name).choice) for name in first
-    }
-    return {f"tune@{name}": first[name] for name, result in choices.items() if result and result.is_tuned}
+def _find_tunings(revision: Revision, runs: list[str]) -> dict[TuningFiles, str]:
+    """Return the files of the searches that chose the runs' values → one of the runs."""
+    found: dict[str, tuple[TuningFiles, str]] = {}
+    for run in reversed(runs):
+        run_files = RunFiles.from_id(revision.folder, run)
+        tuning_files = TuningFiles.find(revision.folder, run_files.optimizer, run_files.seed, revision)
+        choice = Choice.read_at_revision(revision, tuning_files.choice)
+        if choice and choice.is_tuned:
+            found[tuning_files.stage] = tuning_files, run
+    return dict(found.values())
 
 
 def _reproduce_tuning(
-    revision: Revision, tree: Path, stage: str, environment: dict[str, str], quiet: bool
+    revision: Revision, tree: Path, tuning_files: TuningFiles, environment: dict[str, str], quiet: bool
 ) -> Reproduction:
-    outs = revision.list_outs(stage)
+    stage, outs = tuning_files.stage, revision.list_outs(tuning_files.stage)
     for each in outs:
         (tree / each["path"]).unlink(missing_ok=True)
     error = _run_stage(revision.read_lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
     if error:
         return Reproduction(stage, "not run", [], reason=error)
-    return compare_tuning(revision, tree, stage, outs)
+    return compare_tuning(revision, tree, tuning_files, outs)
 
 
 def _list_stages(stages: dict[str, Any], run: str) -> list[str]:

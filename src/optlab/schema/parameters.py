@@ -5,7 +5,7 @@ The preflight checks what only torch can: that each class exists and takes its h
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,7 @@ PARAMS_FILE = Path("params.yaml")
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 NUM_CLASSES = len(CLASS_NAMES)
 SPLIT_SIZES = {"cifar10": {"train": 50_000, "test": 10_000}, "cifar10_sample": {"train": 500, "test": 100}}
+SEED_LIMIT_OF_RUNS = 2**31  # of tuned optimizers; larger seeds are those of trials
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,99}$"  # part of file names, which have 255 bytes at most
 
 
@@ -101,10 +102,19 @@ class VerdictConfig(StrictModel):
     Attributes:
         margin: largest difference in accuracy that counts as equivalent.
         target: a validation accuracy; None for the mean final one of the second best optimizer.
+        looks: planned numbers of seeds at which there is a verdict.
     """
 
     margin: float = Field(default=0.005, gt=0, lt=1)
     target: float | None = Field(default=None, gt=0, le=1)
+    looks: list[Annotated[int, Field(ge=2, le=10_000)]] = Field(default=[3, 5, 8, 12, 20, 30], min_length=1)
+
+    @field_validator("looks")
+    @classmethod
+    def _check_looks_increase(cls, looks: list[int]) -> list[int]:
+        if looks != sorted(set(looks)):
+            raise ValueError(f"must increase, such as {sorted(set(looks))}: each is a number of seeds")
+        return looks
 
 
 class SensitivityConfig(StrictModel):
@@ -129,15 +139,26 @@ class TuningConfig(StrictModel):
         halving: successive halving: of each rung, one trial in `halving` is trained `halving` times as long; 1 trains
             all to the end.
         seed: of the sampled points.
-        studies: number of independent tunings; the seeds of the runs are divided among them.
-        sensitivity: grid to train after the choice; None for none.
+        per_seed: whether each seed of `seeds` has a search of its own, with whose choice its run is trained. The
+            scatter of the runs then includes that of the searches. With false, one search chooses for all seeds.
+        sensitivity: grid to train after a choice; None for none.
     """
 
     trials: int = Field(default=16, ge=1, le=2**16)
     halving: int = Field(default=4, ge=1, le=64)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    studies: int = Field(default=1, ge=1)
+    per_seed: bool = True
     sensitivity: SensitivityConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, values: Any) -> Any:
+        """Read `studies: 1` of earlier versions as `per_seed: false`."""
+        if not isinstance(values, dict) or "studies" not in values:
+            return values
+        if values["studies"] != 1:
+            raise ValueError("studies was removed: delete it; `per_seed: true` runs one search for each seed")
+        return {"per_seed": False} | {key: value for key, value in values.items() if key != "studies"}
 
 
 class Config(StrictModel):
@@ -200,23 +221,16 @@ class Config(StrictModel):
             raise ValueError(
                 f"optimizers.{name} has a range, but data.validation_size is 0: its value is chosen on that split"
             )
-        study_of_seeds = [self.get_study(seed) for seed in self.seeds]
-        if len({study_of_seeds.count(study) for study in range(self.tuning.studies)}) > 1:
+        if name and max(self.seeds) >= SEED_LIMIT_OF_RUNS:
             raise ValueError(
-                f"tuning.studies is {self.tuning.studies}: a seed's remainder says which study confirms it, and each "
-                f"needs as many seeds: {', '.join(map(str, range(self.tuning.studies)))} are one for each"
+                f"seeds: {max(self.seeds)} is too large: seeds from {SEED_LIMIT_OF_RUNS} upwards are those of trials, "
+                f"which optimizers.{name} has"
             )
         return self
 
-    def get_study(self, seed: int) -> int:
-        """Return the index of the study that the run with that seed confirms."""
-        return seed % self.tuning.studies
-
-    @property
-    def n_replicates(self) -> int:
-        """Number of independent observations of an optimizer: one per study, or one per seed."""
-        has_studies = self.tuning.studies > 1 and any(spec.ranges for spec in self.optimizers.values())
-        return self.tuning.studies if has_studies else len(self.seeds)
+    def get_search_number(self, seed: int) -> int:
+        """Return the number of the search that chooses for the run with that seed: the seed, or 0 for all seeds."""
+        return seed if self.tuning.per_seed else 0
 
     @property
     def total_steps(self) -> int:

@@ -116,14 +116,24 @@ def find_user_modules(class_paths: Iterable[str]) -> list[Path]:
     return sorted(names)
 
 
+def find_local_module(top: str) -> Path | None:
+    """Return the module or package of that name in custom/, or else at the root."""
+    for place in (CUSTOM / top, Path(top)) if top else ():
+        if place.with_suffix(".py").is_file():
+            return place.with_suffix(".py")
+        if place.is_dir() and any(place.rglob("*.py")):
+            return place
+    return None
+
+
 def _find_module_files(module: str) -> Iterator[Path]:
     """Yield the user's files that importing a module runs: the packages that contain it, and the module."""
     parts = [part for part in module.split(".") if part]
-    if not parts:
+    own = find_local_module(parts[0]) if parts else None
+    if own is None:
         return
-    in_custom = (CUSTOM / parts[0]).is_dir() or (CUSTOM / f"{parts[0]}.py").is_file()
     for end in range(1, len(parts) + 1):
-        path = (CUSTOM if in_custom else Path()).joinpath(*parts[:end])
+        path = own.parent.joinpath(*parts[:end])
         yield from (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file())
 
 

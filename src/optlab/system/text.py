@@ -18,10 +18,27 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re
 
 
 def suggest_similar(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """Return `: did you mean X?` for the nearest known word, regardless of case, or nothing."""
+    """Return `: did you mean X?` for the known word with the fewest edits, regardless of case, or nothing."""
     by_lower = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f": did you mean {by_lower[matches[0]]}?" if matches else ""
+    similar = difflib.get_close_matches(word.lower(), by_lower, n=max(1, len(by_lower)), cutoff=0.6)
+    nearest = min(similar, key=lambda name: count_edits(word.lower(), name), default=None)
+    return f": did you mean {by_lower[nearest]}?" if nearest is not None else ""
+
+
+def count_edits(first: str, second: str) -> int:
+    """Return how many insertions, deletions, replacements and swaps of two neighbours turn one word into the other.
+
+    No letter is edited twice: the optimal string alignment distance.
+    """
+    rows = [list(range(len(second) + 1))]
+    for i, a in enumerate(first, 1):
+        rows.append([i])
+        for j, b in enumerate(second, 1):
+            edits = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (a != b))
+            if i > 1 and j > 1 and (a, first[i - 2]) == (second[j - 2], b):
+                edits = min(edits, rows[i - 2][j - 2] + 1)
+            rows[i].append(edits)
+    return rows[-1][-1]
 
 
 def find_culprit(error: str, values: dict[str, Any], validate: Callable[[dict[str, Any]], str | None]) -> str | None:
@@ -53,6 +70,14 @@ def find_conflict_marker(text: str) -> int | None:
     """Return the line, from 1, of the first conflict marker of a git merge; None if there is none."""
     marker = _CONFLICT_MARKER.search(text)
     return text.count("\n", 0, marker.start()) + 1 if marker else None
+
+
+def describe_conflict(path: object, line: int) -> str:
+    """Return the error of a recorded file with conflict markers from that line on, with the remedy."""
+    return (
+        f"{path}:{line}: conflict markers of a git merge: `git checkout --merge {path}` merges it again; after the "
+        f"commit, `git checkout HEAD^ {path}` takes one side"
+    )
 
 
 def get_terminal_width() -> int | None:

@@ -81,15 +81,16 @@ def _build_trial_runs(compared: Comparison) -> Iterator[SummaryRun]:
                 for metric, value in (("accuracy", validation.accuracy), ("loss", validation.loss))
                 if value is not None
             ]
-            study = str(trial.study)
-            is_chosen = trial == tuning.get_chosen_trial(trial.study)
+            number = str(trial.search)
+            is_chosen = trial == tuning.get_chosen_trial(trial.search)
             yield SummaryRun(
                 optimizer=name, colour=compared.colours[name], points=tuple(points), source="pipeline/tune.py",
-                run=f"{name} {index}" if len(tuning.choice.studies) == 1 else f"{name} {study}/{index}",
+                run=f"{name} {index}" if len(tuning.choices) == 1 else f"{name} {number}/{index}",
                 params={"optimizer": name, "class": spec.class_} | {k: str(v) for k, v in (values | merged).items()},
                 tags={
-                    "optimizer": name, "study": study, "trial": index, "status": trial.status, "seed": str(trial.seed),
-                    "steps": str(trial.looks[-1].step if trial.looks else 0), "chosen": "yes" if is_chosen else "no",
+                    "optimizer": name, "search": number, "trial": index, "status": trial.status,
+                    "seed": str(trial.seed), "steps": str(trial.looks[-1].step if trial.looks else 0),
+                    "chosen": "yes" if is_chosen else "no",
                 },
             )  # fmt: skip
 
@@ -136,7 +137,11 @@ def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderCli
         if run.files.id in missing:
             with contextlib.suppress(BusyError), locks.hold_lock(event_log.get_lock_name(folder, run.files.id)):
                 tuned = compared.tunings.get(run.files.optimizer)
-                tags = run_metadata.build_trial_tags(compared.config, tuned.choice, run.files.seed) if tuned else {}
+                tags = (
+                    run_metadata.build_trial_tags(compared.config, tuned.get_choice(run.files.seed), run.files.seed)
+                    if tuned
+                    else {}
+                )
                 log = run_metadata.create_log_from_record(
                     compared.config, run.files, _get_weights(run), run.trained, run.conditions, extra_tags=tags
                 )

@@ -35,6 +35,7 @@ LOCAL_UI_HINT = '`optlab ui` (or `mlflow ui`, then "Model training", top left)'
 SUMMARY_TAG = "summary"  # unfinished, current, or earlier; no training has it
 
 _DIGEST_TAG = "summary.digest"
+_REPORT_TAG = "report.md5"
 _UNFINISHED = "unfinished"
 _MAX_BUILD_MS = 3_600_000  # age up to which an unfinished summary run may still be under construction
 
@@ -62,7 +63,8 @@ MLflow has four digits of each figure; `runs/*/train.json` and `test.json` have 
 """
 
 SUMMARY_DESCRIPTION = """\
-The means over the seeds of `{trainings}`; their bands are in `{report}`.
+The means over the seeds of `{trainings}`; their bands and the verdicts are in `{report}`, which is an artifact of \
+{first}'s run here, too.
 
 One run for each optimizer. `…/mean`, by the number of steps, with the ends of its 95 % confidence interval, `…/lower` \
 and `…/upper`. MLflow cannot fill the area between two lines: the report shows the intervals as bands.
@@ -71,8 +73,9 @@ and `…/upper`. MLflow cannot fill the area between two lines: the report shows
 TRIAL_DESCRIPTION = """\
 The trials of the tunings of `{trainings}`: the charts' parallel coordinates compare their values.
 
-One run for each trial. `validation/…` by the number of steps. The tags `study` and `trial` number it; `chosen` \
-is `yes` for the trial whose values the trainings have.
+One run for each trial. `validation/…` by the number of steps. The tag `search` is the seed whose search the trial \
+belongs to, or 0 if one search chooses for all seeds; `trial` is its number; `chosen` is `yes` for the trial that its \
+search chose.
 """
 
 _PINNED_COLUMNS = {"attributes.`Run Name`": 130, "runDateAndNestInfo": 140}  # MLflow has them before all others
@@ -123,7 +126,7 @@ class ComparisonView(BaseModel):
         runs: (id, SHA-256 of the weights) of each run.
         champion: id of the run whose model is to be registered; None if there is none.
         conditions: sentence on whether the environments of the runs differ.
-        chosen_by: metric by which the table is sorted.
+        chosen_by: metric that chooses the champion.
         summaries: one for each optimizer.
         trials: one for each trial of the tunings.
         report: path of the page with the verdicts.
@@ -345,9 +348,27 @@ def update_summary_runs(client: "MlflowClient", training_experiment: str, summar
     _sync_runs(client, experiment_id, summaries)
     state = build_summaries_state(SUMMARY_TAG, has_validation)
     client.set_experiment_tag(experiment_id, VIEW_TAG, encode_view_tag(state))
-    text = SUMMARY_DESCRIPTION.format(trainings=training_experiment, report=report)
+    first = summaries[0].optimizer if summaries else "the first optimizer"
+    text = SUMMARY_DESCRIPTION.format(trainings=training_experiment, report=report, first=first)
     client.set_experiment_tag(experiment_id, DESCRIPTION_TAG, text)
+    if summaries:
+        _log_report(client, experiment_id, summaries[0], Path(report))
     return experiment_id
+
+
+def _log_report(client: "MlflowClient", experiment_id: str, summary: SummaryRun, report: Path) -> None:
+    """Make the report an artifact of a summary's run, where it is not one already."""
+    from mlflow.exceptions import MlflowException
+
+    if not report.is_file():
+        return
+    digest = files.compute_md5(report)
+    condition = f"tags.{SUMMARY_TAG} = 'current' AND tags.`{_DIGEST_TAG}` = '{summary.digest}'"
+    for run in mlflow_store.search_runs(client, experiment_id, condition):
+        if run.data.tags.get(_REPORT_TAG) != digest:
+            with contextlib.suppress(MlflowException):  # on a server with a login, only its creator may
+                client.log_artifact(run.info.run_id, str(report))
+                client.set_tag(run.info.run_id, _REPORT_TAG, digest)
 
 
 def update_trial_runs(client: "MlflowClient", training_experiment: str, trials: tuple[SummaryRun, ...]) -> None:
@@ -475,7 +496,10 @@ def decode_view_tag(tag_value: str) -> str:
 
 
 def build_runs_state(selection_metric: str) -> str:
-    """Return the page's state for a comparison whose runs are ordered by that metric."""
+    """Return the page's state for a comparison whose champion is chosen by that metric.
+
+    The table is sorted by what the verdict is about: test accuracy, or training loss without a validation split.
+    """
     has_validation = selection_metric == "validation_accuracy"
     line_metrics = _METRICS_WITH_VALIDATION if has_validation else _METRICS_WITHOUT_VALIDATION
     columns = {
@@ -485,7 +509,8 @@ def build_runs_state(selection_metric: str) -> str:
         "metrics.`test/loss`": 90, "metrics.`test/expected_calibration_error`": 260,
     }  # fmt: skip
     return _build_state(
-        columns, f"epoch/{selection_metric}", ascending=not has_validation, filter_tag="comparison", sections=_SECTIONS,
+        columns, "test/accuracy" if has_validation else "epoch/train_loss", ascending=not has_validation,
+        filter_tag="comparison", sections=_SECTIONS,
         charts=[*(_build_line_chart(metric) for metric in line_metrics), _build_chart("BAR", "test/accuracy")],
     )  # fmt: skip
 

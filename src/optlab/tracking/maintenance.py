@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from optlab.analysis.comparison import Run, load_run_at_revision
 from optlab.config import loader
-from optlab.records import RUNS_FOLDER, RunFiles, TrainRecord, TuningFiles, TuningResult
+from optlab.records import RUNS_FOLDER, Choice, RunFiles, TrainRecord, TuningFiles
 from optlab.schema.parameters import Config
 from optlab.system import git, locks
 from optlab.system.errors import BusyError, TrackingError
@@ -73,7 +73,8 @@ def _write_log(revision: Revision, config: Config, run: Run) -> bool:
         shutil.rmtree(earlier.folder)
     seconds = git.get_output("show", "-s", "--format=%ct", revision.commit) or "0"
     timestamp_ms, provenance = int(seconds) * 1000, {"git.commit": revision.commit, "git.dirty": "no"}
-    choice = TuningResult.read_at_revision(revision, TuningFiles(files.folder, files.optimizer).choice)
+    tuning_files = TuningFiles.find(files.folder, files.optimizer, files.seed, revision)
+    choice = Choice.read_at_revision(revision, tuning_files.choice)
     tags = run_metadata.build_trial_tags(config, choice, files.seed)
     content = revision.fetch_output(files.weights, revision.list_outs(f"train@{files.id}"))
     with tempfile.TemporaryDirectory(prefix="optlab-sync-") as folder:

@@ -10,7 +10,7 @@ from typing import Any
 
 from optlab.analysis.presentation import assign_colours
 from optlab.data import cifar10
-from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TuningResult
+from optlab.records import Choice, Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.schema.parameters import Config, format_run_id
 from optlab.system import git, processes, repository
 from optlab.system.errors import StorageError
@@ -29,13 +29,12 @@ from optlab.training.optimizer_factory import TrainingContext
 DATASET_SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
-def build_trial_tags(config: Config, choice: TuningResult | None, seed: int) -> dict[str, str]:
+def build_trial_tags(config: Config, choice: Choice | None, seed: int) -> dict[str, str]:
     """Return tags that name the trial of a run's values; none if nothing was tuned."""
     if choice is None or not choice.is_tuned:
         return {}
-    number = config.get_study(seed) % len(choice.studies)
-    trial = choice.studies[number].trial
-    return {"tuned.study": str(number), "tuned.trial": "default" if trial is None else str(trial)}
+    trial = "default" if choice.trial is None else str(choice.trial)
+    return {"tuned.search": str(config.get_search_number(seed)), "tuned.trial": trial}
 
 
 def build_run_metadata(config: Config, folder: Path, name: str, seed: int, conditions: Environment,

@@ -5,13 +5,16 @@ repository that will be deleted, starts its own daemon and waits for it at its e
 grow. A connection is for requests that have an answer, and its end tells the daemon that a stage has ended.
 """
 
+import atexit
 import contextlib
 import hashlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -25,6 +28,7 @@ UPLOADER_PARENT_VARIABLE = "OPTLAB_UPLOADER_PARENT"  # PID of the `optlab` that 
 NO_UPLOAD = "nobody"  # where nothing is to be uploaded
 
 MLFLOW_TIMEOUT_S = 120.0
+_PRINT_TIMEOUT_S = 5.0
 _STARTUP_TIMEOUT_S = 20.0  # until a new daemon listens, on a busy machine
 UPLOAD_LATER_HINT = f"all is in {event_log.LOG_FOLDER}, and the next stage or `optlab sync` sends it"
 
@@ -55,6 +59,55 @@ def start_daemon(*arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         start_new_session=True,
         **options,
     )
+
+
+def ensure_daemon(parent: str) -> None:
+    """Start the shared daemon, or tell the running one not to end before the process with that id.
+
+    As long as this process lives, it prints the warnings of a daemon that it has started: it knows what progress is
+    shown in the terminal.
+    """
+    connection = connect(parent)
+    if connection:
+        connection.close()
+        return
+    read_end, write_end = os.pipe()
+    terminal = os.dup(2)
+    start_daemon(parent, str(terminal), stderr=write_end, pass_fds=(terminal,))
+    os.close(write_end)
+    os.close(terminal)
+    printer = _LinePrinter(read_end)
+    printer.start()
+    atexit.register(printer.wait_until_printed)
+
+
+class _LinePrinter(threading.Thread):
+    """Prints the lines of a pipe until its other end is closed; it ends with this process."""
+
+    def __init__(self, read_end: int) -> None:
+        super().__init__(daemon=True)
+        self._read_end, self._printing = read_end, threading.Lock()
+
+    def run(self) -> None:
+        """Print each line."""
+        rest = b""
+        while True:
+            select.select([self._read_end], [], [])  # waits without the lock
+            with self._printing:
+                data = os.read(self._read_end, 65536)
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines if data else [rest] * bool(rest):
+                    print_stderr(line.decode(errors="replace").strip())
+            if not data:
+                return
+
+    def wait_until_printed(self) -> None:
+        """Wait until what is in the pipe now is printed."""
+        deadline = time.monotonic() + _PRINT_TIMEOUT_S
+        while self.is_alive() and time.monotonic() < deadline and select.select([self._read_end], [], [], 0)[0]:
+            time.sleep(0.01)
+        if self._printing.acquire(timeout=_PRINT_TIMEOUT_S):
+            self._printing.release()
 
 
 def _send(connection: Connection, message: dict[str, Any]) -> None:

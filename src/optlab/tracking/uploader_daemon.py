@@ -1,6 +1,7 @@
 """Process that sends event logs to MLflow as they grow.
 
-    python -m optlab.tracking.uploader_daemon PID               shared: until that process has ended
+    python -m optlab.tracking.uploader_daemon PID [FD]          shared: until that process has ended, from when on
+                                                                warnings go to FD instead of stderr
     python -m optlab.tracking.uploader_daemon --connection FD   of one stage: until it closes that connection
 
 Twice a second the daemon compares the sizes of the logs with those that it has sent. It examines all logs, and ends
@@ -13,6 +14,7 @@ before which all logs are sent: {"push": true}; {"find_missing": RUNS, "experime
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -156,7 +158,7 @@ def _warn(text: str) -> None:
         print(f"\r{clear}warning: MLflow at {mlflow_store.get_redacted_uri()} {text}", file=sys.stderr, flush=True)
 
 
-def _run_shared_daemon(pid: int) -> None:
+def _run_shared_daemon(pid: int, late_stderr: int | None) -> None:
     """Be the one shared daemon, or tell the running one to last as long as that process."""
     socket_path = uploader_client.get_socket_path()
     socket_path.parent.mkdir(exist_ok=True)
@@ -164,7 +166,7 @@ def _run_shared_daemon(pid: int) -> None:
     while time.monotonic() < deadline:
         try:
             with lock.acquire(timeout=0):
-                return _serve_socket(pid)
+                return _serve_socket(pid, late_stderr)
         except Timeout:
             connection = uploader_client.connect(str(pid))
             if connection:
@@ -173,7 +175,7 @@ def _run_shared_daemon(pid: int) -> None:
     return None
 
 
-def _serve_socket(pid: int) -> None:
+def _serve_socket(pid: int, late_stderr: int | None) -> None:
     daemon, socket_path = UploaderDaemon(), uploader_client.get_socket_path()
     daemon.add_parent(pid)
     socket_path.unlink(missing_ok=True)
@@ -184,6 +186,8 @@ def _serve_socket(pid: int) -> None:
             listener.listen()
             is_listening = True
         daemon.run(listener if is_listening else None)
+        if late_stderr is not None:
+            os.dup2(late_stderr, 2)
         socket_path.unlink(missing_ok=True)  # from now on, stages start a daemon of their own
         daemon.run(listener if is_listening else None)  # for those that have connected by then
     daemon.push_rest()
@@ -192,7 +196,7 @@ def _serve_socket(pid: int) -> None:
 def main(arguments: list[str]) -> None:
     """Run the daemon; the working directory is where the store is."""
     if arguments[0] != "--connection":
-        return _run_shared_daemon(int(arguments[0]))
+        return _run_shared_daemon(int(arguments[0]), int(arguments[1]) if len(arguments) > 1 else None)
     daemon = UploaderDaemon()
     daemon.add_connection(Connection(int(arguments[1])))
     daemon.run()

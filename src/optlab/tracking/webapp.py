@@ -15,11 +15,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-import webbrowser
 from pathlib import Path
 from typing import Any
 
-from optlab.system import processes
+from optlab.system import browser, processes
 from optlab.system.errors import TrackingError
 from optlab.tracking import comparison_view, event_log, mlflow_store
 
@@ -191,9 +190,5 @@ def _print_urls(page_urls: dict[str, str], url: str, browse: bool) -> None:
             f"trains one",
             flush=True,
         )
-    if browse and _has_display():
-        webbrowser.open(next(iter(page_urls.values()), url))
-
-
-def _has_display() -> bool:
-    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if browse:
+        browser.open_page(next(iter(page_urls.values()), url))

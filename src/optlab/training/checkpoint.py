@@ -162,7 +162,7 @@ def _read_verified(path: Path) -> bytes:
 
 def _collect_state(result: TrainResult, driver: OptimizerDriver) -> dict[str, Any]:
     return {
-        "hyperparameters": str(driver.get_hyperparameters()),
+        "hyperparameters": str(result.hyperparameters),
         "model": _get_tensors(result.model),
         "optimizers": [_get_optimizer_state(optimizer) for optimizer in _get_checkpointed_optimizers(driver)],
         "mode": driver.mode,
@@ -181,7 +181,8 @@ def _apply_state(state: dict[str, Any], result: TrainResult, driver: OptimizerDr
         name: (value.shape, value.dtype) for name, value in state["model"].items()
     }:
         raise ValueError("of another model")
-    if state["hyperparameters"] != str(driver.get_hyperparameters()):
+    # Those of the new optimizer: `load_state_dict` adds to the defaults of some classes.
+    if state["hyperparameters"] != str(result.hyperparameters):
         raise ValueError("of another optimizer")
     with torch.no_grad():
         for name, value in tensors.items():
@@ -248,8 +249,11 @@ def _describe(value: Any, tensors: dict[str, Tensor]) -> Any:
         if value.layout != torch.strided:
             raise ValueError(f"a tensor of the layout {value.layout} in the state of the optimizer cannot be saved")
         name = str(len(tensors))
-        tensors[name] = value.detach()
-        return {"tensor": name}
+        # The order of the dimensions in memory, which the last bits of a matrix product depend on.
+        strides = value.stride()
+        order = sorted(range(value.ndim), key=lambda dimension: -strides[dimension])
+        tensors[name] = value.detach().permute(order)
+        return {"tensor": [name, order]}
     if isinstance(value, dict):
         return {"dict": [[_describe(name, tensors), _describe(each, tensors)] for name, each in value.items()]}
     if isinstance(value, tuple):
@@ -268,7 +272,8 @@ def _rebuild(description: Any, tensors: dict[str, Tensor]) -> Any:
         return description
     ((kind, content),) = description.items()
     if kind == "tensor":
-        return tensors[content]
+        name, order = content
+        return tensors[name].permute([order.index(dimension) for dimension in range(len(order))])
     if kind == "dict":
         return {_rebuild(name, tensors): _rebuild(each, tensors) for name, each in content}
     return tuple(_rebuild(each, tensors) for each in content)

@@ -3,19 +3,16 @@
 import functools
 import importlib
 import inspect
-import re
 import sys
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from optlab.system import source_code
 from optlab.system.errors import ConfigError, print_stderr
-from optlab.system.repository import CUSTOM
+from optlab.system.repository import CUSTOM, STAGES
 from optlab.system.text import suggest_similar
 from optlab.training import guards
-
-_STAGES_DIR = Path("pipeline")  # a stage looks for modules there first
 
 
 def resolve(path: str, where: str, known: Any = ()) -> Any:
@@ -36,7 +33,7 @@ def resolve(path: str, where: str, known: Any = ()) -> Any:
     top, _, below = path.partition(".")
     if top == CUSTOM.name and not any((CUSTOM / each).exists() for each in (top, f"{top}.py")):
         raise ConfigError(f"params.yaml: {where}: modules are looked for in {CUSTOM}/ itself: write {below}")
-    check_module_name(top, where)
+    check_module_names(path, where)
     extend_sys_path()
     try:
         with guards.guard_torch_settings(f"{where}: importing {module_name}"):
@@ -71,54 +68,40 @@ def extend_sys_path() -> None:
     sys.path += [place for place in (str(Path.cwd() / CUSTOM), str(Path.cwd())) if place not in sys.path]
 
 
-def check_module_name(top: str, where: str) -> None:
+def check_module_names(path: str, where: str) -> None:
     """Refuse a module of the repository whose name another module has: Python would silently import that one.
 
-    Modules that those of custom/ import are checked as well.
+    Modules of the repository that it imports are checked as well.
 
     Args:
-        top: the first part of a dotted path.
+        path: `package.module.attribute`.
 
     Raises:
         ConfigError: the name exists twice.
     """
-    own = find_local_module(top)
-    if own is None:
-        return
-    names = [top] if own.parent != CUSTOM else [top, *_list_custom_imports()]
-    for name in dict.fromkeys(names):
-        here, other = find_local_module(name), _find_conflicting_module(name)
-        if here and other:
+    tops = [path.partition(".")[0], *map(_get_top_level_name, source_code.find_user_modules([path]))]
+    for top in dict.fromkeys(tops):
+        here = source_code.find_local_module(top)
+        if here and (other := _find_conflicting_module(top)):
             raise ConfigError(
                 f"params.yaml: {where}: {here} has the name of {other}, which Python may import instead: rename it"
             )
 
 
-def find_local_module(top: str) -> Path | None:
-    """Return the module or package of that name in custom/, or else at the top of the repository."""
-    for place in (CUSTOM / top, Path(top)) if top else ():
-        if place.with_suffix(".py").is_file():
-            return place.with_suffix(".py")
-        if place.is_dir() and any(place.rglob("*.py")):
-            return place
-    return None
-
-
-def _list_custom_imports() -> Iterator[str]:
-    texts = "\n".join(path.read_text("utf-8", "replace") for path in CUSTOM.rglob("*.py"))
-    for name in sorted({path.stem for path in CUSTOM.iterdir()}):
-        if re.search(rf"^\s*(from|import)\s+{re.escape(name)}\b", texts, re.MULTILINE):
-            yield name
+def _get_top_level_name(file: Path) -> str:
+    """Return the first part of the dotted name of a module in custom/ or at the root."""
+    return Path((file.relative_to(CUSTOM) if file.is_relative_to(CUSTOM) else file).parts[0]).stem
 
 
 def _find_conflicting_module(top: str) -> str | None:
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return f"Python's own module {top}"
     own = {Path.cwd(), Path.cwd() / CUSTOM}
-    others = [str(Path.cwd() / _STAGES_DIR), *(place for place in sys.path if Path(place).resolve() not in own)]
+    stages = Path.cwd() / STAGES  # a stage looks for modules there first
+    others = [str(stages), *(place for place in sys.path if Path(place).resolve() not in own)]
     for finder in sys.meta_path:
         spec = finder.find_spec(top, others if finder is PathFinder else None)
         if spec and spec.loader:  # a folder without a module is none
-            ours = spec.origin == str(Path.cwd() / _STAGES_DIR / f"{top}.py")
+            ours = spec.origin == str(stages / f"{top}.py")
             return "one of the stages' modules" if ours else f"the package {top}"
     return None

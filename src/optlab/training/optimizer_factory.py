@@ -213,7 +213,8 @@ def resolve_optimizer(where: str, spec: OptimizerSpec) -> ResolvedOptimizer:
 
 def _resolve_class(where: str, spec: OptimizerSpec) -> type[Optimizer]:
     known, named = get_torch_classes(), f"{where}.class: {spec.class_}"
-    if spec.class_ not in known and (entry := catalog.find_name(spec.class_)):
+    is_short = "." not in spec.class_ and spec.class_ not in known
+    if is_short and (entry := catalog.find_name(spec.class_)):  # reading the catalog takes time
         raise ConfigError(f"params.yaml: {named}: no class of torch.optim: `optlab add {entry}` has an entry for it")
     cls = known[spec.class_] if spec.class_ in known else resolve(spec.class_, named, known)
     if not (inspect.isclass(cls) and issubclass(cls, Optimizer)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from optlab.records import StudyResult, TrialRecord, TrialsRecord, TrialStatus, TuningFiles, ValidationMetrics
+from optlab.records import Choice, TrialRecord, TrialsRecord, TrialStatus, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import Config
 from optlab.schema.search_space import NumericRange
@@ -13,7 +13,7 @@ from optlab.system import files, source_code
 from optlab.system.errors import ConfigError, RecordError
 from optlab.training.optimizer_factory import get_arguments, resolve_optimizer
 from optlab.tuning import search, selection
-from optlab.tuning.search import Trial, TrialBatch, TrialFailure, TrialOutcomes
+from optlab.tuning.search import Trial, TrialBatch, TrialOutcome, TrialOutcomes
 from optlab.tuning.trial import ENVIRONMENT_FILE, TRIALS_FOLDER, TrialRequest, TrialResult
 
 
@@ -31,14 +31,17 @@ class TrialTrainer(Protocol):
     ) -> None:
         """Report a round of the search, of which `missing` were trained now."""
 
-    def on_study(self, session: "TuningSession", number: int, chosen: StudyResult) -> None:
-        """Report the end of a study."""
+    def on_choice(self, session: "TuningSession", choice: Choice) -> None:
+        """Report the end of the search."""
 
 
-def tune(config: Config, folder: Path, name: str, trainer: TrialTrainer) -> list[TrialRecord]:
-    """Search for the values of an optimizer's ranges, and write its trials and the chosen values.
+def tune(config: Config, folder: Path, name: str, seed: int, trainer: TrialTrainer) -> list[TrialRecord]:
+    """Search for the values that one run of an optimizer confirms, and write the trials and the chosen values.
 
     Trials of an interrupted call, or of an earlier one with fewer trials, are not trained again.
+
+    Args:
+        seed: of the run.
 
     Returns:
         every trial.
@@ -47,53 +50,61 @@ def tune(config: Config, folder: Path, name: str, trainer: TrialTrainer) -> list
         RunsFailedError: a trial was killed, or failed for a reason other than its optimizer.
         StorageError: a result cannot be written.
     """
-    spec, tuning_files = config.get_optimizer(name), TuningFiles(folder, name)
+    spec, tuning_files = config.get_optimizer(name), TuningFiles(folder, name, seed)
     class_paths = config.list_class_paths(name)
     modules, code = selection.hash_modules(class_paths), source_code.hash_code(folder, "tune", class_paths)
-    session = TuningSession(config, name, spec, code, _load_recorded(tuning_files.trials), trainer)
+    number, steps = config.get_search_number(seed), config.total_steps
+    known = index_by_key(load_recorded(config, folder, name, seed))
+    session = TuningSession(config, name, number, spec, code, known, trainer)
     trials: list[Trial] = []
-    studies = []
-    for number in range(config.tuning.studies):
-        study_trials: list[Trial] = []
-        session.run_search(
-            search.run_study(number, spec.ranges, config.tuning, config.total_steps, config.seeds, study_trials)
-        )
-        studies.append(selection.select_values(spec, study_trials, config.total_steps))
-        trials += study_trials
-        trainer.on_study(session, number, studies[-1])
-    grid = _run_sensitivity(session, search.find_best([each for each in trials if each.study == 0], config.total_steps))
+    session.run_search(search.run_search(number, spec.ranges, config.tuning, steps, trials))
+    choice = selection.select_values(spec, trials, steps, modules)
+    trainer.on_choice(session, choice)
+    grid = _run_sensitivity(session, search.find_best(trials, steps))
     recorded, sensitivity_records = [[session.make_record(each) for each in part] for part in (trials, grid)]
-    selection.write(tuning_files, studies, modules, recorded, sensitivity_records)
+    selection.write(tuning_files, choice, recorded, sensitivity_records)
     if session.conditions:
-        files.write_atomic(selection.get_environment_path(folder, name), session.conditions)
+        files.write_atomic(tuning_files.environment, session.conditions)
     return [*recorded, *sensitivity_records]
 
 
 def _run_sensitivity(session: "TuningSession", chosen: Trial | None) -> list[Trial]:
-    """Run the grid over the learning rate around the first study's choice, if it is configured; a default has none."""
+    """Run the grid over the learning rate around the choice, if it is configured; a default has none."""
     config, key, grid_trials = session.config, search.find_learning_rate_key(session.spec.ranges), list[Trial]()
     grid = config.tuning.sensitivity
     if grid and key and chosen and key in chosen.values:
         session.run_search(
-            search.run_sensitivity_grid(key, chosen, grid, config.tuning, config.total_steps, config.seeds, grid_trials)
+            search.run_sensitivity_grid(
+                session.number, key, chosen, grid, config.tuning, config.total_steps, grid_trials
+            )
         )
     return grid_trials
 
 
-def _load_recorded(path: Path) -> dict[str, TrialRecord]:
-    """Return the recorded trials by key; none where there is no valid record."""
-    try:
-        record = TrialsRecord.read(path)
-    except RecordError:
-        return {}
+def load_recorded(config: Config, folder: Path, name: str, seed: int) -> TrialsRecord:
+    """Return the recorded trials of a run's search; with one search for all seeds, those in the files of all runs.
+
+    Files that are missing or damaged count as empty.
+    """
+    trials, sensitivity = list[TrialRecord](), list[TrialRecord]()
+    for each in [seed] if config.tuning.per_seed else config.seeds:
+        with contextlib.suppress(RecordError):
+            record = TrialsRecord.read(TuningFiles(folder, name, each).trials)
+            trials, sensitivity = [*trials, *record.trials], [*sensitivity, *record.sensitivity]
+    return TrialsRecord(trials=trials, sensitivity=sensitivity)
+
+
+def index_by_key(record: TrialsRecord) -> dict[str, TrialRecord]:
+    """Return key → trial."""
     return {each.key: each for each in (*record.trials, *record.sensitivity)}
 
 
 @dataclass
 class TuningSession:
-    """One tuning of one optimizer.
+    """One search of one optimizer.
 
     Attributes:
+        number: of the search, as in `Config.get_search`.
         code: name → SHA-256 of the code that decides a trial.
         recorded: key → trial of an earlier tuning.
         conditions: content of the environment file of the trial that was trained last; empty while none was.
@@ -101,6 +112,7 @@ class TuningSession:
 
     config: Config
     name: str
+    number: int
     spec: OptimizerSpec
     code: dict[str, str]
     recorded: dict[str, TrialRecord]
@@ -125,7 +137,7 @@ class TuningSession:
             except StopIteration:
                 return
 
-    def _get_result(self, trial: Trial, max_step: int) -> ValidationMetrics | TrialFailure:
+    def _get_result(self, trial: Trial, max_step: int) -> TrialOutcome:
         result = self.find_result(trial, max_step)
         assert result is not None  # it was just trained
         return result
@@ -149,7 +161,7 @@ class TuningSession:
         """Return the result that a trial's process has written, if there is one."""
         return TrialResult.load_if_present(self.get_result_path(trial, max_step))
 
-    def find_result(self, trial: Trial, max_step: int) -> ValidationMetrics | TrialFailure | None:
+    def find_result(self, trial: Trial, max_step: int) -> TrialOutcome | None:
         """Return a trial's result at a step: written now, before an interruption, or recorded; None without one."""
         result = self.load_result(trial, max_step)
         if result:
@@ -159,6 +171,9 @@ class TuningSession:
             return None
         validation = next((look for look in recorded_trial.looks if look.step == max_step), None)
         if validation is None and recorded_trial.sought is not None and max_step >= recorded_trial.sought:
+            end = recorded_trial.looks[-1] if recorded_trial.looks else None
+            if recorded_trial.status == "diverged" and end and end.accuracy is None:
+                return end
             return "diverged" if recorded_trial.status == "diverged" else "failed"
         return validation
 
@@ -166,13 +181,13 @@ class TuningSession:
         """Return a trial as trials.json has it."""
         is_default = trial.index == search.DEFAULT_INDEX
         return TrialRecord(
-            study=trial.study,
+            search=trial.search,
             index=None if is_default else trial.index,
             seed=trial.seed,
             values=find_default_values(self.spec) if is_default else trial.values,
             beyond=trial.extended_ranges,
             status=self._get_status(trial),
-            looks=trial.validations,
+            looks=[*trial.validations, *([trial.end] if trial.end else [])],
             sought=trial.target_step,
             key=self.compute_key(trial),
         )

@@ -94,6 +94,7 @@ class TrialResult(BaseModel):
     """Outcome of a trial at a step: metrics of the validation split, or how it failed.
 
     Attributes:
+        look: metrics; of a trial that diverged the step alone.
         reason: of a failure, in one line.
     """
 
@@ -199,9 +200,11 @@ def train_trial(request: TrialRequest, folder: Path) -> TrialResult:
         return TrialResult(ending="failed", reason=str(error_attribution.attribute(error)))
     else:
         validation = result.validations[-1] if result.status == "completed" else None
-    if validation is None or validation.accuracy is None:
-        return TrialResult(ending="diverged")
-    return TrialResult(look=validation)
+        if validation is None:
+            steps = sum(map(len, result.step_losses))
+            validation = ValidationMetrics(step=steps, loss=None, accuracy=None)
+    assert validation is not None  # of the pause
+    return TrialResult(look=validation, ending="diverged" if validation.accuracy is None else None)
 
 
 if __name__ == "__main__":
