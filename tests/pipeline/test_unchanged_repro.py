@@ -11,6 +11,7 @@ from optlab.orchestration.dvc_pipeline import DvcPipeline
 from optlab.orchestration.verified_state import VerifiedState
 
 SLOW = {"torch", "mlflow", "dvc.repo"}  # of the fork server, the uploader daemon, and this process
+STARTED = SLOW - {"mlflow"}  # at least, where MLflow lacks nothing: the command does not wait for the daemon's imports
 
 
 def imported(result):
@@ -28,7 +29,7 @@ def test_unchanged_repro_starts_nothing_until_mlflow_lacks_something(copied):
         return imported(result), shown.splitlines()
 
     (modules, first), (no_modules, second) = repro(), repro()
-    assert modules == SLOW and no_modules == set()
+    assert modules >= STARTED and no_modules == set()
     assert second[:-1] == first[:-1]  # the verdict, its table and the report
     (copied.top / "mlflow.db").unlink()
     modules, third = repro()
