@@ -97,7 +97,7 @@ def test_muon_entry_is_that_of_the_study():
 
 def test_entry_names_the_output_weight_of_the_study_or_model(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS)
-    _, values = versus_pipeline._find_entry("normuon", tmp_path / "params.yaml", "conv6")
+    _, values = versus_pipeline.find_entry("normuon", tmp_path / "params.yaml", "conv6")
     assert values["groups"][0] == {"match": "22.weight", "use_muon": False}
     with pytest.raises(ConfigError, match=r"^model torch\.nn\.Identity has no weight with two or more dimensions"):
         model_check.find_output_weight("torch.nn.Identity")

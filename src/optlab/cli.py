@@ -1,4 +1,4 @@
-"""The `optlab` command: check, add, new, repro, versus, show, compare, ui, sync, and so on.
+"""The `optlab` command: check, add, new, repro, versus, submit, show, compare, ui, sync, and so on.
 
 A shell imports this module for every completion, so each command itself imports what takes long to import (torch,
 MLflow, the configuration's models).
@@ -22,7 +22,8 @@ from optlab.system import errors, git, repository
 if TYPE_CHECKING:
     from optlab.schema.parameters import Config
 
-RUN, ADD, COMPARE, REPRODUCE, TRACK = "Run", "Add an optimizer", "Compare", "Reproduce", "Track with MLflow"
+RUN, ADD, COMPARE, RANK = "Run", "Add an optimizer", "Compare", "Rank"
+REPRODUCE, TRACK = "Reproduce", "Track with MLflow"
 
 
 def _hide_types(params: list[Any]) -> list[Any]:
@@ -457,6 +458,100 @@ def _reproduce(
             output_diff.log_to_mlflow(revision, result, rerun.read_weights_sha256(revision, result.run))
     print(output_diff.format_json(revision, results) if as_json else output_diff.format_text(revision, results))
     return output_diff.get_exit_status(results)
+
+
+@_register_command(RANK, "optlab submit adan")
+def submit(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="OPTIMIZER", help="A module of custom/, an entry's name, or one that `optlab add` lists."
+        ),
+    ],
+    ranking: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the ranking's protocol; default: ranking.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Runs in parallel; default: cores ÷ training.threads.")
+    ] = None,
+) -> None:
+    """Tune and train an optimizer by the protocol of a ranking."""
+    here = _enter_root()
+    from optlab.ranking import protocol, submission, table
+    from optlab.schema.parameters import PARAMS_FILE
+
+    folder = Path(os.path.relpath(here / ranking)) if ranking else protocol.DEFAULT_RANKING
+    record = submission.submit(what, here / PARAMS_FILE, folder, jobs)
+    table.write(protocol.Ranking.load(folder))
+    print(f"{record}: the record, and {folder / table.RANKING_FILE}: commit both, then `optlab verify {record}`")
+
+
+@_register_command(RANK, "optlab verify ranking/adan")
+def verify(
+    record: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a record, such as ranking/adan.")],
+    replicate: Annotated[
+        int | None, typer.Option(metavar="N", help="Train replicate N again; default: one drawn at random.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Train all replicates again.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Refuse changes since REV that are not part of the record.",
+                     autocompletion=_complete_tags),
+    ] = None,
+) -> None:  # fmt: skip
+    """Check a record of a ranking, and train one of its replicates again.
+
+    Exit status: 0 identical, 1 refused or different, 2 could not be run.
+    """
+    try:
+        status = _verify(record, replicate, everything, base)
+    except (errors.OptlabError, OSError) as error:
+        print(f"error: {errors.summarize_error(error)}", file=sys.stderr)
+        status = 2
+    raise typer.Exit(status)
+
+
+def _verify(folder: Path, replicate: int | None, everything: bool, base: str | None) -> int:
+    pipeline = _enter_pipeline(folder)
+    settings = _load_settings(pipeline)
+    from optlab.training import numerics
+
+    numerics.prepare(settings.training)  # before anything imports torch
+    from optlab.ranking import verification
+    from optlab.reproduce import output_diff
+    from optlab.system.git import Revision
+
+    record = verification.RankingRecord.load(pipeline)
+    seeds = verification.draw_seeds(record.config, replicate, everything)
+    problems = 0
+    for check in verification.check_files(record, base):
+        print(f"{'refused' if check.problem else 'ok     '}  {check.title}", flush=True)
+        if check.problem:
+            print(f"         {check.problem}", flush=True)
+            problems += 1
+    if problems:
+        print(f"{pipeline}: refused")
+        return 1
+    for note in verification.list_notes(record):
+        print(f"note: {note}", file=sys.stderr)
+    print(verification.describe_draw(record.config, seeds), flush=True)
+    results = list(verification.repeat(record, seeds))
+    print(output_diff.format_text(Revision.parse("HEAD", pipeline), results))
+    verdicts = {result.verdict for result in results}
+    print(f"{pipeline}: {'verified' if verdicts == {'identical'} else 'not verified'}")
+    return 2 if "not run" in verdicts else int(verdicts != {"identical"})
+
+
+@_register_command(RANK, "optlab rank")
+def rank(
+    ranking: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the ranking.")] = Path("ranking"),
+) -> None:
+    """Write the table and the report of a ranking."""
+    here = _enter_root()
+    from optlab.ranking import protocol, table
+
+    folder = Path(os.path.relpath(here / ranking))
+    print(table.write(protocol.Ranking.load(folder)), end="")
 
 
 @_register_command(TRACK, "optlab ui --port 5001")

@@ -354,7 +354,7 @@ ENTRIES = {
 
 @pytest.mark.parametrize(("entry", "ranged"), ENTRIES.values(), ids=ENTRIES)
 def test_challenger_entry_gets_learning_rate_ranges(entry, ranged):
-    assert versus_pipeline._add_lr_ranges(entry) == (ranged or entry)
+    assert versus_pipeline.add_lr_ranges(entry) == (ranged or entry)
 
 
 def read_files(folder):

@@ -162,6 +162,27 @@ class DvcPipeline:
         with self._hold_dvc_lock(name):
             return name in self._forced or self._has_changed(self._stages[name])
 
+    def find_changes(self) -> dict[str, str]:
+        """Return what differs from dvc.lock: stage or file → `new`, `modified` or `deleted`.
+
+        Outputs that DVC caches may be missing; their digests must be the same wherever dvc.lock has them.
+        """
+        changes: dict[str, str] = {}
+        digests: dict[str, str | None] = {}
+        cached = {out.fs_path for stage in self._stages.values() for out in stage.outs if out.use_cache}
+        for name, stage in self._stages.items():
+            with self._hold_dvc_lock(name):
+                if stage.changed_stage():
+                    changes[name] = "modified"
+                for each in [*stage.deps, *stage.outs]:
+                    is_missing = each.fs_path in cached and not each.exists
+                    found = {} if is_missing and each.hash_info else each.status()
+                    changes |= {str(path): _flatten_state(state) for path, state in found.items()}
+                    digest = each.hash_info.value
+                    if each.fs_path in cached and digests.setdefault(each.fs_path, digest) != digest:
+                        changes[str(each)] = "modified"
+        return changes
+
     def _has_changed(self, stage: Any) -> bool:
         if not self._allow_missing or _has_missing_uncached_output(stage):
             return bool(stage.changed())
@@ -333,6 +354,11 @@ def _has_missing_uncached_output(stage: Any) -> bool:
 def _get_dependency_values(stage: Any) -> dict[str, Any]:
     """Return dependency → digest of the file or folder, or values of the parameters."""
     return {str(dep): dep.hash_info.value for dep in stage.deps}
+
+
+def _flatten_state(state: Any) -> str:
+    """Return a file's state; of parameters, those that differ."""
+    return ", ".join(f"{key} {each}" for key, each in state.items()) if isinstance(state, dict) else str(state)
 
 
 def _describe_lock_holder(error: LockError) -> str:

@@ -172,7 +172,7 @@ def _run_final_stages(
         command = [*repository.DVC_COMMAND, "--wait-for-lock", "repro", "--quiet", *options]
         if processes.run(command, cwd=folder):
             raise RunsFailedError(f"{problem}: see above")
-    if not has_compared:
+    if not has_compared and "compare" in pipeline.names:
         print(_UNCHANGED, flush=True)
         if fork_server.start("show", ["optlab", "show"], folder, executor.list_cores(), {}).result():
             raise RunsFailedError("the record is complete, but cannot be shown: see above")

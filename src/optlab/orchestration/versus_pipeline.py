@@ -47,12 +47,12 @@ def run(name_or_module: str, params: Path, study: Path, retrain: bool, fresh_see
         OptlabError: as for `repro.run_pipeline`.
     """
     config = _load_study(study)
-    name, entry = _find_entry(name_or_module, params, config.model)
+    name, entry = find_entry(name_or_module, params, config.model)
     if name in config.optimizers:
         raise ConfigError(f"{name} is one of the optimizers of {study}: give your entry another name")
     folder = study.with_name(f"{study.name}-{name}")
     head = _HEADER.format(challenger=name, study=study, params=params)
-    entry_with_ranges = _add_lr_ranges(entry) if any(spec.ranges for spec in config.optimizers.values()) else entry
+    entry_with_ranges = add_lr_ranges(entry) if any(spec.ranges for spec in config.optimizers.values()) else entry
     earlier = _read_earlier(folder, head)
     challenger = {name: entry_with_ranges}
     seeds = _find_fresh_seeds(config, study, earlier) if fresh_seeds else _keep_seeds(config, earlier)
@@ -87,7 +87,7 @@ def _load_study(study: Path) -> Config:
     return versus.check_study(study)
 
 
-def _find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict[str, Any]]:
+def find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict[str, Any]]:
     """Return an entry's name and values.
 
     Args:
@@ -119,7 +119,7 @@ def _find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dic
     return matching[0], values[matching[0]]
 
 
-def _add_lr_ranges(entry: dict[str, Any]) -> dict[str, Any]:
+def add_lr_ranges(entry: dict[str, Any]) -> dict[str, Any]:
     """Return an entry without ranges with one for each learning rate."""
     return entry if OptimizerSpec.model_validate(entry).ranges else catalog.add_lr_ranges(entry)
 
@@ -168,7 +168,7 @@ def _write_pipeline(folder: Path, study: Path, header: str, challenger: dict[str
     base = versus.parse_yaml((study / PARAMS_FILE).read_text("utf-8"))
     entries = challenger | {each: _make_retrained_entry(base, study, each) for each in retrained}
     values = base | {"seeds": seeds, OPTIMIZERS_KEY: entries}
-    text = f"{header}\n{_dump_yaml(values)}"
+    text = f"{header}\n{dump_yaml(values)}"
     config = loader.parse(text, folder / PARAMS_FILE)
     pipeline = header + _make_dvc_yaml(study, _find_attempt(config, study, next(iter(challenger))))
     with locks.hold_lock("repro"):  # no process reads the present files
@@ -227,8 +227,9 @@ def _make_dvc_yaml(study: Path, attempt: int) -> str:
     )
 
 
-def _dump_yaml(values: dict[str, Any]) -> str:
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Return YAML with the innermost mappings and lists on a line."""
     yaml, text = YAML(), io.StringIO()
-    yaml.default_flow_style, yaml.width = None, _YAML_WIDTH  # the innermost on a line
+    yaml.default_flow_style, yaml.width = None, _YAML_WIDTH
     yaml.dump(values, text)
     return text.getvalue()

@@ -1,0 +1,189 @@
+"""`optlab rank`: RANKING.md and report.html of a ranking, whose bytes are a function of the records.
+
+A place is an interval: from 1 + the number of optimizers that are better, to the number of optimizers less those that
+are worse. The verdicts are simultaneous over all pairs, so all intervals hold together (Mohamad, Goeman and van Zwet
+2019, simultaneous confidence intervals for ranks).
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from optlab.analysis import comparison, figures, page, tables
+from optlab.analysis.comparison import Comparison, RecordFolders
+from optlab.analysis.tables import EMPTY_CELL, Cells
+from optlab.analysis.verdicts import describe_pair, format_mean, get_pair
+from optlab.config import loader
+from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
+from optlab.schema.optimizer import OptimizerSpec
+from optlab.schema.parameters import PARAMS_FILE, Config, format_count
+from optlab.system import files
+from optlab.system.errors import RecordError
+
+RANKING_FILE = Path("RANKING.md")
+REPORT_FILE = Path("report.html")
+COSTS_FILE = Path("benchmarks") / "COSTS.md"
+
+_COST_ROW = re.compile(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What an optimizer's own work costs.
+
+    Attributes:
+        numbers: that it keeps for each weight.
+        share: its time for a step over the time for the gradient.
+    """
+
+    numbers: float
+    share: float
+
+
+def write(ranking: Ranking) -> str:
+    """Write RANKING.md, and report.html if there are places; returns the text of RANKING.md.
+
+    Raises:
+        ConfigError, RecordError: a record cannot be used, or is incomplete.
+        StorageError: a file cannot be written.
+    """
+    text = render(ranking)
+    files.write_atomic(ranking.folder / RANKING_FILE, text.encode())
+    compared = collect(ranking)
+    if compared:
+        content = page.render(compared, figures.compute_curves(compared), ranking.folder)
+        files.write_atomic(ranking.folder / REPORT_FILE, content)
+    return text
+
+
+def collect(ranking: Ranking) -> Comparison | None:
+    """Return the comparison of all records with the references; None while the study has too few replicates.
+
+    Raises:
+        ConfigError, RecordError: a record cannot be used, or is incomplete.
+    """
+    study = ranking.check_study()
+    seeds = study.seeds[: ranking.protocol.replicates]
+    if len(seeds) < ranking.protocol.replicates:
+        return None
+    specs: dict[str, OptimizerSpec] = dict(study.optimizers)
+    folders = {name: RecordFolders(ranking.study, ranking.study, tuple(seeds)) for name in specs}
+    for folder in ranking.list_records():
+        config = _load_record(ranking, folder)
+        specs[folder.name] = config.get_optimizer(folder.name)
+        folders[folder.name] = RecordFolders(folder, folder, tuple(config.seeds))
+    merged = study.model_copy(update={"seeds": seeds, "optimizers": specs})
+    return comparison.collect(merged, ranking.folder, folder_overrides=folders)
+
+
+def _load_record(ranking: Ranking, folder: Path) -> Config:
+    config = loader.load(folder / PARAMS_FILE)
+    if len(config.seeds) != ranking.protocol.replicates or list(config.optimizers) != [folder.name]:
+        raise RecordError(f"{folder / PARAMS_FILE}: is no record of {ranking.folder / PROTOCOL_FILE}: verify it")
+    return config
+
+
+def render(ranking: Ranking) -> str:
+    """Return the text of RANKING.md."""
+    compared, protocol = collect(ranking), ranking.protocol
+    parts = [f"# Ranking by protocol {protocol.version}"]
+    if compared is None:
+        count = len(ranking.check_study().seeds)
+        parts.append(
+            f"There are no places yet: the references in {ranking.study} have {count} of {protocol.replicates} "
+            f"replicates."
+        )
+        parts += [f"Records without a place: {', '.join(each.name for each in ranking.list_records())}."] * bool(
+            ranking.list_records()
+        )
+    else:
+        costs = read_costs(COSTS_FILE)
+        parts += [
+            tables.summarize_protocol(compared),
+            tables.render_markdown_table(build_table(compared, ranking, costs)),
+            _explain(ranking),
+            *(f"- {line}" for line in _compare_neighbours(compared)),
+        ]
+    return "\n\n".join([*parts, _describe_rules(ranking)]) + "\n"
+
+
+def build_table(compared: Comparison, ranking: Ranking, costs: dict[str, StepCost]) -> Cells:
+    """Return a row per optimizer, best mean first."""
+    header = [
+        "place",
+        "optimizer",
+        "test accuracy",
+        "steps to target",
+        "time to target",
+        "numbers kept",
+        "gradients a step",
+    ]
+    table = [[*header, "record"]]
+    records = {folder.name for folder in ranking.list_records()}
+    for row in compared.rows:
+        cost, target = costs.get(row.optimizer), compared.target
+        steps = target.compute_median_steps(row.optimizer) if target else None
+        gradients = row.gradients_per_step or 1
+        time = EMPTY_CELL if steps is None or cost is None else f"{steps * (gradients + cost.share):,.0f}"
+        accuracy = format_mean(row.test_accuracy, "test_accuracy") if row.test_accuracy else EMPTY_CELL
+        name = row.optimizer
+        link = f"[{name}]({name}/{PARAMS_FILE})" if name in records else "reference"
+        table.append(
+            [
+                format_place(compared, name),
+                name,
+                accuracy if row.all_completed else f"{accuracy} ({row.status})",
+                EMPTY_CELL if steps is None else f"{steps:,}",
+                time,
+                EMPTY_CELL if cost is None else f"{cost.numbers:.1f}",
+                f"{gradients:.3g}",
+                link,
+            ]
+        )
+    return table
+
+
+def format_place(compared: Comparison, optimizer: str) -> str:
+    """Return an optimizer's place, such as `1` or `2 – 4`; none with a diverged run."""
+    verdicts = [(names, pair) for names, pair in compared.pairs.items() if optimizer in names]
+    if not verdicts:
+        return EMPTY_CELL
+    wins = sum(pair.is_better and pair.first_is_better == (names[0] == optimizer) for names, pair in verdicts)
+    losses = sum(pair.is_better and pair.first_is_better != (names[0] == optimizer) for names, pair in verdicts)
+    first, last = 1 + losses, 1 + len(verdicts) - wins
+    return str(first) if first == last else f"{first} – {last}"
+
+
+def _compare_neighbours(compared: Comparison) -> list[str]:
+    if not compared.pairs:
+        return []
+    neighbours = itertools.pairwise(row.optimizer for row in compared.rows if row.all_completed)
+    return [describe_pair(compared, pair, get_pair(compared, *pair)) for pair in neighbours]
+
+
+def read_costs(path: Path) -> dict[str, StepCost]:
+    """Return optimizer → cost of its step, as benchmarks/costs.py has measured it; empty without the file."""
+    text = path.read_text("utf-8") if path.is_file() else ""
+    return {name: StepCost(float(numbers), float(share) / 100) for name, numbers, share in _COST_ROW.findall(text)}
+
+
+def _explain(ranking: Ranking) -> str:
+    return (
+        "A place is an interval: an optimizer may have any place in it. ± is half the width of a 95 % interval of the "
+        f"mean over {ranking.protocol.replicates} replicates; each replicate has a search of its own, so the interval "
+        "includes the variation between searches. The time to target is the number of steps to target, each with its "
+        f"gradients and the optimizer's own time by [{COSTS_FILE.name}](../{COSTS_FILE}); its unit is the time for one "
+        "gradient. Numbers kept are for each weight."
+    )
+
+
+def _describe_rules(ranking: Ranking) -> str:
+    protocol, folder = ranking.protocol, ranking.folder
+    return (
+        f"The rules are in [{PROTOCOL_FILE}]({PROTOCOL_FILE}). `optlab submit NAME` computes a record of "
+        f"{format_count(protocol.replicates, 'replicate')} in {folder}/NAME. `optlab verify {folder}/NAME` checks all "
+        "files of a record, draws one replicate at random, and trains it again. The seeds of a record are derived from "
+        "the optimizer's entry, its modules and the protocol: whoever changes a line gets other seeds, and computes "
+        "the whole record again. The references have the seeds of their study."
+    )

@@ -1,0 +1,323 @@
+"""`optlab verify`: checks a record of a ranking, and trains one of its replicates again.
+
+The files are checked first, which takes seconds: seeds, parameters, code, digests, searches. A record that was changed
+consistently in all of its files passes these checks. So a replicate is drawn at random, and its search and its run are
+repeated in a checkout of the commit: every output has to be identical. Of n replicates of which k were forged, one draw
+finds a forged one with probability k / n.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optlab.config import loader
+from optlab.orchestration.dvc_lock import DvcLock
+from optlab.orchestration.dvc_pipeline import DvcPipeline
+from optlab.orchestration.versus import parse_yaml
+from optlab.preflight import checks
+from optlab.ranking import module_scan, submission
+from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
+from optlab.records import Choice, EvalRecord, RunFiles, TrainRecord, TrialsRecord, TuningFiles
+from optlab.reproduce import rerun
+from optlab.reproduce.output_diff import Reproduction
+from optlab.schema.parameters import PARAMS_FILE, SPLIT_SIZES, Config, format_count, format_run_id
+from optlab.system import git, repository, source_code
+from optlab.system.errors import ConfigError, OptlabError, RecordError, RevisionError
+from optlab.system.git import Revision
+from optlab.tuning import search, selection
+from optlab.tuning.search import Trial, TrialBatch, TrialOutcomes
+from optlab.tuning.session import TuningSession, index_by_key
+
+_MAX_NAMED = 3  # of several findings of one kind
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: what it is about, and what is wrong; None if nothing is."""
+
+    title: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class RankingRecord:
+    """One record of a ranking, and its configuration."""
+
+    ranking: Ranking
+    folder: Path
+    config: Config
+    modules: dict[str, str]
+
+    @classmethod
+    def load(cls, folder: Path) -> "RankingRecord":
+        """Load the record in a folder of a ranking, which is its parent.
+
+        Raises:
+            ConfigError: it is no such folder, or a file cannot be used.
+        """
+        ranking = Ranking.load(folder.parent)
+        if not (folder / PARAMS_FILE).is_file():
+            raise ConfigError(
+                f"{folder}: no record of {ranking.folder}: name a folder in it that `optlab submit` wrote"
+            )
+        config = loader.load(folder / PARAMS_FILE)
+        if list(config.optimizers) != [folder.name]:
+            raise ConfigError(f"{folder / PARAMS_FILE}: has to have one optimizer, {folder.name}, named as the folder")
+        return cls(ranking, folder, config, selection.hash_modules(config.list_class_paths(folder.name)))
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def check_files(record: RankingRecord, base: str | None = None) -> Iterator[CheckResult]:
+    """Check what can be checked without training, and yield the result of each check.
+
+    Args:
+        base: revision of trusted code and protocol: the commits since then may change the record alone.
+    """
+    checks_in_order: list[tuple[str, Callable[[], None]]] = [
+        ("committed as it is here", lambda: _check_committed(record)),
+        *([(f"changes nothing else since {base}", lambda: _check_scope(record, base))] if base else []),
+        ("optimizer's modules: nothing but arithmetic", lambda: _check_modules(record)),
+        ("parameters and seeds of the protocol", lambda: _check_params(record)),
+        ("stages and code of the protocol", lambda: _check_code(record)),
+        ("digests of data, code, parameters and outputs", lambda: _check_digests(record)),
+        ("searches: every trial, and the choice", lambda: _check_searches(record)),
+        ("runs: weights, steps and metrics", lambda: _check_runs(record)),
+    ]
+    for title, check in checks_in_order:
+        try:
+            check()
+        except OptlabError as error:
+            yield CheckResult(title, str(error))
+        else:
+            yield CheckResult(title, None)
+
+
+def _check_committed(record: RankingRecord) -> None:
+    paths = [record.folder, record.ranking.folder / PROTOCOL_FILE, *map(Path, record.modules), source_code.PACKAGE,
+             repository.STAGES]  # fmt: skip
+    changed = git.get_output("status", "--porcelain", "--", *map(str, paths))
+    if changed is None:
+        git.check_repository()
+    if changed:
+        files = [line[3:] for line in changed.splitlines()]
+        raise RevisionError(f"{_name_some(files)}: not as in the last commit: commit it, for a commit is verified")
+
+
+def _check_scope(record: RankingRecord, base: str) -> None:
+    commit = Revision.parse(base).commit
+    names = git.get_output("diff", "--name-only", f"{commit}...HEAD")
+    if names is None:
+        raise RevisionError(f"{base}: git cannot compare it with HEAD: fetch its history")
+    folder = record.ranking.folder
+    generated = {folder / "RANKING.md", folder / "report.html"}
+    foreign = [
+        name for name in names.splitlines()
+        if not Path(name).is_relative_to(record.folder) and name not in record.modules and Path(name) not in generated
+    ]  # fmt: skip
+    if foreign:
+        raise RevisionError(f"{_name_some(foreign)}: changed since {base}, and not part of the record")
+
+
+def _check_modules(record: RankingRecord) -> None:
+    refused = module_scan.scan(map(Path, record.modules))
+    if refused:
+        raise ConfigError(_name_some(refused))
+
+
+def _check_params(record: RankingRecord) -> None:
+    ranking, path = record.ranking, record.folder / PARAMS_FILE
+    if record.name in ranking.check_study().optimizers:
+        raise ConfigError(f"{record.name}: is one of the optimizers of {ranking.study}")
+    entry = submission.read_entry(record.folder)
+    wanted, found = ranking.make_params(record.name, entry), parse_yaml(path.read_text("utf-8"))
+    for key in dict.fromkeys([*wanted, *found]):
+        if wanted.get(key) != found.get(key):
+            raise ConfigError(f"{path}: {key}: {found.get(key)}, where the protocol has {wanted.get(key)}")
+    if submission.render_params(ranking, record.name, entry) != path.read_text("utf-8"):
+        raise ConfigError(f"{path}: not as `optlab submit` writes it")
+
+
+def _check_code(record: RankingRecord) -> None:
+    path = record.folder / "dvc.yaml"
+    if path.read_text("utf-8") != submission.render_dvc_yaml(record.ranking, record.name, list(record.modules)):
+        raise ConfigError(f"{path}: not as `optlab submit` writes it")
+    submission.check_code(record.ranking, record.folder)
+
+
+def _check_digests(record: RankingRecord) -> None:
+    pipeline = DvcPipeline(record.folder / "dvc.yaml", [], allow_missing=True)
+    changes = pipeline.find_changes()
+    if changes:
+        found = [f"{path} ({state})" for path, state in changes.items()]
+        raise RecordError(
+            f"{record.folder / 'dvc.lock'}: {_name_some(found)}: not what the record was made with: verify it at the "
+            f"commit of the record, or `optlab submit` it again"
+        )
+    own, root = (_read_data_digest(folder) for folder in (record.folder, Path()))
+    if own != root:
+        raise RecordError(f"{record.folder / 'dvc.lock'}: the data set is {own}, and here {root}")
+    path = record.folder / "dvc.lock"
+    if foreign := sorted(set(DvcLock(path, []).read_entries()) - set(pipeline.names)):
+        raise RecordError(f"{path}: has {_name_some(foreign)}, of other seeds or names: remove it")
+    _check_no_more_files(record)
+
+
+def _read_data_digest(folder: Path) -> str:
+    entry = DvcLock(folder / "dvc.lock", []).read_entries().get("download", "")
+    try:
+        (values,) = parse_yaml(entry).values()
+        return str(values["outs"][0]["md5"])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise RecordError(f"{folder / 'dvc.lock'}: has no digest of the data set") from None
+
+
+def _check_no_more_files(record: RankingRecord) -> None:
+    """Refuse runs and searches of other seeds, from which the ones in use could have been picked."""
+    wanted = {format_run_id(record.name, seed) for seed in record.config.seeds}
+    folders = [path for kind in ("runs", "tuning") for path in (record.folder / kind).glob("*/")]
+    foreign = sorted(str(path) for path in folders if path.name not in wanted)
+    if foreign:
+        raise RecordError(f"{_name_some(foreign)}: of no seed of the protocol: remove it")
+
+
+class _NoTrainer:
+    """Trainer of a search whose trials are all on record."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get_machine_digest(self) -> str:
+        return "none"  # no results but those on record
+
+    def train(self, session: TuningSession, batch: TrialBatch) -> None:
+        trial, until = batch[0]
+        name = "the default's" if trial.index == search.DEFAULT_INDEX else f"trial {trial.index}"
+        raise RecordError(
+            f"{self._path}: lacks {name} result at step {until}, or has it with other parameters, code or packages"
+        )
+
+    def on_round(self, session: TuningSession, batch: TrialBatch, missing: TrialBatch, results: TrialOutcomes) -> None:
+        """Report nothing."""
+
+    def on_choice(self, session: TuningSession, choice: Choice) -> None:
+        """Report nothing."""
+
+
+def _check_searches(record: RankingRecord) -> None:
+    for seed in record.config.seeds:
+        _check_search(record, TuningFiles(record.folder, record.name, seed))
+
+
+def _check_search(record: RankingRecord, files: TuningFiles) -> None:
+    """Repeat a search with the recorded results of its trials, and compare trials and choice."""
+    config, spec, steps = record.config, record.config.get_optimizer(record.name), record.config.total_steps
+    number, recorded = config.get_search_number(files.seed), TrialsRecord.read(files.trials)
+    code = source_code.hash_code(record.folder, "tune", config.list_class_paths(record.name))
+    session = TuningSession(config, record.name, number, spec, code, index_by_key(recorded), _NoTrainer(files.trials))
+    trials: list[Trial] = []
+    session.run_search(search.run_search(number, spec.ranges, config.tuning, steps, trials))
+    wanted = [session.make_record(each) for each in trials]
+    if recorded.trials != wanted:
+        differing = [each for each in recorded.trials if each not in wanted]
+        names = ["the default" if each.index is None else str(each.index) for each in differing]
+        which = f"trial {_name_some(names)}" if names else "the order of the trials, or one that is listed twice,"
+        raise RecordError(f"{files.trials}: {which} is not what the search asks for")
+    if Choice.read(files.choice) != selection.select_values(spec, trials, steps, record.modules):
+        raise RecordError(f"{files.choice}: not what the search's trials choose")
+
+
+def _check_runs(record: RankingRecord) -> None:
+    for seed in record.config.seeds:
+        files = RunFiles(record.folder, record.name, seed)
+        trained, tested = TrainRecord.read(files.training), EvalRecord.read(files.test)
+        if trained.weights_sha256 != tested.weights_sha256:
+            raise RecordError(f"{files.test}: of other weights than {files.training}")
+        _check_training(record.config, trained, files.training)
+        _check_evaluation(record.config, tested, files.test)
+
+
+def _check_training(config: Config, trained: TrainRecord, path: Path) -> None:
+    if trained.status == "diverged":
+        return
+    last, per_epoch = trained.history[-1], config.training.validations_per_epoch
+    steps, epochs = [len(losses) for losses in trained.step_losses], config.training.epochs
+    if steps != [config.steps_per_epoch] * epochs or (len(trained.history), trained.epochs) != (epochs, epochs):
+        raise RecordError(f"{path}: not of {config.total_steps} steps in {format_count(epochs, 'epoch')}")
+    ends = [each for each in trained.all_validations if each.step % config.steps_per_epoch == 0]
+    if len(trained.all_validations) != per_epoch * len(steps) or len(ends) != len(steps):
+        raise RecordError(f"{path}: has {len(trained.all_validations)} validations, not {per_epoch} in each epoch")
+    for epoch, end in zip(trained.history, ends, strict=True):
+        if (epoch.validation_loss, epoch.validation_accuracy) != (end.loss, end.accuracy):
+            raise RecordError(f"{path}: epoch {epoch.epoch} and its last validation differ")
+    for key in ("train_loss", "validation_loss", "validation_accuracy"):
+        if getattr(trained, key) != getattr(last, key):
+            raise RecordError(f"{path}: {key} is not that of the last epoch")
+
+
+def _check_evaluation(config: Config, tested: EvalRecord, path: Path) -> None:
+    if tested.status == "diverged":
+        return
+    n, correct = SPLIT_SIZES[config.data.dataset]["test"], sum(row[index] for index, row in enumerate(tested.confusion))
+    if sum(map(sum, tested.confusion)) != n or tested.correct_mask is None:
+        raise RecordError(f"{path}: not of the {n} images of the test split")
+    if tested.test_accuracy != correct / n:
+        raise RecordError(f"{path}: test_accuracy is {tested.test_accuracy}, and {correct} of {n} images are correct")
+
+
+def draw_seeds(config: Config, replicate: int | None, everything: bool) -> list[int]:
+    """Return the seeds to train again: one drawn at random, that of a replicate (from 1), or all.
+
+    Raises:
+        ConfigError: there is no such replicate.
+    """
+    if everything:
+        return config.seeds
+    count = len(config.seeds)
+    if replicate is None:
+        replicate = 1 + secrets.randbelow(count)
+    if not 1 <= replicate <= count:
+        raise ConfigError(f"--replicate {replicate}: there are replicates 1 to {count}")
+    return [config.seeds[replicate - 1]]
+
+
+def describe_draw(config: Config, seeds: Sequence[int]) -> str:
+    """Return which replicates are trained again, and what that finds."""
+    count, numbers = len(config.seeds), [config.seeds.index(seed) + 1 for seed in seeds]
+    if len(seeds) == count:
+        return f"training all {count} replicates again"
+    return (
+        f"drawn: replicate {numbers[0]} of {count}, seed {seeds[0]} (`--replicate {numbers[0]}` repeats the draw); if "
+        f"k replicates are forged, a draw finds it with probability k/{count}"
+    )
+
+
+def repeat(record: RankingRecord, seeds: Sequence[int], quiet: bool = False) -> Iterator[Reproduction]:
+    """Train runs and searches again, from HEAD, and yield their verdicts.
+
+    Raises:
+        RevisionError: as for `rerun.reproduce`.
+    """
+    revision = Revision.parse("HEAD", record.folder)
+    runs = [format_run_id(record.name, seed) for seed in seeds]
+    with contextlib.closing(rerun.reproduce(revision, runs, quiet=quiet, tuning=True)) as results:
+        yield from results
+
+
+def list_notes(record: RankingRecord) -> list[str]:
+    """Return what a reader of the verdict has to know."""
+    if not checks.list_portability_warnings(record.config):
+        return []
+    return [
+        f"{record.name}: the bits of its class were not compared on several makes of CPU: `different` on another make "
+        f"than the record's is no proof of forgery"
+    ]
+
+
+def _name_some(items: Sequence[str]) -> str:
+    named = ", ".join(items[:_MAX_NAMED])
+    return named if len(items) <= _MAX_NAMED else f"{named} and {len(items) - _MAX_NAMED} more"

@@ -1,0 +1,423 @@
+"""A record of a ranking: made by its protocol, verified, refused when it is forged, and placed among the references."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from projects import TOP
+from ruamel.yaml import YAML
+
+from optlab.ranking import module_scan, protocol, submission, table, verification
+from optlab.ranking.protocol import Ranking
+from optlab.system.errors import ConfigError
+
+PARAMS = """\
+model: zilliax
+data: {dataset: cifar10_sample, train_size: 100, validation_size: 20}
+training: {epochs: 1, batch_size: 20, threads: 1, validations_per_epoch: 5, schedule: {name: cosine}}
+verdict: {margin: 0.01, looks: [2], target: 0.1}
+tuning: {trials: 2, halving: 1, per_seed: true}
+"""
+STUDY = f"""\
+# Two optimizers.
+{PARAMS}
+seeds: [10, 11]
+optimizers:
+  sgd: {{class: SGD, lr: {{log: [0.001, 1.0]}}, default: {{lr: 0.01}}}}
+  adam: {{class: Adam, lr: {{log: [0.0001, 0.1]}}, default: {{lr: 0.001}}}}
+"""
+
+
+def write_protocol(top, code):
+    lines = "".join(f"  {line}\n" for line in PARAMS.splitlines())
+    text = f"version: 1\nstudy: studies/small\nreplicates: 2\ncode: [{code}]\nparams:\n{lines}"
+    (top / "ranking").mkdir(exist_ok=True)
+    (top / "ranking" / "protocol.yaml").write_text(text)
+
+
+def git(project, *words):
+    result = project.run("git", *words)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def commit(project):
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "x", "--allow-empty")
+
+
+@pytest.fixture(scope="module")
+def submitted(reproduced, tmp_path_factory):
+    """A project with a study, a protocol, and the record of a user's module, committed; and what that printed."""
+    project = reproduced[0].copy(tmp_path_factory.mktemp("submitted") / "project")
+    study = project.top / "studies" / "small"
+    study.mkdir(parents=True)
+    (study / "params.yaml").write_text(STUDY)
+    shutil.copy(TOP / "studies" / "optimizers" / "dvc.yaml", study)
+    result = project.run_forked("optlab", "repro", folder="studies/small")
+    assert result.returncode == 0, result.stderr
+    with contextlib.chdir(project.top):
+        code = protocol.compute_code_digest(Path("studies/small"))
+    write_protocol(project.top, code)
+    project.edit("params.yaml", "optimizers:\n", "optimizers:\n  sign: {class: sign_descent.SignDescent, lr: 0.0003}\n")
+    commit(project)
+    git(project, "branch", "base")
+    result = project.run_forked("optlab", "submit", "custom/sign_descent.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    commit(project)
+    return project, result.stdout
+
+
+@pytest.fixture
+def record(submitted, tmp_path):
+    """A copy of the project, and the folder of the record in it."""
+    project = submitted[0].copy(tmp_path / "project")
+    return project, project.top / "ranking" / "sign"
+
+
+def verify(project, *words):
+    return project.run_forked("optlab", "verify", "ranking/sign", *words)
+
+
+def check(project, base=None):
+    """Title of each check that refuses the record → why."""
+    with contextlib.chdir(project.top):
+        loaded = verification.RankingRecord.load(Path("ranking/sign"))
+        found = {each.title: each.problem for each in verification.check_files(loaded, base)}
+    return {title: problem for title, problem in found.items() if problem}
+
+
+def test_submitted_record_is_verified_and_placed(submitted, tmp_path):
+    project, said = submitted
+    folder = project.top / "ranking" / "sign"
+    params = YAML(typ="safe").load(folder / "params.yaml")
+    assert len(set(params["seeds"])) == 2 and set(params["seeds"]).isdisjoint({10, 11})
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(f"sign-{seed}" for seed in params["seeds"])
+    assert "ranking/sign: the record, and ranking/RANKING.md" in said
+    text = (project.top / "ranking" / "RANKING.md").read_text()
+    rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| ")}
+    assert set(rows) == {"optimizer", "---", "sgd", "adam", "sign"}
+    assert "[sign](sign/params.yaml)" in rows["sign"] and "reference" in rows["adam"]
+    assert (project.top / "ranking" / "report.html").stat().st_size > 100_000
+
+    clone = project.clone(tmp_path / "clone")  # git has no weights and no data
+    result = verify(clone, "--base", "origin/base")
+    assert result.returncode == 0, result.stdout + result.stderr
+    drawn = re.search(r"^drawn: replicate (\d) of 2, seed (\d+) ", result.stdout, re.MULTILINE)
+    assert int(drawn[2]) == params["seeds"][int(drawn[1]) - 1]
+    for stage in (f"sign-{drawn[2]}", f"tune@sign-{drawn[2]}"):
+        assert re.search(rf"^{stage} +identical ", result.stdout, re.MULTILINE), result.stdout
+    assert result.stdout.endswith("ranking/sign: verified\n") and "refused" not in result.stdout
+
+
+def test_seeds_follow_from_entry_module_and_protocol(submitted, monkeypatch):
+    monkeypatch.chdir(submitted[0].top)
+    ranking = Ranking.load(Path("ranking"))
+    entry = submission.read_entry(Path("ranking/sign"))
+
+    def derive(name="sign", lr=None, of=ranking):
+        values = of.make_params(name, entry | ({"lr": lr} if lr else {}))
+        return [values["tuning"]["seed"], *values["seeds"]]
+
+    params = YAML(typ="safe").load(Path("ranking/sign/params.yaml"))
+    own = derive()
+    assert own == [params["tuning"]["seed"], *params["seeds"]]
+    stricter = ranking.protocol.model_copy(update={"version": 2})
+    drawn = [own, derive("other"), derive(lr={"log": [0.0001, 0.01]}), derive(of=Ranking(ranking.folder, stricter))]
+    assert len({tuple(each) for each in drawn}) == 4
+    accepted = ranking.protocol.model_copy(update={"code": ["0" * 64]})
+    assert derive(of=Ranking(ranking.folder, accepted)) == own
+    spec = ranking.check_study().optimizers["sgd"]
+    seeds = {tuple(ranking.derive_seeds("x", spec, {"custom/x.py": digest})) for digest in "ab"}
+    assert len(seeds) == 2 and all(len(set(each)) == 3 for each in seeds)
+
+
+def rewrite(path, change):
+    """Change a JSON file of the record, in its own format."""
+    values = json.loads(path.read_text())
+    change(values)
+    lines = []
+    for key, item in values.items():
+        rows = ",\n    ".join(map(json.dumps, item)) if isinstance(item, list) else None
+        lines.append(f'  "{key}": ' + (json.dumps(item) if rows is None else f"[\n    {rows}\n  ]"))
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def seal(folder):
+    """Write the digests of all files that are there into dvc.lock, as a forger would."""
+    text = (folder / "dvc.lock").read_text()
+    for path in {each for each in re.findall(r"- path: ((?:runs|tuning)/\S+)\n", text) if (folder / each).exists()}:
+        content = (folder / path).read_bytes()
+        new = rf"\g<1>md5: {hashlib.md5(content).hexdigest()}\n      size: {len(content)}\n"
+        text = re.sub(rf"(- path: {path}\n      hash: md5\n      )md5: \S+\n      size: \d+\n", new, text)
+    (folder / "dvc.lock").write_text(text)
+
+
+def first(folder, kind, name):
+    return sorted((folder / kind).glob(f"*/{name}"))[0]
+
+
+def change_accuracy(folder):
+    """One more image is correct, everywhere in test.json."""
+
+    def change(values):
+        row = next(index for index, counts in enumerate(values["confusion"]) if counts[index] < 10)
+        counts = values["confusion"][row]
+        other = next(index for index, count in enumerate(counts) if count and index != row)
+        counts[row], counts[other] = counts[row] + 1, counts[other] - 1
+        values["test_accuracy"] = sum(each[index] for index, each in enumerate(values["confusion"])) / 100
+        values["class_accuracy"][row][1] = counts[row] / 10
+        from optlab import records
+
+        mask = records.decode_mask(values["correct"], 100)
+        mask[(~mask).nonzero()[0][0]] = True
+        values["correct"] = records.encode_mask(mask)
+
+    rewrite(first(folder, "runs", "test.json"), change)
+
+
+def change_one_accuracy(folder):
+    rewrite(first(folder, "runs", "test.json"), lambda values: values.update(test_accuracy=0.99))
+
+
+def choose_seed(folder):
+    params = (folder / "params.yaml").read_text()
+    (seed, _) = YAML(typ="safe").load(params)["seeds"]
+    for path in [folder / "params.yaml", folder / "dvc.lock"]:
+        path.write_text(re.sub(rf"\b{seed}\b", "77", path.read_text()))
+    for kind in ("runs", "tuning"):
+        (folder / kind / f"sign-{seed}").rename(folder / kind / "sign-77")
+    rewrite(folder / "tuning" / "sign-77" / "trials.json", lambda values: [each.update(search=77) for each in values["trials"]])
+    seal(folder)
+
+
+def leave_out_trial(folder):
+    path = first(folder, "tuning", "trials.json")
+    rewrite(path, lambda values: values["trials"].pop())
+    seal(folder)
+
+
+def add_trial(folder):
+    path = first(folder, "tuning", "trials.json")
+    rewrite(path, lambda values: values["trials"].append(values["trials"][-1] | {"index": 2, "key": "0" * 32}))
+    seal(folder)
+
+
+def choose_other_trial(folder):
+    path = first(folder, "tuning", "choice.json")
+    rewrite(path, lambda values: values["entry"].update(lr=0.00123))
+    seal(folder)
+
+
+def alter_weights(folder):
+    rewrite(first(folder, "runs", "train.json"), lambda values: values.update(weights_sha256="0" * 64))
+    seal(folder)
+
+
+def replace_weights_in_lock(folder):
+    path = folder / "dvc.lock"
+    digest = re.search(r"path: models/\S+\n      hash: md5\n      md5: (\w+)", path.read_text())[1]
+    path.write_text(path.read_text().replace(digest, "0" * 32, 1))
+
+
+def change_split(folder):
+    for name in ("params.yaml", "dvc.lock"):
+        path = folder / name
+        path.write_text(path.read_text().replace("train_size: 100", "train_size: 110"))
+
+
+def change_data(folder):
+    path = folder / "dvc.lock"
+    digest = re.search(r"path: data/cifar10\n      hash: md5\n      md5: (\S+)", path.read_text())[1]
+    path.write_text(path.read_text().replace(digest, "0" * 32 + ".dir"))
+
+
+def drop_dependency(folder):
+    path = folder / "dvc.yaml"
+    path.write_text(path.read_text().replace("      - src/optlab/training\n", "", 1))
+
+
+def edit_code(folder):
+    top = folder.parents[1]
+    path = top / "src" / "optlab" / "training" / "loop.py"
+    path.write_text(path.read_text() + "\n# faster\n")
+
+
+def edit_code_and_protocol(folder):
+    edit_code(folder)
+    with contextlib.chdir(folder.parents[1]):
+        write_protocol(folder.parents[1], protocol.compute_code_digest(Path("ranking/sign")))
+
+
+def read_test_split(folder):
+    path = folder.parents[1] / "custom" / "sign_descent.py"
+    path.write_text(path.read_text() + '\nIMAGES = open("data/cifar10/test_batch.bin", "rb")\n')
+
+
+def keep_runs_of_other_seeds(folder):
+    path = first(folder, "runs", "train.json")
+    shutil.copytree(path.parent, folder / "runs" / "sign-5")
+
+
+FORGERIES = {
+    "an accuracy in one file": (change_one_accuracy, "digests"),
+    "a seed chosen": (choose_seed, "parameters and seeds"),
+    "a trial left out": (leave_out_trial, "searches"),
+    "a trial more": (add_trial, "searches"),
+    "another choice": (choose_other_trial, "searches"),
+    "weights altered": (alter_weights, "runs"),
+    "weights altered in dvc.lock": (replace_weights_in_lock, "digests"),
+    "another split": (change_split, "parameters and seeds"),
+    "other data": (change_data, "digests"),
+    "a dependency dropped": (drop_dependency, "stages and code"),
+    "code edited": (edit_code, "stages and code"),
+    "code and protocol edited": (edit_code_and_protocol, "changes nothing else"),
+    "a module that reads the test split": (read_test_split, "optimizer's modules"),
+    "runs of other seeds": (keep_runs_of_other_seeds, "digests"),
+}
+
+
+@pytest.mark.parametrize(("forge", "title"), FORGERIES.values(), ids=FORGERIES)
+def test_forgery_is_refused_at_once(record, forge, title):
+    project, folder = record
+    assert check(project, "base") == {}
+    forge(folder)
+    commit(project)
+    problems = check(project, "base")
+    assert any(each.startswith(title) for each in problems), problems
+
+
+def test_renamed_record_is_refused(record):
+    project, folder = record
+    for path in [folder / "params.yaml", folder / "dvc.yaml", folder / "dvc.lock"]:
+        path.write_text(path.read_text().replace("sign", "mine").replace("mine_descent", "sign_descent"))
+    for path in [*folder.glob("runs/*"), *folder.glob("tuning/*")]:
+        path.rename(path.with_name(path.name.replace("sign", "mine")))
+    folder.rename(folder.with_name("mine"))
+    commit(project)
+    with contextlib.chdir(project.top):
+        loaded = verification.RankingRecord.load(Path("ranking/mine"))
+        found = {each.title: each.problem for each in verification.check_files(loaded)}
+    assert "seeds" in found["parameters and seeds of the protocol"]
+    assert found["searches: every trial, and the choice"]
+
+
+def test_consistent_forgery_is_refused_when_drawn(record):
+    project, folder = record
+    change_accuracy(folder)
+    seal(folder)
+    commit(project)
+    assert check(project, "base") == {}
+    forged = first(folder, "runs", "test.json").parent.name
+    seeds = YAML(typ="safe").load(folder / "params.yaml")["seeds"]
+    number = seeds.index(int(forged.removeprefix("sign-"))) + 1
+    result = verify(project, "--replicate", str(3 - number))
+    assert result.returncode == 0, result.stdout + result.stderr
+    result = verify(project, "--all")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(rf"^{forged} +different ", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("ranking/sign: not verified\n")
+
+
+def test_refusals_are_printed_and_nothing_is_trained(record):
+    project, folder = record
+    change_one_accuracy(folder)
+    result = verify(project)
+    assert result.returncode == 1 and "drawn" not in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0] == "refused  committed as it is here" and "test.json: not as in the last commit" in lines[1]
+    assert lines[-1] == "ranking/sign: refused"
+    assert verify(project, "--replicate", "3").returncode == 2
+
+
+def test_ranking_is_function_of_records(record):
+    project, _ = record
+    files = [project.top / "ranking" / name for name in ("RANKING.md", "report.html")]
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    result = project.run_forked("optlab", "rank")
+    assert result.returncode == 0, result.stderr
+    assert [path.read_bytes() for path in files] == before and result.stdout == before[0].decode()
+
+
+def test_no_places_before_references_are_complete(record):
+    project, _ = record
+    text = (project.top / "ranking" / "protocol.yaml").read_text()
+    (project.top / "ranking" / "protocol.yaml").write_text(text.replace("replicates: 2", "replicates: 3"))
+    with contextlib.chdir(project.top):
+        ranked = table.render(Ranking.load(Path("ranking")))
+    assert "the references in studies/small have 2 of 3 replicates" in ranked and "Records without a place: sign." in ranked
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version: 1", "version: 0", "version: "),
+        ("params:", "params:\n  seeds: [1]", "params: has seeds"),
+        ("trials: 2", "seed: 3, trials: 2", "params: tuning has a seed"),
+        ("epochs: 1", "epochs: 2", "training is not what ranking/protocol.yaml has"),
+        ("version: 1", "version: [", "no YAML"),
+    ],
+)
+def test_unusable_protocol_is_one_line(record, monkeypatch, old, new, said):
+    project, _ = record
+    path = project.top / "ranking" / "protocol.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    monkeypatch.chdir(project.top)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Ranking.load(Path("ranking")).check_study()
+
+
+ORDINARY = '''
+import math
+from collections.abc import Callable
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+class Mine(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+    @torch.no_grad()
+    def step(self, closure=None):
+        torch.nn.utils.clip_grad_norm_([], 1.0)
+        return math.sqrt(4)
+'''
+REFUSED = {
+    "open": 'open("data/cifar10/test_batch.bin")',
+    "pathlib": "import pathlib",
+    "numpy": "from numpy import fromfile",
+    "the data module": "from optlab.data import cifar10",
+    "torchvision": "import torchvision.datasets",
+    "torch.load": 'torch.load("x")',
+    "torch.from_file": 'torch.from_file("x", size=3)',
+    "torch.hub": "torch.hub",
+    "torch.utils": "torch.utils.data",
+    "import of torch.utils": "import torch.utils.data",
+    "name from torch": "from torch import load",
+    "eval": 'eval("1")',
+    "builtins": '__builtins__["open"]',
+    "getattr": 'getattr(torch, "lo" + "ad")',
+    "globals of a function": "torch.no_grad.__globals__",
+    "subclasses": "object.__subclasses__()",
+    "module of a module": "torch.os",
+    "a syntax error": "def",
+}
+
+
+def test_ordinary_module_is_accepted(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(ORDINARY)
+    assert module_scan.scan([path, *TOP.glob("custom/*.py")]) == []
+
+
+@pytest.mark.parametrize("line", REFUSED.values(), ids=REFUSED)
+def test_module_with_more_than_arithmetic_is_refused(tmp_path, line):
+    path = tmp_path / "mine.py"
+    path.write_text(f"import torch\n{line}\n")
+    (refused,) = module_scan.scan([path])[:1]
+    assert refused.startswith(f"{path}:")
