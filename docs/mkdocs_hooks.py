@@ -59,11 +59,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Add the page that moves, which is not Markdown, to the tutorials."""
+    """Add the interactive page, which is not Markdown, after the page on optimizers."""
     file = files.get_file_from_path(LEARN)
-    tutorials = [each for each in nav.items if each.title == "Tutorial"]
-    if file and tutorials:
-        tutorials[0].children.append(Link("See optimizers move", file.url))
+    sections = [each for each in nav.items if each.title == "Explanation"]
+    if file and sections:
+        sections[0].children.insert(1, Link("Optimizers, hands on", file.url))
     return nav
 
 

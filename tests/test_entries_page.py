@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = (DOCS / "entries.md").read_text()
 BLOCKS = [
     (page, number, block)
-    for page in ("entries.md", "parameters.md", "first-steps.zh.md")
+    for page in ("entries.md", "parameters.md", "howto.zh.md")
     for number, block in enumerate(re.findall(r"```yaml\n(optimizers:\n.*?)```", (DOCS / page).read_text(), re.DOTALL))
 ]
 ENTRIES = {
@@ -28,7 +28,7 @@ ENTRIES = {
 
 
 def test_docs_contain_examples_of_entries():
-    assert [page for page, *_ in BLOCKS] == ["entries.md"] * 6 + ["parameters.md", "first-steps.zh.md"]
+    assert [page for page, *_ in BLOCKS] == ["entries.md"] * 6 + ["parameters.md", "howto.zh.md"]
     assert len(ENTRIES) > 22
 
 

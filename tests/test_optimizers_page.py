@@ -45,7 +45,7 @@ SECTIONS = {  # but those whose title is a name in both languages
     "What an optimizer does": "优化器在做什么", "A step": "一步", "SGD": "SGD（随机梯度下降）",
     "Momentum": "Momentum（动量）", "All of them on two slopes": "在两种坡上走一走", "What a step costs": "一步的开销",
     "Which learning rate to try first": "先试哪个学习率", "When which one": "什么时候用哪个",
-    "What the tutorial says": "教程说的对不对",
+    "What the original tutorial says": "原教程说的对不对",
 }  # fmt: skip
 
 

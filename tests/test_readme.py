@@ -52,20 +52,20 @@ def test_readmes_are_short():
     assert len(CHINESE) <= 2000
 
 
-def test_first_steps_have_tables_of_committed_report():
+def test_results_page_has_tables_of_committed_report():
     """The tables, and before them the verdict."""
     said = (TOP / "reports" / "comparison.md").read_text().split("\n\n")[0]
     found = tables(TOP / "reports" / "comparison.md")
     assert len(found) == 2
     for part in (said, *found):
-        assert part in (DOCS / "first-steps.md").read_text()
+        assert part in (DOCS / "results.md").read_text()
 
 
-def test_chinese_first_steps_have_table_of_committed_report():
+def test_chinese_results_page_has_table_of_committed_report():
     """The first table, with Chinese heads and words."""
     rows = tables(TOP / "reports" / "comparison.md")[0].splitlines()[2:]
     words = {" %": "%", "completed": "完成"}
-    text = (DOCS / "first-steps.zh.md").read_text()
+    text = (DOCS / "results.zh.md").read_text()
     for row in rows:
         for english, chinese in words.items():
             row = row.replace(english, chinese)
@@ -73,11 +73,11 @@ def test_chinese_first_steps_have_table_of_committed_report():
         assert row in text
 
 
-def test_first_steps_compute_minutes_from_measured_speeds():
+def test_results_page_computes_minutes_from_measured_speeds():
     params = YAML(typ="safe").load(TOP / "params.yaml")
     runs = len(params["optimizers"]) * len(params["seeds"])
     images = runs * params["training"]["epochs"] * params["data"]["train_size"]
-    for name in ("first-steps.md", "first-steps.zh.md"):
+    for name in ("results.md", "results.zh.md"):
         text = (DOCS / name).read_text()
         assert f"{images:,}" in text
         for speed, source, minutes in ((2235, "RESULTS.md", 10), (1176, "RESULTS-AVX2.md", 20)):
@@ -133,15 +133,14 @@ def test_experiments_page_counts_classes_of_benchmark():
     assert "and one diverges. Seven are refused and one fails in its ninth step" in page
 
 
-def test_first_steps_name_reports_in_git():
+def test_results_page_names_reports_in_git():
     """All pipelines' but that of studies/tuned."""
     command = ["git", "ls-files", "*reports/report.html"]
     listed = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True).stdout.splitlines()
     folders = {path.parent.relative_to(TOP).as_posix() for path in TOP.glob("studies/*/dvc.yaml")} | {".", "tutorial"}
     assert folders - {PurePath(name).parents[1].as_posix() for name in listed} == {"studies/tuned"}
-    assert "the report of this comparison, of the tutorial and of every study but `studies/tuned`" in " ".join(
-        (DOCS / "first-steps.md").read_text().split()
-    )
+    page = " ".join((DOCS / "results.md").read_text().split())
+    assert "report of this comparison, of the pipeline in `tutorial/` and of every study but `studies/tuned`" in page
 
 
 @pytest.mark.parametrize(
