@@ -171,6 +171,12 @@ def test_recorded_environment_variables_are_restored():
     assert derive_isa_variables(Environment(**recorded), "AVX512_CORE")["ONEDNN_MAX_CPU_ISA"] == "AVX2_VNNI"
 
 
+def test_record_cannot_set_other_variables():
+    """A record may be a stranger's: it must not name a library to load."""
+    recorded = {"cpu_capability": "AVX2", "variables": {"LD_PRELOAD": "theirs.so", "PYTHONPATH": "theirs"}}
+    assert not {"LD_PRELOAD", "PYTHONPATH"} & set(derive_isa_variables(Environment(**recorded), "AVX2"))
+
+
 def create_outside_file(folder):
     """A file outside of the checkout that must stay."""
     folder.mkdir(parents=True)

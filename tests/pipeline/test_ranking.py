@@ -34,7 +34,7 @@ optimizers:
 
 def write_protocol(top, code):
     lines = "".join(f"  {line}\n" for line in PARAMS.splitlines())
-    text = f"version: 1\nstudy: studies/small\nreplicates: 2\ncode: [{code}]\nparams:\n{lines}"
+    text = f"version: 1\nstudy: studies/small\nreplicates: 2\ncode: ['{code}']\nparams:\n{lines}"
     (top / "ranking").mkdir(exist_ok=True)
     (top / "ranking" / "protocol.yaml").write_text(text)
 
@@ -96,7 +96,9 @@ def test_submitted_record_is_verified_and_placed(submitted, tmp_path):
     folder = project.top / "ranking" / "sign"
     params = YAML(typ="safe").load(folder / "params.yaml")
     assert len(set(params["seeds"])) == 2 and set(params["seeds"]).isdisjoint({10, 11})
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(f"sign-{seed}" for seed in params["seeds"])
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(
+        f"sign-{seed}" for seed in params["seeds"]
+    )
     assert "ranking/sign: the record, and ranking/RANKING.md" in said
     text = (project.top / "ranking" / "RANKING.md").read_text()
     rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| ")}
@@ -191,7 +193,10 @@ def choose_seed(folder):
         path.write_text(re.sub(rf"\b{seed}\b", "77", path.read_text()))
     for kind in ("runs", "tuning"):
         (folder / kind / f"sign-{seed}").rename(folder / kind / "sign-77")
-    rewrite(folder / "tuning" / "sign-77" / "trials.json", lambda values: [each.update(search=77) for each in values["trials"]])
+    rewrite(
+        folder / "tuning" / "sign-77" / "trials.json",
+        lambda values: [each.update(search=77) for each in values["trials"]],
+    )
     seal(folder)
 
 
@@ -238,7 +243,7 @@ def change_data(folder):
 
 def drop_dependency(folder):
     path = folder / "dvc.yaml"
-    path.write_text(path.read_text().replace("      - src/optlab/training\n", "", 1))
+    path.write_text(re.sub(r"\n *- src/optlab/training(?=\n)", "", path.read_text(), count=1))
 
 
 def edit_code(folder):
@@ -247,10 +252,8 @@ def edit_code(folder):
     path.write_text(path.read_text() + "\n# faster\n")
 
 
-def edit_code_and_protocol(folder):
-    edit_code(folder)
-    with contextlib.chdir(folder.parents[1]):
-        write_protocol(folder.parents[1], protocol.compute_code_digest(Path("ranking/sign")))
+def edit_protocol(folder):
+    write_protocol(folder.parents[1], "0" * 64)
 
 
 def read_test_split(folder):
@@ -261,6 +264,25 @@ def read_test_split(folder):
 def keep_runs_of_other_seeds(folder):
     path = first(folder, "runs", "train.json")
     shutil.copytree(path.parent, folder / "runs" / "sign-5")
+
+
+def redirect_link(folder):
+    (folder / "pipeline").unlink()
+    shutil.copytree(folder.parents[1] / "pipeline", folder / "pipeline")
+
+
+def change_command(folder):
+    path = folder / "dvc.lock"
+    path.write_text(re.sub(r"(cmd: python pipeline/train.py \S+ \d+)", r"\1; true", path.read_text(), count=1))
+
+
+def add_file(folder):
+    (folder / "sitecustomize.py").write_text("print(1)\n")
+
+
+def edit_table(folder):
+    path = folder.with_name("RANKING.md")
+    path.write_text(path.read_text().replace("| 1 – 3 |", "| 1 |").replace("± ", "± 0"))
 
 
 FORGERIES = {
@@ -274,10 +296,16 @@ FORGERIES = {
     "another split": (change_split, "parameters and seeds"),
     "other data": (change_data, "digests"),
     "a dependency dropped": (drop_dependency, "stages and code"),
-    "code edited": (edit_code, "stages and code"),
-    "code and protocol edited": (edit_code_and_protocol, "changes nothing else"),
+    "code edited": (edit_code, "digests"),
+    "code edited outside of the record": (edit_code, "changes nothing else"),
+    "other code than the protocol's": (edit_protocol, "stages and code"),
+    "protocol edited": (edit_protocol, "changes nothing else"),
     "a module that reads the test split": (read_test_split, "optimizer's modules"),
     "runs of other seeds": (keep_runs_of_other_seeds, "digests"),
+    "code in place of a link": (redirect_link, "stages and code"),
+    "a command in dvc.lock": (change_command, "digests"),
+    "a file more": (add_file, "digests"),
+    "the table edited": (edit_table, "table"),
 }
 
 
@@ -286,7 +314,8 @@ def test_forgery_is_refused_at_once(record, forge, title):
     project, folder = record
     assert check(project, "base") == {}
     forge(folder)
-    commit(project)
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", "forged")  # fails if nothing was changed
     problems = check(project, "base")
     assert any(each.startswith(title) for each in problems), problems
 
@@ -302,7 +331,7 @@ def test_renamed_record_is_refused(record):
     with contextlib.chdir(project.top):
         loaded = verification.RankingRecord.load(Path("ranking/mine"))
         found = {each.title: each.problem for each in verification.check_files(loaded)}
-    assert "seeds" in found["parameters and seeds of the protocol"]
+    assert "params.yaml: tuning.seed is " in found["parameters and seeds of the protocol"]
     assert found["searches: every trial, and the choice"]
 
 
@@ -315,12 +344,21 @@ def test_consistent_forgery_is_refused_when_drawn(record):
     forged = first(folder, "runs", "test.json").parent.name
     seeds = YAML(typ="safe").load(folder / "params.yaml")["seeds"]
     number = seeds.index(int(forged.removeprefix("sign-"))) + 1
-    result = verify(project, "--replicate", str(3 - number))
-    assert result.returncode == 0, result.stdout + result.stderr
-    result = verify(project, "--all")
+    result = verify(project, "--replicate", str(number))
     assert result.returncode == 1, result.stdout + result.stderr
     assert re.search(rf"^{forged} +different ", result.stdout, re.MULTILINE)
     assert result.stdout.endswith("ranking/sign: not verified\n")
+
+
+def test_draw_takes_any_replicate_one_or_all(small_config):
+    config = small_config(seeds=[5, 6, 7])
+    drawn = {tuple(verification.draw_seeds(config, None, everything=False)) for _ in range(200)}
+    assert drawn == {(5,), (6,), (7,)}
+    assert verification.draw_seeds(config, 2, everything=False) == [6]
+    assert verification.draw_seeds(config, None, everything=True) == [5, 6, 7]
+    assert "probability k/3" in verification.describe_draw(config, [6])
+    with pytest.raises(ConfigError, match="replicates 1 to 3"):
+        verification.draw_seeds(config, 0, everything=False)
 
 
 def test_refusals_are_printed_and_nothing_is_trained(record):
@@ -351,7 +389,10 @@ def test_no_places_before_references_are_complete(record):
     (project.top / "ranking" / "protocol.yaml").write_text(text.replace("replicates: 2", "replicates: 3"))
     with contextlib.chdir(project.top):
         ranked = table.render(Ranking.load(Path("ranking")))
-    assert "the references in studies/small have 2 of 3 replicates" in ranked and "Records without a place: sign." in ranked
+    assert (
+        "the references in studies/small have 2 of 3 replicates" in ranked
+        and "Records without a place: sign." in ranked
+    )
 
 
 @pytest.mark.parametrize(
@@ -373,7 +414,7 @@ def test_unusable_protocol_is_one_line(record, monkeypatch, old, new, said):
         Ranking.load(Path("ranking")).check_study()
 
 
-ORDINARY = '''
+ORDINARY = """
 import math
 from collections.abc import Callable
 import torch
@@ -386,7 +427,7 @@ class Mine(torch.optim.Optimizer):
     def step(self, closure=None):
         torch.nn.utils.clip_grad_norm_([], 1.0)
         return math.sqrt(4)
-'''
+"""
 REFUSED = {
     "open": 'open("data/cifar10/test_batch.bin")',
     "pathlib": "import pathlib",
@@ -407,6 +448,11 @@ REFUSED = {
     "module of a module": "torch.os",
     "a syntax error": "def",
 }
+
+
+def test_classes_of_torch_ready_packages_and_scanned_modules_are_accepted():
+    classes = ["Adam", "pytorch_optimizer.Lion", "mine.Sign", "os.Popen", "other.Sign"]
+    assert module_scan.scan_class_paths(classes, [Path("custom/mine.py")]) == ["class os.Popen", "class other.Sign"]
 
 
 def test_ordinary_module_is_accepted(tmp_path):

@@ -60,6 +60,18 @@ def scan(modules: Iterable[Path]) -> list[str]:
     return [f"{path}:{line}: {what}" for path, line, what in sorted(found)]
 
 
+def scan_class_paths(class_paths: Iterable[str], modules: Iterable[Path]) -> list[str]:
+    """Return the classes that are neither torch's, nor of an allowed package, nor in one of the scanned modules.
+
+    Args:
+        class_paths: as params.yaml names them: `Adam` is one of torch.optim.
+        modules: as for `scan`.
+    """
+    own = {each.parts[1].removesuffix(".py") for each in modules}  # below custom/
+    packages = {path: path.partition(".")[0] for path in class_paths if "." in path}
+    return [f"class {path}" for path, each in packages.items() if each not in own and each not in ALLOWED_PACKAGES]
+
+
 def _scan_tree(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)

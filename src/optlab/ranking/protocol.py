@@ -139,7 +139,10 @@ class Ranking:
         return list(seeds)
 
     def check_study(self) -> Config:
-        """Check that the reference study has the protocol's parameters, and return its configuration.
+        """Check that the reference study has the protocol's parameters.
+
+        Returns:
+            its configuration, with the protocol's verdicts: a study may have further looks.
 
         Raises:
             ConfigError: it has others, or cannot be used.
@@ -152,9 +155,9 @@ class Ranking:
             ours, theirs = getattr(wanted, key), getattr(study, key)
             if key == "tuning":
                 theirs = theirs.model_copy(update={"seed": ours.seed})
-            if key not in _FREE_KEYS and ours != theirs:
+            if key not in (*_FREE_KEYS, "verdict") and ours != theirs:
                 raise ConfigError(f"{path}: {key} is not what {self.folder / PROTOCOL_FILE} has: it is no reference")
-        return study
+        return study.model_copy(update={"verdict": wanted.verdict})
 
 
 def parse_params(values: dict[str, Any], path: Path) -> Config:

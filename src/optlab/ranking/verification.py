@@ -11,13 +11,14 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optlab.config import loader
 from optlab.orchestration.dvc_lock import DvcLock
 from optlab.orchestration.dvc_pipeline import DvcPipeline
 from optlab.orchestration.versus import parse_yaml
 from optlab.preflight import checks
-from optlab.ranking import module_scan, submission
+from optlab.ranking import module_scan, submission, table
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
 from optlab.records import Choice, EvalRecord, RunFiles, TrainRecord, TrialsRecord, TuningFiles
 from optlab.reproduce import rerun
@@ -87,6 +88,7 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
         ("digests of data, code, parameters and outputs", lambda: _check_digests(record)),
         ("searches: every trial, and the choice", lambda: _check_searches(record)),
         ("runs: weights, steps and metrics", lambda: _check_runs(record)),
+        ("table of the ranking", lambda: _check_table(record)),
     ]
     for title, check in checks_in_order:
         try:
@@ -114,7 +116,7 @@ def _check_scope(record: RankingRecord, base: str) -> None:
     if names is None:
         raise RevisionError(f"{base}: git cannot compare it with HEAD: fetch its history")
     folder = record.ranking.folder
-    generated = {folder / "RANKING.md", folder / "report.html"}
+    generated = {folder / table.RANKING_FILE, folder / table.REPORT_FILE}
     foreign = [
         name for name in names.splitlines()
         if not Path(name).is_relative_to(record.folder) and name not in record.modules and Path(name) not in generated
@@ -125,6 +127,9 @@ def _check_scope(record: RankingRecord, base: str) -> None:
 
 def _check_modules(record: RankingRecord) -> None:
     refused = module_scan.scan(map(Path, record.modules))
+    outside = set(source_code.find_user_modules(record.config.list_class_paths())) - set(map(Path, record.modules))
+    refused += [f"{path}: not in {repository.CUSTOM}/" for path in sorted(outside)]
+    refused += module_scan.scan_class_paths(record.config.get_optimizer(record.name).classes, map(Path, record.modules))
     if refused:
         raise ConfigError(_name_some(refused))
 
@@ -135,17 +140,34 @@ def _check_params(record: RankingRecord) -> None:
         raise ConfigError(f"{record.name}: is one of the optimizers of {ranking.study}")
     entry = submission.read_entry(record.folder)
     wanted, found = ranking.make_params(record.name, entry), parse_yaml(path.read_text("utf-8"))
-    for key in dict.fromkeys([*wanted, *found]):
-        if wanted.get(key) != found.get(key):
-            raise ConfigError(f"{path}: {key}: {found.get(key)}, where the protocol has {wanted.get(key)}")
+    difference = _find_difference(found, wanted)
+    if difference:
+        key, ours, theirs = difference
+        raise ConfigError(f"{path}: {key} is {ours}, where the protocol has {theirs}")
     if submission.render_params(ranking, record.name, entry) != path.read_text("utf-8"):
         raise ConfigError(f"{path}: not as `optlab submit` writes it")
+
+
+def _find_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first key that differs, such as `tuning.seed`, and both values; None if nothing differs."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return None if found == wanted else (key, found, wanted)
+    keys = dict.fromkeys([*wanted, *found])
+    parts = (_find_difference(found.get(each), wanted.get(each), f"{key}.{each}".lstrip(".")) for each in keys)
+    return next((each for each in parts if each), None)
 
 
 def _check_code(record: RankingRecord) -> None:
     path = record.folder / "dvc.yaml"
     if path.read_text("utf-8") != submission.render_dvc_yaml(record.ranking, record.name, list(record.modules)):
         raise ConfigError(f"{path}: not as `optlab submit` writes it")
+    settings, links = repository.list_project_files(record.folder)
+    for link, target in links.items():
+        if not link.is_symlink() or link.readlink() != target:
+            raise ConfigError(f"{link}: no link to {target}, which `optlab submit` makes")
+    for file, content in settings.items():
+        if file.read_bytes() != content:
+            raise ConfigError(f"{file}: not as `optlab submit` writes it")
     submission.check_code(record.ranking, record.folder)
 
 
@@ -164,7 +186,7 @@ def _check_digests(record: RankingRecord) -> None:
     path = record.folder / "dvc.lock"
     if foreign := sorted(set(DvcLock(path, []).read_entries()) - set(pipeline.names)):
         raise RecordError(f"{path}: has {_name_some(foreign)}, of other seeds or names: remove it")
-    _check_no_more_files(record)
+    _check_tracked_files(record)
 
 
 def _read_data_digest(folder: Path) -> str:
@@ -176,13 +198,25 @@ def _read_data_digest(folder: Path) -> str:
         raise RecordError(f"{folder / 'dvc.lock'}: has no digest of the data set") from None
 
 
-def _check_no_more_files(record: RankingRecord) -> None:
-    """Refuse runs and searches of other seeds, from which the ones in use could have been picked."""
-    wanted = {format_run_id(record.name, seed) for seed in record.config.seeds}
-    folders = [path for kind in ("runs", "tuning") for path in (record.folder / kind).glob("*/")]
-    foreign = sorted(str(path) for path in folders if path.name not in wanted)
+def _check_tracked_files(record: RankingRecord) -> None:
+    """Refuse files of no replicate: runs of other seeds, from which those in use could have been picked, or code."""
+    wanted = {record.folder / name for name in (PARAMS_FILE, "dvc.yaml", "dvc.lock")}
+    for paths in repository.list_project_files(record.folder):
+        wanted |= set(paths)
+    for seed in record.config.seeds:
+        run, tuning = RunFiles(record.folder, record.name, seed), TuningFiles(record.folder, record.name, seed)
+        wanted |= {run.training, run.test, run.environment, tuning.choice, tuning.trials, tuning.environment}
+    tracked = (git.get_output("ls-files", "-z", "--", str(record.folder)) or "").split("\0")
+    foreign = [each for each in tracked if each and Path(each) not in wanted and Path(each).name != ".gitignore"]
     if foreign:
-        raise RecordError(f"{_name_some(foreign)}: of no seed of the protocol: remove it")
+        raise RecordError(f"{_name_some(foreign)}: not part of a record: remove it")
+
+
+def _check_table(record: RankingRecord) -> None:
+    """Compare the table of the ranking with what the records give."""
+    path = record.ranking.folder / table.RANKING_FILE
+    if not path.is_file() or path.read_text("utf-8") != table.render(record.ranking):
+        raise RecordError(f"{path}: not what the records give: `optlab rank {record.ranking.folder}` writes it")
 
 
 class _NoTrainer:

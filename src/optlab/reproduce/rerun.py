@@ -207,7 +207,10 @@ def derive_isa_variables(recorded: Environment, isa: str | None = None) -> dict[
         recorded: the environment of a run.
         isa: the richest instruction set here, by oneDNN's name; default: this CPU's.
     """
-    variables = {name: value for name, value in recorded.variables.items() if value is not None}
+    recorded_variables = recorded.variables.items()
+    variables = {
+        name: value for name, value in recorded_variables if value is not None and name in ENVIRONMENT_VARIABLES
+    }
     if set(PORTABLE_VARIABLES) & set(variables):
         return variables  # the recorded capability is their effect, and tells nothing of the CPU
     capability, isa = recorded.cpu_capability, isa or detect_onednn_isa()

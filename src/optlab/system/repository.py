@@ -100,13 +100,25 @@ def make_dvc_project(folder: Path) -> None:
     Args:
         folder: relative to the root, which is the working directory.
     """
+    settings, links = list_project_files(folder)
+    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
+    for path, target in links.items():
+        if not os.path.lexists(path):
+            path.symlink_to(target)
+    for path, content in settings.items():
+        files.write_atomic(path, content)
+
+
+def list_project_files(folder: Path) -> tuple[dict[Path, bytes], dict[Path, Path]]:
+    """Return what makes a study's folder a DVC project: file → content, and link → target."""
     up = Path(*[os.pardir] * len(folder.parts))
-    files.write_atomic(folder / ".dvc" / ".gitignore", b"/config.local\n/tmp\n/cache\n")
-    targets = {name: up / name for name in ("src", "pipeline", "custom", "data", ".dvcignore")}
-    for name, target in (targets | {".dvc/plots": os.pardir / up / ".dvc" / "plots"}).items():
-        if not os.path.lexists(folder / name):
-            (folder / name).symlink_to(target)
-    files.write_atomic(folder / ".dvc" / "config", _DVC_CONFIG.format(up=up.as_posix()).encode())
+    links = {folder / name: up / name for name in ("src", "pipeline", "custom", "data", ".dvcignore")}
+    links[folder / ".dvc" / "plots"] = os.pardir / up / ".dvc" / "plots"
+    settings = {
+        folder / ".dvc" / ".gitignore": b"/config.local\n/tmp\n/cache\n",
+        folder / ".dvc" / "config": _DVC_CONFIG.format(up=up.as_posix()).encode(),
+    }
+    return settings, links
 
 
 def get_dvc_experiment() -> str | None:
