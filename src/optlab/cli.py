@@ -523,15 +523,11 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
 
     record = verification.RankingRecord.load(pipeline)
     seeds = verification.draw_seeds(record.config, replicate, everything)
-    problems = 0
     for check in verification.check_files(record, base):
         print(f"{'refused' if check.problem else 'ok     '}  {check.title}", flush=True)
         if check.problem:
-            print(f"         {check.problem}", flush=True)
-            problems += 1
-    if problems:
-        print(f"{pipeline}: refused")
-        return 1
+            print(f"{pipeline}: refused: {check.problem}")
+            return 1
     for note in verification.list_notes(record):
         print(f"note: {note}", file=sys.stderr)
     print(verification.describe_draw(record.config, seeds), flush=True)
@@ -544,13 +540,15 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
 
 @_register_command(RANK, "optlab rank")
 def rank(
-    ranking: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the ranking.")] = Path("ranking"),
+    ranking: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder of the ranking's protocol; default: ranking.")
+    ] = None,
 ) -> None:
     """Write the table and the report of a ranking."""
     here = _enter_root()
     from optlab.ranking import protocol, table
 
-    folder = Path(os.path.relpath(here / ranking))
+    folder = Path(os.path.relpath(here / ranking)) if ranking else protocol.DEFAULT_RANKING
     print(table.write(protocol.Ranking.load(folder)), end="")
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,30 @@ def add_file(folder):
     (folder / "sitecustomize.py").write_text("print(1)\n")
 
 
+def add_results(folder):
+    path = folder.parents[1] / ".optlab" / "trials" / "x" / "1.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert subprocess.run(["git", "add", "-f", path], cwd=folder, check=False).returncode == 0
+
+
+def link_file(folder):
+    path = first(folder, "runs", "test.json")
+    path.rename(folder.parents[1] / "elsewhere.json")
+    path.symlink_to("../../../../elsewhere.json")
+
+
+def damage(folder):
+    rewrite(first(folder, "runs", "test.json"), lambda values: values.update(confusion=[[1], [2, 3]], correct=[]))
+    seal(folder)
+
+
+def add_output(folder):
+    path = folder / "dvc.lock"
+    more = "    - path: ../../src/optlab/cli.py\n      hash: md5\n      md5: 0123\n"
+    path.write_text(path.read_text() + more)
+
+
 def edit_table(folder):
     path = folder.with_name("RANKING.md")
     path.write_text(path.read_text().replace("| 1 – 3 |", "| 1 |").replace("± ", "± 0"))
@@ -301,10 +326,14 @@ FORGERIES = {
     "other code than the protocol's": (edit_protocol, "stages and code"),
     "protocol edited": (edit_protocol, "changes nothing else"),
     "a module that reads the test split": (read_test_split, "optimizer's modules"),
-    "runs of other seeds": (keep_runs_of_other_seeds, "digests"),
+    "runs of other seeds": (keep_runs_of_other_seeds, "no other files"),
     "code in place of a link": (redirect_link, "stages and code"),
     "a command in dvc.lock": (change_command, "digests"),
-    "a file more": (add_file, "digests"),
+    "a file more": (add_file, "no other files"),
+    "results of trials": (add_results, "no other files"),
+    "a link in place of a file": (link_file, "no other files"),
+    "a damaged record": (damage, "runs"),
+    "an output more in dvc.lock": (add_output, "digests"),
     "the table edited": (edit_table, "table"),
 }
 
@@ -388,7 +417,9 @@ def test_no_places_before_references_are_complete(record):
     text = (project.top / "ranking" / "protocol.yaml").read_text()
     (project.top / "ranking" / "protocol.yaml").write_text(text.replace("replicates: 2", "replicates: 3"))
     with contextlib.chdir(project.top):
-        ranked = table.render(Ranking.load(Path("ranking")))
+        files = table.render_files(Ranking.load(Path("ranking")))
+    ranked = files[Path("ranking/RANKING.md")].decode()
+    assert files[Path("ranking/report.html")] is None
     assert (
         "the references in studies/small have 2 of 3 replicates" in ranked
         and "Records without a place: sign." in ranked
@@ -446,6 +477,15 @@ REFUSED = {
     "globals of a function": "torch.no_grad.__globals__",
     "subclasses": "object.__subclasses__()",
     "module of a module": "torch.os",
+    "all of torch": "from torch import *",
+    "a module that enum holds": "enum.bltns.open",
+    "ctypes": "torch.ctypes.CDLL(None)",
+    "an attribute by its name": 'operator.attrgetter("serialization")',
+    "a pattern": "match torch:\n    case object(serialization=x): pass",
+    "a test module of torch": "from torch.testing._internal.common_utils import shell",
+    "a hook": "model.register_forward_hook(print)",
+    "a tensor's operations": "class Spy:\n    def __torch_function__(self): pass",
+    "many numbers": "WEIGHTS = [" + "0.123456789, " * 6000 + "]",
     "a syntax error": "def",
 }
 
@@ -456,14 +496,16 @@ def test_classes_of_torch_ready_packages_and_scanned_modules_are_accepted():
 
 
 def test_ordinary_module_is_accepted(tmp_path):
-    path = tmp_path / "mine.py"
+    path = tmp_path / "custom" / "mine.py"
+    path.parent.mkdir()
     path.write_text(ORDINARY)
     assert module_scan.scan([path, *TOP.glob("custom/*.py")]) == []
 
 
 @pytest.mark.parametrize("line", REFUSED.values(), ids=REFUSED)
 def test_module_with_more_than_arithmetic_is_refused(tmp_path, line):
-    path = tmp_path / "mine.py"
+    path = tmp_path / "custom" / "mine.py"
+    path.parent.mkdir()
     path.write_text(f"import torch\n{line}\n")
     (refused,) = module_scan.scan([path])[:1]
     assert refused.startswith(f"{path}:")

@@ -162,6 +162,12 @@ class DvcPipeline:
         with self._hold_dvc_lock(name):
             return name in self._forced or self._has_changed(self._stages[name])
 
+    def list_declared_paths(self, name: str) -> tuple[list[str], list[str]]:
+        """Return the paths of a stage's dependencies, without parameters, and of its outputs, as dvc.yaml has them."""
+        stage = self._stages[name]
+        deps = [dep.def_path for dep in stage.deps if not isinstance(dep, param.ParamsDependency)]
+        return deps, [out.def_path for out in stage.outs]
+
     def find_changes(self) -> dict[str, str]:
         """Return what differs from dvc.lock: stage or file → `new`, `modified` or `deleted`.
 

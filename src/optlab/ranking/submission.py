@@ -9,6 +9,7 @@ from ruamel.yaml import YAML, YAMLError
 from optlab.orchestration import repro
 from optlab.orchestration.versus import parse_yaml
 from optlab.orchestration.versus_pipeline import add_lr_ranges, dump_yaml, find_entry
+from optlab.ranking import module_scan
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking, compute_code_digest, parse_params
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system import files, locks, repository
@@ -40,10 +41,30 @@ def submit(name_or_module: str, params: Path, folder: Path, jobs: int | None) ->
     if name in study.optimizers:
         raise ConfigError(f"{name} is one of the optimizers of {ranking.study}: give your entry another name")
     record = folder / name
-    config = write_pipeline(ranking, name, add_lr_ranges(entry))
+    entry_with_ranges = add_lr_ranges(entry)
+    check_new(ranking, name, entry_with_ranges)
+    config = write_pipeline(ranking, name, entry_with_ranges)
     check_code(ranking, record)
     repro.run_pipeline(config, record, jobs)
     return record
+
+
+def check_new(ranking: Ranking, name: str, entry: dict[str, Any]) -> None:
+    """Check before hours of training what would be refused after them.
+
+    Raises:
+        ConfigError: the folder has the record of another version of the optimizer, or its modules would be refused.
+    """
+    path = ranking.folder / name / PARAMS_FILE
+    config = parse_params(ranking.make_params(name, entry), path)
+    if path.exists() and path.read_text("utf-8") != render_params(ranking, name, entry):
+        raise ConfigError(
+            f"{path}: the record of another entry or module: an edit changes the seeds, and so the whole record: "
+            f"remove {path.parent}, then repeat the command"
+        )
+    refused = module_scan.find_problems(config.list_class_paths(name))
+    if refused:
+        raise ConfigError(f"{refused[0]}, which `optlab verify` refuses: an optimizer of a ranking only computes")
 
 
 def write_pipeline(ranking: Ranking, name: str, entry: dict[str, Any]) -> Config:

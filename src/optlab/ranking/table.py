@@ -48,13 +48,25 @@ def write(ranking: Ranking) -> str:
         ConfigError, RecordError: a record cannot be used, or is incomplete.
         StorageError: a file cannot be written.
     """
-    text = render(ranking)
-    files.write_atomic(ranking.folder / RANKING_FILE, text.encode())
+    contents = render_files(ranking)
+    for path, content in contents.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            files.write_atomic(path, content)
+    return (contents[ranking.folder / RANKING_FILE] or b"").decode()
+
+
+def render_files(ranking: Ranking) -> dict[Path, bytes | None]:
+    """Return the contents of RANKING.md and report.html; None for the report while there are no places.
+
+    Raises:
+        ConfigError, RecordError: as for `write`.
+    """
     compared = collect(ranking)
-    if compared:
-        content = page.render(compared, figures.compute_curves(compared), ranking.folder)
-        files.write_atomic(ranking.folder / REPORT_FILE, content)
-    return text
+    report = page.render(compared, figures.compute_curves(compared), ranking.folder) if compared else None
+    text = render(ranking, compared).encode()
+    return {ranking.folder / RANKING_FILE: text, ranking.folder / REPORT_FILE: report}
 
 
 def collect(ranking: Ranking) -> Comparison | None:
@@ -84,9 +96,13 @@ def _load_record(ranking: Ranking, folder: Path) -> Config:
     return config
 
 
-def render(ranking: Ranking) -> str:
-    """Return the text of RANKING.md."""
-    compared, protocol = collect(ranking), ranking.protocol
+def render(ranking: Ranking, compared: Comparison | None) -> str:
+    """Return the text of RANKING.md.
+
+    Args:
+        compared: as `collect` returns it.
+    """
+    protocol = ranking.protocol
     parts = [f"# Ranking by protocol {protocol.version}"]
     if compared is None:
         count = len(ranking.check_study().seeds)

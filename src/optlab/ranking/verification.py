@@ -25,7 +25,7 @@ from optlab.reproduce import rerun
 from optlab.reproduce.output_diff import Reproduction
 from optlab.schema.parameters import PARAMS_FILE, SPLIT_SIZES, Config, format_count, format_run_id
 from optlab.system import git, repository, source_code
-from optlab.system.errors import ConfigError, OptlabError, RecordError, RevisionError
+from optlab.system.errors import ConfigError, OptlabError, RecordError, RevisionError, summarize_error
 from optlab.system.git import Revision
 from optlab.tuning import search, selection
 from optlab.tuning.search import Trial, TrialBatch, TrialOutcomes
@@ -74,13 +74,16 @@ class RankingRecord:
 
 
 def check_files(record: RankingRecord, base: str | None = None) -> Iterator[CheckResult]:
-    """Check what can be checked without training, and yield the result of each check.
+    """Check what can be checked without training, and yield the results up to the first check that refuses the record.
+
+    The modules are scanned before a check imports them.
 
     Args:
         base: revision of trusted code and protocol: the commits since then may change the record alone.
     """
     checks_in_order: list[tuple[str, Callable[[], None]]] = [
         ("committed as it is here", lambda: _check_committed(record)),
+        ("no other files", lambda: _check_tracked_files(record)),
         *([(f"changes nothing else since {base}", lambda: _check_scope(record, base))] if base else []),
         ("optimizer's modules: nothing but arithmetic", lambda: _check_modules(record)),
         ("parameters and seeds of the protocol", lambda: _check_params(record)),
@@ -88,48 +91,60 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
         ("digests of data, code, parameters and outputs", lambda: _check_digests(record)),
         ("searches: every trial, and the choice", lambda: _check_searches(record)),
         ("runs: weights, steps and metrics", lambda: _check_runs(record)),
-        ("table of the ranking", lambda: _check_table(record)),
+        ("table and report of the ranking", lambda: _check_table(record)),
     ]
     for title, check in checks_in_order:
         try:
             check()
-        except OptlabError as error:
-            yield CheckResult(title, str(error))
-        else:
-            yield CheckResult(title, None)
+        except Exception as error:  # whatever the content of a stranger's file raises
+            is_ours = isinstance(error, OptlabError)
+            yield CheckResult(title, str(error) if is_ours else f"cannot be checked: {summarize_error(error)}")
+            return
+        yield CheckResult(title, None)
 
 
 def _check_committed(record: RankingRecord) -> None:
     paths = [record.folder, record.ranking.folder / PROTOCOL_FILE, *map(Path, record.modules), source_code.PACKAGE,
              repository.STAGES]  # fmt: skip
-    changed = git.get_output("status", "--porcelain", "--", *map(str, paths))
-    if changed is None:
-        git.check_repository()
+    changed = _ask_git("status", "--porcelain", "--", *map(str, paths))
     if changed:
         files = [line[3:] for line in changed.splitlines()]
         raise RevisionError(f"{_name_some(files)}: not as in the last commit: commit it, for a commit is verified")
 
 
+def _ask_git(*arguments: str) -> str:
+    """Return the output of a git command.
+
+    Raises:
+        RevisionError: it fails.
+    """
+    output = git.get_output(*arguments)
+    if output is None:
+        git.check_repository()
+        raise RevisionError(f"git {arguments[0]} fails: try it")
+    return output
+
+
 def _check_scope(record: RankingRecord, base: str) -> None:
     commit = Revision.parse(base).commit
-    names = git.get_output("diff", "--name-only", f"{commit}...HEAD")
-    if names is None:
-        raise RevisionError(f"{base}: git cannot compare it with HEAD: fetch its history")
+    if git.get_output("merge-base", commit, "HEAD") is None:
+        raise RevisionError(f"{base}: has no history in common with HEAD here: fetch it")
+    names = _ask_git("diff", "--name-only", "--no-renames", f"{commit}...HEAD").splitlines()
     folder = record.ranking.folder
     generated = {folder / table.RANKING_FILE, folder / table.REPORT_FILE}
+    others = (each for each in record.ranking.list_records() if each != record.folder)
+    shared = {module for each in others for module in RankingRecord.load(each).modules}
     foreign = [
-        name for name in names.splitlines()
-        if not Path(name).is_relative_to(record.folder) and name not in record.modules and Path(name) not in generated
+        name for name in names
+        if not Path(name).is_relative_to(record.folder) and Path(name) not in generated
+        and (name not in record.modules or name in shared)
     ]  # fmt: skip
     if foreign:
         raise RevisionError(f"{_name_some(foreign)}: changed since {base}, and not part of the record")
 
 
 def _check_modules(record: RankingRecord) -> None:
-    refused = module_scan.scan(map(Path, record.modules))
-    outside = set(source_code.find_user_modules(record.config.list_class_paths())) - set(map(Path, record.modules))
-    refused += [f"{path}: not in {repository.CUSTOM}/" for path in sorted(outside)]
-    refused += module_scan.scan_class_paths(record.config.get_optimizer(record.name).classes, map(Path, record.modules))
+    refused = module_scan.find_problems(record.config.list_class_paths(record.name))
     if refused:
         raise ConfigError(_name_some(refused))
 
@@ -184,9 +199,14 @@ def _check_digests(record: RankingRecord) -> None:
     if own != root:
         raise RecordError(f"{record.folder / 'dvc.lock'}: the data set is {own}, and here {root}")
     path = record.folder / "dvc.lock"
-    if foreign := sorted(set(DvcLock(path, []).read_entries()) - set(pipeline.names)):
+    entries = DvcLock(path, []).read_entries()
+    if foreign := sorted(set(entries) - set(pipeline.names)):
         raise RecordError(f"{path}: has {_name_some(foreign)}, of other seeds or names: remove it")
-    _check_tracked_files(record)
+    for name, text in entries.items():
+        entry, (deps, outs) = parse_yaml(text)[name], pipeline.list_declared_paths(name)
+        for paths, values in ((deps, entry.get("deps", [])), (outs, entry["outs"])):
+            if sorted(each["path"] for each in values) != sorted(paths) or not all(each["md5"] for each in values):
+                raise RecordError(f"{path}: {name}: has not the dependencies and outputs of dvc.yaml")
 
 
 def _read_data_digest(folder: Path) -> str:
@@ -199,24 +219,37 @@ def _read_data_digest(folder: Path) -> str:
 
 
 def _check_tracked_files(record: RankingRecord) -> None:
-    """Refuse files of no replicate: runs of other seeds, from which those in use could have been picked, or code."""
-    wanted = {record.folder / name for name in (PARAMS_FILE, "dvc.yaml", "dvc.lock")}
-    for paths in repository.list_project_files(record.folder):
-        wanted |= set(paths)
+    """Refuse what a checkout would use in place of a training, and files of no replicate, such as runs of other seeds.
+
+    Runs in use could have been picked from those.
+    """
+    state = _ask_git(
+        "ls-files", "--", ".optlab", ":(glob)**/*.pyc", ":(glob)**/*.so", "src", f":!{source_code.PACKAGE}"
+    )
+    if state:
+        raise RevisionError(f"{_name_some(state.splitlines())}: in git, where a checkout would use it: remove it")
+    settings, links = repository.list_project_files(record.folder)
+    wanted = {record.folder / name for name in (PARAMS_FILE, "dvc.yaml", "dvc.lock")} | {*settings, *links}
     for seed in record.config.seeds:
         run, tuning = RunFiles(record.folder, record.name, seed), TuningFiles(record.folder, record.name, seed)
         wanted |= {run.training, run.test, run.environment, tuning.choice, tuning.trials, tuning.environment}
-    tracked = (git.get_output("ls-files", "-z", "--", str(record.folder)) or "").split("\0")
-    foreign = [each for each in tracked if each and Path(each) not in wanted and Path(each).name != ".gitignore"]
+    paths = [str(record.folder), *record.modules]
+    lines = [line.partition("\t") for line in _ask_git("ls-files", "-s", "-z", "--", *paths).split("\0") if line]
+    modes = {Path(name): mode.split()[0] for mode, _, name in lines}
+    foreign = [str(path) for path in modes if path not in wanted and str(path) not in record.modules]
+    foreign = [each for each in foreign if Path(each).name != ".gitignore"]
     if foreign:
         raise RecordError(f"{_name_some(foreign)}: not part of a record: remove it")
+    if linked := [str(path) for path, mode in modes.items() if mode == "120000" and path not in links]:
+        raise RecordError(f"{_name_some(linked)}: a link in place of a file")
 
 
 def _check_table(record: RankingRecord) -> None:
     """Compare the table of the ranking with what the records give."""
-    path = record.ranking.folder / table.RANKING_FILE
-    if not path.is_file() or path.read_text("utf-8") != table.render(record.ranking):
-        raise RecordError(f"{path}: not what the records give: `optlab rank {record.ranking.folder}` writes it")
+    folder = record.ranking.folder
+    for path, content in table.render_files(record.ranking).items():
+        if (path.read_bytes() if path.is_file() else None) != content:
+            raise RecordError(f"{path}: not what the records give: `optlab rank {folder}` writes it")
 
 
 class _NoTrainer:
@@ -250,6 +283,12 @@ def _check_searches(record: RankingRecord) -> None:
 def _check_search(record: RankingRecord, files: TuningFiles) -> None:
     """Repeat a search with the recorded results of its trials, and compare trials and choice."""
     config, spec, steps = record.config, record.config.get_optimizer(record.name), record.config.total_steps
+    choice = Choice.read(files.choice)
+    if not spec.ranges:
+        untuned = Choice(is_tuned=False, entry=selection.dump_entry(spec), modules=record.modules)
+        if TrialsRecord.read(files.trials).trials or choice != untuned:
+            raise RecordError(f"{files.choice}: not the entry, which has no range to search")
+        return
     number, recorded = config.get_search_number(files.seed), TrialsRecord.read(files.trials)
     code = source_code.hash_code(record.folder, "tune", config.list_class_paths(record.name))
     session = TuningSession(config, record.name, number, spec, code, index_by_key(recorded), _NoTrainer(files.trials))
@@ -261,7 +300,7 @@ def _check_search(record: RankingRecord, files: TuningFiles) -> None:
         names = ["the default" if each.index is None else str(each.index) for each in differing]
         which = f"trial {_name_some(names)}" if names else "the order of the trials, or one that is listed twice,"
         raise RecordError(f"{files.trials}: {which} is not what the search asks for")
-    if Choice.read(files.choice) != selection.select_values(spec, trials, steps, record.modules):
+    if choice != selection.select_values(spec, trials, steps, record.modules):
         raise RecordError(f"{files.choice}: not what the search's trials choose")
 
 
