@@ -321,9 +321,7 @@ FORGERIES = {
     "another split": (change_split, "parameters and seeds"),
     "other data": (change_data, "digests"),
     "a dependency dropped": (drop_dependency, "stages and code"),
-    "code edited": (edit_code, "digests"),
-    "code edited outside of the record": (edit_code, "changes nothing else"),
-    "other code than the protocol's": (edit_protocol, "stages and code"),
+    "code edited beside the record": (edit_code, "changes nothing else"),
     "protocol edited": (edit_protocol, "changes nothing else"),
     "a module that reads the test split": (read_test_split, "optimizer's modules"),
     "runs of other seeds": (keep_runs_of_other_seeds, "no other files"),
@@ -338,14 +336,22 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize(("forge", "title"), FORGERIES.values(), ids=FORGERIES)
+# Without a revision of trusted code and protocol.
+OUTSIDE = {
+    "code edited": (edit_code, "digests"),
+    "other code than the protocol's": (edit_protocol, "stages and code"),
+}
+
+
+@pytest.mark.parametrize(("forge", "title"), (FORGERIES | OUTSIDE).values(), ids=FORGERIES | OUTSIDE)
 def test_forgery_is_refused_at_once(record, forge, title):
     project, folder = record
-    assert check(project, "base") == {}
+    base = None if (forge, title) in OUTSIDE.values() else "base"
+    assert check(project, base) == {}
     forge(folder)
     git(project, "add", "-A")
     git(project, "commit", "-qm", "forged")  # fails if nothing was changed
-    problems = check(project, "base")
+    problems = check(project, base)
     assert any(each.startswith(title) for each in problems), problems
 
 
@@ -361,7 +367,6 @@ def test_renamed_record_is_refused(record):
         loaded = verification.RankingRecord.load(Path("ranking/mine"))
         found = {each.title: each.problem for each in verification.check_files(loaded)}
     assert "params.yaml: tuning.seed is " in found["parameters and seeds of the protocol"]
-    assert found["searches: every trial, and the choice"]
 
 
 def test_consistent_forgery_is_refused_when_drawn(record):
