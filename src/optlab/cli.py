@@ -499,7 +499,7 @@ def verify(
                      autocompletion=_complete_tags),
     ] = None,
 ) -> None:  # fmt: skip
-    """Check a record of a ranking, and train one of its replicates again.
+    """Check a record of a ranking, and train a replicate again.
 
     Exit status: 0 identical, 1 refused or different, 2 could not be run.
     """
