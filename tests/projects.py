@@ -368,7 +368,7 @@ def _log(project: Project) -> Path:
 
 def until(process: "subprocess.Popen[str] | ForkedProcess", reached: Callable[[], object]) -> None:
     """Wait for it, as long as the process is at work."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not reached():
         assert process.poll() is None, f"it ended, with exit status {process.returncode}"
         assert time.monotonic() < deadline

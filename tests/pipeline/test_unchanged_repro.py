@@ -1,8 +1,10 @@
 """`optlab repro` with nothing to do: quick, because nothing is started, and only while really nothing has changed."""
 
 import shutil
+import time
 from pathlib import Path
 
+import projects
 import pytest
 
 from optlab.config import loader
@@ -24,6 +26,10 @@ def test_unchanged_repro_starts_nothing_until_mlflow_lacks_something(copied):
     def repro():
         result = copied.run("optlab", "repro", PYTHONPROFILEIMPORTTIME="1")
         assert result.returncode == 0, result.stderr[-2000:]
+        deadline = time.monotonic() + 120
+        while projects.processes_below(copied.top):  # the next command would use this one's daemon
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         _, unchanged, shown = result.stdout.partition("Nothing has changed since the last comparison.\n")
         assert unchanged
         return imported(result), shown.splitlines()
