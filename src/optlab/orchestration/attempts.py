@@ -2,9 +2,9 @@
 
 Repeating `optlab versus` with edited optimizers until one is "better" raises the probability of a false verdict. So
 each edit counts as an attempt, and attempt j is tested at α / (j (j + 1)). The list is a file in the study's folder,
-which is no dependency or output of a stage: it belongs to git, and makes no record stale. An attempt's number is its place among
-those that share one of its seeds, and is not written, so that lines of two branches can be merged. This module imports
-neither torch nor DVC.
+which is no dependency or output of a stage: it belongs to git, and makes no record stale. An attempt's number is its
+place among those that share one of its seeds, and is not written, so that lines of two branches can be merged. This
+module imports neither torch nor DVC.
 """
 
 import hashlib
