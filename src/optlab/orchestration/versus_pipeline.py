@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +171,16 @@ def _write_pipeline(folder: Path, study: Path, header: str, challenger: dict[str
     values = base | {"seeds": seeds, OPTIMIZERS_KEY: entries}
     text = f"{header}\n{dump_yaml(values)}"
     config = loader.parse(text, folder / PARAMS_FILE)
-    pipeline = header + _make_dvc_yaml(study, _find_attempt(config, study, next(iter(challenger))))
+    write_files(folder, text, header + _make_dvc_yaml(study, _find_attempt(config, study, next(iter(challenger)))))
+    return config
+
+
+def write_files(folder: Path, params: str, dvc_yaml: str) -> None:
+    """Write params.yaml and dvc.yaml of a pipeline; a file that has the content already keeps its time."""
     with locks.hold_lock("repro"):  # no process reads the present files
-        for path, content in ((folder / PARAMS_FILE, text), (folder / "dvc.yaml", pipeline)):
+        for path, content in ((folder / PARAMS_FILE, params), (folder / "dvc.yaml", dvc_yaml)):
             if not path.exists() or path.read_text("utf-8") != content:
                 files.write_atomic(path, content.encode())
-    return config
 
 
 def _make_retrained_entry(base: dict[str, Any], study: Path, name: str) -> dict[str, Any]:
@@ -201,13 +206,8 @@ def _make_dvc_yaml(study: Path, attempt: int) -> str:
     Raises:
         ConfigError: the stage is not as in the repository's studies.
     """
-    yaml = YAML()
-    yaml.width = _YAML_WIDTH
-    lines = (study / "dvc.yaml").read_text("utf-8").splitlines(keepends=True)
-    while lines and lines[0].startswith("#"):
-        del lines[0]  # the study's description
-    with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
-        content = yaml.load("".join(lines))
+
+    def replace_comparison(content: Any) -> None:
         compare = content["stages"]["compare"]
         python, script = shlex.split(compare["cmd"])
         compare["deps"].remove(script)
@@ -219,12 +219,25 @@ def _make_dvc_yaml(study: Path, attempt: int) -> str:
         code = [f"{prefix}src/optlab/orchestration/{each}.py" for each in ("attempts", "versus")]
         compare["deps"] += [versus_script, *code]
         compare["deps"] += [f"../{study.name}/{name}" for name in (PARAMS_FILE, "dvc.lock")]
-        text = io.StringIO()
-        yaml.dump(content, text)
-        return text.getvalue()
+
+    with contextlib.suppress(KeyError, TypeError, ValueError, IndexError):
+        return render_changed_dvc_yaml(study, replace_comparison)
     raise ConfigError(
         f"{study / 'dvc.yaml'}: its stage `compare` is not as in {DEFAULT_STUDY}: it cannot be taken over"
     )
+
+
+def render_changed_dvc_yaml(study: Path, change: Callable[[Any], None]) -> str:
+    """Return a study's dvc.yaml without its description, with its comments, after `change` of its content."""
+    yaml, text = YAML(), io.StringIO()
+    yaml.width = _YAML_WIDTH
+    lines = (study / "dvc.yaml").read_text("utf-8").splitlines(keepends=True)
+    while lines and lines[0].startswith("#"):
+        del lines[0]  # the study's description
+    content = yaml.load("".join(lines))
+    change(content)
+    yaml.dump(content, text)
+    return text.getvalue()
 
 
 def dump_yaml(values: dict[str, Any]) -> str:

@@ -1,23 +1,28 @@
 """`optlab submit`: writes and runs the pipeline of a record of a ranking."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAMLError
 
+from optlab.config import loader
 from optlab.orchestration import repro
 from optlab.orchestration.versus import parse_yaml
-from optlab.orchestration.versus_pipeline import add_lr_ranges, dump_yaml, find_entry
+from optlab.orchestration.versus_pipeline import (
+    add_lr_ranges,
+    dump_yaml,
+    find_entry,
+    render_changed_dvc_yaml,
+    write_files,
+)
 from optlab.ranking import module_scan
-from optlab.ranking.protocol import PROTOCOL_FILE, Ranking, compute_code_digest, parse_params
+from optlab.ranking.protocol import PROTOCOL_FILE, Ranking, compute_code_digest
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.system import files, locks, repository
+from optlab.system import repository
 from optlab.system.errors import ConfigError
 from optlab.tuning import selection
 
 _HEADER = "# {name}, by {protocol}. `optlab submit` writes this file; an edit draws other seeds.\n\n"
-_YAML_WIDTH = 120
 
 
 def submit(name_or_module: str, params: Path, folder: Path, jobs: int | None) -> Path:
@@ -41,50 +46,38 @@ def submit(name_or_module: str, params: Path, folder: Path, jobs: int | None) ->
     if name in study.optimizers:
         raise ConfigError(f"{name} is one of the optimizers of {ranking.study}: give your entry another name")
     record = folder / name
-    entry_with_ranges = add_lr_ranges(entry)
-    check_new(ranking, name, entry_with_ranges)
-    config = write_pipeline(ranking, name, entry_with_ranges)
+    text = render_params(ranking, name, add_lr_ranges(entry))
+    config = loader.parse(text, record / PARAMS_FILE)
+    check_new(record, text, config)
+    modules = selection.hash_modules(config.list_class_paths(name))
+    write_files(record, text, render_dvc_yaml(ranking, name, list(modules)))
+    if not (record / ".dvc" / "config").is_file():
+        repository.make_dvc_project(record)
     check_code(ranking, record)
     repro.run_pipeline(config, record, jobs)
     return record
 
 
-def check_new(ranking: Ranking, name: str, entry: dict[str, Any]) -> None:
+def check_new(folder: Path, text: str, config: Config) -> None:
     """Check before hours of training what would be refused after them.
+
+    Args:
+        folder: of the record.
+        text: of its params.yaml.
+        config: the same, parsed.
 
     Raises:
         ConfigError: the folder has the record of another version of the optimizer, or its modules would be refused.
     """
-    path = ranking.folder / name / PARAMS_FILE
-    config = parse_params(ranking.make_params(name, entry), path)
-    if path.exists() and path.read_text("utf-8") != render_params(ranking, name, entry):
+    path = folder / PARAMS_FILE
+    if path.exists() and path.read_text("utf-8") != text:
         raise ConfigError(
             f"{path}: the record of another entry or module: an edit changes the seeds, and so the whole record: "
-            f"remove {path.parent}, then repeat the command"
+            f"remove {folder}, then repeat the command"
         )
-    refused = module_scan.find_problems(config.list_class_paths(name))
+    refused = module_scan.find_problems(config.list_class_paths(folder.name))
     if refused:
         raise ConfigError(f"{refused[0]}, which `optlab verify` refuses: an optimizer of a ranking only computes")
-
-
-def write_pipeline(ranking: Ranking, name: str, entry: dict[str, Any]) -> Config:
-    """Write params.yaml and dvc.yaml of a record; returns its configuration.
-
-    Raises:
-        ConfigError: the entry cannot be used.
-    """
-    folder = ranking.folder / name
-    params = render_params(ranking, name, entry)
-    config = parse_params(ranking.make_params(name, entry), folder / PARAMS_FILE)
-    modules = selection.hash_modules(config.list_class_paths(name))
-    pipeline = render_dvc_yaml(ranking, name, list(modules))
-    with locks.hold_lock("repro"):  # no process reads the present files
-        for path, content in ((folder / PARAMS_FILE, params), (folder / "dvc.yaml", pipeline)):
-            if not path.exists() or path.read_text("utf-8") != content:
-                files.write_atomic(path, content.encode())
-        if not (folder / ".dvc" / "config").is_file():
-            repository.make_dvc_project(folder)
-    return config
 
 
 def render_params(ranking: Ranking, name: str, entry: dict[str, Any]) -> str:
@@ -105,21 +98,18 @@ def render_dvc_yaml(ranking: Ranking, name: str, modules: list[str]) -> str:
     Args:
         modules: paths of the optimizer's modules in custom/.
     """
-    yaml, text = YAML(), io.StringIO()
-    yaml.width = _YAML_WIDTH
-    lines = (ranking.study / "dvc.yaml").read_text("utf-8").splitlines(keepends=True)
-    while lines and lines[0].startswith("#"):
-        del lines[0]  # the study's description
-    content = yaml.load("".join(lines))
-    content.pop("plots", None)
-    del content["stages"]["compare"]
-    for stage in content["stages"].values():
-        deps = (stage.get("do") or stage).get("deps", [])
-        if repository.CUSTOM.name in deps:
-            index = deps.index(repository.CUSTOM.name)
-            deps[index : index + 1] = modules
-    yaml.dump(content, text)
-    return _HEADER.format(name=name, protocol=ranking.folder / PROTOCOL_FILE) + text.getvalue()
+
+    def take_training_stages(content: Any) -> None:
+        content.pop("plots", None)
+        del content["stages"]["compare"]
+        for stage in content["stages"].values():
+            deps = (stage.get("do") or stage).get("deps", [])
+            if repository.CUSTOM.name in deps:
+                index = deps.index(repository.CUSTOM.name)
+                deps[index : index + 1] = modules
+
+    header = _HEADER.format(name=name, protocol=ranking.folder / PROTOCOL_FILE)
+    return header + render_changed_dvc_yaml(ranking.study, take_training_stages)
 
 
 def check_code(ranking: Ranking, folder: Path) -> None:
