@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -269,6 +270,30 @@ def test_find_returns_newest_log_with_weights(top):
     found = event_log.find_by_weights("adam-0", "abc")
     assert found is not None and found.folder == newer.folder
     assert event_log.find_by_weights("adam-0", "abd") is None
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_stored_file_is_always_there_for_uploader(top, tmp_path, monkeypatch, has_links):
+    """Training and evaluation keep the same weights; the uploader may read the first while the second is stored."""
+    log, weights = begun(), tmp_path / "adam-0.safetensors"
+    weights.write_bytes(b"weights")
+    log.log_weights(weights, "abc")
+    stored, link, was_there = log.folder / weights.name, os.link, []
+
+    def record_and_link(*names):
+        was_there.append(stored.exists())
+        if not has_links:
+            raise OSError
+        link(*names)
+
+    monkeypatch.setattr(os, "link", record_and_link)
+    log.log_model(weights, "adam", "zilliax")
+    weights.unlink()
+    weights.write_bytes(b"other weights")
+    log.log_weights(weights, "abd")
+    assert was_there == [True, True]
+    assert stored.read_bytes() == b"other weights"
+    assert sorted(path.name for path in log.folder.iterdir()) == ["adam-0.safetensors", "events.jsonl"]
 
 
 def test_sync_state_belongs_to_one_store(top, monkeypatch):

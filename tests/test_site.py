@@ -58,7 +58,7 @@ def open_page(browser, path, width=1280, scheme="light"):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page, asked = context.new_page(), []
     page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)  # a machine may be busy
     page.goto(path.as_uri())
     page.wait_for_load_state("networkidle")
     return page, asked

@@ -220,7 +220,7 @@ def test_warnings_of_daemon_are_printed_by_the_process_that_shows_progress(top, 
         uploader_client, "start_daemon", lambda *_, stderr, **__: os.write(stderr, b"\rwarning: one\nwarning: two")
     )
     uploader_client.ensure_daemon(str(os.getpid()))
-    assert [printed.get(timeout=10), printed.get(timeout=10)] == ["warning: one", "warning: two"]
+    assert [printed.get(timeout=120), printed.get(timeout=120)] == ["warning: one", "warning: two"]
 
 
 def test_client_without_upload_starts_nothing(top, monkeypatch):

@@ -90,7 +90,7 @@ class LocalRayCluster:
 
     def left(self):
         """Files of ours on the nodes, and processes that work in them; Ray's idle workers may take a moment."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (processes := projects.processes_below(self.folder)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return list(self.folder.glob("*/tmp/*")), processes
@@ -200,9 +200,8 @@ def test_cluster_survives_two_node_deaths_with_identical_record(ray_cluster, slo
 
 MORE = """
 
-class Slower(Resting):
+class Held(Resting):
     def step(self, closure=None):
-        time.sleep(0.15 * (len(self.param_groups[0]["params"]) > 2))  # it is still at work when adam has ended
         return super().step(closure)
 
 
@@ -217,10 +216,11 @@ class Broken(torch.optim.Adam):
 
 def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
     """What had ended on a node, and was not collected, is not trained again; what had begun goes on there."""
-    project = slow.copy(tmp_path / "project")
+    project, hold = slow.copy(tmp_path / "project"), tmp_path / "hold"
+    hold.touch()
     with (project.top / "custom" / "resting.py").open("a") as file:
-        file.write(MORE)
-    project.edit("params.yaml", "{class: SGD,", "{class: resting.Slower,")
+        file.write(MORE.replace("return super()", HELD.format(hold=str(hold)), 1))
+    project.edit("params.yaml", "{class: SGD,", "{class: resting.Held,")
     ray_cluster.start("b")
     project.edit("params.yaml", "  sgd:", "  broken: {class: resting.Broken, lr: 0.01}\n  sgd:")
     with repro(project, ray_cluster) as command:
@@ -233,6 +233,8 @@ def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
         command.kill()
     assert "train@adam" not in (project.top / "dvc.lock").read_text()
     assert not find_finished(ray_cluster, "train-sgd")
+    assert ray_cluster.left()[1] == []
+    hold.unlink()
     result = project.run_forked("optlab", "repro", "--cluster", ray_cluster.address)
     assert result.returncode == 1 and "Traceback" not in result.stdout + result.stderr
     # A run's own exception is its end, and the others go on.

@@ -388,17 +388,23 @@ class EventLog:
             self.append("end", status="interrupted", time=last, killed=True)
 
     def _store_file(self, path: Path) -> dict[str, str]:
-        """Link or copy a file into the log's folder; its old place may be another run's before it is uploaded."""
+        """Link or copy a file into the log's folder; its old place may be another run's before it is uploaded.
+
+        A file of that name is replaced in one step: the uploader may be reading it.
+        """
         stored = self.folder / path.name
         if stored != path:
-            stored.unlink(missing_ok=True)
+            temporary = stored.with_name(f"{path.name}.new")
+            temporary.unlink(missing_ok=True)
             try:
-                os.link(path, stored)
+                os.link(path, temporary)
             except OSError:  # another file system, or one without links
                 try:
-                    shutil.copyfile(path, stored)
+                    shutil.copyfile(path, temporary)
                 except OSError as error:
                     raise files.make_storage_error(stored, error) from None
+            temporary.replace(stored)
+            temporary.unlink(missing_ok=True)  # still there where both names were one file's
         return {
             "path": str(stored.relative_to(repository.get_state_root())),
             "sha256": hashlib.sha256(stored.read_bytes()).hexdigest(),
