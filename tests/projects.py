@@ -348,7 +348,7 @@ def started(
     finally:
         process.kill()
         process.wait()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while (left := processes_below(project.top)) and time.monotonic() < deadline:
             time.sleep(0.02)
         for each in left:

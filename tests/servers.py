@@ -41,12 +41,12 @@ class Server:
                 words, self.folder, environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 [none.fileno(), none.fileno()],
             )  # fmt: skip
-        if not wait_until(self.answers, 120):
+        if not wait_until(self.answers, 240):
             raise SystemExit("the MLflow server did not start")
 
     def answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=20):
                 return True
         except OSError:
             return False

@@ -43,7 +43,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str], columns: 
         process = subprocess.Popen(
             command, cwd=folder, env=own, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
         )
-        return lambda: process.wait(60)
+        return lambda: process.wait(240)
 
     return _show(start, environment, columns)
 

@@ -20,7 +20,7 @@ WAYS = {
 def run_optlab(*words, folder=".", **environment):
     command = [*COMMAND, *words]
     own = os.environ | environment
-    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=240)
 
 
 def shell_completions(*words, folder=".", shell="bash"):
@@ -104,7 +104,7 @@ def test_installed_bash_completion_works(tmp_path):
         "COMP_WORDS=(optlab re); COMP_CWORD=1; _optlab_completion optlab; echo ${COMPREPLY[@]}"
     )
     own = os.environ | home | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", script], env=own, capture_output=True, text=True, timeout=240)
     assert done.stdout.split() == ["repro", "report", "release", "reproduce"], done.stderr
     assert done.stderr.split()[:4] == ["complete", "-o", "default", "-F"]
 

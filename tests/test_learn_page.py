@@ -227,7 +227,7 @@ class Opened:
     def __init__(self, browser: Any, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, "locale": "en-US"} | options)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(90_000)
+        self.page.set_default_timeout(180_000)
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.problems.append(request.url))
         self.page.on("console", lambda message: self.problems.append(message.text))

@@ -192,5 +192,5 @@ def test_torchvision_imports_before_torch():
         "assert v2.functional.hflip(torch.arange(3).view(1, 1, 3)).flatten().tolist() == [2, 1, 0]\n"
         "torchvision.models.resnet18(); torchvision.datasets.CIFAR10; torchvision.ops.nms\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,7 @@ def open_page(browser, address, width=1200, **options):
     """Yield a page in a window of its own; it must request nothing but itself, and log no error."""
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
     opened = context.new_page()
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(180_000)
     opened.set_default_navigation_timeout(120_000)
     requested, errors = [], []
     opened.on("request", lambda request: requested.append(request.url))

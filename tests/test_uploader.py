@@ -125,13 +125,13 @@ def test_daemon_lasts_as_long_as_all_its_parents(top):
                 connection = uploader_client.connect(str(other.pid))
             assert isinstance(connection, Connection)
             second = uploader_client.start_daemon(str(other.pid), stderr=subprocess.PIPE)
-            assert second.wait(60) == 0  # one for each working tree and store
+            assert second.wait(240) == 0  # one for each working tree and store
             connection.close()
             parent.communicate(b"\n")
             with pytest.raises(subprocess.TimeoutExpired):
                 daemon.wait(2)
             other.communicate(b"\n")
-            assert daemon.wait(60) == 0
+            assert daemon.wait(240) == 0
     assert (daemon.stderr.read(), second.stderr.read()) == (b"", b"")
     assert list(Path(".optlab").glob("uploader-*.sock")) == []
 

@@ -207,6 +207,6 @@ def test_model_name_in_weights_file_is_not_called(weights_path, model):
         "from optlab.system import errors\nfrom optlab.training import weights\n"
         'errors.run_main(lambda: weights.load_model(pathlib.Path(sys.argv[1]), "zilliax"))\n'
     )
-    done = subprocess.run([sys.executable, "-c", code, str(weights_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(weights_path)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.returncode
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

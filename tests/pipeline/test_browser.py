@@ -60,7 +60,7 @@ def open_page(browser, address, width=1400):
     """A page in an empty profile."""
     context = browser.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.goto(address)
     yield page
     context.close()
@@ -143,7 +143,7 @@ def test_ui_prints_page_urls_and_stops_on_sigint(served, shown):
     elsewhere = shown.run_forked("optlab", "ui", "--no-browser", MLFLOW_TRACKING_URI=url)
     assert elsewhere.returncode == 0 and f"{url}/#/experiments/1/runs?viewStateShareKey" in elsewhere.stdout
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(240) == 130
     assert process.stdout.read() == ""
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

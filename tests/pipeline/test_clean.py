@@ -48,7 +48,7 @@ def test_clean_keeps_files_of_active_training(longer, undisturbed, tmp_path):
         assert process.poll() is None
         assert removed(result) == []
         assert "  1: a process is at work on their runs" in result.stdout.splitlines()
-        assert process.wait(120) == 0
+        assert process.wait(240) == 0
     assert {name: (project.top / name).read_bytes() for name in undisturbed} == undisturbed
     (run,) = set(logged_runs(project)) - set(before)
     assert logged_runs(project)[run]["steps"] == list(range(7 * LONG))

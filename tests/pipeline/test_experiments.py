@@ -62,7 +62,7 @@ def test_queued_experiments_run_in_parallel(committed):
         assert_both_recorded(committed)
     finally:
         committed.run("dvc", "queue", "stop", "--kill")
-    assert wait_until(lambda: not processes_below(committed.top), 60)
+    assert wait_until(lambda: not processes_below(committed.top), 240)
 
 
 def assert_both_recorded(committed):

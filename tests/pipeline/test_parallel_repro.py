@@ -106,7 +106,7 @@ def test_interrupt_stops_all_child_processes(fresh, number, forked):
         projects.until(parent, lambda: len(list(log_folder.glob("*/events.jsonl"))) == 2)  # both have begun to train
         assert len(projects.processes_below(fresh.top)) >= 5  # optlab, what forks, two trainings, what fills MLflow
         parent.send_signal(number)
-        status = parent.wait(90)
+        status = parent.wait(240)
     output = projects.output(fresh)
     assert status == 130, output
     assert "stopped: what is complete is kept" in output

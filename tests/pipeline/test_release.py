@@ -246,7 +246,7 @@ def test_interrupted_reproduction_leaves_nothing_behind(project, tmp_path, numbe
     try:
         projects.until(process, lambda: list(folder.glob("*/tree/.optlab/event_logs/*/events.jsonl")))
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)  # until what it started has closed its output, too
+        output, _ = process.communicate(timeout=240)  # until what it started has closed its output, too
         assert projects.processes_below(folder) == []
     finally:
         process.kill()

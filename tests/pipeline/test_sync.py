@@ -115,7 +115,7 @@ def test_server_killed_during_training_is_filled_later(ready, server, tmp_path):
     environment = project.environment | {"MLFLOW_TRACKING_URI": server.uri}
     training = subprocess.Popen(command, cwd=project.top, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        assert wait_until(lambda: sum(metrics_in(server.database).values()) > 0 or training.poll() is not None, 120)
+        assert wait_until(lambda: sum(metrics_in(server.database).values()) > 0 or training.poll() is not None, 240)
         assert training.poll() is None  # it is at work, and the server has a part of it
         server.kill()
     finally:

@@ -56,7 +56,7 @@ def postgres():
         def run(program, *arguments):
             with (folder / "log").open("a") as log:
                 command = [*user, _postgresql() / program, *arguments]
-                status = subprocess.run(command, cwd=folder, stdout=log, stderr=log, timeout=120).returncode
+                status = subprocess.run(command, cwd=folder, stdout=log, stderr=log, timeout=240).returncode
             assert status == 0, (folder / "log").read_text()
 
         run("initdb", "-D", folder / "data", "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--no-sync")
@@ -113,7 +113,7 @@ def mlflow_server(folder, database):
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        psutil.wait_procs(children, timeout=20)
+        psutil.wait_procs(children, timeout=240)
     assert not projects.processes_below(folder)
 
 
@@ -139,7 +139,7 @@ def server(tmp_path_factory):
     with postgres() as database, mlflow_server(tmp_path_factory.mktemp("server"), database) as address:
         for name, password in MEMBERS.items():
             user = {"username": name, "password": password}
-            created = requests.post(f"{address}/api/2.0/mlflow/users/create", json=user, auth=ADMIN, timeout=60)
+            created = requests.post(f"{address}/api/2.0/mlflow/users/create", json=user, auth=ADMIN, timeout=240)
             assert created.status_code == 200, created.text
         yield address
 
@@ -215,15 +215,15 @@ def test_member_without_read_permission_counts_as_synced(shared_project, server)
     """The server is asked when its experiments were made, to tell a new database from the old one."""
     project, _, ada = shared_project
     api = f"{server}/api/2.0/mlflow/experiments"
-    made = requests.post(f"{api}/create", json={"name": "optlab-closed"}, auth=ADMIN, timeout=60).json()
+    made = requests.post(f"{api}/create", json={"name": "optlab-closed"}, auth=ADMIN, timeout=240).json()
     denied = {
         "username": "ada", "resource_type": "experiment", "resource_id": made["experiment_id"], "permission": "DENY"
     }  # fmt: skip
     grant = f"{server}/api/3.0/mlflow/users/permissions/grant"
-    granted = requests.post(grant, json=denied, auth=ADMIN, timeout=60)
+    granted = requests.post(grant, json=denied, auth=ADMIN, timeout=240)
     assert granted.status_code == 200, granted.text
     read = {"experiment_id": made["experiment_id"]}
-    assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=60).status_code == 403
+    assert requests.get(f"{api}/get", params=read, auth=("ada", MEMBERS["ada"]), timeout=240).status_code == 403
     result = project.run_forked("optlab", "sync", **ada)
     assert "no runs had something to send" in result.stdout, result.stdout + result.stderr
     assert result.stderr == ""
@@ -232,5 +232,5 @@ def test_member_without_read_permission_counts_as_synced(shared_project, server)
 def test_team_server_requires_login(shared_project, server):
     """Otherwise the tests above would say nothing about the login."""
     for auth in (None, ("ada", "not-the-password-of-ada")):
-        answer = requests.get(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=1", auth=auth, timeout=60)
+        answer = requests.get(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=1", auth=auth, timeout=240)
         assert answer.status_code == 401

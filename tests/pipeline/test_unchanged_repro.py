@@ -26,7 +26,7 @@ def test_unchanged_repro_starts_nothing_until_mlflow_lacks_something(copied):
     def repro():
         result = copied.run("optlab", "repro", PYTHONPROFILEIMPORTTIME="1")
         assert result.returncode == 0, result.stderr[-2000:]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while projects.processes_below(copied.top):  # the next command would use this one's daemon
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -195,7 +195,7 @@ def test_interrupted_versus_counts_once_it_trains(studied, tmp_path):
     with started(project, *words, forked=True, **RESTED) as process:
         until(process, attempts.exists)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(240) == 130
     assert read_attempts(project) == [("resting", "10, 11")]
     folder = project.top / "studies" / "small-resting"
     assert not read_train_records(folder)
