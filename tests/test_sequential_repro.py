@@ -67,7 +67,7 @@ def reproduce(tmp_path, monkeypatch, capsys):
 
 def test_first_look_is_enough_where_it_decides(reproduce):
     assert reproduce("steady", "worse") == (
-        "[0, 1, 2]", [3], ["look 1 of 2: 3 seeds, 6 more runs", "The pair is decided with 3 seeds, look 1 of 2."]
+        "[0, 1, 2]", [3], ["look 1 of 2: 3 seeds", "The pair is decided with 3 seeds, look 1 of 2."]
     )  # fmt: skip
 
 
@@ -75,14 +75,14 @@ def test_seeds_are_added_until_every_pair_is_decided(reproduce):
     assert reproduce("steady", "worse", "swinging") == (
         "[0, 1, 2, 3, 4, 5]", [3, 6],
         [
-            "look 1 of 2: 3 seeds, 9 more runs", "look 2 of 2: 6 seeds, 9 more runs",
+            "look 1 of 2: 3 seeds", "look 2 of 2: 6 seeds",
             "Every pair is decided with 6 seeds, look 2 of 2.",
         ],
     )  # fmt: skip
     # The same again: nothing is added, and the last look is taken at once.
     seeds, trained, lines = reproduce("steady", "worse", "swinging", seeds="[0, 1, 2, 3, 4, 5]")
     assert (seeds, trained) == ("[0, 1, 2, 3, 4, 5]", [6])
-    assert lines[0] == "look 2 of 2: 6 seeds, 0 more runs"
+    assert lines[0] == "look 2 of 2: 6 seeds"
 
 
 def test_last_look_ends_undecided(reproduce):
@@ -101,14 +101,14 @@ def test_seeds_beyond_a_look_stay(reproduce):
     """Four seeds are trained as they are, and what the first three decide is no reason for more."""
     seeds, trained, lines = reproduce("steady", "worse", seeds="[0, 7, 4, 5]")
     assert (seeds, trained) == ("[0, 7, 4, 5]", [4])
-    assert lines[0] == "look 1 of 2: 4 seeds, the first 3 of which count, 8 more runs"
+    assert lines[0] == "look 1 of 2: 4 seeds, the first 3 of which count"
     assert lines[-1] == "The pair is decided with 3 seeds, look 1 of 2."
     seeds, trained, _ = reproduce("steady", "swinging", seeds="[0, 7, 4, 5]")
     assert (seeds, trained) == ("[0, 7, 4, 5, 8, 9]", [4, 6])
     for at_most in (None, 3):
         seeds, trained, lines = reproduce("steady", "wild", seeds="[0, 1, 2, 3, 4, 5, 6]", at_most=at_most)
         assert (seeds, trained) == ("[0, 1, 2, 3, 4, 5, 6]", [7])
-        assert lines[0].startswith("look 2 of 2: 7 seeds, the first 6 of which count, ")
+        assert lines[0].startswith("look 2 of 2: 7 seeds, the first 6 of which count")
 
 
 def test_question_of_the_best_leaves_other_pairs_undecided(reproduce):

@@ -101,15 +101,19 @@ _PipelineOption = Annotated[
 ]
 
 
-def _enter_pipeline(pipeline: Path) -> Path:
-    """Change to the repository root; returns the folder of the pipeline that `--pipeline` names, relative to it."""
+def _enter_pipeline(
+    pipeline: Path, problem: str = "no pipeline of this repository: name the folder of one, such as studies/optimizers"
+) -> Path:
+    """Change to the repository root; returns the folder of the pipeline that `--pipeline` names, relative to it.
+
+    Raises:
+        RevisionError: there is no pipeline, which the message calls a `problem`.
+    """
     folder = Path(os.path.normpath(_enter_root() / pipeline))
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     if folder.is_absolute() or ".." in folder.parts or not (folder / "dvc.yaml").is_file():
-        raise errors.RevisionError(
-            f"{folder}: no pipeline of this repository: name the folder of one, such as studies/optimizers"
-        )
+        raise errors.RevisionError(f"{folder}: {problem}")
     return repository.set_pipeline(folder)
 
 
@@ -167,7 +171,7 @@ def add(
         entry = entry.fill_in_output_weight(model_check.find_output_weight(loader.load(path).model))
     text = entry.text_with_range if searched else entry.text
     params_editor.add_entry(path, name, text, entry.source if searched else entry.comment)
-    print(f"{path}: added {name}: {text}: `optlab check` tries it, `dvc repro` trains it")
+    print(f"{path}: added {name}: {text}: `optlab check` tries it, `optlab repro` trains it")
 
 
 @_register_command(ADD, "optlab new my_optimizer")
@@ -179,7 +183,7 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="Such as my_opt
 
     path = folder / parameters.PARAMS_FILE
     module, test = scaffold.create_optimizer(name, path)
-    print(f"{module}: yours to change; {path} has its entry: `optlab check` tries it, `dvc repro` trains it")
+    print(f"{module}: yours to change; {path} has its entry: `optlab check` tries it, `optlab repro` trains it")
     print(
         f"{test}: `pytest {test}` says whether a killed training ends with the same weights (`make test` installs it)"
     )
@@ -512,7 +516,7 @@ def verify(
 
 
 def _verify(folder: Path, replicate: int | None, everything: bool, base: str | None) -> int:
-    pipeline = _enter_pipeline(folder)
+    pipeline = _enter_pipeline(folder, "no record of a ranking: name the folder of one, such as ranking/adan")
     settings = _load_settings(pipeline)
     from optlab.training import numerics
 
@@ -524,10 +528,10 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
     record = verification.RankingRecord.load(pipeline)
     seeds = verification.draw_seeds(record.config, replicate, everything)
     for check in verification.check_files(record, base):
-        print(f"{'refused' if check.problem else 'ok     '}  {check.title}", flush=True)
         if check.problem:
             print(f"{pipeline}: refused: {check.problem}")
             return 1
+        print(f"ok  {check.title}", flush=True)
     for note in verification.list_notes(record):
         print(f"note: {note}", file=sys.stderr)
     print(verification.describe_draw(record.config, seeds), flush=True)

@@ -152,3 +152,25 @@ def test_sample_trains_in_checkout_without_side_effects(studied):
     assert len(unexpected(above)) <= 3, screen.lines
     assert studied.run("git", "status", "--porcelain").stdout == ""
     assert (studied.top / ".optlab" / "sample" / "mlflow.db").is_file()
+
+
+def test_sample_keeps_changes_of_its_checkout(studied, monkeypatch):
+    """Instead of removing them with the checkout."""
+    monkeypatch.chdir(studied.top)
+    checkout = studied.top / sample.FOLDER
+    if not checkout.exists():  # where this test runs alone
+        assert studied.run("git", "worktree", "add", "--quiet", "--detach", str(sample.FOLDER), "HEAD").returncode == 0
+    sample._check_unchanged()
+    for name in ("custom/mine.py", "params.yaml"):
+        with (checkout / name).open("a") as file:
+            file.write("# mine\n")
+        result = studied.run_forked("optlab", "sample")
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: .optlab/sample/{name}: was changed since `optlab sample`: commit it")
+    for words in (["add", "-A"], ["commit", "-qm", "mine"]):
+        assert studied.run("git", "-C", str(sample.FOLDER), *words).returncode == 0
+    result = studied.run_forked("optlab", "sample")
+    assert result.returncode == 1 and "is on no branch: `git branch NAME " in result.stderr
+    assert "# mine" in (checkout / "params.yaml").read_text()
+    assert studied.run("git", "-C", str(sample.FOLDER), "branch", "mine").returncode == 0
+    sample._check_unchanged()

@@ -1,7 +1,7 @@
 """Where numbers came from: which conditions differ between two runs, and among the runs of one table."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,18 @@ def _format_runs(runs: list[str]) -> str:
     )
 
 
-def describe_stale_runs(config: Config, folder: Path, here: Environment) -> list[str]:
-    """A sentence for each difference between the conditions of recorded runs and those here, with what to do."""
+def describe_stale_runs(
+    config: Config, folder: Path, here: Environment, kept: Collection[str] | None = None
+) -> list[str]:
+    """A sentence for each difference between the conditions of recorded runs and those here, with what to do.
+
+    Args:
+        kept: ids of the runs that are not about to be trained again; default: all.
+    """
     groups: dict[str, list[str]] = {}
     for name, seed in config.list_runs():
         files = RunFiles(folder, name, seed)
-        if not files.training.exists():
+        if not files.training.exists() or (kept is not None and files.id not in kept):
             continue
         recorded = Environment.read_for_weights(files.environment, TrainRecord.read(files.training).weights_sha256)
         if recorded is None:
@@ -110,10 +116,15 @@ def describe_stale_runs(config: Config, folder: Path, here: Environment) -> list
             parts = [f"{format_condition_name(key)} {then}, here {now}" for key, (then, now) in found.items()]
             groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
     return [
-        f"{', '.join(runs)}: recorded {how}: `dvc repro -f -s {' '.join(f'train@{run}' for run in runs)}`, then "
-        f"`dvc repro`, trains {'them' if len(runs) > 1 else 'it'} again here"
+        f"{_format_runs(runs)}: recorded {how}: `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`, trains "
+        f"{'them' if len(runs) > 1 else 'it'} again here"
         for how, runs in groups.items()
     ]
+
+
+def _list_train_stages(runs: list[str]) -> str:
+    """The stages of a few runs, or of all."""
+    return " ".join(f"train@{run}" for run in runs) if len(runs) <= _MAX_LISTED_RUNS else "train"
 
 
 def diff_relevant_conditions(recorded: Environment, here: Environment, portable: bool) -> dict[str, tuple[Any, Any]]:

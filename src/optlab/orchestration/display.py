@@ -14,6 +14,8 @@ from optlab.records import EvalRecord, RunFiles
 from optlab.system import processes
 from optlab.system.errors import RecordError
 
+_SPEED_PERIOD_S = 600.0  # over which the time that is left is estimated
+
 
 class Display:
     """Progress of several runs: a bar for each one in progress, one for all, and each optimizer's mean so far.
@@ -30,8 +32,11 @@ class Display:
         self._progress = _ProgressWithMeans(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"), console=make_console(), transient=True,
+            speed_estimate_period=_SPEED_PERIOD_S,
         )  # fmt: skip
         self._bars: dict[str, TaskID] = {}
+        self._fractions: dict[str, float] = {}  # run in progress → how much of it is trained
+        self._ended = 0
         self._total_bar = self._progress.add_task("runs", total=len(runs), text="")
 
     def __enter__(self) -> "Display":
@@ -57,6 +62,8 @@ class Display:
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(run, total=state["total"], text="")
         self._progress.update(self._bars[run], completed=state["images"], text=f"loss {state['loss']:.3f}")
+        self._fractions[run] = state["images"] / state["total"]
+        self._progress.update(self._total_bar, completed=self._ended + sum(self._fractions.values()))
 
     def print_line(self, text: str) -> None:
         """Print a line that stays."""
@@ -64,13 +71,18 @@ class Display:
 
     def end(self, run: str, reason: str | None) -> None:
         """Remove the bar of a run that has ended, and count it; `reason` says why it failed, None that it did not."""
+        self._ended += 1
+        self._fractions.pop(run, None)
+        completed = self._ended + sum(self._fractions.values())
         if run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
+            self._progress.update(self._total_bar, completed=completed)
+        else:  # it was not trained here, and says nothing about the speed
+            self._progress.reset(self._total_bar, completed=completed)
         if reason:
             self.print_line(f"{run}  failed: {reason}")
         else:
             self._add_accuracy(self._files[run])
-        self._progress.advance(self._total_bar)
 
     def _add_accuracy(self, run_files: RunFiles) -> None:
         with contextlib.suppress(RecordError):

@@ -106,6 +106,7 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
         digest = verified.compute_digest(watched)
         if preflight_cache.load_cached(config) is None:
             _run_check(fork_server, ["optlab", "check"], folder)
+            _warn_of_other_conditions(pipeline, config, folder)
     _provide_data(pipeline, fork_server, allow_missing)
     _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
     command = pipeline.get_command("compare")[0] if "compare" in pipeline.names else ""
@@ -220,8 +221,20 @@ def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) 
         if job.result():
             raise ConfigError(job.describe_failure())
     for line in job.lines:
-        if line.startswith(("warning:", "note:")):
+        if line.startswith("warning:"):
             print(line, end="", file=sys.stderr)
+
+
+def _warn_of_other_conditions(pipeline: "DvcPipeline", config: Config, folder: Path) -> None:
+    """Print notes on the recorded runs that are kept, and were made under other conditions than those here."""
+    from optlab.analysis import environment_diff
+
+    checked = preflight_cache.load_cached(config)
+    runs = [RunFiles(folder, name, seed).id for name, seed in config.list_runs()]
+    kept = [run for run in runs if f"train@{run}" in pipeline.names and not pipeline.is_stale(f"train@{run}")]
+    if checked:
+        for sentence in environment_diff.describe_stale_runs(config, folder, checked.environment, kept):
+            print(f"note: {sentence}", file=sys.stderr)
 
 
 def _run_stage(pipeline: "DvcPipeline", fork_server: ForkServer, name: str, problem: str) -> bool:
@@ -308,8 +321,14 @@ class RunScheduler:
     _failures: dict[str, str] = field(default_factory=dict)
 
     def run(self, runs: list[str]) -> dict[str, str]:
-        """Complete every run, and return the reasons of those that failed; an interruption stops all jobs first."""
-        waiting = list(runs)
+        """Complete every run, and return the reasons of those that failed; an interruption stops all jobs first.
+
+        Recorded runs are counted first, so that the rest of the bar is what has to be trained.
+        """
+        waiting = [run for run in runs if self._is_stale(run)]
+        for run in runs:
+            if run not in waiting:
+                self.display.end(run, None)
         try:
             while waiting or self._running:
                 while waiting and len(self._running) < self.job_executor.max_workers:
@@ -323,6 +342,12 @@ class RunScheduler:
             self.display.print_line("stopped: what is complete is kept, and the next call does the rest")
             raise
         return {run: self._failures[run] for run in runs if run in self._failures}
+
+    def _is_stale(self, run: str) -> bool:
+        try:
+            return any(self.pipeline.is_stale(f"{stage}@{run}") for stage in _RUN_STAGES)
+        except (OptlabError, OSError):  # reported when its turn comes
+            return True
 
     def _submit_next_stage(self, run: str, stages: Iterable[str]) -> None:
         """Submit the first of these stages that is stale; if none is, the run has ended."""

@@ -12,7 +12,6 @@ from optlab.analysis import comparison
 from optlab.analysis.comparison import Comparison
 from optlab.config import loader, params_editor
 from optlab.orchestration import versus
-from optlab.records import RunFiles
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import files, locks
 from optlab.system.errors import ConfigError
@@ -46,7 +45,7 @@ def run(config: Config, folder: Path, reproduce: Callable[[Config], None], quest
     n = looks[0]
     while True:
         config = _add_seeds(folder, n)
-        print(_describe_look(config, folder), flush=True)
+        print(_describe_look(config), flush=True)
         reproduce(config)
         compared = comparison.collect(config, folder)
         further = [look for look in looks if look > len(config.seeds)]
@@ -98,11 +97,10 @@ def _add_seeds(folder: Path, n: int) -> Config:
     return loader.load_for_stages(folder)
 
 
-def _describe_look(config: Config, folder: Path) -> str:
-    n_missing = sum(not RunFiles(folder, name, seed).test.exists() for name, seed in config.list_runs())
+def _describe_look(config: Config) -> str:
     seeds, look = format_count(len(config.seeds), "seed"), config.verdict.looks[_count_looks(config) - 1]
     given = "" if look == len(config.seeds) else f", the first {look} of which count"
-    return f"{_format_look(config)}: {seeds}{given}, {format_count(n_missing, 'more run')}"
+    return f"{_format_look(config)}: {seeds}{given}"
 
 
 def _count_looks(config: Config) -> int:

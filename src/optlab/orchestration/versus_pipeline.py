@@ -110,7 +110,10 @@ def find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict
         return name_or_module, entry.values
     module = Path(name_or_module).stem
     if not (repository.CUSTOM / f"{module}.py").is_file():
-        raise ConfigError(f"{name_or_module}: no such module in {repository.CUSTOM}/: `optlab new NAME` begins one")
+        raise ConfigError(
+            f"{name_or_module}: no such module in {repository.CUSTOM}/: copy it there, or begin one with "
+            "`optlab new NAME`"
+        )
     matching = [name for name, spec in specs.items() if any(cls.startswith(f"{module}.") for cls in spec.classes)]
     if len(matching) != 1:
         many = f"{', '.join(matching)} have: name the one that is meant" if matching else "add one"

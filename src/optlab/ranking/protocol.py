@@ -78,12 +78,14 @@ class Ranking:
             ConfigError: the folder has none, or it cannot be used.
         """
         path = folder / PROTOCOL_FILE
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder}: has no {PROTOCOL_FILE}: name the folder of a ranking, such as {DEFAULT_RANKING}"
+            )
         try:
             protocol = Protocol.model_validate(parse_yaml(path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path}: cannot be read ({summarize_error(error)}): name the folder of a ranking"
-            ) from None
+            raise ConfigError(f"{path}: cannot be read ({summarize_error(error)})") from None
         except YAMLError as error:
             raise ConfigError(f"{path}: no YAML: {summarize_error(error)}") from None
         except ValidationError as error:

@@ -49,11 +49,11 @@ def submit(name_or_module: str, params: Path, folder: Path, jobs: int | None) ->
     text = render_params(ranking, name, add_lr_ranges(entry))
     config = loader.parse(text, record / PARAMS_FILE)
     check_new(record, text, config)
+    check_code(ranking, ranking.study)
     modules = selection.hash_modules(config.list_class_paths(name))
     write_files(record, text, render_dvc_yaml(ranking, name, list(modules)))
     if not (record / ".dvc" / "config").is_file():
         repository.make_dvc_project(record)
-    check_code(ranking, record)
     repro.run_pipeline(config, record, jobs)
     return record
 
@@ -115,6 +115,9 @@ def render_dvc_yaml(ranking: Ranking, name: str, modules: list[str]) -> str:
 def check_code(ranking: Ranking, folder: Path) -> None:
     """Check that the code here is the protocol's.
 
+    Args:
+        folder: with the dvc.yaml whose code is checked.
+
     Raises:
         ConfigError: it is not.
     """
@@ -122,7 +125,8 @@ def check_code(ranking: Ranking, folder: Path) -> None:
     if digest not in ranking.protocol.code:
         path = ranking.folder / PROTOCOL_FILE
         raise ConfigError(
-            f"{path}: this code, with digest {digest}, is not among its `code`: use a revision whose code is"
+            f"{path}: the code that searches, trains and evaluates here is not the protocol's: undo its changes, or "
+            f"use a revision with the protocol's code (its digest is {digest}, and not among `code`)"
         )
 
 

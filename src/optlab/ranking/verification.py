@@ -58,11 +58,9 @@ class RankingRecord:
         Raises:
             ConfigError: it is no such folder, or a file cannot be used.
         """
+        if not ((folder.parent / PROTOCOL_FILE).is_file() and (folder / PARAMS_FILE).is_file()):
+            raise ConfigError(f"{folder}: no record of a ranking: name the folder of one, such as ranking/adan")
         ranking = Ranking.load(folder.parent)
-        if not (folder / PARAMS_FILE).is_file():
-            raise ConfigError(
-                f"{folder}: no record of {ranking.folder}: name a folder in it that `optlab submit` wrote"
-            )
         config = loader.load(folder / PARAMS_FILE)
         if list(config.optimizers) != [folder.name]:
             raise ConfigError(f"{folder / PARAMS_FILE}: has to have one optimizer, {folder.name}, named as the folder")
@@ -82,7 +80,7 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
         base: revision of trusted code and protocol: the commits since then may change the record alone.
     """
     checks_in_order: list[tuple[str, Callable[[], None]]] = [
-        ("committed as it is here", lambda: _check_committed(record)),
+        ("all files are committed", lambda: _check_committed(record)),
         ("no other files", lambda: _check_tracked_files(record)),
         *([(f"changes nothing else since {base}", lambda: _check_scope(record, base))] if base else []),
         ("optimizer's modules: nothing but arithmetic", lambda: _check_modules(record)),

@@ -1,0 +1,22 @@
+"""The progress bars of `optlab repro`."""
+
+import json
+
+from optlab.orchestration.display import Display
+from optlab.records import RunFiles
+from optlab.system import processes
+
+
+def test_total_counts_parts_of_runs_and_no_speed_of_recorded_ones(tmp_path):
+    """A run that is on record ends at once, and says nothing about the time that is left."""
+    with Display([RunFiles(tmp_path, "sgd", seed) for seed in range(4)]) as display:
+        total = display._progress.tasks[0]
+        display.end("sgd-0", None)
+        display.end("sgd-1", None)
+        assert (total.completed, total.total, total.speed, total.time_remaining) == (2, 4, None, None)
+        for images in (20, 50):
+            line = json.dumps({"images": images, "total": 100, "loss": 1.0})
+            assert display.handle_line("sgd-2", f"{processes.PROGRESS_PREFIX}{line}\n")
+        assert total.completed == 2.5 and total.speed
+        display.end("sgd-2", None)
+        assert total.completed == 3
