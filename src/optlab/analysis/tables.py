@@ -27,6 +27,7 @@ from optlab.analysis.verdicts import (
     summarize_verdicts,
 )
 from optlab.records import REPORTS_FOLDER
+from optlab.schema.parameters import SPLIT_SIZES
 from optlab.system.text import get_terminal_width, wrap_text
 
 COLUMNS = (
@@ -66,7 +67,7 @@ def render_text(compared: Comparison, width: int | None = None) -> str:
 
     Args:
         width: of the terminal, in characters: sentences are wrapped, and columns and tables that do not fit are left
-            out; default: no limit.
+            out, as is the scatter over the test images; default: no limit.
     """
     cells = build_optimizer_table(compared, _TERMINAL_COLUMNS)
     while width and len(cells[0]) > 4 and _measure_width(cells) > width:
@@ -80,7 +81,8 @@ def render_text(compared: Comparison, width: int | None = None) -> str:
             wrap_text(f"Row minus column in {metric}, with the interval; * where one of the two is better:", width)
         )
         parts.append(render_table(pair_matrix))
-    return "\n".join(["", "\n\n".join(parts), "", *(wrap_text(each, width) for each in list_remarks(compared))])
+    remarks = list_remarks(compared, with_scatter=width is None)
+    return "\n".join(["", "\n\n".join(parts), "", *(wrap_text(each, width) for each in remarks)])
 
 
 def _measure_width(cells: Cells) -> int:
@@ -242,14 +244,18 @@ def label_cells(compared: Comparison) -> dict[str, dict[str, str]]:
     return labels
 
 
-def list_remarks(compared: Comparison) -> list[str]:
-    """Return what readers must know about this comparison's values; its own notes are in English only."""
+def list_remarks(compared: Comparison, with_scatter: bool = True) -> list[str]:
+    """Return what readers must know about this comparison's values; its own notes are in English only.
+
+    Args:
+        with_scatter: how the seeds' test accuracies scatter, too.
+    """
     remarks, target = [], compared.target
     if compared.config.data.train_split == "test":
         remarks.append(translate(_TRAINED_ON_TEST))
     if target:
         remarks.append(describe_target(target))
-    if compared.verdict_metric == "test_accuracy":
+    if with_scatter and compared.verdict_metric == "test_accuracy":
         records = {row.optimizer: compared.get_completed_runs(row.optimizer) for row in compared.rows}
         scattered = scatter.describe({name: [run.tested for run in runs] for name, runs in records.items()})
         remarks += [scattered] * bool(scattered)
@@ -275,6 +281,10 @@ def format_title(compared: Comparison) -> str:
     optimizers = translate_count(len(compared.rows) - bool(compared.challenger), "optimizer")
     if compared.challenger:
         return translate("{name} against {optimizers} on CIFAR-10", name=compared.challenger, optimizers=optimizers)
+    if compared.config.data.dataset == "cifar10_sample":
+        images = sum(SPLIT_SIZES["cifar10_sample"].values())
+        template = "Which optimizer? {optimizers} on {images} images of CIFAR-10"
+        return translate(template, optimizers=optimizers, images=images)
     return translate("Which optimizer? {optimizers} on CIFAR-10", optimizers=optimizers)
 
 
