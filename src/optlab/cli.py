@@ -552,7 +552,7 @@ def rank(
     print(table.write(protocol.Ranking.load(folder)), end="")
 
 
-@_register_command(RANK, "optlab across --reference adam")
+@_register_command(COMPARE, "optlab across --reference adam")
 def across(
     studies: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Folder with the studies; default: studies.")
