@@ -1,6 +1,6 @@
-"""What each optimizer's own work costs on the tutorial's network: numbers kept for each weight, and time a step.
+"""What each optimizer's own work costs on the studies' networks: numbers kept for each weight, and time a step.
 
-    python benchmarks/costs.py [--rounds N]          # writes benchmarks/COSTS.md
+    python benchmarks/costs.py [STUDY ...] [--rounds N]     # writes benchmarks/COSTS.md, or some of its sections
 
 Each in turn in every round: the forward and backward pass over one batch, and the optimizer's work with the gradients
 that are there. The share is taken within a round; the median over the rounds is reported, with its quartiles.
@@ -26,17 +26,18 @@ from optlab.training.optimizer_factory import TrainingContext
 from optlab.training.optimizers import build
 
 RESULTS = TOP / "benchmarks" / "COSTS.md"
-STUDY = TOP / "studies" / "optimizers" / "params.yaml"
-MORE = {"adagrad": {"class": "Adagrad", "lr": 0.01}}  # explained in docs/optimizers.md, and not in the study
+STUDIES = ("optimizers", "conv6")  # one for each network
+MORE = {"adagrad": {"class": "Adagrad", "lr": 0.01}}  # explained in docs/optimizers.md, and not in a study
 STEPS = 30  # of each optimizer in each round
 
 
-def settings() -> Config:
-    """The study's, with each optimizer at its authors' values."""
-    values = load(STUDY).model_dump(by_alias=True)
+def settings(study: str) -> Config:
+    """A study's, on one thread, with each optimizer at its authors' values."""
+    values = load(TOP / "studies" / study / "params.yaml").model_dump(by_alias=True)
+    values["training"]["threads"] = 1
     for entry in values["optimizers"].values():
         entry |= entry.pop("default", None) or {}
-    values["optimizers"] |= MORE
+    values["optimizers"] |= MORE if study == STUDIES[0] else {}
     return Config.model_validate(values)
 
 
@@ -78,11 +79,8 @@ class Contender:
         return seconds(lambda: self.stepper.step(lambda: loss)) / seconds(self.passes)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
-    config = settings()
+def measure(config: Config, rounds: int) -> str:
+    """The section of a network."""
     device = determinism.configure_torch(config.training)
     contenders = {name: Contender(name, config) for name in config.optimizers}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
@@ -93,13 +91,26 @@ def main() -> None:
     for name, own in sorted(shares.items(), key=lambda each: statistics.median(each[1])):
         low, middle, high = (100 * value for value in statistics.quantiles(own, n=4))
         lines.append(f"| {name} | {contenders[name].numbers:.1f} | {middle:.1f} % ({low:.1f} – {high:.1f}) |\n")
-    RESULTS.write_text(
-        f"# What each step costs\n\n{capture_environment(device).cpu}, {config.training.threads} thread, "
-        f"{config.model}, batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
+    return (
+        f"## {config.model}\n\n{capture_environment(device).cpu}, 1 thread, "
+        f"batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
         "steps, median and quartiles.\n\n"
         "| optimizer | numbers kept for each weight | its own time, as a share of the time for the gradient |\n"
         "| --- | --- | --- |\n" + "".join(lines)
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="*", default=STUDIES, metavar="STUDY", help="such as conv6")
+    parser.add_argument("--rounds", type=int, default=30)
+    given = parser.parse_args()
+    title, *old = RESULTS.read_text().split("\n## ")
+    sections = {text.partition("\n")[0]: f"## {text.rstrip()}\n" for text in old}
+    for study in given.studies:
+        config = settings(study)
+        sections[config.model] = measure(config, given.rounds)
+        RESULTS.write_text("\n\n".join([title.strip(), *(text.rstrip() for text in sections.values())]) + "\n")
     print(RESULTS.read_text())
 
 

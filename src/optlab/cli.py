@@ -556,6 +556,23 @@ def rank(
     print(table.write(protocol.Ranking.load(folder)), end="")
 
 
+@_register_command(COMPARE, "optlab across --reference adam")
+def across(
+    studies: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder with the studies; default: studies.")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="NAME", help="Optimizer to whose time to the target all others are compared.")
+    ] = "adamw",
+) -> None:
+    """Compare optimizers across all studies with a target."""
+    here = _enter_root()
+    folder = Path(os.path.relpath(here / studies)) if studies else Path("studies")
+    from optlab.ranking import across_page
+
+    print(across_page.write(folder, reference), end="")
+
+
 @_register_command(TRACK, "optlab ui --port 5001")
 def ui(
     port: Annotated[

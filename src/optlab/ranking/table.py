@@ -6,8 +6,6 @@ are worse. The verdicts are simultaneous over all pairs, so all intervals hold t
 """
 
 import itertools
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from optlab.analysis import comparison, figures, page, tables
@@ -15,6 +13,7 @@ from optlab.analysis.comparison import Comparison, RecordFolders
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.verdicts import describe_pair, format_mean, get_pair
 from optlab.config import loader
+from optlab.ranking.costs import COSTS_FILE, StepCost, read_costs
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
@@ -23,22 +22,6 @@ from optlab.system.errors import RecordError
 
 RANKING_FILE = Path("RANKING.md")
 REPORT_FILE = Path("report.html")
-COSTS_FILE = Path("benchmarks") / "COSTS.md"
-
-_COST_ROW = re.compile(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % ", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """What an optimizer's own work costs.
-
-    Attributes:
-        numbers: that it keeps for each weight.
-        share: its time for a step over the time for the gradient.
-    """
-
-    numbers: float
-    share: float
 
 
 def write(ranking: Ranking) -> str:
@@ -114,7 +97,7 @@ def render(ranking: Ranking, compared: Comparison | None) -> str:
             ranking.list_records()
         )
     else:
-        costs = read_costs(COSTS_FILE)
+        costs = read_costs(COSTS_FILE, compared.config.model)
         parts += [
             tables.summarize_protocol(compared),
             tables.render_markdown_table(build_table(compared, ranking, costs)),
@@ -176,12 +159,6 @@ def _compare_neighbours(compared: Comparison) -> list[str]:
         return []
     neighbours = itertools.pairwise(row.optimizer for row in compared.rows if row.all_completed)
     return [describe_pair(compared, pair, get_pair(compared, *pair)) for pair in neighbours]
-
-
-def read_costs(path: Path) -> dict[str, StepCost]:
-    """Return optimizer → cost of its step, as benchmarks/costs.py has measured it; empty without the file."""
-    text = path.read_text("utf-8") if path.is_file() else ""
-    return {name: StepCost(float(numbers), float(share) / 100) for name, numbers, share in _COST_ROW.findall(text)}
 
 
 def _explain(ranking: Ranking) -> str:

@@ -1,0 +1,154 @@
+"""ACROSS.md and across.png of a folder with studies: the scores over all of them, and the performance profiles."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from optlab.analysis import figures
+from optlab.analysis.mean_ci import ALPHA
+from optlab.analysis.presentation import assign_colours
+from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
+from optlab.config import loader
+from optlab.ranking import across
+from optlab.ranking.across import N_RESAMPLES, Estimate, Score, Workload
+from optlab.ranking.costs import COSTS_FILE, read_costs
+from optlab.ranking.performance_profile import MAX_FACTOR, compute_profile
+from optlab.schema.parameters import PARAMS_FILE, format_count
+from optlab.system import files
+
+PAGE_FILE = Path("ACROSS.md")
+FIGURE_FILE = Path("across.png")
+
+
+def write(folder: Path, reference: str) -> str:
+    """Write ACROSS.md and across.png of a folder with studies; returns the text of ACROSS.md.
+
+    Raises:
+        ConfigError, RecordError: a study cannot be used, or is incomplete; fewer than two can be compared.
+        StorageError: a file cannot be written.
+    """
+    text, figure = render(folder, reference)
+    files.write_atomic(folder / PAGE_FILE, text.encode())
+    files.write_atomic(folder / FIGURE_FILE, figure)
+    return text
+
+
+def render(folder: Path, reference: str) -> tuple[str, bytes]:
+    """Return the contents of ACROSS.md and across.png.
+
+    Raises:
+        ConfigError, RecordError: as for `write`.
+    """
+    paths, left_out = across.find_studies(folder, reference)
+    workloads = [
+        across.load_workload(path, read_costs(COSTS_FILE, loader.load(path / PARAMS_FILE).model)) for path in paths
+    ]
+    scores = across.compute_scores(workloads, reference)
+    parts = [
+        "# Across the studies",
+        _summarize(scores, reference, len(workloads)),
+        render_markdown_table(build_table(scores, workloads)),
+        f"![Performance profiles]({FIGURE_FILE})",
+        _explain(reference),
+        "\n".join(f"- {_describe_workload(each, scores)}" for each in workloads),
+        *([_list_left_out(left_out)] if left_out else []),
+    ]
+    return "\n\n".join(parts) + "\n", figures.render_png(plot_profiles(scores, reference))
+
+
+def _summarize(scores: Sequence[Score], reference: str, count: int) -> str:
+    first = [each.optimizer for each in scores if each.place[0] == 1]
+    lead = f"{first[0]} is the fastest" if len(first) == 1 else f"{', '.join(first)} are tied for the first place"
+    return (
+        f"**Over {count} studies, {lead} to the target accuracy**, with {reference} as the "
+        "reference. "
+        f"Only the {format_count(len(scores), 'optimizer')} that all of the studies have are compared: "
+        f"{', '.join(sorted(each.optimizer for each in scores))}."
+    )
+
+
+def build_table(scores: Sequence[Score], workloads: Sequence[Workload]) -> Cells:
+    """Return a row per optimizer, best score first."""
+    ratios = [f"time in {each.name}" for each in workloads]
+    table = [["place", "optimizer", "score", *ratios, "mean rank of the test accuracy"]]
+    for each in scores:
+        times = [f"{ratio:.2f}" if 0 < ratio < math.inf else EMPTY_CELL for ratio in each.ratios]
+        place = format_place(each.place)
+        table.append([place, each.optimizer, _format(each.score, 2), *times, _format(each.rank, 1)])
+    return table
+
+
+def format_place(place: tuple[int, int]) -> str:
+    """Return a place such as `1`, or `2 – 4` for tied optimizers."""
+    first, last = place
+    return str(first) if first == last else f"{first} – {last}"
+
+
+def _format(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+
+
+def _explain(reference: str) -> str:
+    return (
+        f"The time is that of the median replicate to the study's target, as a multiple of {reference}'s. Each step "
+        f"counts its gradients and the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE}). The performance "
+        f"profile shows the share of the studies on which an optimizer needs at most τ times as long as {reference}. "
+        f"The score is the mean height of the profile over log τ, from τ = 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}: "
+        f"{reference} has 0.5, half of its time everywhere gives 0.75, and a target that is never reached 0. So a "
+        "score does not depend on the other optimizers. The rank does: it is among the optimizers of this table.\n\n"
+        f"In brackets: 95 % intervals from {N_RESAMPLES:,} bootstrap resamples of each study's replicates. A place is "
+        "an interval by the differences of the scores, whose own intervals hold simultaneously at "
+        f"{100 * (1 - ALPHA):g} %: optimizers whose places overlap can be tied. The intervals do not include the "
+        "choice of the studies: a few studies are no sample of all networks. A time is known to one validation."
+    )
+
+
+def _describe_workload(workload: Workload, scores: Sequence[Score]) -> str:
+    config, parts = workload.config, []
+    reached = [f"{each.optimizer} {_count_reached(workload, each.optimizer)}" for each in scores]
+    parts.append(
+        f"[{workload.name}]({workload.name}/reports/comparison.md): {config.model}, "
+        f"{format_count(config.training.epochs, 'epoch')}, target {100 * workload.target:g} % validation accuracy, "
+        f"{workload.n} replicates, of which {', '.join(reached)} reached it."
+    )
+    if any(config.get_optimizer(each.optimizer).ranges for each in scores) and not config.tuning.per_seed:
+        parts.append("One search for all replicates: the intervals leave out the variation between searches.")
+    if not workload.has_costs:
+        parts.append("The optimizers' own work is not measured on this network, and is left out.")
+    return " ".join(parts)
+
+
+def _count_reached(workload: Workload, optimizer: str) -> int:
+    return sum(math.isfinite(each) for each in workload.times[optimizer])
+
+
+def _list_left_out(left_out: dict[str, str]) -> str:
+    return f"Left out: {', '.join(f'{name} ({reason})' for name, reason in left_out.items())}."
+
+
+@figures.use_default_rc
+def plot_profiles(scores: Sequence[Score], reference: str) -> Figure:
+    """Plot the performance profile of each optimizer, over a logarithmic axis of factors."""
+    figure = Figure(figsize=(7, 3.6))
+    axis = figure.subplots()
+    factors = np.geomspace(1 / MAX_FACTOR, MAX_FACTOR, 801)
+    ratios = np.array([each.ratios for each in scores])
+    colours = assign_colours(sorted(each.optimizer for each in scores))
+    for number, (each, shares) in enumerate(zip(scores, compute_profile(ratios, factors), strict=True)):
+        width = 4.5 - 3 * (number + 1) / len(scores)  # earlier lines are wider, to stay visible
+        axis.step(factors, shares, where="post", label=each.optimizer, color=colours[each.optimizer], linewidth=width)
+    axis.set_xscale("log")
+    ticks = [1 / 4, 1 / 2, 1, 2, 4]
+    axis.set_xticks(ticks, [f"{each:g}" for each in ticks])
+    axis.minorticks_off()
+    axis.set(
+        xlabel=f"τ: time to the target, in times of {reference}", ylabel="share of the studies", ylim=(-0.03, 1.03)
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
