@@ -123,7 +123,7 @@ def _complete_tags(incomplete: str) -> list[str]:
 
 @_register_command(RUN, "optlab check")
 def check() -> None:
-    """Check params.yaml: every key, class and value, without training."""
+    """Check params.yaml: every key and value, and a step of each optimizer."""
     folder = _enter_root()
     settings = _load_settings(folder, for_stages=True)
     from optlab.analysis import environment_diff
@@ -137,7 +137,8 @@ def check() -> None:
         print(sentence, file=sys.stderr)
     for sentence in environment_diff.describe_stale_runs(settings, folder, preflight.environment):
         print(f"note: {sentence}", file=sys.stderr)
-    print(f"{PARAMS_FILE}: {format_count(len(settings.list_runs()), 'run')}: {', '.join(settings.optimizers)}")
+    count = format_count(len(settings.list_runs()), "run")
+    print(f"{PARAMS_FILE}: no errors; {count}: {', '.join(settings.optimizers)}")
 
 
 def _complete_optimizer(incomplete: str) -> list[str]:

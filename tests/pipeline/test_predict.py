@@ -64,7 +64,7 @@ def test_predict_without_weights_names_remedy(reproduced, image_folder, tmp_path
 
 def test_check_lists_runs(fresh):
     result = fresh.run_forked("optlab", "check")
-    assert result.stdout == "params.yaml: 2 runs: sgd, adam\n"
+    assert result.stdout == "params.yaml: no errors; 2 runs: sgd, adam\n"
     fresh.edit("params.yaml", "class: Adam", "class: Adm")
     result = fresh.run_forked("optlab", "check")
     assert (result.returncode, result.stdout) == (1, "")

@@ -74,7 +74,7 @@ def studied(reproduced, tmp_path_factory):
 def test_check_prints_one_line(studied):
     command = [str(Path(sys.executable).parent / "optlab"), "check"]
     screen = terminal.run(command, studied.top, studied.environment)
-    assert (screen.status, screen.lines) == (0, ["params.yaml: 2 runs: sgd, adam"])
+    assert (screen.status, screen.lines) == (0, ["params.yaml: no errors; 2 runs: sgd, adam"])
 
 
 def test_unchanged_repro_prints_verdict_again(studied):
