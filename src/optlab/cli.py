@@ -123,7 +123,7 @@ def _complete_tags(incomplete: str) -> list[str]:
 
 @_register_command(RUN, "optlab check")
 def check() -> None:
-    """Check params.yaml: every key and value, and a step of each optimizer."""
+    """Check params.yaml, and take one step with each optimizer."""
     folder = _enter_root()
     settings = _load_settings(folder, for_stages=True)
     from optlab.analysis import environment_diff

@@ -158,8 +158,8 @@ def test_sample_keeps_changes_of_its_checkout(studied, monkeypatch):
     """Instead of removing them with the checkout."""
     monkeypatch.chdir(studied.top)
     checkout = studied.top / sample.FOLDER
-    if not checkout.exists():  # where this test runs alone
-        assert studied.run("git", "worktree", "add", "--quiet", "--detach", str(sample.FOLDER), "HEAD").returncode == 0
+    studied.run("git", "worktree", "remove", "--force", "--force", str(sample.FOLDER))  # of the test before
+    assert studied.run("git", "worktree", "add", "--quiet", "--detach", str(sample.FOLDER), "HEAD").returncode == 0
     sample._check_unchanged()
     for name in ("custom/mine.py", "params.yaml"):
         with (checkout / name).open("a") as file:
