@@ -55,7 +55,7 @@ def make_config(task: Task, precision: str, images: int) -> parameters.Config:
     """Return the settings of params.yaml with one epoch of so many images."""
     values = loader.load(TOP / parameters.PARAMS_FILE).model_dump(by_alias=True)
     values |= {"model": task.model, "optimizers": OPTIMIZERS}
-    values["data"] |= {"train_size": images, "validation_size": 500}
+    values["data"] |= {"train_size": images, "validation_size": 10}
     values["training"] |= {"epochs": 1, "batch_size": BATCH, "precision": "bf16" if precision == "bf16" else "fp32"}
     values["training"] |= {"numerics": "fast"}
     return parameters.Config.model_validate(values)
