@@ -113,6 +113,14 @@ def test_page_names_reference_that_too_few_studies_have(studies):
         across_page.render(studies, "lion")
 
 
+def test_page_says_what_few_replicates_cover(studies):
+    """Five replicates have a smallest and a largest that contain the median with 1 - 2 / 2^5."""
+    text = across_page.render(studies, "adamw")[0]
+    (conv6, optimizers) = (line for line in text.splitlines() if line.startswith("- ["))
+    assert "The range of 5 replicates contains the median with a probability of 93.8 %" in conv6
+    assert "The range of" not in optimizers
+
+
 def test_times_include_gradients_and_own_work():
     folder = TOP / "studies" / "conv6"
     plain = across.load_workload(folder, {})

@@ -25,6 +25,7 @@ from optlab.ranking.performance_profile import compute_log_scores, compute_ratio
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system.errors import ConfigError
 
+MIN_REPLICATES = 3  # of a study
 N_RESAMPLES = 10_000
 _SEED = 0  # of the bootstrap: the same records give the same bytes
 
@@ -52,6 +53,11 @@ class Workload:
     def n(self) -> int:
         """Number of replicates."""
         return len(self.config.seeds)
+
+    @property
+    def max_coverage(self) -> float:
+        """Probability that a median lies between the smallest and the largest of n replicates: 1 - 2^(1 - n)."""
+        return float(1 - 0.5 ** (self.n - 1))
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,8 @@ def find_studies(folder: Path, reference: str) -> tuple[list[Path], dict[str, st
         config = loader.load(path / PARAMS_FILE)
         if config.verdict.target is None:
             left_out[path.name] = "has no target"
-        elif len(config.seeds) < 2:
-            left_out[path.name] = "has one replicate"
+        elif len(config.seeds) < MIN_REPLICATES:
+            left_out[path.name] = f"has fewer than {MIN_REPLICATES} replicates"
         elif reference not in config.optimizers:
             left_out[path.name] = f"does not have {reference}"
         else:

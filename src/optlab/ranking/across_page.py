@@ -116,6 +116,11 @@ def _describe_workload(workload: Workload, scores: Sequence[Score]) -> str:
     )
     if any(config.get_optimizer(each.optimizer).ranges for each in scores) and not config.tuning.per_seed:
         parts.append("One search for all replicates: the intervals leave out the variation between searches.")
+    if workload.max_coverage < 1 - ALPHA:
+        parts.append(
+            f"The range of {workload.n} replicates contains the median with a probability of "
+            f"{100 * workload.max_coverage:.1f} %: no interval from them covers more."
+        )
     if not workload.has_costs:
         parts.append("The optimizers' own work is not measured on this network, and is left out.")
     return " ".join(parts)
