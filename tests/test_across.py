@@ -58,7 +58,7 @@ def test_score_does_not_depend_on_other_optimizers():
     assert get_scores(fewer)["fast"].score == get_scores([A, B])["fast"].score
 
 
-def test_intervals_contain_value_and_give_places():
+def test_intervals_contain_value():
     scores = get_scores([A, B])
     for each in scores.values():
         assert each.score.low <= each.score.value <= each.score.high
@@ -66,7 +66,29 @@ def test_intervals_contain_value_and_give_places():
     assert scores["ref"].score.low == scores["ref"].score.high == 0.5
     # In a quarter of the resamples, `fast` needs 20 in b: (0.75 + 0.25) / 2.
     assert scores["fast"].score.low == pytest.approx(0.5)
-    assert [each.place for each in scores.values()] == [(1, 2), (1, 3), (2, 3)]
+
+
+def test_places_come_from_exact_permutation_tests():
+    """Of 2^n exchanges, only none and all give differences as large: p = 2 / 2^n, times three pairs."""
+    fast, medium, slow = [1.0] * 7, [2.0] * 7, [3.0] * 7
+    assert across.find_places([[medium, fast, slow]]) == [(2, 2), (1, 1), (3, 3)]  # 6 / 128
+    assert across.find_places([[each[:6] for each in (medium, fast, slow)]]) == [(1, 3)] * 3  # 6 / 64
+    never = [math.inf] * 7
+    assert across.find_places([[fast, never, never]]) == [(1, 1), (2, 3), (2, 3)]
+
+
+def test_equal_optimizers_get_different_places_rarely():
+    """The family-wise error; a bootstrap of differences has 31 % here."""
+    generator, wrong = np.random.default_rng(3), 0
+    for _ in range(200):
+        times = np.exp(0.1 * generator.standard_normal((2, 5, 5)))  # workloads, optimizers, replicates
+        wrong += across.find_places(times.tolist()) != [(1, 5)] * 5
+    assert wrong <= 20  # at 5 %, more than 20 of 200 have a probability of 0.1 %
+
+
+def test_rounding_decides_no_place():
+    times = np.array([[144.0, 38.0, 64.0], [38.0, 64.0, 144.0]])
+    assert across.find_places([[[each] * 5 for each in column] for column in times.T.tolist()]) == [(1, 2), (1, 2)]
 
 
 def test_bootstrap_draws_same_replicates_for_all_optimizers():
@@ -99,42 +121,61 @@ def test_page_compares_recorded_studies(studies):
     text = across_page.write(studies, "adamw")
     assert (studies / "ACROSS.md").read_text() == text
     assert (studies / "across.png").read_bytes().startswith(b"\x89PNG")
-    assert "**Over 2 studies, muon is the fastest to the target accuracy**" in text
+    assert "**Over 2 studies, muon reaches the target accuracy fastest.**" in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     assert [(row[1], row[3]) for row in rows[1:]] == [("muon", "0.83"), ("adamw", "1.00"), ("nesterov", "1.00")]
     assert "Left out: tuned (has no target)." in text
     assert across_page.render(studies, "adamw")[0] == text
 
 
-def test_page_names_reference_that_too_few_studies_have(studies):
-    with pytest.raises(
-        ConfigError, match=r"two studies .* and lion are needed, and 1 can be used .*conv6 does not have"
-    ):
-        across_page.render(studies, "lion")
+@pytest.mark.parametrize(
+    ("name", "old", "new", "reason"),
+    [
+        ("conv6", "seeds: [20, 21, 22, 23, 24]", "seeds: [20, 21, 22, 23]", "fewer than 5 seeds"),
+        ("conv6", "seeds: [20, 21, 22, 23, 24]", "seeds: [20, 21, 22, 23, 25]", "no complete record"),
+        ("conv6", "target: 0.8", "target: 0.99", "a target that `adamw` does not reach"),
+        ("conv6", "  adamw:", "  another:", "does not have `adamw`"),
+    ],
+)
+def test_study_that_cannot_be_compared_is_named(studies, name, old, new, reason):
+    path = studies / name / "params.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=rf"and 1 can be used \(.*{name} (has )?{reason}"):
+        across_page.render(studies, "adamw")
 
 
-def test_page_says_what_few_replicates_cover(studies):
-    """Five replicates have a smallest and a largest that contain the median with 1 - 2 / 2^5."""
-    text = across_page.render(studies, "adamw")[0]
-    (conv6, optimizers) = (line for line in text.splitlines() if line.startswith("- ["))
-    assert "The range of 5 replicates contains the median with a probability of 93.8 %" in conv6
-    assert "The range of" not in optimizers
+def test_missing_folder_and_lone_optimizer_are_errors(studies, tmp_path):
+    with pytest.raises(ConfigError, match="nope: no such folder"):
+        across_page.render(tmp_path / "nope", "adamw")
+    path = studies / "optimizers" / "params.yaml"
+    path.write_text(re.sub(r"(?m)^  (nesterov|muon):.*\n(    .*\n)*", "", path.read_text()))
+    with pytest.raises(ConfigError, match="have only `adamw` in common"):
+        across_page.render(studies, "adamw")
 
 
-def test_times_include_gradients_and_own_work():
+def test_times_include_gradients_and_own_work(tmp_path, monkeypatch):
     folder = TOP / "studies" / "conv6"
-    plain = across.load_workload(folder, {})
-    costs = {name: StepCost(0, 0.25) for name in plain.times}
-    dear = across.load_workload(folder, costs)
+    config = loader.load(folder / "params.yaml")
+    names = list(config.optimizers)
+    monkeypatch.setattr(across, "COSTS_FILE", tmp_path / "COSTS.md")
+    plain = across.load_workload(folder, config, names)
+    rows = "".join(f"| {name} | 1.0 | 25.0 % (1 – 2) |\n" for name in names[1:])
+    (tmp_path / "COSTS.md").write_text(f"# T\n\n## conv6\n\nCPU, 1 thread, batch 128, fp32; x\n\n{rows}")
+    assert not across.load_workload(folder, config, names).has_costs
+    dear = across.load_workload(folder, config, names[1:])
     assert (plain.has_costs, dear.has_costs) == (False, True)
-    for name, times in plain.times.items():
-        np.testing.assert_allclose(dear.times[name], np.array(times) * 1.25)
-    assert not across.load_workload(folder, {"muon": costs["muon"]}).has_costs
+    for name in names[1:]:
+        np.testing.assert_allclose(dear.times[name], np.array(plain.times[name]) * 1.25)
 
 
-def test_costs_belong_to_network(tmp_path):
+def test_costs_belong_to_network_batch_and_precision(tmp_path, small_config):
     path = tmp_path / "COSTS.md"
-    path.write_text("# T\n\n## one\n\n| sgd | 0.0 | 0.1 % (0 – 1) |\n\n## two\n\n| adam | 2.0 | 3.0 % (2 – 4) |\n")
-    assert read_costs(path, "two") == {"adam": StepCost(2.0, 0.03)}
-    assert read_costs(path, "three") == read_costs(tmp_path / "none", "two") == {}
-    assert "muon" in read_costs(TOP / "benchmarks" / "COSTS.md", "zilliax")
+    head = "CPU, 1 thread, batch 16, fp32; 10 rounds\n\n"
+    path.write_text(
+        f"# T\n\n## zilliax\n\n{head}| adam | 2.0 | 3.0 % (2 – 4) |\n\n## two\n\n| sgd | 0.0 | 0.1 % (0 – 1) |\n"
+    )
+    assert read_costs(path, small_config()) == {"adam": StepCost(2.0, 0.03)}
+    assert read_costs(path, small_config(training={"batch_size": 20})) == {}
+    assert read_costs(path, small_config(model="conv6")) == read_costs(tmp_path / "none", small_config()) == {}
+    assert "muon" in read_costs(TOP / "benchmarks" / "COSTS.md", loader.load(TOP / "studies/optimizers/params.yaml"))

@@ -53,6 +53,6 @@ def test_log_score_limits_factors():
     assert compute_log_scores(ratios).tolist() == [0.5, 0.75, 0.25, 1.0, 1.0, 0.0, 0.0]
 
 
-def test_ratio_is_one_where_neither_reaches_target():
+def test_target_that_is_not_reached_has_infinite_ratio():
     times = np.array([[math.inf, math.inf, 3.0], [math.inf, 2.0, 6.0]])
-    assert compute_ratios(times, times[0]).tolist() == [[1.0, 1.0, 1.0], [1.0, 0.0, 2.0]]
+    assert compute_ratios(times, times[0]).tolist() == [[math.inf, math.inf, 1.0], [math.inf, 0.0, 2.0]]

@@ -154,23 +154,39 @@ def test_sample_trains_in_checkout_without_side_effects(studied):
     assert (studied.top / ".optlab" / "sample" / "mlflow.db").is_file()
 
 
-def test_sample_keeps_changes_of_its_checkout(studied, monkeypatch):
-    """Instead of removing them with the checkout."""
+SAMPLE_CHANGES = {
+    "params.yaml": lambda checkout, git: append(checkout / "params.yaml"),
+    "a module": lambda checkout, git: append(checkout / "custom" / "mine.py"),
+    "code": lambda checkout, git: append(checkout / "src" / "mine.py"),
+    "a commit": lambda checkout, git: [append(checkout / "NOTES"), git("add", "-A"), git("commit", "-qm", "mine")],
+    "a damaged checkout": lambda checkout, git: (checkout / ".git").write_text("gitdir: /nowhere\n"),
+    "a call that was killed": lambda checkout, git: (checkout.parent / "sample.json").unlink(),
+}
+
+
+def append(path):
+    with path.open("a") as file:
+        file.write("# mine\n")
+
+
+@pytest.mark.parametrize("change", SAMPLE_CHANGES.values(), ids=SAMPLE_CHANGES)
+def test_sample_keeps_changed_checkout(studied, monkeypatch, capsys, change):
+    """It is moved; an unchanged one, with the pipeline's outputs, is replaced."""
     monkeypatch.chdir(studied.top)
-    checkout = studied.top / sample.FOLDER
-    studied.run("git", "worktree", "remove", "--force", "--force", str(sample.FOLDER))  # of the test before
-    assert studied.run("git", "worktree", "add", "--quiet", "--detach", str(sample.FOLDER), "HEAD").returncode == 0
-    sample._check_unchanged()
-    for name in ("custom/mine.py", "params.yaml"):
-        with (checkout / name).open("a") as file:
-            file.write("# mine\n")
-        result = studied.run_forked("optlab", "sample")
-        assert result.returncode == 1
-        assert result.stderr.startswith(f"error: .optlab/sample/{name}: was changed since `optlab sample`: commit it")
-    for words in (["add", "-A"], ["commit", "-qm", "mine"]):
-        assert studied.run("git", "-C", str(sample.FOLDER), *words).returncode == 0
-    result = studied.run_forked("optlab", "sample")
-    assert result.returncode == 1 and "is on no branch: `git branch NAME " in result.stderr
-    assert "# mine" in (checkout / "params.yaml").read_text()
-    assert studied.run("git", "-C", str(sample.FOLDER), "branch", "mine").returncode == 0
-    sample._check_unchanged()
+    monkeypatch.setattr(sample.processes, "run", lambda *_, **__: append(sample.FOLDER / "dvc.lock"))
+    sample.run()
+    (sample.FOLDER / "runs" / "new").mkdir(parents=True)
+    append(sample.FOLDER / "runs" / "new" / "train.json")
+    sample.run()
+    assert capsys.readouterr().out == "" and not (sample.FOLDER / "runs" / "new").exists()
+    change(studied.top / sample.FOLDER, lambda *words: studied.run("git", "-C", str(sample.FOLDER), *words))
+    before = {path: path.read_bytes() for path in sample.FOLDER.rglob("*") if path.is_file() and path.name != ".git"}
+    sample.run()
+    said = capsys.readouterr().out
+    assert said == ".optlab/sample: was changed, and is now .optlab/sample-1\n"
+    moved = sample.FOLDER.with_name("sample-1")
+    assert {path: (moved / path.relative_to(sample.FOLDER)).read_bytes() for path in before} == before
+    assert (sample.FOLDER / "params.yaml").is_file()
+    assert studied.run("git", "-C", str(moved), "status").returncode == 0
+    studied.run("git", "worktree", "remove", "--force", "--force", str(moved))
+    shutil.rmtree(moved, ignore_errors=True)

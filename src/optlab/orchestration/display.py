@@ -77,7 +77,9 @@ class Display:
         if run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
             self._progress.update(self._total_bar, completed=completed)
-        else:  # it was not trained here, and says nothing about the speed
+        elif self._fractions:
+            self._progress.update(self._total_bar, completed=completed)
+        else:  # what is on record says nothing about the speed
             self._progress.reset(self._total_bar, completed=completed)
         if reason:
             self.print_line(f"{run}  failed: {reason}")

@@ -231,7 +231,10 @@ def _warn_of_other_conditions(pipeline: "DvcPipeline", config: Config, folder: P
 
     checked = preflight_cache.load_cached(config)
     runs = [RunFiles(folder, name, seed).id for name, seed in config.list_runs()]
-    kept = [run for run in runs if f"train@{run}" in pipeline.names and not pipeline.is_stale(f"train@{run}")]
+    kept = [
+        run for run in runs
+        if not any(stage in pipeline.names and pipeline.is_stale(stage) for stage in (f"tune@{run}", f"train@{run}"))
+    ]  # fmt: skip
     if checked:
         for sentence in environment_diff.describe_stale_runs(config, folder, checked.environment, kept):
             print(f"note: {sentence}", file=sys.stderr)

@@ -1,6 +1,9 @@
 """`optlab sample`: runs the whole pipeline on 600 images in a checkout of its own, so that nothing else changes."""
 
+import hashlib
 import io
+import itertools
+import json
 import os
 import shutil
 import sys
@@ -8,13 +11,15 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from optlab.config import loader
 from optlab.data import download
 from optlab.schema.parameters import PARAMS_FILE
-from optlab.system import git, processes
-from optlab.system.errors import ConfigError, RunsFailedError
-from optlab.system.repository import CUSTOM
+from optlab.system import files, git, processes
+from optlab.system.errors import RunsFailedError
 
 FOLDER = Path(".optlab") / "sample"
+_MARKER = FOLDER.with_name("sample.json")  # commit and SHA-256 of params.yaml of the checkout, as `run` left them
+_OUTPUTS = ("dvc.lock", "runs", "tuning", "reports")  # that git has, and the pipeline writes
 ARCHIVE = Path("tests") / "data" / "cifar10-sample.tar.gz"
 _SEEDS = [0, 1, 2]
 _DATA = {"dataset": "cifar10_sample", "train_size": 400, "validation_size": 100}
@@ -24,23 +29,24 @@ _TRAINING = {"epochs": 10, "batch_size": 16, "threads": 1}
 def run() -> Path:
     """Run the last commit's comparison on the sample, with fewer seeds and more epochs.
 
-    MLflow's store is that of the checkout, whatever MLFLOW_TRACKING_URI says.
+    The checkout of an earlier call is removed if nothing but this function has changed it; otherwise it is moved to
+    another name. MLflow's store is that of the checkout, whatever MLFLOW_TRACKING_URI says.
 
     Returns:
         The checkout's folder, relative to the top of the repository, which is the working directory.
 
     Raises:
-        ConfigError: the checkout of an earlier call has a user's changes.
+        ConfigError: params.yaml cannot be used.
         RevisionError: git cannot check the last commit out.
         RunsFailedError: the pipeline failed.
     """
-    _check_unchanged()
-    git.get_output("worktree", "remove", "--force", "--force", str(FOLDER))
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    git.run("worktree", "prune")
+    _clear()
     git.run("worktree", "add", "--quiet", "--detach", str(FOLDER), "HEAD")
     path = FOLDER / PARAMS_FILE
-    path.write_text(_shorten(path.read_text("utf-8")), "utf-8")
+    loader.load(path)  # an error is one line
+    params = _shorten(path.read_text("utf-8")).encode()
+    files.write_atomic(path, params)
+    files.write_atomic(_MARKER, json.dumps([_ask_git("rev-parse", "HEAD"), _hash(params)]).encode())
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {download.ARCHIVE_ENV_VAR: str(ARCHIVE.absolute()), "PYTHONPATH": str((FOLDER / "src").absolute())}
     if processes.run([sys.executable, "-m", "optlab", "repro"], cwd=FOLDER, env=environment):
@@ -53,32 +59,43 @@ def _shorten(params: str) -> str:
     yaml, output = YAML(), io.StringIO()
     content = yaml.load(params)
     content["seeds"], content["data"] = _SEEDS, _DATA
-    content["training"].update(_TRAINING)
+    content.setdefault("training", {}).update(_TRAINING)
     yaml.dump(content, output)
     return output.getvalue()
 
 
-def _check_unchanged() -> None:
-    """Check that the checkout of an earlier call can be removed without loss.
+def _clear() -> None:
+    """Remove the checkout of an earlier call, or move it to another name if it may hold a user's work."""
+    if FOLDER.exists() and not _is_unchanged():
+        names = (FOLDER.with_name(f"{FOLDER.name}-{number}") for number in itertools.count(1))
+        other = next(name for name in names if not name.exists())
+        git.get_output("worktree", "repair", str(FOLDER))  # of a clone that was moved
+        if git.get_output("worktree", "move", str(FOLDER), str(other)) is None:
+            FOLDER.rename(other)
+            git.get_output("worktree", "repair", str(other))
+        print(f"{FOLDER}: was changed, and is now {other}", flush=True)
+    _MARKER.unlink(missing_ok=True)
+    git.get_output("worktree", "remove", "--force", "--force", str(FOLDER))
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    git.run("worktree", "prune")
 
-    Raises:
-        ConfigError: params.yaml or custom/ was changed there, or a commit is on no branch.
-    """
-    commit, original = (_ask_git(*words) for words in (("rev-parse", "HEAD"), ("show", f"HEAD:{PARAMS_FILE}")))
-    path = FOLDER / PARAMS_FILE
-    if not (FOLDER / ".git").is_file() or commit is None or original is None or not path.is_file():
-        return
-    removal = f"`git worktree remove --force --force {FOLDER}` discards it"
-    if not git.get_output("for-each-ref", "--count=1", "--contains", commit.strip()):
-        name = commit[:8]
-        raise ConfigError(f"{FOLDER}: its commit {name} is on no branch: `git branch NAME {name}` keeps it; {removal}")
-    changed = _ask_git("status", "--porcelain", "--", str(CUSTOM)) or ""
-    if path.read_text("utf-8").strip() not in (original.strip(), _shorten(original).strip()):
-        changed = f"   {PARAMS_FILE}\n{changed}"
-    if changed:
-        first = changed.splitlines()[0][3:]
-        raise ConfigError(f"{FOLDER / first}: was changed since `optlab sample`: commit it there or copy it; {removal}")
+
+def _is_unchanged() -> bool:
+    """Return whether the checkout has nothing but its commit and what the pipeline writes."""
+    try:
+        commit, params = json.loads(_MARKER.read_text())
+        is_params_ours = _hash((FOLDER / PARAMS_FILE).read_bytes()) == params
+    except (OSError, ValueError):
+        return False
+    others = [f":!{name}" for name in (PARAMS_FILE, *_OUTPUTS)]
+    status = _ask_git("status", "--porcelain", "--untracked-files=all", "--", ".", *others)
+    return is_params_ours and commit is not None and _ask_git("rev-parse", "HEAD") == commit and status == ""
 
 
 def _ask_git(*words: str) -> str | None:
-    return git.get_output("-C", str(FOLDER), *words)
+    """Return what git says of the checkout, which has to be a work tree of its own; None if it says nothing."""
+    return git.get_output("-C", str(FOLDER), *words) if (FOLDER / ".git").is_file() else None
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,10 +1,13 @@
 """`optlab across`: scores of the optimizers that several studies have in common, with intervals from the replicates.
 
 A study counts as one workload: a network, a data split, a training and a target accuracy. The time to the target of an
-optimizer is that of the median replicate. A bootstrap draws the replicates of each study anew, the same for all
-optimizers, because a seed is common to them (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter
-8.3). The intervals are percentiles. Those of the differences between two optimizers are simultaneous over all pairs
-(Bonferroni). They include the choice of the replicates, and not that of the workloads.
+optimizer is that of the median replicate.
+
+Intervals of scores and ranks are percentiles of a bootstrap, which draws the replicates of each study anew, the same
+for all optimizers, because they have the seeds in common (Efron and Tibshirani 1993, "An Introduction to the
+Bootstrap", chapter 8.3). Places come from permutation tests: if two optimizers do not differ, their times with one seed
+can be exchanged (Fisher 1935, "The Design of Experiments"; Pitman 1937). Both include the choice of the replicates, and
+not that of the workloads.
 """
 
 import itertools
@@ -20,14 +23,16 @@ from optlab.analysis import comparison
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import ALPHA
 from optlab.config import loader
-from optlab.ranking.costs import StepCost
-from optlab.ranking.performance_profile import compute_log_scores, compute_ratios
+from optlab.ranking.costs import COSTS_FILE, read_costs
+from optlab.ranking.performance_profile import MAX_FACTOR, compute_log_scores, compute_ratios
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.system.errors import ConfigError
+from optlab.system.errors import ConfigError, RecordError
 
-MIN_REPLICATES = 3  # of a study
+MIN_REPLICATES = 5  # of a study: the range of four contains the median with less than 90 %
 N_RESAMPLES = 10_000
-_SEED = 0  # of the bootstrap: the same records give the same bytes
+_MAX_EXACT = 14  # replicates of all studies, for which all 2^n exchanges are tried
+_SEED = 0  # of the bootstrap, and of random exchanges: the same records give the same bytes
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,9 @@ class Workload:
         """Number of replicates."""
         return len(self.config.seeds)
 
-    @property
-    def max_coverage(self) -> float:
-        """Probability that a median lies between the smallest and the largest of n replicates: 1 - 2^(1 - n)."""
-        return float(1 - 0.5 ** (self.n - 1))
+    def reaches_target(self, optimizer: str) -> bool:
+        """Return whether at least half of the replicates do."""
+        return math.isfinite(compute_median_times(np.array(self.times[optimizer])))
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Score:
         score: mean height of its performance profile over log τ, from 0 to 1; the reference has 0.5.
         rank: mean rank of its mean test accuracy, from 1; equal means share a rank.
         ratios: for each workload, its time to the target over the reference's; infinite where it was not reached.
-        place: the first and the last place that it may have by the simultaneous intervals of the scores' differences.
+        place: the first and the last place that it may have, by simultaneous tests of all pairs.
     """
 
     optimizer: str
@@ -87,61 +91,79 @@ class Score:
     place: tuple[int, int]
 
 
-def find_studies(folder: Path, reference: str) -> tuple[list[Path], dict[str, str]]:
-    """Return the studies in a folder that can be compared, and study → reason for the others.
+def load_workloads(folder: Path, reference: str) -> tuple[list[Workload], dict[str, str]]:
+    """Read the studies in a folder; returns those that can be compared, and study → reason for the others.
 
     Raises:
-        ConfigError: a params.yaml cannot be used, or fewer than two studies can be compared.
+        ConfigError: a params.yaml cannot be used, or fewer than two studies or optimizers can be compared.
     """
-    usable, left_out = [], {}
-    for path in sorted(each.parent for each in folder.glob(f"*/{PARAMS_FILE}")):
-        config = loader.load(path / PARAMS_FILE)
-        if config.verdict.target is None:
-            left_out[path.name] = "has no target"
-        elif len(config.seeds) < MIN_REPLICATES:
-            left_out[path.name] = f"has fewer than {MIN_REPLICATES} replicates"
-        elif reference not in config.optimizers:
-            left_out[path.name] = f"does not have {reference}"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder: name the one with the studies")
+    configs = {path.parent: loader.load(path) for path in sorted(folder.glob(f"*/{PARAMS_FILE}"))}
+    left_out = {path.name: problem for path, each in configs.items() if (problem := _find_problem(each, reference))}
+    usable = {path: each for path, each in configs.items() if path.name not in left_out}
+    names = list_common_optimizers([list(each.optimizers) for each in usable.values()])
+    workloads = []
+    for path, config in usable.items():
+        try:
+            workload = load_workload(path, config, names)
+        except RecordError:
+            left_out[path.name] = "has no complete record"
+            continue
+        if workload.reaches_target(reference):
+            workloads.append(workload)
         else:
-            usable.append(path)
-    if len(usable) < 2:
+            left_out[path.name] = f"has a target that `{reference}` does not reach"
+    if len(workloads) < 2:
         reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
         raise ConfigError(
-            f"{folder}: two studies with a target (`verdict: {{target: 0.6}}`) and {reference} are needed, and "
-            f"{len(usable)} can be used{f' ({reasons})' if reasons else ''}: name another folder or --reference"
+            f"{folder}: two studies with a target (`verdict: {{target: 0.6}}`) and `{reference}` are needed, and "
+            f"{len(workloads)} can be used{f' ({reasons})' if reasons else ''}"
         )
-    return usable, left_out
+    if len(names) < 2:
+        raise ConfigError(f"{folder}: the studies have only `{reference}` in common: nothing can be compared")
+    return workloads, left_out
 
 
-def load_workload(folder: Path, costs: dict[str, StepCost]) -> Workload:
+def _find_problem(config: Config, reference: str) -> str:
+    """Return why a study cannot be compared; nothing if it can."""
+    if config.verdict.target is None:
+        return "has no target"
+    if config.data.train_split != "train":
+        return "is trained on the test split"
+    if len(config.seeds) < MIN_REPLICATES:
+        return f"has fewer than {MIN_REPLICATES} seeds"
+    return "" if reference in config.optimizers else f"does not have `{reference}`"
+
+
+def list_common_optimizers(optimizers: Sequence[Sequence[str]]) -> list[str]:
+    """Return the names that are in all lists, in the order of the first."""
+    return [name for name in (optimizers[0] if optimizers else ()) if all(name in each for each in optimizers)]
+
+
+def load_workload(folder: Path, config: Config, names: Sequence[str]) -> Workload:
     """Read the record of a study that has a target.
 
     Args:
-        costs: optimizer → cost of a step on the study's network; the times leave out the optimizers' own work unless
-            all of the study's optimizers are there.
+        names: of the optimizers to read; the times leave out their own work unless it was measured for all of them.
 
     Raises:
-        ConfigError, RecordError: params.yaml or the record cannot be used.
+        RecordError: the record cannot be used, or is incomplete.
     """
-    compared = comparison.collect(loader.load(folder / PARAMS_FILE), folder)
+    compared = comparison.collect(config, folder)
     assert compared.target is not None
-    names = list(compared.config.optimizers)
-    known = {name: costs[name].share for name in names} if all(name in costs for name in names) else {}
+    costs = read_costs(COSTS_FILE, config)
+    shares = {name: costs[name].share for name in names} if all(name in costs for name in names) else {}
     gradients = {row.optimizer: row.gradients_per_step or 1.0 for row in compared.rows}
-    return Workload(
-        folder.name,
-        compared.config,
-        compared.target.accuracy,
-        {
-            name: tuple(
-                math.inf if steps is None else steps * (gradients[name] + known.get(name, 0.0))
-                for steps in compared.target.steps[name]
-            )
-            for name in names
-        },
-        {name: _list_accuracies(compared, name) for name in names},
-        bool(known),
-    )
+    times = {
+        name: tuple(
+            math.inf if steps is None else steps * (gradients[name] + shares.get(name, 0.0))
+            for steps in compared.target.steps[name]
+        )
+        for name in names
+    }
+    accuracies = {name: _list_accuracies(compared, name) for name in names}
+    return Workload(folder.name, config, compared.target.accuracy, times, accuracies, bool(shares))
 
 
 def _list_accuracies(compared: Comparison, optimizer: str) -> tuple[float, ...]:
@@ -149,37 +171,34 @@ def _list_accuracies(compared: Comparison, optimizer: str) -> tuple[float, ...]:
     return tuple(compared.get_value(run) if run.status == "completed" else -math.inf for run in runs)
 
 
-def list_common_optimizers(workloads: Sequence[Workload]) -> list[str]:
-    """Return the optimizers that all workloads have, in the order of the first."""
-    return [name for name in workloads[0].times if all(name in each.times for each in workloads)]
-
-
 def compute_scores(workloads: Sequence[Workload], reference: str, n_resamples: int = N_RESAMPLES) -> list[Score]:
     """Compute the scores of the common optimizers, best score first.
 
     Args:
-        workloads: at least one; each has the reference.
+        workloads: at least one; each has the reference, which reaches the target.
     """
-    names = list_common_optimizers(workloads)
+    names = list_common_optimizers([list(each.times) for each in workloads])
+    index = names.index(reference)
     generator = np.random.default_rng(_SEED)
     times, means = [], []  # the first sample is the record itself, the others are resamples
     for each in workloads:
         drawn = np.concatenate([[np.arange(each.n)], generator.integers(each.n, size=(n_resamples, each.n))])
-        times.append(_compute_median_times(np.array([each.times[name] for name in names])[:, drawn]))
+        times.append(compute_median_times(np.array([each.times[name] for name in names])[:, drawn]))
         means.append(np.array([each.accuracies[name] for name in names])[:, drawn].mean(-1))
     all_times = np.moveaxis(np.stack(times, -1), 1, 0)  # samples, optimizers, workloads
-    ratios = compute_ratios(all_times, all_times[:, names.index(reference)])
+    ratios = compute_ratios(all_times, all_times[:, index])
+    ratios[:, index] = 1.0
     scores = compute_log_scores(ratios)
     ranks = np.stack([stats.rankdata(-each, axis=0) for each in means]).mean(0).T  # samples, optimizers
-    places = _find_places(scores)
+    places = find_places([[each.times[name] for name in names] for each in workloads])
     found = [
         Score(name, _estimate(scores[:, i]), _estimate(ranks[:, i]), tuple(ratios[0, i].tolist()), places[i])
         for i, name in enumerate(names)
     ]
-    return sorted(found, key=lambda each: -each.score.value)
+    return sorted(found, key=lambda each: (-round(each.score.value, 9), each.optimizer))
 
 
-def _compute_median_times(times: np.ndarray) -> np.ndarray:
+def compute_median_times(times: np.ndarray) -> np.ndarray:
     """Return the times by which at least half of the replicates have reached the target; the last axis is theirs.
 
     This is the median of the Kaplan-Meier estimate (1958) for runs that are all observed for the same time.
@@ -193,14 +212,53 @@ def _estimate(samples: np.ndarray) -> Estimate:
     return Estimate(float(samples[0]), float(low), float(high))
 
 
-def _find_places(scores: np.ndarray) -> list[tuple[int, int]]:
+def find_places(times: Sequence[Sequence[Sequence[float]]]) -> list[tuple[int, int]]:
     """Return (first, last) place of each optimizer: 1 + the number of better ones, and all less the worse ones.
 
-    One is better than another if the simultaneous interval of the difference of their scores lies above 0.
+    One is better than another if the permutation test of the pair, corrected for all pairs (Holm 1979), says so.
+
+    Args:
+        times: for each workload, for each optimizer, the time of each replicate.
     """
-    count = scores.shape[1]
+    count = len(times[0])
+    pairs = list(itertools.combinations(range(count), 2))
+    exchanges = _list_exchanges(sum(len(each[0]) for each in times))
+    tests = [_test_pair([(each[i], each[j]) for each in times], exchanges) for i, j in pairs]
     better = np.zeros((count, count), bool)
-    tail = ALPHA / (2 * max(1, math.comb(count, 2)))
-    for one, other in itertools.permutations(range(count), 2):
-        better[one, other] = np.quantile(scores[1:, one] - scores[1:, other], tail) > 0
+    for rank, number in enumerate(sorted(range(len(pairs)), key=lambda each: tests[each][1])):
+        (i, j), (lead, p) = pairs[number], tests[number]
+        if p * (len(pairs) - rank) > ALPHA:
+            break
+        better[(i, j) if lead > 0 else (j, i)] = True
     return [(1 + int(better[:, i].sum()), count - int(better[i].sum())) for i in range(count)]
+
+
+def _list_exchanges(count: int) -> np.ndarray:
+    """Return 1 for each replicate that stays, -1 for each that is exchanged: shape (exchanges, count), none first."""
+    if count <= _MAX_EXACT:
+        return 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+    signs = np.random.default_rng(_SEED).choice([1, -1], size=(N_RESAMPLES, count))
+    signs[0] = 1
+    return signs
+
+
+def _test_pair(times: Sequence[tuple[Sequence[float], Sequence[float]]], exchanges: np.ndarray) -> tuple[float, float]:
+    """Return by how much the first is faster than the second, and the p value of the two-sided permutation test.
+
+    The statistic is the mean over the workloads of the mean log ratio of the times with one seed, each limited to a
+    factor of 4. With random exchanges, the given order counts as one of them, so that the test is valid (Phipson and
+    Smyth 2010).
+
+    Args:
+        times: for each workload, the times of the first and of the second.
+    """
+    parts = [_compute_log_ratios(*map(np.array, pair)) / len(pair[0]) for pair in times]
+    leads = exchanges @ np.concatenate(parts) / len(times)
+    return float(leads[0]), float((np.abs(leads) >= abs(leads[0]) - _ROUNDING).mean())
+
+
+def _compute_log_ratios(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return log(second / first) of each replicate, limited; 0 where neither reaches the target."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.where(np.isinf(first) & np.isinf(second), 1.0, second / first)
+        return np.clip(np.log(ratios), -math.log(MAX_FACTOR), math.log(MAX_FACTOR))

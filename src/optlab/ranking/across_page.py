@@ -1,6 +1,7 @@
 """ACROSS.md and across.png of a folder with studies: the scores over all of them, and the performance profiles."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,12 @@ from matplotlib.figure import Figure
 from optlab.analysis import figures
 from optlab.analysis.mean_ci import ALPHA
 from optlab.analysis.presentation import assign_colours
-from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
-from optlab.config import loader
+from optlab.analysis.tables import Cells, render_markdown_table
 from optlab.ranking import across
 from optlab.ranking.across import N_RESAMPLES, Estimate, Score, Workload
-from optlab.ranking.costs import COSTS_FILE, read_costs
+from optlab.ranking.costs import COSTS_FILE
 from optlab.ranking.performance_profile import MAX_FACTOR, compute_profile
-from optlab.schema.parameters import PARAMS_FILE, format_count
+from optlab.schema.parameters import format_count
 from optlab.system import files
 
 PAGE_FILE = Path("ACROSS.md")
@@ -27,7 +27,7 @@ def write(folder: Path, reference: str) -> str:
     """Write ACROSS.md and across.png of a folder with studies; returns the text of ACROSS.md.
 
     Raises:
-        ConfigError, RecordError: a study cannot be used, or is incomplete; fewer than two can be compared.
+        ConfigError: a params.yaml cannot be used, or fewer than two studies or optimizers can be compared.
         StorageError: a file cannot be written.
     """
     text, figure = render(folder, reference)
@@ -40,19 +40,16 @@ def render(folder: Path, reference: str) -> tuple[str, bytes]:
     """Return the contents of ACROSS.md and across.png.
 
     Raises:
-        ConfigError, RecordError: as for `write`.
+        ConfigError: as for `write`.
     """
-    paths, left_out = across.find_studies(folder, reference)
-    workloads = [
-        across.load_workload(path, read_costs(COSTS_FILE, loader.load(path / PARAMS_FILE).model)) for path in paths
-    ]
+    workloads, left_out = across.load_workloads(folder, reference)
     scores = across.compute_scores(workloads, reference)
     parts = [
         "# Across the studies",
         _summarize(scores, reference, len(workloads)),
         render_markdown_table(build_table(scores, workloads)),
         f"![Performance profiles]({FIGURE_FILE})",
-        _explain(reference),
+        _explain(folder, reference),
         "\n".join(f"- {_describe_workload(each, scores)}" for each in workloads),
         *([_list_left_out(left_out)] if left_out else []),
     ]
@@ -61,12 +58,12 @@ def render(folder: Path, reference: str) -> tuple[str, bytes]:
 
 def _summarize(scores: Sequence[Score], reference: str, count: int) -> str:
     first = [each.optimizer for each in scores if each.place[0] == 1]
-    lead = f"{first[0]} is the fastest" if len(first) == 1 else f"{', '.join(first)} are tied for the first place"
+    lead = f"{first[0]} reaches the target accuracy fastest."
+    if len(first) > 1:
+        lead = f"it is not decided which reaches the target accuracy fastest: {', '.join(first)}."
     return (
-        f"**Over {count} studies, {lead} to the target accuracy**, with {reference} as the "
-        "reference. "
-        f"Only the {format_count(len(scores), 'optimizer')} that all of the studies have are compared: "
-        f"{', '.join(sorted(each.optimizer for each in scores))}."
+        f"**Over {count} studies, {lead}** The reference is {reference}. The table has the "
+        f"{format_count(len(scores), 'optimizer')} that all of these studies have."
     )
 
 
@@ -75,7 +72,7 @@ def build_table(scores: Sequence[Score], workloads: Sequence[Workload]) -> Cells
     ratios = [f"time in {each.name}" for each in workloads]
     table = [["place", "optimizer", "score", *ratios, "mean rank of the test accuracy"]]
     for each in scores:
-        times = [f"{ratio:.2f}" if 0 < ratio < math.inf else EMPTY_CELL for ratio in each.ratios]
+        times = ["not reached" if math.isinf(ratio) else f"{ratio:.2f}" for ratio in each.ratios]
         place = format_place(each.place)
         table.append([place, each.optimizer, _format(each.score, 2), *times, _format(each.rank, 1)])
     return table
@@ -91,18 +88,21 @@ def _format(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
-def _explain(reference: str) -> str:
+def _explain(folder: Path, reference: str) -> str:
+    costs = Path(os.path.relpath(COSTS_FILE, folder)).as_posix()
     return (
         f"The time is that of the median replicate to the study's target, as a multiple of {reference}'s. Each step "
-        f"counts its gradients and the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE}). The performance "
+        f"counts its gradients and the optimizer's own work by [{COSTS_FILE.name}]({costs}). The performance "
         f"profile shows the share of the studies on which an optimizer needs at most τ times as long as {reference}. "
         f"The score is the mean height of the profile over log τ, from τ = 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}: "
         f"{reference} has 0.5, half of its time everywhere gives 0.75, and a target that is never reached 0. So a "
         "score does not depend on the other optimizers. The rank does: it is among the optimizers of this table.\n\n"
         f"In brackets: 95 % intervals from {N_RESAMPLES:,} bootstrap resamples of each study's replicates. A place is "
-        "an interval by the differences of the scores, whose own intervals hold simultaneously at "
-        f"{100 * (1 - ALPHA):g} %: optimizers whose places overlap can be tied. The intervals do not include the "
-        "choice of the studies: a few studies are no sample of all networks. A time is known to one validation."
+        "an interval: an optimizer may have any place in it. Places come from permutation tests of all pairs, with the "
+        "mean log ratio of the times with one seed, each limited to a factor of "
+        f"{MAX_FACTOR:g}; their family-wise error is at most {100 * ALPHA:g} % (Holm). Intervals and "
+        "places do not include the choice of the studies: a few studies are no sample of all networks, and two "
+        "studies of one network count twice. A time is that of the first validation that reaches the target."
     )
 
 
@@ -116,11 +116,6 @@ def _describe_workload(workload: Workload, scores: Sequence[Score]) -> str:
     )
     if any(config.get_optimizer(each.optimizer).ranges for each in scores) and not config.tuning.per_seed:
         parts.append("One search for all replicates: the intervals leave out the variation between searches.")
-    if workload.max_coverage < 1 - ALPHA:
-        parts.append(
-            f"The range of {workload.n} replicates contains the median with a probability of "
-            f"{100 * workload.max_coverage:.1f} %: no interval from them covers more."
-        )
     if not workload.has_costs:
         parts.append("The optimizers' own work is not measured on this network, and is left out.")
     return " ".join(parts)

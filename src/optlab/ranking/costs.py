@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from optlab.schema.parameters import Config
+
 COSTS_FILE = Path("benchmarks") / "COSTS.md"
 
 _ROW = re.compile(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % ", re.MULTILINE)
@@ -22,8 +24,13 @@ class StepCost:
     share: float
 
 
-def read_costs(path: Path, model: str) -> dict[str, StepCost]:
-    """Return optimizer → cost of its step on a network; empty where the file, or its section, is missing."""
+def read_costs(path: Path, config: Config) -> dict[str, StepCost]:
+    """Return optimizer → cost of its step on the network, and with the batch size and precision, of a configuration.
+
+    Empty where the file or its section is missing, or was measured with others.
+    """
     text = path.read_text("utf-8") if path.is_file() else ""
-    section = text.partition(f"\n## {model}\n")[2].partition("\n## ")[0]
+    section = text.partition(f"\n## {config.model}\n")[2].partition("\n## ")[0]
+    if f"batch {config.training.batch_size}, {config.training.precision};" not in section:
+        return {}
     return {name: StepCost(float(numbers), float(share) / 100) for name, numbers, share in _ROW.findall(section)}

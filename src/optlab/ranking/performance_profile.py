@@ -23,11 +23,11 @@ def compute_ratios(times: np.ndarray, reference: np.ndarray) -> np.ndarray:
         reference: time of the reference; shape (…, w).
 
     Returns:
-        Ratios of the shape of `times`; 1 where both times are infinite, 0 where only the reference's is.
+        Ratios of the shape of `times`; infinite where the target was not reached.
     """
     with np.errstate(invalid="ignore"):
         ratios = times / reference[..., None, :]
-    return np.where(np.isinf(times) & np.isinf(reference[..., None, :]), 1.0, ratios)
+    return np.where(np.isinf(times), np.inf, ratios)
 
 
 def compute_profile(ratios: np.ndarray, factors: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -84,6 +84,4 @@ def compute_algoperf_ratios(times: np.ndarray) -> np.ndarray:
     Args:
         times: shape (k submissions, w workloads).
     """
-    with np.errstate(invalid="ignore"):
-        ratios = times / times.min(axis=0)
-    return np.where(np.isinf(times), np.inf, ratios)
+    return compute_ratios(times, times.min(axis=0))

@@ -97,7 +97,7 @@ def render(ranking: Ranking, compared: Comparison | None) -> str:
             ranking.list_records()
         )
     else:
-        costs = read_costs(COSTS_FILE, compared.config.model)
+        costs = read_costs(COSTS_FILE, compared.config)
         parts += [
             tables.summarize_protocol(compared),
             tables.render_markdown_table(build_table(compared, ranking, costs)),
