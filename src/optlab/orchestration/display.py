@@ -80,7 +80,7 @@ class Display:
         elif self._fractions:
             self._progress.update(self._total_bar, completed=completed)
         else:  # what is on record says nothing about the speed
-            self._progress.reset(self._total_bar, completed=completed)
+            self._progress.reset(self._total_bar, completed=self._ended)
         if reason:
             self.print_line(f"{run}  failed: {reason}")
         else:
