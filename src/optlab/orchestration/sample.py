@@ -83,7 +83,7 @@ def _clear() -> None:
 def _is_unchanged() -> bool:
     """Return whether the checkout has nothing but its commit and what the pipeline writes."""
     try:
-        commit, params = json.loads(_MARKER.read_text())
+        commit, params = json.loads(_MARKER.read_bytes())
         is_params_ours = _hash((FOLDER / PARAMS_FILE).read_bytes()) == params
     except (OSError, ValueError):
         return False
