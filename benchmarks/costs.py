@@ -32,7 +32,7 @@ STEPS = 30  # of each optimizer in each round
 
 
 def settings(study: str) -> Config:
-    """A study's, on one thread, with each optimizer at its authors' values."""
+    """Return a study's settings, on one thread, with each optimizer at its authors' values."""
     values = load(TOP / "studies" / study / "params.yaml").model_dump(by_alias=True)
     values["training"]["threads"] = 1
     for entry in values["optimizers"].values():
@@ -80,7 +80,7 @@ class Contender:
 
 
 def measure(config: Config, rounds: int) -> str:
-    """The section of a network."""
+    """Measure a network; return its section of COSTS.md."""
     device = determinism.configure_torch(config.training)
     contenders = {name: Contender(name, config) for name in config.optimizers}
     shares: dict[str, list[float]] = {name: [] for name in contenders}

@@ -1,4 +1,4 @@
-"""What a CUDA device does for this project: images a second, equal bits, trainings at once, a whole comparison.
+"""Measure training on a CUDA device: images a second, equal bits, trainings at once, a whole comparison.
 
     python benchmarks/gpu.py [--minutes 8]                    # writes benchmarks/GPU.md
     python benchmarks/gpu.py --device cpu [--output FILE]     # a dry run of the same code, without a device
@@ -138,7 +138,7 @@ def report_rate(task: Task, count: int, deadline: float) -> str:
 
 
 def compare_weights(task: Task, neighbours: int, deadline: float) -> str:
-    """Compare what two processes give, the second beside other trainings."""
+    """Compare the weights from two processes; the second runs beside other trainings."""
     with run_together([task], deadline) as (first,):
         pass
     others = run_together([dataclasses.replace(task, kind="rate")] * neighbours, deadline)
@@ -207,7 +207,7 @@ def plan(device: str, steps: int) -> list[Measurement]:
     found += [plan_rate(model=model) for model in ("conv6", "resnet18", "fast")]
     title = f"`optlab repro`, three optimizers at {len(SEEDS)} seeds, from its start to the verdicts"
     obstacle = "" if (TOP / repository.DATA).is_dir() else f"the data set is not in {repository.DATA}"
-    obstacle = "it takes a GPU" if device == "cpu" else obstacle
+    obstacle = "it needs a GPU" if device == "cpu" else obstacle
     found.append(Measurement(title, time_comparison, obstacle, limit=float("inf")))
     return found + [
         plan_rate(data="copied", loop=each, precision=precision) for each in loops[1:] for precision in PRECISIONS
@@ -224,7 +224,7 @@ def measure_all(measurements: Sequence[Measurement], deadline: float, write: Cal
         now = time.monotonic()
         try:
             texts[each.title] = (
-                each.measure(min(deadline, now + each.limit)) if now < deadline else "left out: the time was over"
+                each.measure(min(deadline, now + each.limit)) if now < deadline else "left out: time limit reached"
             )
         except Exception as error:
             texts[each.title] = f"failed: {error if isinstance(error, MeasurementError) else describe(error)}"
@@ -241,8 +241,8 @@ def render(arguments: argparse.Namespace, device: str, texts: dict[str, str]) ->
         "",
         *(["A dry run on the CPU: none of these figures is a GPU's.", ""] if cpu else []),
         f"{device}; torch {torch.__version__}, Python {platform.python_version()}. `python benchmarks/gpu.py` with "
-        f"`--minutes {arguments.minutes:g} --steps {arguments.steps}`: {ROUNDS} times so many steps after at most "
-        f"{WARMUP} that are not timed, median (least – most). Batches of {BATCH}, {images}, SGD with momentum.",
+        f"`--minutes {arguments.minutes:g} --steps {arguments.steps}`: {ROUNDS} rounds of so many timed steps, after "
+        f"at most {WARMUP} warm-up steps, median (least – most). Batches of {BATCH}, {images}, SGD with momentum.",
         "",
         "| measurement | result |",
         "| --- | --- |",

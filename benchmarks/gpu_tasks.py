@@ -159,7 +159,7 @@ def capture_step(step: Callable[[Tensor, Tensor], Tensor], images: Tensor, label
 
 
 def compute_digests(task: Task) -> Iterator[dict[str, Any]]:
-    """Yield, then yield the SHA-256 of the weights that a short training leaves, for each optimizer and precision."""
+    """Yield when ready, then the SHA-256 of the weights of a short training, for each optimizer and precision."""
     images = max(2, min(task.steps, BITS_STEPS)) * BATCH // 10 * 10
     configs = {each: make_config(task, each, images) for each in PRECISIONS}
     device = determinism.configure_torch(configs["fp32"].training)
@@ -178,7 +178,8 @@ WORK = {"rate": measure_rate, "bits": compute_digests}
 def work(task: Task) -> None:
     """Print a JSON line when the task is ready, and its result after a line on stdin.
 
-    Then train on, so that the device stays busy for other processes' measurements, until the parent kills or leaves.
+    Then train on, so that the device stays busy for other processes' measurements, until the parent kills this process
+    or exits.
     """
     parent, output = os.getppid(), sys.stdout
     with contextlib.redirect_stdout(sys.stderr):

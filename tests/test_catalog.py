@@ -131,7 +131,7 @@ def test_catalog_table_names_missing_packages(monkeypatch):
 
 def test_unknown_catalog_name_suggests_nearest():
     with pytest.raises(
-        ConfigError, match=r"^no entry is known as 'lyon': did you mean lion\?: `optlab add` lists them$"
+        ConfigError, match=r"^no entry is known as 'lyon' \(`optlab add` lists all\): did you mean lion\?$"
     ):
         catalog.find_entry("lyon")
 

@@ -80,10 +80,10 @@ def test_nothing_is_measured_after_deadline(run, monkeypatch):
     table = read_table(run(None, "--minutes", "0"))
     assert len(table) == len(gpu.plan("cpu", 500)) > 20
     assert set(table.values()) == {
-        "left out: the time was over",
+        "left out: time limit reached",
         "left out: the CPU has no CUDA graphs",
         "left out: optlab has no network `fast`",
-        "left out: it takes a GPU",
+        "left out: it needs a GPU",
     } - ({"left out: optlab has no network `fast`"} if "fast" in models.MODELS else set())
 
 

@@ -107,7 +107,7 @@ def _enter_pipeline(
     """Change to the repository root; returns the folder of the pipeline that `--pipeline` names, relative to it.
 
     Raises:
-        RevisionError: there is no pipeline, which the message calls a `problem`.
+        RevisionError: there is no pipeline; the message is `problem`.
     """
     folder = Path(os.path.normpath(_enter_root() / pipeline))
     if folder.is_relative_to(Path.cwd()):
@@ -465,7 +465,7 @@ def _reproduce(
     return output_diff.get_exit_status(results)
 
 
-@_register_command(RANK, "optlab submit adan")
+@_register_command(RANK, "optlab submit radam")
 def submit(
     what: Annotated[
         str,
@@ -491,9 +491,9 @@ def submit(
     print(f"{record}: the record, and {folder / table.RANKING_FILE}: commit both, then `optlab verify {record}`")
 
 
-@_register_command(RANK, "optlab verify ranking/adan")
+@_register_command(RANK, "optlab verify ranking/radam")
 def verify(
-    record: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a record, such as ranking/adan.")],
+    record: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a record, such as ranking/radam.")],
     replicate: Annotated[
         int | None, typer.Option(metavar="N", help="Train replicate N again; default: one drawn at random.")
     ] = None,
@@ -517,7 +517,7 @@ def verify(
 
 
 def _verify(folder: Path, replicate: int | None, everything: bool, base: str | None) -> int:
-    pipeline = _enter_pipeline(folder, "no record of a ranking: name the folder of one, such as ranking/adan")
+    pipeline = _enter_pipeline(folder, "no record of a ranking: name the folder of one, such as ranking/radam")
     settings = _load_settings(pipeline)
     from optlab.training import numerics
 
@@ -563,7 +563,7 @@ def across(
         Path | None, typer.Argument(metavar="FOLDER", help="Folder with the studies; default: studies.")
     ] = None,
     reference: Annotated[
-        str, typer.Option(metavar="NAME", help="Optimizer to whose time to the target all others are compared.")
+        str, typer.Option(metavar="NAME", help="Optimizer whose time to the target is the unit.")
     ] = "adamw",
 ) -> None:
     """Compare optimizers across all studies with a target."""

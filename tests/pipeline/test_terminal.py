@@ -183,7 +183,7 @@ def test_sample_keeps_changed_checkout(studied, monkeypatch, capsys, change):
     before = {path: path.read_bytes() for path in sample.FOLDER.rglob("*") if path.is_file() and path.name != ".git"}
     sample.run()
     said = capsys.readouterr().out
-    assert said == ".optlab/sample: was changed, and is now .optlab/sample-1\n"
+    assert said == ".optlab/sample: has changes, and was moved to .optlab/sample-1\n"
     moved = sample.FOLDER.with_name("sample-1")
     assert {path: (moved / path.relative_to(sample.FOLDER)).read_bytes() for path in before} == before
     assert (sample.FOLDER / "params.yaml").is_file()

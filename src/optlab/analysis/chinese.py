@@ -29,7 +29,7 @@ _VERDICTS = {
     "No verdict: no optimizer completed all its runs.": "没有结论：没有一个优化器的训练全部完成。",
     "{name} is the only optimizer: {metric} {mean}.": "只有 {name} 一个优化器：{metric} {mean}。",
     "No verdict with one seed: a difference may come from the optimizers or from the seed.": "只有一个种子，下不了结论：差别可能来自优化器，也可能来自种子。",
-    "The first look is at {first} seeds: add seeds to params.yaml.": "有 {first} 个种子时做第一次期中分析：请在 params.yaml 里增加种子。",
+    "The first look is at {first} seeds: add seeds to params.yaml.": "第一次期中分析需要 {first} 个种子：请在 params.yaml 里增加种子。",
     "No verdict yet: there are {count} seeds, and the first look is at {first}.": "还没有结论：现在有 {count} 个种子，要到 {first} 个时才做第一次期中分析。",
     "{names} share the first place: they are equivalent within {margin}.": "{names} 并列第一：差距在 {margin}以内，可以认定相当。",
     "No difference that matters: {names} are equivalent within {margin}.": "没有值得在意的差别：{names} 的差距都在 {margin}以内，可以认定相当。",
@@ -129,7 +129,7 @@ _REMARKS = {
 
 _PROTOCOL = {
     "Which optimizer? {optimizers} on CIFAR-10": "该用哪个优化器？CIFAR-10 上的 {optimizers}",
-    "Which optimizer? {optimizers} on {images} images of CIFAR-10": "该用哪个优化器？CIFAR-10 的 {images} 张图片上的 {optimizers}",
+    "Which optimizer? {optimizers} on {images} images of CIFAR-10": "该用哪个优化器？用 CIFAR-10 的 {images} 张图片比较 {optimizers}",
     "{name} against {optimizers} on CIFAR-10": "CIFAR-10 上 {name} 与 {optimizers}的比较",
     "network {name}": "网络 {name}",
     "{epochs} of {images} images in batches of {batch}": "训练 {epochs}，每轮 {images} 张图片，每批 {batch} 张",

@@ -117,13 +117,13 @@ def describe_stale_runs(
             groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
     return [
         f"{_format_runs(runs)}: recorded {how}: `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`, trains "
-        f"{'them' if len(runs) > 1 else 'it'} again here"
+        f"{'it' if len(runs) == 1 else 'them' if len(runs) <= _MAX_LISTED_RUNS else 'all runs'} again here"
         for how, runs in groups.items()
     ]
 
 
 def _list_train_stages(runs: list[str]) -> str:
-    """The stages of a few runs, or of all."""
+    """Return the train stages of a few runs; for more, the stage `train`, which covers every run."""
     return " ".join(f"train@{run}" for run in runs) if len(runs) <= _MAX_LISTED_RUNS else "train"
 
 

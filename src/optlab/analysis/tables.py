@@ -67,7 +67,7 @@ def render_text(compared: Comparison, width: int | None = None) -> str:
 
     Args:
         width: of the terminal, in characters: sentences are wrapped, and columns and tables that do not fit are left
-            out, as is the scatter over the test images; default: no limit.
+            out, as is the remark on the scatter over the seeds; default: no limit.
     """
     cells = build_optimizer_table(compared, _TERMINAL_COLUMNS)
     while width and len(cells[0]) > 4 and _measure_width(cells) > width:
@@ -248,7 +248,7 @@ def list_remarks(compared: Comparison, with_scatter: bool = True) -> list[str]:
     """Return what readers must know about this comparison's values; its own notes are in English only.
 
     Args:
-        with_scatter: how the seeds' test accuracies scatter, too.
+        with_scatter: whether to include the remark on the scatter over the seeds.
     """
     remarks, target = [], compared.target
     if compared.config.data.train_split == "test":

@@ -148,7 +148,7 @@ def find_entry(name: str) -> CatalogEntry:
     """
     by_name = {each.name: each for each in load().entries}
     if name not in by_name:
-        raise ConfigError(f"no entry is known as {name!r}{suggest_similar(name, by_name)}: `optlab add` lists them")
+        raise ConfigError(f"no entry is known as {name!r} (`optlab add` lists all){suggest_similar(name, by_name)}")
     entry = by_name[name]
     if importlib.util.find_spec(entry.package) is None:
         pinned = f"{entry.package}=={load().packages[entry.package]}"

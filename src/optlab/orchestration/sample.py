@@ -19,7 +19,7 @@ from optlab.system.errors import RunsFailedError
 
 FOLDER = Path(".optlab") / "sample"
 _MARKER = FOLDER.with_name("sample.json")  # commit and SHA-256 of params.yaml of the checkout, as `run` left them
-_OUTPUTS = ("dvc.lock", "runs", "tuning", "reports")  # that git has, and the pipeline writes
+_OUTPUTS = ("dvc.lock", "runs", "tuning", "reports")  # tracked by git, and written by the pipeline
 ARCHIVE = Path("tests") / "data" / "cifar10-sample.tar.gz"
 _SEEDS = [0, 1, 2]
 _DATA = {"dataset": "cifar10_sample", "train_size": 400, "validation_size": 100}
@@ -73,7 +73,7 @@ def _clear() -> None:
         if git.get_output("worktree", "move", str(FOLDER), str(other)) is None:
             FOLDER.rename(other)
             git.get_output("worktree", "repair", str(other))
-        print(f"{FOLDER}: was changed, and is now {other}", flush=True)
+        print(f"{FOLDER}: has changes, and was moved to {other}", flush=True)
     _MARKER.unlink(missing_ok=True)
     git.get_output("worktree", "remove", "--force", "--force", str(FOLDER))
     shutil.rmtree(FOLDER, ignore_errors=True)
@@ -93,7 +93,7 @@ def _is_unchanged() -> bool:
 
 
 def _ask_git(*words: str) -> str | None:
-    """Return what git says of the checkout, which has to be a work tree of its own; None if it says nothing."""
+    """Return what git says of the checkout; None if git fails, or the folder is not a work tree."""
     return git.get_output("-C", str(FOLDER), *words) if (FOLDER / ".git").is_file() else None
 
 

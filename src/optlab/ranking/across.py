@@ -28,7 +28,7 @@ from optlab.ranking.performance_profile import MAX_FACTOR, compute_log_scores, c
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system.errors import ConfigError, RecordError
 
-MIN_REPLICATES = 5  # of a study: the range of four contains the median with less than 90 %
+MIN_REPLICATES = 5  # of a study: the range of four contains the median with a probability below 90 %
 N_RESAMPLES = 10_000
 _MAX_EXACT = 14  # replicates of all studies, for which all 2^n exchanges are tried
 _SEED = 0  # of the bootstrap, and of random exchanges: the same records give the same bytes

@@ -92,17 +92,18 @@ def _explain(folder: Path, reference: str) -> str:
     costs = Path(os.path.relpath(COSTS_FILE, folder)).as_posix()
     return (
         f"The time is that of the median replicate to the study's target, as a multiple of {reference}'s. Each step "
-        f"counts its gradients and the optimizer's own work by [{COSTS_FILE.name}]({costs}). The performance "
-        f"profile shows the share of the studies on which an optimizer needs at most τ times as long as {reference}. "
+        f"counts its gradients and, where [{COSTS_FILE.name}]({costs}) has the network, the optimizer's own work. The "
+        f"performance profile shows the share of the studies on which an optimizer needs at most τ times {reference}'s "
+        "time. "
         f"The score is the mean height of the profile over log τ, from τ = 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}: "
-        f"{reference} has 0.5, half of its time everywhere gives 0.75, and a target that is never reached 0. So a "
+        f"{reference} has 0.5, half of that time in every study gives 0.75, and a target that is never reached 0. So a "
         "score does not depend on the other optimizers. The rank does: it is among the optimizers of this table.\n\n"
         f"In brackets: 95 % intervals from {N_RESAMPLES:,} bootstrap resamples of each study's replicates. A place is "
         "an interval: an optimizer may have any place in it. Places come from permutation tests of all pairs, with the "
         "mean log ratio of the times with one seed, each limited to a factor of "
-        f"{MAX_FACTOR:g}; their family-wise error is at most {100 * ALPHA:g} % (Holm). Intervals and "
-        "places do not include the choice of the studies: a few studies are no sample of all networks, and two "
-        "studies of one network count twice. A time is that of the first validation that reaches the target."
+        f"{MAX_FACTOR:g}; their family-wise error is at most {100 * ALPHA:g} % (Holm). Neither "
+        "covers the choice of the studies: a few studies do not represent all networks, and two studies of one network "
+        "count twice. A time is that of the first validation that reaches the target."
     )
 
 

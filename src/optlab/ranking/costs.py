@@ -16,7 +16,7 @@ class StepCost:
     """What an optimizer's own work costs.
 
     Attributes:
-        numbers: that it keeps for each weight.
+        numbers: count of values stored per weight.
         share: its time for a step over the time for the gradient.
     """
 
@@ -27,7 +27,7 @@ class StepCost:
 def read_costs(path: Path, config: Config) -> dict[str, StepCost]:
     """Return optimizer → cost of its step on the network, and with the batch size and precision, of a configuration.
 
-    Empty where the file or its section is missing, or was measured with others.
+    Empty where the file or its section is missing, or was measured with another batch size or precision.
     """
     text = path.read_text("utf-8") if path.is_file() else ""
     section = text.partition(f"\n## {config.model}\n")[2].partition("\n## ")[0]

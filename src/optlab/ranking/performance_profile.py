@@ -4,7 +4,7 @@ A profile gives, for each factor τ, the share of the workloads on which an opti
 the reference to reach the target (Dolan and Moré 2002, "Benchmarking optimization software with performance profiles").
 AlgoPerf takes the fastest submission of each workload as the reference, and the mean height of the profile from τ = 1
 to 4 as the score (Dahl et al. 2023, "Benchmarking Neural Network Training Algorithms", arXiv:2306.07179, section 4.5).
-There, a score depends on who else is listed. `compute_log_scores` has one fixed optimizer as the reference.
+There, a score depends on the other submissions. `compute_log_scores` has one fixed optimizer as the reference.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def compute_algoperf_scores(times: np.ndarray) -> np.ndarray:
         times: shape (k submissions, w workloads); infinite where the target was not reached.
 
     Returns:
-        Scores from 0 to 1, shape (k,); a workload whose target nobody reached counts for nobody.
+        Scores from 0 to 1, shape (k,); a workload whose target nobody reached counts 0 for everyone.
     """
     factors = np.linspace(1.0, MAX_FACTOR, _ALGOPERF_POINTS)
     return np.asarray(

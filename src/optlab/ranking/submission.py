@@ -126,7 +126,7 @@ def check_code(ranking: Ranking, folder: Path) -> None:
         path = ranking.folder / PROTOCOL_FILE
         raise ConfigError(
             f"{path}: the code that searches, trains and evaluates here is not the protocol's: undo its changes, or "
-            f"use a revision with the protocol's code (its digest is {digest}, and not among `code`)"
+            f"use a revision with the protocol's code (digest of the code here: {digest}; accepted digests: `code`)"
         )
 
 

@@ -59,7 +59,7 @@ class RankingRecord:
             ConfigError: it is no such folder, or a file cannot be used.
         """
         if not ((folder.parent / PROTOCOL_FILE).is_file() and (folder / PARAMS_FILE).is_file()):
-            raise ConfigError(f"{folder}: no record of a ranking: name the folder of one, such as ranking/adan")
+            raise ConfigError(f"{folder}: no record of a ranking: name the folder of one, such as ranking/radam")
         ranking = Ranking.load(folder.parent)
         config = loader.load(folder / PARAMS_FILE)
         if list(config.optimizers) != [folder.name]:
