@@ -125,7 +125,10 @@ class Project:
         return Project(target)
 
     def copy(self, target: Path) -> "Project":
-        """Everything, outputs and stores included, in another place."""
+        """Everything, outputs and stores included, in another place, once nothing more is written to MLflow."""
+        deadline = time.monotonic() + 60
+        while any(each.pid != os.getpid() for each in processes_below(self.top)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         shutil.copytree(self.top, target, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
         return Project(target)
 
