@@ -63,6 +63,9 @@ class Display:
             self._bars[run] = self._progress.add_task(run, total=state["total"], text="")
         self._progress.update(self._bars[run], completed=state["images"], text=f"loss {state['loss']:.3f}")
         self._fractions[run] = state["images"] / state["total"]
+        self._update_total()
+
+    def _update_total(self) -> None:
         self._progress.update(self._total_bar, completed=self._ended + sum(self._fractions.values()))
 
     def print_line(self, text: str) -> None:
@@ -73,12 +76,11 @@ class Display:
         """Remove the bar of a run that has ended, and count it; `reason` says why it failed, None that it did not."""
         self._ended += 1
         self._fractions.pop(run, None)
-        completed = self._ended + sum(self._fractions.values())
-        if run in self._bars:
-            self._progress.remove_task(self._bars.pop(run))
-            self._progress.update(self._total_bar, completed=completed)
-        elif self._fractions:
-            self._progress.update(self._total_bar, completed=completed)
+        bar = self._bars.pop(run, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+        if bar is not None or self._fractions:
+            self._update_total()
         else:  # what is on record says nothing about the speed
             self._progress.reset(self._total_bar, completed=self._ended)
         if reason:

@@ -328,9 +328,11 @@ class RunScheduler:
 
         Recorded runs are counted first, so that the rest of the bar is what has to be trained.
         """
-        waiting = [run for run in runs if self._is_stale(run)]
+        waiting = []
         for run in runs:
-            if run not in waiting:
+            if self._is_stale(run):
+                waiting.append(run)
+            else:
                 self.display.end(run, None)
         try:
             while waiting or self._running:

@@ -171,7 +171,7 @@ def _list_accuracies(compared: Comparison, optimizer: str) -> tuple[float, ...]:
     return tuple(compared.get_value(run) if run.status == "completed" else -math.inf for run in runs)
 
 
-def compute_scores(workloads: Sequence[Workload], reference: str, n_resamples: int = N_RESAMPLES) -> list[Score]:
+def compute_scores(workloads: Sequence[Workload], reference: str) -> list[Score]:
     """Compute the scores of the common optimizers, best score first.
 
     Args:
@@ -182,7 +182,7 @@ def compute_scores(workloads: Sequence[Workload], reference: str, n_resamples: i
     generator = np.random.default_rng(_SEED)
     times, means = [], []  # the first sample is the record itself, the others are resamples
     for each in workloads:
-        drawn = np.concatenate([[np.arange(each.n)], generator.integers(each.n, size=(n_resamples, each.n))])
+        drawn = np.concatenate([[np.arange(each.n)], generator.integers(each.n, size=(N_RESAMPLES, each.n))])
         times.append(compute_median_times(np.array([each.times[name] for name in names])[:, drawn]))
         means.append(np.array([each.accuracies[name] for name in names])[:, drawn].mean(-1))
     all_times = np.moveaxis(np.stack(times, -1), 1, 0)  # samples, optimizers, workloads

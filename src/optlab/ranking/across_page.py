@@ -16,6 +16,7 @@ from optlab.ranking import across
 from optlab.ranking.across import N_RESAMPLES, Estimate, Score, Workload
 from optlab.ranking.costs import COSTS_FILE
 from optlab.ranking.performance_profile import MAX_FACTOR, compute_profile
+from optlab.ranking.table import format_interval
 from optlab.schema.parameters import format_count
 from optlab.system import files
 
@@ -73,15 +74,10 @@ def build_table(scores: Sequence[Score], workloads: Sequence[Workload]) -> Cells
     table = [["place", "optimizer", "score", *ratios, "mean rank of the test accuracy"]]
     for each in scores:
         times = ["not reached" if math.isinf(ratio) else f"{ratio:.2f}" for ratio in each.ratios]
-        place = format_place(each.place)
-        table.append([place, each.optimizer, _format(each.score, 2), *times, _format(each.rank, 1)])
+        table.append(
+            [format_interval(*each.place), each.optimizer, _format(each.score, 2), *times, _format(each.rank, 1)]
+        )
     return table
-
-
-def format_place(place: tuple[int, int]) -> str:
-    """Return a place such as `1`, or `2 – 4` for tied optimizers."""
-    first, last = place
-    return str(first) if first == last else f"{first} – {last}"
 
 
 def _format(estimate: Estimate, digits: int) -> str:
@@ -94,8 +90,7 @@ def _explain(folder: Path, reference: str) -> str:
         f"The time is that of the median replicate to the study's target, as a multiple of {reference}'s. Each step "
         f"counts its gradients and, where [{COSTS_FILE.name}]({costs}) has the network, the optimizer's own work. The "
         f"performance profile shows the share of the studies on which an optimizer needs at most τ times {reference}'s "
-        "time. "
-        f"The score is the mean height of the profile over log τ, from τ = 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}: "
+        f"time. The score is the mean height of the profile over log τ, from τ = 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}: "
         f"{reference} has 0.5, half of that time in every study gives 0.75, and a target that is never reached 0. So a "
         "score does not depend on the other optimizers. The rank does: it is among the optimizers of this table.\n\n"
         f"In brackets: 95 % intervals from {N_RESAMPLES:,} bootstrap resamples of each study's replicates. A place is "

@@ -150,7 +150,11 @@ def format_place(compared: Comparison, optimizer: str) -> str:
         return EMPTY_CELL
     wins = sum(pair.is_better and pair.first_is_better == (names[0] == optimizer) for names, pair in verdicts)
     losses = sum(pair.is_better and pair.first_is_better != (names[0] == optimizer) for names, pair in verdicts)
-    first, last = 1 + losses, 1 + len(verdicts) - wins
+    return format_interval(1 + losses, 1 + len(verdicts) - wins)
+
+
+def format_interval(first: int, last: int) -> str:
+    """Return the places from the first to the last, such as `1` or `2 – 4`."""
     return str(first) if first == last else f"{first} – {last}"
 
 
