@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optlab.analysis import comparison
 from optlab.config import loader
 from optlab.ranking import across, across_page
 from optlab.ranking.across import Workload
@@ -128,6 +129,15 @@ def test_page_compares_recorded_studies(studies):
     assert across_page.render(studies, "adamw")[0] == text
 
 
+def test_study_that_is_left_out_does_not_narrow_the_optimizers(studies):
+    """A third one without a record has fewer optimizers."""
+    (studies / "other").mkdir()
+    text = (studies / "conv6" / "params.yaml").read_text()
+    (studies / "other" / "params.yaml").write_text(re.sub(r"(?m)^  muon:.*\n(    .*\n)*", "", text))
+    page = across_page.render(studies, "adamw")[0]
+    assert "| muon |" in page and "other (has no complete record)" in page
+
+
 @pytest.mark.parametrize(
     ("name", "old", "new", "reason"),
     [
@@ -157,13 +167,13 @@ def test_missing_folder_and_lone_optimizer_are_errors(studies, tmp_path):
 def test_times_include_gradients_and_own_work(tmp_path, monkeypatch):
     folder = TOP / "studies" / "conv6"
     config = loader.load(folder / "params.yaml")
-    names = list(config.optimizers)
+    names, compared = list(config.optimizers), comparison.collect(config, folder)
     monkeypatch.setattr(across, "COSTS_FILE", tmp_path / "COSTS.md")
-    plain = across.load_workload(folder, config, names)
+    plain = across.make_workload("conv6", compared, names)
     rows = "".join(f"| {name} | 1.0 | 25.0 % (1 – 2) |\n" for name in names[1:])
     (tmp_path / "COSTS.md").write_text(f"# T\n\n## conv6\n\nCPU, 1 thread, batch 128, fp32; x\n\n{rows}")
-    assert not across.load_workload(folder, config, names).has_costs
-    dear = across.load_workload(folder, config, names[1:])
+    assert not across.make_workload("conv6", compared, names).has_costs
+    dear = across.make_workload("conv6", compared, names[1:])
     assert (plain.has_costs, dear.has_costs) == (False, True)
     for name in names[1:]:
         np.testing.assert_allclose(dear.times[name], np.array(plain.times[name]) * 1.25)

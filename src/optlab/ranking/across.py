@@ -59,10 +59,6 @@ class Workload:
         """Number of replicates."""
         return len(self.config.seeds)
 
-    def reaches_target(self, optimizer: str) -> bool:
-        """Return whether at least half of the replicates do."""
-        return math.isfinite(compute_median_times(np.array(self.times[optimizer])))
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -99,21 +95,15 @@ def load_workloads(folder: Path, reference: str) -> tuple[list[Workload], dict[s
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder: name the one with the studies")
-    configs = {path.parent: loader.load(path) for path in sorted(folder.glob(f"*/{PARAMS_FILE}"))}
-    left_out = {path.name: problem for path, each in configs.items() if (problem := _find_problem(each, reference))}
-    usable = {path: each for path, each in configs.items() if path.name not in left_out}
-    names = list_common_optimizers([list(each.optimizers) for each in usable.values()])
-    workloads = []
-    for path, config in usable.items():
+    compared: dict[str, Comparison] = {}
+    left_out: dict[str, str] = {}
+    for path in sorted(folder.glob(f"*/{PARAMS_FILE}")):
         try:
-            workload = load_workload(path, config, names)
-        except RecordError:
-            left_out[path.name] = "has no complete record"
-            continue
-        if workload.reaches_target(reference):
-            workloads.append(workload)
-        else:
-            left_out[path.name] = f"has a target that `{reference}` does not reach"
+            compared[path.parent.name] = _collect(path.parent, loader.load(path), reference)
+        except _NotComparableError as error:
+            left_out[path.parent.name] = str(error)
+    names = list_common_optimizers([list(each.config.optimizers) for each in compared.values()])
+    workloads = [make_workload(name, each, names) for name, each in compared.items()]
     if len(workloads) < 2:
         reasons = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
         raise ConfigError(
@@ -125,15 +115,27 @@ def load_workloads(folder: Path, reference: str) -> tuple[list[Workload], dict[s
     return workloads, left_out
 
 
-def _find_problem(config: Config, reference: str) -> str:
-    """Return why a study cannot be compared; nothing if it can."""
+class _NotComparableError(Exception):
+    """Why a study cannot be compared with others."""
+
+
+def _collect(folder: Path, config: Config, reference: str) -> Comparison:
     if config.verdict.target is None:
-        return "has no target"
+        raise _NotComparableError("has no target")
     if config.data.train_split != "train":
-        return "is trained on the test split"
+        raise _NotComparableError("is trained on the test split")
     if len(config.seeds) < MIN_REPLICATES:
-        return f"has fewer than {MIN_REPLICATES} seeds"
-    return "" if reference in config.optimizers else f"does not have `{reference}`"
+        raise _NotComparableError(f"has fewer than {MIN_REPLICATES} seeds")
+    if reference not in config.optimizers:
+        raise _NotComparableError(f"does not have `{reference}`")
+    try:
+        compared = comparison.collect(config, folder)
+    except RecordError:
+        raise _NotComparableError("has no complete record") from None
+    assert compared.target is not None
+    if compared.target.compute_median_steps(reference) is None:
+        raise _NotComparableError(f"has a target that `{reference}` does not reach")
+    return compared
 
 
 def list_common_optimizers(optimizers: Sequence[Sequence[str]]) -> list[str]:
@@ -141,29 +143,25 @@ def list_common_optimizers(optimizers: Sequence[Sequence[str]]) -> list[str]:
     return [name for name in (optimizers[0] if optimizers else ()) if all(name in each for each in optimizers)]
 
 
-def load_workload(folder: Path, config: Config, names: Sequence[str]) -> Workload:
-    """Read the record of a study that has a target.
+def make_workload(name: str, compared: Comparison, names: Sequence[str]) -> Workload:
+    """Return what the scores need of a study that has a target.
 
     Args:
-        names: of the optimizers to read; the times leave out their own work unless it was measured for all of them.
-
-    Raises:
-        RecordError: the record cannot be used, or is incomplete.
+        names: of the optimizers; the times leave out their own work unless it was measured for all of them.
     """
-    compared = comparison.collect(config, folder)
     assert compared.target is not None
-    costs = read_costs(COSTS_FILE, config)
+    costs = read_costs(COSTS_FILE, compared.config)
     shares = {name: costs[name].share for name in names} if all(name in costs for name in names) else {}
     gradients = {row.optimizer: row.gradients_per_step or 1.0 for row in compared.rows}
     times = {
-        name: tuple(
-            math.inf if steps is None else steps * (gradients[name] + shares.get(name, 0.0))
-            for steps in compared.target.steps[name]
+        each: tuple(
+            math.inf if steps is None else steps * (gradients[each] + shares.get(each, 0.0))
+            for steps in compared.target.steps[each]
         )
-        for name in names
+        for each in names
     }
-    accuracies = {name: _list_accuracies(compared, name) for name in names}
-    return Workload(folder.name, config, compared.target.accuracy, times, accuracies, bool(shares))
+    accuracies = {each: _list_accuracies(compared, each) for each in names}
+    return Workload(name, compared.config, compared.target.accuracy, times, accuracies, bool(shares))
 
 
 def _list_accuracies(compared: Comparison, optimizer: str) -> tuple[float, ...]:
