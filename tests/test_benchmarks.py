@@ -1,13 +1,16 @@
 """The benchmarks run without a PATH of their own, look for what they need first, and keep what they measured."""
 
+import json
 import subprocess
 import sys
 
 import bad_input
 import bad_params
+import bf16
 import catalog_entries
 import classes
 import needs
+import numpy as np
 import pytest
 import ready_entries
 import side_by_side
@@ -190,3 +193,21 @@ def test_catalog_entry_is_trained_with_another_rate(sample, monkeypatch):
     assert 0 <= measured["accuracy"] <= 1 and measured["failure"] is None and measured["seconds"] > 0
     _, failed = catalog_entries.train(catalog_entries.Job(ready_entries.fill_in()["sgd"], 0, 1e9))
     assert (failed["accuracy"], failed["failure"]) == (None, "diverged")
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "equivalent"), (-0.003, "not shown to be equivalent")])
+def test_bf16_report_tests_equivalence(tmp_path, monkeypatch, shift, verdict):
+    """A difference of 0.3 points is above the margin; a diverged run and a seed of one precision are left out."""
+    accuracies = 0.65 + 0.003 * np.random.default_rng(0).standard_normal((2, 35)) + [[0.0], [shift]]
+    runs = [
+        {"precision": name, "seed": seed, "test_accuracy": accuracy, "status": "completed", "cpu": "AMD"}
+        for name, row in zip(bf16.PRECISIONS, accuracies.tolist(), strict=True)
+        for seed, accuracy in enumerate(row)
+    ]
+    runs += [runs[0] | {"seed": 50}, runs[0] | {"seed": 51, "status": "diverged", "test_accuracy": 0.1}]
+    monkeypatch.setattr(bf16, "RUNS", tmp_path / "runs.jsonl")
+    bf16.RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    text = bf16.report([1.5, 2.0, 2.5])
+    assert f"in bf16 is {verdict} to that in fp32" in text
+    assert "| bf16 | 35 |" in text and "| fp32 | 35 |" in text and "1 run diverged" in text
+    assert "is 2.00 times as fast" in text
