@@ -1,0 +1,144 @@
+"""The price of a point: test accuracy against arithmetic and minutes, for the best optimizer of each network's study.
+
+    python benchmarks/price.py [--rounds 5]    # writes benchmarks/PRICE.md
+
+The accuracies are those of the record. FLOP are counted in the forward and backward pass of one batch. The speed is
+that of two trainings at once, of one thread each, as `optlab repro` runs them on two cores; the networks take turns in
+every round.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from needs import TOP
+from torch.utils.flop_counter import FlopCounterMode
+
+from optlab.analysis import comparison
+from optlab.analysis.verdicts import format_mean
+from optlab.config import loader
+from optlab.environment import capture_environment
+from optlab.schema.parameters import PARAMS_FILE, Config
+from optlab.training import determinism, loop, models, optimizers
+from optlab.training.optimizer_factory import TrainingContext
+
+RESULTS = TOP / "benchmarks" / "PRICE.md"
+STUDIES = ("optimizers", "conv6", "fast")
+JOBS, SECONDS = 2, 10.0  # trainings at once, and the length of a measurement
+# Of github.com/KellerJordan/cifar10-airbench: its README's accuracies and PFLOP, both with test-time augmentation. The
+# minutes are computed for the 177 GFLOP/s that a matrix product reached on two cores with AVX-512 (RESULTS.md).
+PUBLISHED = (("airbench94, Nesterov", "94.01 %", 0.36), ("airbench94, Muon", "94.01 %", 0.29))
+PEAK_FLOPS = 177e9
+
+
+class Entry(NamedTuple):
+    """The best optimizer of one study."""
+
+    config: Config
+    optimizer: str
+    accuracy: str
+    flop_per_image: float
+
+    @property
+    def images(self) -> int:
+        """Images of one run, over all epochs."""
+        return self.config.training.epochs * self.config.data.train_size
+
+
+def load_entry(study: str) -> Entry:
+    """Read a study's record and count its network's arithmetic."""
+    folder = TOP / "studies" / study
+    config = loader.load(folder / PARAMS_FILE)
+    best = comparison.collect(config, folder).rows[0]
+    assert best.test_accuracy is not None
+    training = config.training.model_copy(update={"threads": 1, "numerics": "fast"})
+    spec = config.get_optimizer(best.optimizer).replace_ranges({})
+    config = config.model_copy(update={"training": training, "optimizers": {best.optimizer: spec}})
+    accuracy = format_mean(best.test_accuracy, "test_accuracy")
+    return Entry(config, best.optimizer, accuracy, count_flop(config.model))
+
+
+def count_flop(model: str) -> float:
+    """Return the floating-point operations of one image, forward and backward."""
+    network, size = models.build(model, 0).train(), 8
+    images, labels = torch.rand(size, 3, 32, 32), torch.arange(size) % 10
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(network(images), labels).backward()
+    return counter.get_total_flops() / size
+
+
+def train_for(entry: Entry) -> float:
+    """Train on random images for `SECONDS`; return images a second."""
+    determinism.configure_torch(entry.config.training)
+    model = models.build(entry.config.model, 0)
+    context = TrainingContext.from_config(entry.config, model)
+    driver = optimizers.build(entry.optimizer, entry.config.get_optimizer(entry.optimizer), context)
+    size = entry.config.training.batch_size
+    images = torch.rand(size, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.arange(size) % 10
+    model.train()
+    driver.train()
+    loop.train_step(model, driver, images, labels, entry.config.training)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        loop.train_step(model, driver, images, labels, entry.config.training)
+        done += size
+    return done / (time.perf_counter() - began)
+
+
+def measure(entries: list[Entry], rounds: int) -> list[list[float]]:
+    """Return for each entry the images a second of `JOBS` trainings at once, in each round."""
+    with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(count_flop, ["zilliax"] * JOBS))  # both processes have imported torch
+        return [
+            list(each)
+            for each in zip(
+                *([sum(pool.map(train_for, [entry] * JOBS)) for entry in entries] for _ in range(rounds)), strict=True
+            )
+        ]
+
+
+def report(entries: list[Entry], speeds: list[list[float]]) -> str:
+    """Return the text of PRICE.md."""
+    cpu = capture_environment(torch.device("cpu")).cpu
+    lines = [
+        "| network | optimizer | test accuracy | epochs | PFLOP a run | minutes a run, two cores |",
+        "| --- " * 6 + "|",
+    ]
+    for entry, own in zip(entries, speeds, strict=True):
+        minutes = sorted(entry.images / speed / 60 for speed in own)
+        lines.append(
+            f"| {entry.config.model} | {entry.optimizer} | {entry.accuracy} | {entry.config.training.epochs} | "
+            f"{entry.images * entry.flop_per_image / 1e15:.4f} | {statistics.median(minutes):.1f} "
+            f"({minutes[0]:.1f} – {minutes[-1]:.1f}) |"
+        )
+    lines += [
+        f"| {name} | as published | {accuracy} | – | {pflop} | at least {pflop * 1e15 / PEAK_FLOPS / 60:.0f} |"
+        for name, accuracy, pflop in PUBLISHED
+    ]
+    return (
+        "# The price of a point\n\n" + "\n".join(lines) + f"\n\n{cpu}; fp32, `numerics: fast`. Each row is the best "
+        f"optimizer of the network's study. Minutes are those of one run per two cores: {JOBS} trainings at once, of "
+        f"one thread each, take twice as long together. They are the median and range of {len(speeds[0])} rounds of "
+        f"{SECONDS:g} seconds, without validation and evaluation. FLOP are those of the forward and backward pass, and "
+        "leave out the optimizer's own. The published accuracies include test-time augmentation; their minutes are "
+        f"computed at {PEAK_FLOPS / 1e9:g} GFLOP/s, the speed of a matrix product on two cores with AVX-512.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    entries = [load_entry(study) for study in STUDIES if (TOP / "studies" / study).is_dir()]
+    text = report(entries, measure(entries, parser.parse_args().rounds))
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
