@@ -133,8 +133,8 @@ BY_ACCURACY = {
     ),
     "winner by little": (
         {"sgd": [0.5, 0.5001, 0.5], "adam": [0.502, 0.5021, 0.502]}, [3],
-        ["adam wins by less than the margin of 0.5 points: 50.20 %, 0.20 points (0.19 to 0.21) ahead of sgd.",
-         ONE_LOOK],
+        ["Too close to matter: adam, with 50.20 %, is 0.20 points (0.19 to 0.21) ahead of sgd. The margin is 0.5 "
+         "points.", ONE_LOOK],
         "adam-1, 50.21",
     ),
     "equivalent": (
@@ -161,7 +161,7 @@ BY_ACCURACY = {
     ),
     "two lead": (
         {"sgd": [0.3, 0.31, 0.3], "adam": [0.52, 0.5, 0.54], "adamw": [0.53, 0.52, 0.52]}, [3],
-        ["No winner yet: adamw and adam lead, and which of them is best is undecided.",
+        ["No winner yet: adamw leads, but is not shown to be better than adam.",
          "- adamw and adam are undecided: 0.33 points (−7.19 to 7.86).",
          "- adamw is better than sgd: 22.00 points (20.13 to 23.87).",
          "- adam is better than sgd: 21.67 points (14.14 to 29.19).", UNFINISHED, ONE_LOOK],
@@ -213,7 +213,7 @@ BY_ACCURACY = {
     ),
     "two of five lead": (
         SCORES | {"e": [0.2, 0.21, 0.208]}, [3],
-        ["No winner yet: d and c lead, and which of them is best is undecided.", "- Undecided: d and c.",
+        ["No winner yet: d leads, but is not shown to be better than c.", "- Undecided: d and c.",
          "- In 9 of 10 pairs one optimizer is better; reports/pairs.csv lists all pairs.", UNFINISHED, ONE_LOOK],
         "c-1, 71.00",
     ),
@@ -225,7 +225,7 @@ BY_ACCURACY = {
     ),
     "an unsteady one of five": (
         SCORES | {"d": [0.7, 0.71, 0.4]}, [3],
-        ["No winner yet: e and d lead, and which of them is best is undecided.",
+        ["No winner yet: e leads, but is not shown to be better than d.",
          "- Undecided: e and d; c and d; b and d; d and a.",
          "- In 6 of 10 pairs one optimizer is better; reports/pairs.csv lists all pairs.", UNFINISHED, ONE_LOOK],
         "e-1, 81.00",
@@ -320,7 +320,7 @@ def test_report_contains_paired_comparisons(small_config, tmp_path):
     ]  # fmt: skip
     assert float(rows[1]["difference"]) == pytest.approx(0.22)
     text = (tmp_path / "reports" / "comparison.md").read_text()
-    assert text.startswith("**No winner yet: adamw and adam lead, ")
+    assert text.startswith("**No winner yet: adamw leads, ")
     assert "| adamw − sgd | 22.00 points (20.13 to 23.87) | 3.8e-06 | 3 of 3 | −0.50 | adamw better |" in text
     assert '<span class="en" lang="en">adamw better</span>' in (tmp_path / "reports" / "report.html").read_text()
 

@@ -100,7 +100,7 @@ def _describe_before_first_look(compared: Comparison) -> Summary:
 
 def _describe_lead(compared: Comparison) -> str:
     """Return who is best, or why that is not known."""
-    best, leaders, margin = compared.best, compared.unbeaten, _format_margin(compared)
+    best, margin = compared.best, _format_margin(compared)
     if len(best) == 1:
         return _describe_winner(compared, best[0])
     if best:
@@ -111,14 +111,11 @@ def _describe_lead(compared: Comparison) -> str:
     if not any(pair.is_better for pair in compared.pairs.values()):
         template = "No winner yet: no optimizer is shown to be better than another with {seeds}."
         return translate(template, seeds=_format_n(compared))
-    if len(leaders) == 1:
-        (leader,) = leaders
-        pairs = [(names, pair) for names, pair in compared.pairs.items() if leader in names and not pair.is_better]
-        others = [first if second == leader else second for (first, second), _ in pairs]
-        template = "No winner yet: {leader} leads, but is not shown to be better than {others}."
-        return translate(template, leader=leader, others=join_names(others))
-    template = "No winner yet: {names} lead, and which of them is best is undecided."
-    return translate(template, names=join_names(leaders))
+    leader = compared.unbeaten[0]  # has the best mean
+    pairs = [names for names, pair in compared.pairs.items() if leader in names and not pair.is_better]
+    others = [first if second == leader else second for first, second in pairs]
+    template = "No winner yet: {leader} leads, but is not shown to be better than {others}."
+    return translate(template, leader=leader, others=join_names(others))
 
 
 def _describe_winner(compared: Comparison, best: str) -> str:
@@ -126,7 +123,7 @@ def _describe_winner(compared: Comparison, best: str) -> str:
     pair = get_pair(compared, best, following)
     template = "{best} wins: {value}, {lead} ahead of {after}."
     if pair.verdict != "better":
-        template = "{best} wins by less than the margin of {margin}: {value}, {lead} ahead of {after}."
+        template = "Too close to matter: {best}, with {value}, is {lead} ahead of {after}. The margin is {margin}."
     return translate(
         template,
         best=best,
