@@ -174,11 +174,14 @@ def _list_tuning_remarks(compared: Comparison) -> Iterator[str]:
         if tuning.ranges_at_edge:
             edges = ", ".join(tuning.ranges_at_edge)
             yield f"{name}: not tuned: {_format_share(tuning)} a value at the edge of {edges}: widen the range."
-        if tuning.has_near_neighbours is False:
-            yield f"{name}: the search may be too coarse: on one side or both, no rate near the best one is as good: " \
-                  f"add trials."  # fmt: skip
         if config.tuning.sensitivity and not tuning.sensitivity:
             yield f"{name}: without a grid over the learning rate, for the default was chosen, or it has no range."
+    coarse = ", ".join(name for name, tuning in tunings.items() if tuning.has_near_neighbours is False)
+    if coarse:
+        yield (
+            f"{coarse}: the search may be too coarse: on one side or both, no rate near the best one is as good: add "
+            f"trials."
+        )
     if config.tuning.halving > 1:
         shares = ", ".join(
             f"{name} {100 * tuning_results.compute_saved_fraction(each, config.total_steps):.0f} %"
