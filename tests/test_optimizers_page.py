@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from ruamel.yaml import YAML
 TOP = Path(__file__).resolve().parents[1]
 ENGLISH, CHINESE = TOP / "docs" / "optimizers.md", TOP / "docs" / "optimizers.zh.md"
 STUDY = TOP / "studies" / "optimizers"
-STUDIED = YAML(typ="safe").load(STUDY / "params.yaml")["optimizers"]
+PARAMS = YAML(typ="safe").load(STUDY / "params.yaml")
+STUDIED, SEEDS = PARAMS["optimizers"], PARAMS["seeds"]
 PAGES = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=["en", "zh"])
 
 # With steps long enough for gradients to change, and an ε that counts.
@@ -197,21 +199,19 @@ def test_bias_correction_figure_matches_text():
 
 
 def learning_rate_row(name: str) -> list[str]:
-    """What the study's trials say of one optimizer's learning rate: the cells of a row."""
-    trials = json.loads((STUDY / "tuning" / name / "trials.json").read_text())["trials"]
-    reached = {
-        (trial["index"], trial["values"].get("lr")): trial["looks"][-1]["accuracy"] if trial["looks"] else 0.0
-        for trial in trials
-    }
-    default = next(accuracy for (index, _), accuracy in reached.items() if index is None)
-    tried = sorted((lr, accuracy) for (index, lr), accuracy in reached.items() if index is not None)
-    best = max(accuracy for _, accuracy in tried)
-    good = [lr for lr, accuracy in tried if accuracy > best - 0.02]
-    bad = [lr for lr, accuracy in tried if accuracy < 0.15 and lr > good[-1]]
-    (best_lr,) = (lr for lr, accuracy in tried if accuracy == best)
+    """What the study's searches say of one optimizer's learning rate: the cells of a row."""
+    searches = [json.loads((STUDY / "tuning" / f"{name}-{seed}" / "trials.json").read_text()) for seed in SEEDS]
+    choices = [json.loads((STUDY / "tuning" / f"{name}-{seed}" / "choice.json").read_text()) for seed in SEEDS]
+    trials = [trial for search in searches for trial in search["trials"]]
+    default = [trial["looks"][-1]["accuracy"] for trial in trials if trial["index"] is None]
+    assert len(default) == len(SEEDS)
+    rates = sorted(choice["entry"]["lr"] for choice in choices)
+    diverged = [trial["values"]["lr"] for trial in trials if trial["status"] == "diverged"]
     return [
-        name, f"{STUDIED[name]['default']['lr']:g}", f"{default * 100:.1f} %", f"{best_lr:.2g}", f"{best * 100:.1f} %",
-        " – ".join(dict.fromkeys(f"{lr:.2g}" for lr in (good[0], good[-1]))), f"{bad[0]:.2g}" if bad else "–",
+        name, f"{STUDIED[name]['default']['lr']:g}", f"{fmean(default) * 100:.1f} %",
+        " – ".join(dict.fromkeys(f"{lr:.2g}" for lr in (rates[0], rates[-1]))),
+        f"{fmean(choice['validation_accuracy'] for choice in choices) * 100:.1f} %",
+        f"{min(diverged):.2g}" if diverged else "–",
     ]  # fmt: skip
 
 

@@ -10,10 +10,19 @@ from pathlib import Path, PurePath
 import pytest
 from ruamel.yaml import YAML
 
+from optlab.analysis import comparison
+from optlab.analysis.verdicts import format_mean
+from optlab.config import loader
+from optlab.ranking.costs import read_costs
+
 TOP = Path(__file__).resolve().parents[1]
 README, CHINESE = (TOP / "README.md").read_text(), (TOP / "README.zh.md").read_text()
 DOCS = TOP / "docs"
 STUDY = TOP / "studies" / "optimizers" / "reports"
+LABELS = {
+    "SGD": "sgd", "Momentum": "momentum", "Nesterov": "nesterov", "RMSprop": "rmsprop", "Adam": "adam",
+    "AdamW": "adamw", "NAdam": "nadam", "Lion": "lion", "Muon": "muon", "Schedule-Free": "schedule_free",
+}  # fmt: skip
 SECTIONS = {
     "The answer": "结论",
     "Who it is for": "适合谁",
@@ -96,27 +105,40 @@ def test_readme_disk_and_speed_are_those_on_record():
 
 
 def test_readme_answers_with_study_result():
-    """The best mean, its distance to the second, which pairs of the best are undecided; and no other figure."""
+    """The best mean, its distance to the second, the optimizers that the best is better than, and the others."""
     ranking, pairs = (cells(table) for table in tables(report_of("optimizers"))[:2])
     (best, *_), (second, *_) = ranking[2], ranking[3]
     mean = ranking[2][ranking[0].index("test accuracy")].removesuffix(" %")
     of_best = {row[0].removeprefix(f"{best} − "): row for row in pairs[2:] if row[0].startswith(f"{best} − ")}
-    assert all(row[-1] == f"{best} better" for row in of_best.values())
-    ends = {name: row[1].partition("(")[2].rstrip(")") for name, row in of_best.items()}
-    uncertain = [name for name, each in ends.items() if each.startswith("0.00 to")]
-    assert uncertain == ["nadam"]
+    beaten = [name for name, row in of_best.items() if row[-1] == f"{best} better"]
+    diverged = [row[0] for row in ranking[2:] if "diverged" in row[2]]
+    difference = of_best[second][1].partition("(")[2].rstrip(")")
+    assert len(of_best) + len(diverged) + 1 == len(ranking) - 2
     for text in (README, CHINESE):
         answer = text.split("\n## ")[1].partition("![")[0]
-        assert figures(text) == figures(answer) == [mean, ends[second], ends["nadam"]]
-        places = [answer.casefold().index(name) for name in (best, second, *uncertain)]
-        assert places == sorted(places)
+        assert figures(text) == figures(answer) == [mean, difference]
+        said = dict.fromkeys(re.findall("|".join(sorted(LABELS, key=len, reverse=True)), answer))
+        names, end = [LABELS[name] for name in said], 1 + len(beaten)
+        assert names[:2] == [best, second] and set(names[1:end]) == set(beaten)
+        assert set(names[end : len(names) - len(diverged)]) == set(of_best) - set(beaten)
+        assert names[len(names) - len(diverged) :] == diverged
 
 
-def test_studies_page_has_accuracy_and_chosen_values_of_ten():
-    head, _, *compared = cells(tables(report_of("optimizers"))[0])
+def test_studies_page_has_the_ten_optimizers():
+    """Accuracies with the lowest and the highest run, steps and time to the target, and chosen rates."""
+    folder = TOP / "studies" / "optimizers"
+    compared = comparison.collect(loader.load(folder / "params.yaml"), folder)
     chosen = {row[0]: row[4] for row in cells(tables(STUDY / "tuning.md")[0])}
-    place = head.index("test accuracy")
-    rows = [f"| {row[0]} | {row[place]} | {chosen[row[0]]} |" for row in compared]
+    costs = read_costs(TOP / "benchmarks" / "COSTS.md", compared.config)
+    rows = []
+    for row in compared.rows:
+        values = sorted(compared.get_value(run) for run in compared.get_completed_runs(row.optimizer))
+        steps = compared.target.compute_median_steps(row.optimizer)
+        time = steps and f"{steps * ((row.gradients_per_step or 1) + costs[row.optimizer].share):,.0f}"
+        rows.append(
+            f"| {row.optimizer} | {format_mean(row.test_accuracy, 'test_accuracy')} | {100 * values[0]:.1f} to "
+            f"{100 * values[-1]:.1f} % | {f'{steps:,}' if steps else '–'} | {time or '–'} | {chosen[row.optimizer]} |"
+        )
     assert len(rows) == 10
     assert "\n".join(rows) in (TOP / "studies" / "README.md").read_text()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from optlab.analysis import comparison, figures, page
+from optlab.analysis.verdicts import format_mean, summarize_verdicts
 from optlab.config import loader
 
 TOP = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ def collect(folder):
 
 @pytest.fixture(scope="module")
 def study():
-    """The comparison of ten optimizers, tuned, with eight seeds."""
+    """The comparison of ten optimizers, with a search for each of five seeds; one run of sgd diverged."""
     return collect(TOP / "studies" / "optimizers")
 
 
@@ -87,12 +88,12 @@ def read_column(opened, table, column):
 
 def test_first_screen_has_answer_and_ranking(shared, study):
     verdict, figure = shared.locator(".verdict"), shared.locator("#ranking svg")
-    assert verdict.inner_text().startswith("muon wins: 71.16 %")
+    assert verdict.inner_text().startswith(summarize_verdicts(study).headline)
     assert figure.bounding_box()["y"] + figure.bounding_box()["height"] < 900
     names = figure.locator("text").all_text_contents()
     assert [name for name in names if name in study.colours] == [row.optimizer for row in study.rows]
     dots = figure.locator("circle").count()
-    assert dots == len(study.runs) == 80
+    assert dots == sum(run.status == "completed" for run in study.runs) == 49
 
 
 def test_hover_shows_values(shared, study):
@@ -102,7 +103,8 @@ def test_hover_shows_values(shared, study):
     min(dots, key=lambda dot: float(dot.get_attribute("cx"))).hover(force=True)
     tip = shared.locator("#ranking g[aria-label=tip]").text_content().strip("\u200b").split("\u200b")
     value = f"seed {lowest.files.seed}: {100 * study.get_value(lowest):.2f} %"
-    assert tip == ["nadam", value, "mean: 64.41 ± 3.25 %"]
+    (mean,) = (row.test_accuracy for row in study.rows if row.optimizer == "nadam")
+    assert tip == ["nadam", value, f"mean: {format_mean(mean, 'test_accuracy')}"]
 
 
 def test_click_hides_and_shows_optimizer(shared):
@@ -122,7 +124,7 @@ def read_axis(opened, figure):
     return opened.locator(f"#{figure} svg text").all_text_contents()
 
 
-def test_axes_lines_and_outliers_follow_their_controls(shared):
+def test_axes_lines_and_outliers_follow_their_controls(shared, study):
     def choose(name, value):
         shared.locator(f"#curve-controls [name={name}][value={value}]").check()
 
@@ -146,7 +148,7 @@ def test_axes_lines_and_outliers_follow_their_controls(shared):
     choose("outliers", "cut")
     assert count_paths(shared, curve) == 10
     choose("lines", "seeds")
-    assert count_paths(shared, curve) == 80
+    assert count_paths(shared, curve) == len(study.runs)
     choose("lines", "mean")
 
 
@@ -170,16 +172,16 @@ def test_filter_hides_other_rows(shared):
     box = shared.locator("[data-filter=pair-table]")
     box.fill("Lion")
     found = read_column(shared, "pair-table", 1)
-    assert len(found) == 9 and all("lion" in pair for pair in found)
+    assert len(found) == 8 and all("lion" in pair for pair in found)
     box.fill("")
-    assert len(read_column(shared, "pair-table", 1)) == 45
+    assert len(read_column(shared, "pair-table", 1)) == 36
 
 
 def test_pair_opens_with_values_of_every_seed(shared, study):
     names = ("muon", "lion")
     pair = study.pairs[names]
     cell = shared.locator("#pairs .matrix td.better button").first
-    assert cell.get_attribute("aria-label") == "muon − lion: 3.32 ▲"
+    assert cell.get_attribute("aria-label") == f"muon − lion: {100 * pair.difference:.2f} ▲"
     cell.press("Enter")
     dialog = shared.locator("dialog[open]")
     text = dialog.inner_text()
@@ -195,8 +197,8 @@ def test_pair_opens_with_values_of_every_seed(shared, study):
     assert dialog.locator("#pair-chart svg[role=img]").count() == 1
     shared.keyboard.press("Escape")
     assert dialog.count() == 0
-    shared.locator("#pair-table tbody button").nth(44).click()
-    assert shared.locator("#pair-title").inner_text() == " − ".join(list(study.pairs)[44])
+    shared.locator("#pair-table tbody button").last.click()
+    assert shared.locator("#pair-title").inner_text() == " − ".join(list(study.pairs)[-1])
     shared.locator("#pair-close").click()
     assert dialog.count() == 0
 
@@ -255,9 +257,9 @@ def test_language_follows_browser_address_and_button(browser, report):
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_page_without_scripts_has_tables_and_pictures(browser, report, width):
+def test_page_without_scripts_has_tables_and_pictures(browser, report, study, width):
     with open_page(browser, report(), width, java_script_enabled=False, locale="zh-CN") as opened:
-        assert opened.locator(".verdict").inner_text().startswith("muon wins")
+        assert opened.locator(".verdict").inner_text().startswith(summarize_verdicts(study).headline)
         pictures = opened.locator(".picture svg").all()
         assert len(pictures) == 15 and all(each.is_visible() for each in pictures)
         assert opened.locator("#optimizers tbody tr").count() == 10

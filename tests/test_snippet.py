@@ -27,7 +27,7 @@ def test_markdown_snippet_has_means_and_verdict(compared):
     for line, row in zip(lines[2:], compared.rows, strict=False):
         mean = row.test_accuracy
         assert line == f"| {row.optimizer} | 5 | {100 * mean.mean:.2f} ± {100 * mean.half_width:.2f} % |"
-    assert lines[6].startswith(f"{compared.rows[0].optimizer} wins") and lines[7].endswith(
+    assert lines[6].startswith(f"Too close to matter: {compared.rows[0].optimizer}, with") and lines[7].endswith(
         "simultaneous over all pairs and looks."
     )
     with use_language("zh"):

@@ -9,14 +9,12 @@ from optlab.schema.parameters import PARAMS_FILE
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "optimizers"
 
 
-def test_ten_optimizers_are_told_with_one_look_at_eight_seeds():
-    """The paired t test with Bonferroni's correction told 35 of the 45 pairs, and not Muon from NAdam."""
+def test_muon_is_told_from_the_steady_ones_with_five_searches_each():
+    """NAdam's and Schedule-Free's runs differ by 16 and 46 points; one run of SGD diverged."""
     config = loader.load(STUDY / PARAMS_FILE)
     compared = comparison.collect(config, STUDY)
-    assert config.verdict.looks == [8]
-    pairs = {frozenset(names): pair for names, pair in compared.pairs.items()}
-    assert sum(pair.is_better for pair in pairs.values()) == 36
-    assert pairs[frozenset(["lion", "schedule_free"])].verdict == "equivalent"
-    muon = pairs[frozenset(["muon", "nadam"])]
-    assert (muon.verdict, 0.016 < muon.p < 0.018) == ("better", True)
-    assert compared.best == ["muon"]
+    assert (config.verdict.looks, compared.n, config.tuning.per_seed) == ([5, 8], 5, True)
+    assert (len(compared.pairs), sum(pair.is_better for pair in compared.pairs.values())) == (36, 10)
+    undecided = {names[1] for names, pair in compared.pairs.items() if names[0] == "muon" and not pair.is_better}
+    assert undecided == {"nadam", "schedule_free"} and compared.best == []
+    assert all(pair.wins == 5 for names, pair in compared.pairs.items() if names[0] == "muon")

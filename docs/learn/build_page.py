@@ -183,11 +183,9 @@ def is_chosen(tuning: OptimizerTuning, trial: TrialRecord) -> bool:
     return tuning.get_chosen_trial(trial.search) is trial
 
 
-def describe_validations(validations: list[ValidationMetrics]) -> list[tuple[int, float | None, float | None]]:
-    """Return (step, loss, accuracy) of each validation."""
-    return [
-        (each.step, None if each.loss is None else float(f"{each.loss:.5g}"), each.accuracy) for each in validations
-    ]
+def describe_validations(validations: list[ValidationMetrics]) -> list[tuple[int, float, float | None]]:
+    """Return (step, loss, accuracy) of each validation that has them."""
+    return [(each.step, float(f"{each.loss:.5g}"), each.accuracy) for each in validations if each.loss is not None]
 
 
 def describe_tutorial(tutorial: Comparison) -> dict[str, Any]:

@@ -12,13 +12,13 @@ const formatRate = (rate) => String(Number(rate.toPrecision(2)));
 const isShown = (trial) => rating.shown.has(trial.optimizer.name);
 
 function findBest(optimizer) {
-  const ended = optimizer.trials.filter((trial) => trial.accuracy !== null);
+  const ended = optimizer.trials.filter((trial) => trial.status === "completed");
   return ended.reduce((best, trial) => (trial.accuracy > best.accuracy ? trial : best));
 }
 
 function describeBest() {
   return DATA.study.optimizers
-    .filter((optimizer) => rating.shown.has(optimizer.name) && optimizer.trials.some((trial) => trial.accuracy !== null))
+    .filter((optimizer) => rating.shown.has(optimizer.name) && optimizer.trials.some((trial) => trial.status === "completed"))
     .map((optimizer) => {
       const best = findBest(optimizer);
       return say("best_of", { name: optimizer.label, accuracy: percent(best.accuracy), rate: formatRate(best.rate) });
@@ -26,7 +26,8 @@ function describeBest() {
     .join(" ");
 }
 
-// Marks of trials: a dot, a square for the customary rate, a cross at the bottom where it diverged, a ring around the chosen.
+// Marks of trials: a dot, hollow where it stopped early, a square for the customary rate, a cross at the bottom where it diverged,
+// a ring around the chosen.
 function trialMarks(rows) {
   const ended = rows.filter((trial) => !trial.isBad);
   const place = { x: "rate", y: (trial) => 100 * trial.accuracy };
@@ -34,7 +35,8 @@ function trialMarks(rows) {
   return [
     Plot.ruleY([0]),
     Plot.dot(rows.filter((trial) => trial.isBad), { x: "rate", y: 0, symbol: "times", stroke: fill, strokeWidth: 2, r: 5 }),
-    Plot.dot(ended.filter((trial) => !trial.is_default), { ...place, fill, r: 4 }),
+    Plot.dot(ended.filter((trial) => trial.status === "stopped"), { ...place, stroke: fill, r: 3 }),
+    Plot.dot(ended.filter((trial) => trial.status === "completed" && !trial.is_default), { ...place, fill, r: 4 }),
     Plot.dot(ended.filter((trial) => trial.is_default), { ...place, fill, r: 5, symbol: "square" }),
     Plot.dot(ended.filter((trial) => trial.is_chosen), { ...place, stroke: fill, r: 8, strokeWidth: 1.5 }),
   ];
@@ -100,11 +102,10 @@ function describeTrial(trial) {
   if (trial.status === "failed") return say("trial_failed");
   if (!trial.validations.length) return say("trial_diverged");
   const [step, loss, accuracy] = trial.validations.at(-1);
+  if (trial.isBad) return say("trial_diverged_later", { step });
   const n = trial.validations.length;
-  const shown = (value, format) => (value === null ? "–" : format(value));
-  return say(n === 1 ? "trial_one" : "trial_many", {
-    n, step, loss: shown(loss, (value) => value.toFixed(3)), accuracy: shown(accuracy, percent),
-  });
+  const text = say(n === 1 ? "trial_one" : "trial_many", { n, step, loss: loss.toFixed(3), accuracy: percent(accuracy) });
+  return trial.status === "stopped" ? text + say("trial_stopped") : text;
 }
 
 // The runs that were trained with the values of a trial: all seeds', or those of the seed that the search was made for.
