@@ -122,7 +122,7 @@ function drawWrong() {
   const rows = pairs.map((pair) => ({ x: 100 * Math.abs(pair.difference), y: 100 * pair.wrong[k - 1], pair }));
   const isOwn = ({ pair }) => pair.names.includes(guessing.first) && pair.names.includes(guessing.second);
   const own = rows.filter(isOwn);
-  const isRight = (row) => row.x > d3.max(rows, ({ x }) => x) / 2; // its label stands to its left
+  const isFarRight = own.some((row) => row.x > d3.max(rows, ({ x }) => x) / 2);
   const share = (value) => `${value.toFixed(1)} %`;
   const [first, second] = [labelOf(guessing.first), labelOf(guessing.second)];
   const text = [
@@ -140,13 +140,8 @@ function drawWrong() {
     y: { label: say("wrong_y"), labelArrow: "none", domain: [0, 100], grid: true },
     marks: [
       Plot.dot(rows, { x: "x", y: "y", fill: "var(--faint)", fillOpacity: 0.6, r: 5 }),
-      ...["start", "end"].map((textAnchor) =>
-        Plot.text(rows.filter((row) => row.y >= 50 && !isOwn(row) && isRight(row) === (textAnchor === "end")), {
-          x: "x", y: "y", dx: textAnchor === "end" ? -9 : 9, textAnchor, text: ({ pair }) => nameBoth(pair),
-        }),
-      ),
       Plot.dot(own, { x: "x", y: "y", fill: "var(--accent)", r: 8 }),
-      Plot.text(own, { x: "x", y: "y", dy: -16, textAnchor: own.some(isRight) ? "end" : "start", fontWeight: "bold", text: () => `${first} – ${second}` }),
+      Plot.text(own, { x: "x", y: "y", dy: -16, textAnchor: isFarRight ? "end" : "start", fontWeight: "bold", text: () => `${first} – ${second}` }),
       Plot.tip(rows, Plot.pointer({ x: "x", y: "y", title: ({ pair, y }) => `${nameBoth(pair)}: ${share(y)}` })),
     ],
   }, text);
