@@ -31,7 +31,8 @@ def main() -> None:
     train_record = TrainRecord.read(files.training)
     model, digest = weights.load_model(files.weights, settings.model, train_record.weights_sha256)
     logits = loop.predict(model, test)
-    eval_record = metrics.compute_metrics(train_record.status, logits, test.labels, digest)
+    mirrored_logits = loop.predict(model, test.mirror()) if settings.data.mirror_test else None
+    eval_record = metrics.compute_metrics(train_record.status, logits, test.labels, digest, mirrored_logits)
     metrics.write_predictions(files.predictions, logits, test.labels)
     eval_record.write(files.test)
     if eval_record.test_accuracy is not None:

@@ -82,6 +82,7 @@ def test_digest_covers_what_decides_the_runs(small_config):
     assert len({base, *others}) == 1 + len(others)
     assert compute_digest(small_config, name="x") == base
     assert compute_digest(small_config, seeds=[5, 6], verdict={"margin": 0.02}) == base
+    assert compute_digest(small_config, data={"mirror_test": True}) == base
     assert isinstance(small_config(), Config) and len(base) == 16
 
 

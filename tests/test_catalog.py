@@ -25,7 +25,7 @@ from optlab.training.optimizer_factory import TrainingContext
 TOP = Path(__file__).resolve().parents[1]
 STUDY = TOP / "studies" / "optimizers" / "params.yaml"
 BY_NAME = ready_entries.fill_in()
-OUTPUT_WEIGHTS = {"zilliax": "8.weight", "conv6": "22.weight", "resnet18": "fc.weight"}
+OUTPUT_WEIGHTS = {"zilliax": "8.weight", "conv6": "22.weight", "fast": "25.weight", "resnet18": "fc.weight"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,14 +78,14 @@ def test_muon_has_all_hidden_weights_and_adamw_the_rest(small_config, model, nam
     config = small_config(model=model, optimizers={name: ready_entries.fill_in(model)[name].values})
     network = models.build(model, 0)
     driver = optimizers.build(name, config.get_optimizer(name), TrainingContext.from_config(config, network))
-    names = {value: key for key, value in network.named_parameters()}
+    names = {value: key for key, value in network.named_parameters() if value.requires_grad}
     found = {True: set(), False: set()}
     for group in driver.optimizers[0].param_groups:
         found[group["use_muon"]] |= {names[value] for value in group["params"]}
         assert group["lr"] == (0.02 if group["use_muon"] else 0.001)
     hidden = {key for value, key in names.items() if value.ndim >= 2 and key != OUTPUT_WEIGHTS[model]}
     assert found == {True: hidden, False: set(names.values()) - hidden}
-    assert len(driver.optimizers) == 1 and len(hidden) == {"zilliax": 4, "conv6": 6, "resnet18": 20}[model]
+    assert len(driver.optimizers) == 1 and len(hidden) == {"zilliax": 4, "conv6": 6, "fast": 6, "resnet18": 20}[model]
 
 
 def test_muon_entry_is_that_of_the_study():

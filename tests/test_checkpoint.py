@@ -162,12 +162,15 @@ class Dropping(nn.Sequential):
         return super().forward(images) * (1 + self.seen / 100)
 
 
-@pytest.mark.parametrize("model", ["dropping", "resnet18"])
-def test_checkpoint_restores_rng_state_and_buffers(small_config, sample, device, tmp_path, monkeypatch, model):
+@pytest.mark.parametrize(
+    ("model", "augment"), [("dropping", "none"), ("resnet18", "none"), ("fast", "alternating_flip_crop")]
+)
+def test_checkpoint_restores_rng_state_and_buffers(small_config, sample, device, tmp_path, monkeypatch, model, augment):
+    """Those of fast's whitening are trained when the checkpoint is written, and not computed again from images."""
     monkeypatch.setitem(models.MODELS, "dropping", Dropping)
     config = small_config(
         model=model, optimizers={"mine": {"class": "SGD", "lr": 0.01}},
-        data={"train_size": 10, "validation_size": 10}, training={"epochs": 1, "batch_size": 5},
+        data={"train_size": 10, "validation_size": 10, "augment": augment}, training={"epochs": 1, "batch_size": 5},
     )  # fmt: skip
     whole = run_training(config, sample, device)
     assert_same(whole, resume_after_interruptions(config, sample, device, tmp_path / "c", 1), tmp_path, model)

@@ -453,6 +453,12 @@ def test_unknown_optimizer_error_suggests_nearest_name(small_config):
         small_config().get_optimizer("adm")
 
 
+def test_dump_has_mirror_test_only_where_it_is_on(small_config):
+    """Digests, reports and MLflow's parameters of comparisons without it are those of earlier versions."""
+    dumps = [small_config(data={"mirror_test": is_on}).model_dump()["data"] for is_on in (False, True)]
+    assert dumps[1] == dumps[0] | {"mirror_test": True} and "mirror_test" not in dumps[0]
+
+
 def test_config_is_frozen(small_config):
     with pytest.raises(ValueError, match="frozen"):
         small_config().training.epochs = 3

@@ -244,6 +244,65 @@ def test_resumed_epoch_has_same_augmented_images(splits, small_config):
     assert not any(torch.equal(one[0], other[0]) for one, other in zip(whole, plain, strict=True))
 
 
+def shift_with_numpy(image, top, left, mirrored):
+    """One uint8 image of shape (32, 32, 3), with a reflected border of two pixels, cut out and perhaps mirrored."""
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    cut = padded[2 + top : 34 + top, 2 + left : 34 + left]
+    return cut[:, ::-1] if mirrored else cut
+
+
+def test_alternating_flip_crop_equals_numpy_reference(splits):
+    images, drawn = splits.train.images, cifar10.draw_alternating_flips_and_shifts(0, 1, 400)
+    found = cifar10.apply_alternating_flip_crop(images, drawn).numpy()
+    expected = [shift_with_numpy(image, *how) for image, how in zip(images.numpy(), drawn.tolist(), strict=True)]
+    assert found.dtype == np.uint8 and (found == np.stack(expected)).all()
+    unmoved = torch.zeros(400, 3, dtype=torch.int64)
+    assert torch.equal(cifar10.apply_alternating_flip_crop(images, unmoved), images)
+
+
+def test_image_is_mirrored_in_every_second_epoch():
+    """About half of the images in each: 5.5 deviations of 77 are far. The 25 shifts are expected 960 times each."""
+    drawn = torch.stack([cifar10.draw_alternating_flips_and_shifts(7, epoch, 24_000) for epoch in range(1, 5)])
+    assert drawn.dtype == torch.int64 and drawn.shape == (4, 24_000, 3)
+    shifts, mirrored = drawn[..., :2], drawn[..., 2]
+    assert (mirrored[1:] + mirrored[:-1] == 1).all() and mirrored.min() == 0
+    assert abs(int(mirrored[0].sum()) - 12_000) < 420
+    assert shifts.min() == -2 and shifts.max() == 2
+    ways, counts = torch.unique(shifts[0], dim=0, return_counts=True)
+    assert len(ways) == 25 and (counts - 960).abs().max() < 167
+    assert not torch.equal(shifts[0], shifts[2])  # an image is not the same again two epochs later
+
+
+def test_alternating_flip_crop_depends_only_on_seed_epoch_and_image(splits, small_config):
+    drawn = cifar10.draw_alternating_flips_and_shifts(3, 2, 400)
+    assert torch.equal(cifar10.draw_alternating_flips_and_shifts(3, 2, 200), drawn[:200])
+    others = {
+        cifar10.draw_alternating_flips_and_shifts(seed, epoch, 400).numpy().tobytes()
+        for seed in (2, 3)
+        for epoch in (2, 3)
+    }
+    assert len(others) == 4
+    config = small_config(data={"augment": "alternating_flip_crop"}).data
+    order = cifar10.compute_epoch_order(3, 2, 400, shuffle=True)
+    expected = cifar10.apply_alternating_flip_crop(splits.train.images, drawn)[order]
+    for size, first in ((7, 0), (400, 0), (64, 2)):
+        batches = [images for images, _ in cifar10.iterate_epoch_batches(splits.train, config, 3, 2, size, first)]
+        assert torch.equal(torch.cat(batches), cifar10.convert_to_input(expected[first * size :]))
+
+
+def test_flips_and_crops_are_unchanged(splits):
+    """Another draw or another way to apply it would change every run with `augment: flip_crop`."""
+    images = cifar10.apply_flip_crop(splits.train.images, cifar10.draw_flips_and_crops(3, 2, 400))
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    assert digest == "3f585549c6eabc97757fcd0aab01406ed588e0072f19225a9d13b870217b1e05"
+
+
+def test_mirror_swaps_left_and_right(splits):
+    mirrored = splits.train.mirror()
+    assert (mirrored.images.numpy() == splits.train.images.numpy()[:, :, ::-1]).all()
+    assert torch.equal(mirrored.labels, splits.train.labels)
+
+
 @pytest.mark.parametrize("name", ["data_batch_1.bin", "data_batch_5.bin", "test_batch.bin"])
 def test_altered_data_file_is_refused(sample_copy, small_config, name):
     content = bytearray((sample_copy / name).read_bytes())

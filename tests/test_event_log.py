@@ -230,6 +230,16 @@ def test_diverged_evaluation_sets_status_tag(top):
     assert "model" not in [event["event"] for event in log.read_events()]
 
 
+def test_mirrored_accuracy_is_logged_where_it_was_computed(top):
+    trained = TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {}, "0" * 64)
+    log, values = begun(), {}
+    for accuracy in (None, 0.75):
+        tested = EvalRecord(status="completed", test_accuracy=0.5, mirrored_test_accuracy=accuracy)
+        run_metadata.log_evaluation(log, "adam-0", None, trained, tested, "zilliax")
+        values[accuracy] = {key: value for (key, _), value in log.read_metric_values().items() if "test/" in key}
+    assert values == {None: {"test/accuracy": 0.5}, 0.75: {"test/accuracy": 0.5, "test/mirrored_accuracy": 0.75}}
+
+
 def test_answers_per_image_stay_out_of_event_log(top):
     """They are in the record, and nothing that MLflow could show."""
     log, trained = begun(), TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {}, "0" * 64)

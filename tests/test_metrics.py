@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from optlab.analysis import metrics
+from optlab.data import cifar10
 from optlab.schema.parameters import CLASS_NAMES
+from optlab.training import loop
 
 
 def logits_of(probabilities):
@@ -84,6 +86,32 @@ def test_metrics_equal_hand_computed_values():
     assert found.class_accuracy[:3] == [("airplane", pytest.approx(2 / 3)), ("automobile", 0.0), ("bird", 1.0)]
     # Each is alone in its bin of 1/15: the gaps are 1-0.9, 1-0.8, 0.7 and 1-0.6.
     assert found.expected_calibration_error == pytest.approx((0.1 + 0.2 + 0.7 + 0.4) / 4, abs=1e-6)
+
+
+class LeftBrightness(torch.nn.Module):
+    """Class 0 where the left half is bright, else class 1."""
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), 10)
+        logits[:, 0] = images[..., :16].mean((1, 2, 3))
+        logits[:, 1] = 0.6
+        return logits
+
+
+def test_mirrored_accuracy_is_of_mean_logits_of_image_and_mirror_image():
+    """The halves' brightness: 1 and 0, labelled 0; 0.2 and 0.7, labelled 1. Together 0.5 and 0.45, both class 1."""
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    images[0, :, :16] = 255
+    images[1, :, :16], images[1, :, 16:] = 51, 178
+    split = cifar10.Split(images, torch.tensor([0, 1]))
+    logits, mirrored = (loop.predict(LeftBrightness(), each) for each in (split, split.mirror()))
+    plain = metrics.compute_metrics("completed", logits, split.labels)
+    assert (plain.test_accuracy, plain.mirrored_test_accuracy) == (1.0, None)
+    both = metrics.compute_metrics("completed", logits, split.labels, mirrored_logits=mirrored)
+    assert both == plain.model_copy(update={"mirrored_test_accuracy": 0.5})
+    assert metrics.compute_metrics("completed", mirrored, split.labels).test_accuracy == 0.0
+    infinite = torch.full_like(mirrored, math.inf)
+    assert metrics.compute_metrics("completed", logits, split.labels, mirrored_logits=infinite) == plain
 
 
 def test_confusion_matrix_rows_are_actual_classes():

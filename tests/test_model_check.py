@@ -47,6 +47,29 @@ def test_unusual_model_is_refused_or_accepted_cleanly(project_dir, kind):
     assert guards.read_torch_settings() == before
 
 
+BROKEN_PART = """
+from torch import nn
+
+class Part(nn.Flatten):
+    def initialize_from_images(self, images):
+        raise ValueError(tuple(images.shape))
+
+def net():
+    return nn.Sequential(Part(), nn.Linear(3072, 10))
+"""
+
+
+def test_failing_initialization_from_images_is_refused(project_dir, small_config):
+    (project_dir / "custom" / "broken_part.py").write_text(BROKEN_PART)
+    said = r"0\.initialize_from_images fails: ValueError: \(100, 3, 32, 32\)$"
+    with pytest.raises(ConfigError, match=rf"^params.yaml: model: broken_part.net: {said}"):
+        checks.check_config(small_config(model="broken_part.net"))
+
+
+def test_fast_model_passes_check_without_images(small_config):
+    assert checks.check_config(small_config(model="fast")) == []
+
+
 def test_class_changing_process_settings_is_refused(project_dir, small_config, sample):
     (project_dir / "custom" / "strange_1.py").write_text(STRANGE)
     said = r"changes torch's number of threads from 2 to 3, for the whole process: remove that$"

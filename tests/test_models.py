@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from optlab.data import cifar10
 from optlab.system.errors import ConfigError
 from optlab.training import models
 
@@ -68,6 +70,105 @@ def test_conv6_has_six_paired_convolutions():
     )
 
 
+def test_fast_has_layers_of_airbench94():
+    model = models.build("fast", seed=0)
+    kinds = [type(layer).__name__ for layer in model]
+    pair = ["Conv2d", "MaxPool2d", "BatchNorm2d", "GELU", "Conv2d", "BatchNorm2d", "GELU"]
+    assert kinds == ["Whitening", "GELU", *pair * 3, "MaxPool2d", "Flatten", "Linear", "Scale"]
+    # the convolutions' weights, one bias for each channel of a normalisation and of the whitening, and 256·10
+    convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert trained == convolutions + 2 * (64 + 256 + 256) + 24 + 2560
+    images = torch.rand(2, 24, 8, 8)
+    assert torch.allclose(model[2](images)[:, :24], images, atol=1e-6)  # at first
+    assert torch.equal(model[-1](torch.ones(1)), torch.tensor([1 / 9]))
+
+
+def draw_images(seed, count=200):
+    """Random images whose neighbouring pixels and colours are correlated: uint8, shape (n, 32, 32, 3)."""
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=(count, 34, 34, 3)) @ generator.normal(size=(3, 3))
+    smooth = sum(noise[:, row : row + 32, column : column + 32] for row in range(3) for column in range(3))
+    return torch.from_numpy((120 + 12 * smooth).clip(0, 255).astype(np.uint8))
+
+
+def build_fast(images, seed=0):
+    model = models.build("fast", seed)
+    models.initialize_from_images("fast", model, images)
+    return model
+
+
+def test_whitening_makes_patches_white():
+    """Mean 0 and the identity as covariance, for the first half of the filters; the other half is its negative."""
+    images = draw_images(0)
+    outputs = build_fast(images)[0](cifar10.convert_to_input(images)).detach().transpose(0, 1).flatten(1)
+    assert outputs.shape == (24, 200 * 31 * 31)
+    covariance = torch.cov(outputs[:12].double(), correction=0)
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.001
+    # eigenvalue / (eigenvalue + 0.0005 of the mean variance), in falling order
+    assert 0.9 < covariance[11, 11] < covariance[0, 0] < 1
+    assert outputs.mean(1).abs().max() < 0.001
+    assert torch.equal(outputs[:12], -outputs[12:])
+
+
+def test_filters_do_not_depend_on_sign_of_eigenvectors(monkeypatch):
+    images, eigh = draw_images(0), torch.linalg.eigh
+    expected = build_fast(images)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], -eigh(matrix)[1]))
+    assert weights_equal(build_fast(images), expected)
+
+
+def test_initial_weights_from_images_depend_on_seed_and_first_images_only():
+    images = draw_images(0, models.INITIALIZATION_IMAGES)
+    first = build_fast(images)
+    torch.rand(17)
+    more = torch.cat([images, draw_images(1, 10)])
+    assert weights_equal(first, build_fast(more))
+    other_images, other_seed = build_fast(draw_images(1)), build_fast(images, seed=1)
+    assert not torch.equal(first[0].weight, other_images[0].weight)
+    assert torch.equal(first[2].weight, other_images[2].weight)  # a convolution
+    assert torch.equal(first[0].weight, other_seed[0].weight)
+    assert not torch.equal(first[2].weight, other_seed[2].weight)
+
+
+@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {"fast"}))
+def test_other_models_keep_their_initial_weights(name):
+    model = models.build(name, seed=0)
+    state = torch.get_rng_state()
+    models.initialize_from_images(name, model, draw_images(0, 2))
+    assert weights_equal(model, models.build(name, seed=0)) and torch.equal(torch.get_rng_state(), state)
+
+
+CENTRED = """
+import torch
+from torch import nn
+
+class Centre(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
+
+    def initialize_from_images(self, images):
+        assert len(images) > 1
+        self.mean.copy_(images.mean((0, 2, 3)).view(3, 1, 1))
+
+    def forward(self, images):
+        return images - self.mean
+
+def net():
+    return nn.Sequential(Centre(), nn.Flatten(), nn.Linear(3072, 10))
+"""
+
+
+def test_part_of_custom_model_is_initialized_from_images(module):
+    name, images = f"{module(CENTRED)}.net", draw_images(0, 5)
+    model = models.build(name, seed=0)
+    models.initialize_from_images(name, model, images)
+    assert model[0].mean.flatten().tolist() == pytest.approx((images / 255).mean((0, 1, 2)).tolist(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"\.net: 0\.initialize_from_images fails: AssertionError: AssertionError$"):
+        models.initialize_from_images(name, model, images[:1])
+
+
 def test_resnet18_has_stem_for_small_images():
     model = models.build("resnet18", seed=0)
     assert str(model.conv1) == "Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)"
@@ -83,7 +184,8 @@ def test_model_weights_stay_contiguous_with_channels_last(name):
     first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
     images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
     model(images).sum().backward()
-    assert all(value.is_contiguous() and value.grad.is_contiguous() for value in model.parameters())
+    assert all(value.is_contiguous() for value in model.parameters())
+    assert all(value.grad.is_contiguous() for value in model.parameters() if value.requires_grad)
     assert first(images).is_contiguous(memory_format=torch.channels_last)
 
 
@@ -92,7 +194,7 @@ def test_model_trains_with_batch_of_one(name):
     """The check of a model leaves these out."""
     model = models.build(name, seed=0).train()
     model(torch.rand(1, 3, 32, 32)).sum().backward()
-    assert all(value.grad is not None for value in model.parameters())
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
 
 
 def weights_equal(first, second):
@@ -137,7 +239,7 @@ def test_model_can_be_callable_of_user_module(module):
 REFUSED = {
     "misspelt": ("zilliaks", "did you mean zilliax?"),
     "another case": ("ResNet18", "did you mean resnet18?"),
-    "unlike any": ("vit", "unknown name: it is one of zilliax, conv6, resnet18, or a dotted path to another"),
+    "unlike any": ("vit", "unknown name: it is one of zilliax, conv6, fast, resnet18, or a dotted path to another"),
     "no such package": ("no_such_package.net", "cannot import no_such_package"),
     "no such attribute": ("torchvision.models.resnet19", "did you mean resnet18?"),
     "needs arguments": ("torch.nn.Linear", "called without arguments, it raised"),

@@ -14,6 +14,7 @@ from optlab.analysis import comparison
 from optlab.analysis.verdicts import format_mean
 from optlab.config import loader
 from optlab.ranking.costs import read_costs
+from optlab.ranking.protocol import compute_code_digest
 
 TOP = Path(__file__).resolve().parents[1]
 README, CHINESE = (TOP / "README.md").read_text(), (TOP / "README.zh.md").read_text()
@@ -305,3 +306,10 @@ def test_committed_record_matches_current_code(folder):
                 assert md5(path) == dep["md5"], f"{name}: {path}"
                 seen.add(path.name)
     assert {"training", "records.py", "custom", "compare.py"} <= seen
+
+
+def test_ranking_accepts_current_code(monkeypatch):
+    """A change of the training's code adds its digest to ranking/protocol.yaml, or makes a new protocol."""
+    monkeypatch.chdir(TOP)
+    ranking = YAML(typ="safe").load(TOP / "ranking" / "protocol.yaml")
+    assert compute_code_digest(Path(ranking["study"])) in ranking["code"]

@@ -74,6 +74,21 @@ def test_record_without_mask_has_former_bytes(tmp_path):
     assert "correct" not in (tmp_path / "test.json").read_text() and tested.correct_mask is None
 
 
+def test_mirrored_accuracy_is_written_where_it_was_computed(tmp_path):
+    plain = EvalRecord(status="completed", test_accuracy=0.5)
+    plain.write(tmp_path / "test.json")
+    former = (
+        '{\n  "status": "completed",\n  "test_loss": null,\n  "test_accuracy": 0.5,\n'
+        '  "expected_calibration_error": null,\n  "class_accuracy": [\n    \n  ],\n  "confusion": [\n    \n  ]\n}\n'
+    )
+    assert (tmp_path / "test.json").read_text() == former
+    both = plain.model_copy(update={"mirrored_test_accuracy": 0.75})
+    both.write(tmp_path / "test.json")
+    line = '  "test_accuracy": 0.5,\n'
+    assert (tmp_path / "test.json").read_text() == former.replace(line, line + '  "mirrored_test_accuracy": 0.75,\n')
+    assert EvalRecord.read(tmp_path / "test.json") == both
+
+
 @pytest.mark.parametrize(
     ("correct", "reason"),
     [("!AA=", "Only base64 data"), ("+AA", "Incorrect padding"), ("+A==", "has 1 bytes, and 10 images take 2"),

@@ -12,6 +12,7 @@ from test_tuning_report import collect_tuned_comparison  # noqa: F401
 
 from optlab.analysis import comparison, environment_diff, figures, report, tables
 from optlab.analysis import page as render_page
+from optlab.analysis.translation import use_language
 from optlab.analysis.verdicts import summarize_verdicts
 from optlab.records import Environment, EvalRecord, RunFiles
 
@@ -102,6 +103,47 @@ def test_confusion_matrix_averages_completed_runs(small_config, tmp_path):
         ).write(RunFiles(tmp_path, "sgd", seed).test)  # fmt: skip
     found = dict(render_page.compute_mean_confusions(comparison.collect(config, tmp_path)))
     assert found["sgd"][3] == [0, 0, 0, 70, 0, 30, 0, 0, 0, 0]
+
+
+def test_report_has_mirrored_accuracy_only_where_it_is_on(small_config, tmp_path):
+    pages = {}
+    for is_on in (False, True):
+        config, folder = small_config(data={"mirror_test": is_on}), tmp_path / str(is_on)
+        write_record(folder, config, [0.5, 0.6])
+        for name, accuracy in (("sgd", 0.52), ("adam", 0.51)):
+            path = RunFiles(folder, name, 0).test
+            record = EvalRecord.read(path).model_copy(update={"mirrored_test_accuracy": accuracy if is_on else None})
+            record.write(path)
+        report.write(comparison.collect(config, folder), folder)
+        texts = {each: (folder / "reports" / each).read_text() for each in ("comparison.md", "comparison.csv")}
+        pages[is_on] = texts | {"report.html": without_scripts((folder / "reports" / "report.html").read_text())}
+    assert not any("irror" in text or "镜像" in text for text in pages[False].values())
+    header, _, sgd, *_ = (row for row in pages[True]["comparison.md"].splitlines() if row.startswith("| "))
+    cells = dict(zip(header.split(" | "), sgd.split(" | "), strict=True))
+    assert (cells["test accuracy"], cells["mirrored test accuracy"]) == ("50.00 %", "52.00 %")
+    assert pages[True]["comparison.md"].rstrip().endswith("(left to right); no verdict uses it.")
+    assert all(each in pages[True]["report.html"] for each in ("加镜像的测试准确率", "52.00 %", "no verdict uses it."))
+    off, on = (pages[each]["comparison.csv"].splitlines()[0].split(",") for each in (False, True))
+    columns = [f"mirrored_test_accuracy{part}" for part in ("", "_sd", "_low", "_high")]
+    assert [each for each in on if each not in columns] == off and off[15:19] == [
+        "test_accuracy", "test_accuracy_sd", "test_accuracy_low", "test_accuracy_high"
+    ]  # fmt: skip
+    assert on[19:23] == columns
+
+
+@pytest.mark.parametrize(
+    ("augment", "said", "chinese"),
+    [("none", "schedule constant", "学习率调度 constant"),
+     ("flip_crop", "random flips and crops", "随机翻转、裁剪"),
+     ("alternating_flip_crop", "alternating flips and random shifts", "交替镜像和随机平移")],
+)  # fmt: skip
+def test_protocol_names_augmentation(small_config, tmp_path, augment, said, chinese):
+    config = small_config(data={"augment": augment})
+    write_record(tmp_path, config, [0.5, 0.6])
+    compared = comparison.collect(config, tmp_path)
+    assert tables.summarize_protocol(compared).split(" · ")[-1] == said
+    with use_language("zh"):
+        assert tables.summarize_protocol(compared).split(" · ")[-1] == chinese
 
 
 def test_differing_environments_are_counted():

@@ -120,6 +120,12 @@ def test_keys_do_not_depend_on_the_folder_of_the_package(copied, compute_keys, m
     assert compute_keys() == before
 
 
+def test_mirrored_test_images_change_no_key_of_a_trial(small_config):
+    plain, mirrored = (small_config(data={"mirror_test": each}) for each in (False, True))
+    requests = [TrialRequest.from_config(each, "adam", 0, 10, {}) for each in (plain, mirrored)]
+    assert requests[0] == requests[1] and "mirror_test" not in requests[0].config["data"]
+
+
 def test_trial_of_other_code_is_refused(copied, small_config):
     code = source_code.hash_code(Path(), "tune", ["mine.Mine"])
     request = TrialRequest.from_config(small_config(), "adam", 0, 10, code)

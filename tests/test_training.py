@@ -51,6 +51,14 @@ def test_training_loop_equals_plain_pytorch(small_config, sample, device):
     assert epoch.validation_accuracy == float((logits.argmax(1) == splits.validation.labels).double().mean())
 
 
+def test_tf32_is_forbidden(small_config):
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    determinism.configure_torch(small_config().training)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_label_smoothing_affects_training_loss_only(small_config, sample, device):
     config = small_config(training={"label_smoothing": 0.1})
     outcome = run(config, sample, device, "adam")
@@ -71,6 +79,11 @@ VARIANTS = {
     "bf16": {"training": {"precision": "bf16", "batch_size": 50}},
     "cosine": {"training": {"epochs": 2, "schedule": {"name": "cosine", "warmup_epochs": 0.5}}},
     "conv6": {"model": "conv6", "training": {"batch_size": 20}, "data": {"train_size": 50, "validation_size": 10}},
+    "fast": {
+        "model": "fast",
+        "training": {"epochs": 2, "batch_size": 10},
+        "data": {"train_size": 20, "validation_size": 10, "augment": "alternating_flip_crop"},
+    },
     "resnet18": {
         "model": "resnet18",
         "training": {"batch_size": 5},
@@ -90,6 +103,15 @@ def test_training_twice_gives_identical_bits(small_config, sample, device, tmp_p
     expected = digest(first, tmp_path)
     assert digest(second, tmp_path) == expected
     assert digest(run(config, sample, device, "adam", seed=1), tmp_path) != expected
+
+
+def test_whitening_is_computed_from_training_images_and_not_trained(small_config, sample, device):
+    config = small_config(**VARIANTS["fast"])
+    outcome = run(config, sample, device, "adam")
+    model = models.build("fast", 0)
+    models.initialize_from_images("fast", model, cifar10.load(sample, config.data, 0).train.images)
+    assert torch.equal(outcome.model[0].weight, model[0].weight)
+    assert not torch.equal(outcome.model[0].bias, model[0].bias)
 
 
 def test_bf16_training_differs_from_fp32(small_config, sample, device):

@@ -195,6 +195,8 @@ class EvalRecord(Record):
         weights_sha256: of the evaluated weights; None, and not written, in records of older versions.
         test_loss: mean cross entropy in nats.
         test_accuracy: a fraction.
+        mirrored_test_accuracy: a fraction, of the mean of the logits of each image and of its mirror image; None, and
+            not written, without `data.mirror_test`, or where a logit of a mirror image is not finite.
         expected_calibration_error: over 15 bins of equal width.
         class_accuracy: (class, fraction) per class.
         confusion: counts of images, 10 × 10: rows are the actual classes, columns the predicted ones.
@@ -206,6 +208,7 @@ class EvalRecord(Record):
     weights_sha256: str | None = Field(default=None, exclude_if=lambda digest: digest is None)
     test_loss: float | None = None
     test_accuracy: float | None = None
+    mirrored_test_accuracy: float | None = Field(default=None, exclude_if=lambda accuracy: accuracy is None)
     expected_calibration_error: float | None = None
     class_accuracy: list[tuple[str, float]] = Field(default_factory=list)
     confusion: list[list[int]] = Field(default_factory=list)

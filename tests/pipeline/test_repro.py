@@ -9,6 +9,9 @@ import pytest
 from dvc.repo import Repo
 from projects import TOP, list_started_stages
 
+from optlab.data import cifar10
+from optlab.training import loop, weights
+
 
 def test_repro_prints_table_and_report_path(reproduced):
     _, printed = reproduced
@@ -41,6 +44,23 @@ def test_record_is_internally_consistent(reproduced):
     assert tested["test_accuracy"] == right / len(rows)
     assert sum(map(sum, tested["confusion"])) == len(rows) == 100
     assert tested["weights_sha256"] == trained["weights_sha256"]
+
+
+def test_evaluation_of_mirror_images_adds_their_accuracy_to_the_record(copied, small_config):
+    paths = [copied.top / "runs/sgd-0" / name for name in ("test.json", "predictions.csv")]
+    tested, predictions = (path.read_text() for path in paths)
+    copied.edit("params.yaml", "validation_size: 20", "validation_size: 20, mirror_test: true")
+    result = copied.run_stage("evaluate", "sgd", "0")
+    assert result.returncode == 0, result.stderr
+    found = paths[0].read_text()
+    (added,) = set(found.splitlines()) - set(tested.splitlines())
+    model, _ = weights.load_model(copied.top / "models/sgd-0.safetensors", "zilliax")
+    split = cifar10.load_test_split(copied.top / "data/cifar10", small_config().data)
+    both = sum(loop.predict(model, each) for each in (split, split.mirror()))
+    accuracy = loop.compute_loss_and_accuracy(both, split.labels)[1]
+    assert added == f'  "mirrored_test_accuracy": {accuracy},'
+    assert accuracy != json.loads(tested)["test_accuracy"]
+    assert found.replace(f"{added}\n", "") == tested and paths[1].read_text() == predictions
 
 
 def test_record_contains_no_time_or_path(reproduced, tmp_path_factory):

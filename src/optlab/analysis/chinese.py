@@ -14,6 +14,7 @@ _METRICS = {
     "validation loss": "验证损失",
     "training loss": "训练损失",
     "test accuracy": "测试准确率",
+    "mirrored test accuracy": "加镜像的测试准确率",
     "test loss": "测试损失",
     "calibration error": "校准误差",
 }
@@ -135,6 +136,8 @@ _PROTOCOL = {
     "schedule {name}": "学习率调度 {name}",
     ", for {name} {schedule}": "，{name} 用 {schedule}",
     "random flips and crops": "随机翻转、裁剪",
+    "alternating flips and random shifts": "交替镜像和随机平移",
+    "Mirrored test accuracy: of the mean of the logits of each test image and of its mirror image (left to right); no verdict uses it.": "加镜像的测试准确率：对每张测试图片，取原图和左右镜像图的 logits 的平均值来分类；结论不用它。",
     "Model {model}, {epochs} epochs, batch {batch}, {precision}; means over n seeds, ± 95 % intervals of each mean by Student's t where n > 1. Differences: Welch's t test, or the paired t test if its interval is narrower even at the lower 95 % bound of the two optimizers' correlation over the seeds. p is corrected for looks (Bonferroni) and pairs (Holm), the intervals for both (Bonferroni). Where Holm's correction finds a difference although Bonferroni's interval contains 0, the interval is cut at 0. Equivalence: two one-sided tests for each pair, corrected for the looks. If looks are changed, seeds exchanged or optimizers added after a look, a new comparison begins, with 5 % of its own. The bands of the curves are pointwise 95 % intervals. The results hold for this test set. Losses are mean cross entropies in nats. Calibration error: expected calibration error over 15 bins of equal width.": "网络 {model}，训练 {epochs} 轮，每批 {batch} 张，{precision}；数值是 n 个种子的平均值，n > 1 时 ± 后面是这个平均值的 95 % 置信区间（学生 t 分布）的半宽。两个优化器之差用 Welch t 检验；如果按两个优化器在各种子上的相关系数的 95 % 下限算，配对 t 检验的区间仍然更窄，就用配对 t 检验。p 值按期中分析的次数（Bonferroni）和两两比较的个数（Holm）校正，差的置信区间按两者校正（Bonferroni）。Holm 校正认定有差别、而 Bonferroni 区间仍包含 0 时，区间在 0 处截断。是否相当：每一对单独做两个单侧检验，按期中分析的次数校正。如果在期中分析之后改变计划、更换种子或增加优化器，就是一次新的比较，误判率另按 5 % 计。曲线的色带是逐点的 95 % 置信区间。结果只对这个测试集成立。损失是平均交叉熵，单位是奈特。校准误差：分成 15 个等宽区间计算的期望校准误差。",
     "Each seed has its own search, and its run is trained with the values found: the intervals include the variation between searches.": "每个种子单独调参，再用调出来的值训练：置信区间包含了各次调参之间的差别。",
     "One search chose the values for all seeds: the intervals leave out the variation between searches.": "所有种子共用一次调参的结果：置信区间不包含各次调参之间的差别。",

@@ -50,6 +50,7 @@ class Row:
     Attributes:
         statuses: of each run.
         validation_accuracy, …: means over the completed runs; None where one of them has no value.
+        mirrored_test_accuracy: as these; None without `data.mirror_test`.
         gradients_per_step: mean number of gradients per step; None in records of older versions.
     """
 
@@ -59,6 +60,7 @@ class Row:
     validation_loss: MeanCI | None
     train_loss: MeanCI | None
     test_accuracy: MeanCI | None
+    mirrored_test_accuracy: MeanCI | None
     test_loss: MeanCI | None
     calibration_error: MeanCI | None
     gradients_per_step: float | None
@@ -378,6 +380,7 @@ def _build_row(config: Config, name: str, runs: list[Run]) -> Row:
         compute_mean(trained, "validation_loss"),
         compute_mean(trained, "train_loss"),
         compute_mean(tested, "test_accuracy"),
+        compute_mean(tested, "mirrored_test_accuracy") if config.data.mirror_test else None,
         compute_mean(tested, "test_loss"),
         compute_mean(tested, "expected_calibration_error"),
         _compute_gradients_per_step(trained),

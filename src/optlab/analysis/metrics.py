@@ -12,7 +12,8 @@ from optlab.training.loop import compute_loss_and_accuracy
 CALIBRATION_BINS = 15
 
 
-def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None) -> EvalRecord:
+def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str | None = None,
+                    mirrored_logits: Tensor | None = None) -> EvalRecord:  # fmt: skip
     """Compute loss, accuracy, calibration error, accuracy per class, confusion matrix, and which images are correct.
 
     If a logit is not finite, the status is `diverged`, and there are no metrics.
@@ -22,6 +23,7 @@ def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str 
         logits: float32, shape (n, 10).
         labels: int64, shape (n,).
         digest: SHA-256 of the weights.
+        mirrored_logits: of the mirrored images, as `logits`; None without `data.mirror_test`.
     """
     if not torch.isfinite(logits).all():
         return EvalRecord(status="diverged", weights_sha256=digest)
@@ -34,11 +36,19 @@ def compute_metrics(status: Status, logits: Tensor, labels: Tensor, digest: str 
         weights_sha256=digest,
         test_loss=loss,
         test_accuracy=accuracy,
+        mirrored_test_accuracy=_compute_mirrored_accuracy(logits, mirrored_logits, labels),
         expected_calibration_error=compute_calibration_error(logits.softmax(1), labels),
         class_accuracy=list(zip(CLASS_NAMES, per_class.tolist(), strict=True)),
         confusion=confusion.tolist(),
         correct=encode_mask((predicted == labels).numpy()),
     )
+
+
+def _compute_mirrored_accuracy(logits: Tensor, mirrored_logits: Tensor | None, labels: Tensor) -> float | None:
+    """Return the accuracy of the mean logits of images and mirror images; None if there are none or not all finite."""
+    if mirrored_logits is None or not torch.isfinite(mirrored_logits).all():
+        return None
+    return compute_loss_and_accuracy((logits.double() + mirrored_logits.double()) / 2, labels)[1]
 
 
 def compute_confusion_matrix(predicted: Tensor, labels: Tensor) -> Tensor:

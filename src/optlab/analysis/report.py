@@ -63,13 +63,13 @@ def write(compared: Comparison, folder: Path) -> None:
 
 
 def _write_comparison_table(compared: Comparison, path: Path) -> None:
-    target = compared.target
+    target, metrics = compared.target, tables.list_columns(compared)
     header = ["optimizer", "n", "status"]
-    header += [f"{key}{part}" for key in tables.COLUMNS for part in ("", "_sd", "_low", "_high")]
+    header += [f"{key}{part}" for key in metrics for part in ("", "_sd", "_low", "_high")]
     header += ["target", "reached", "steps_to_target", "gradients_a_step"]
 
     def build_row(row: Row) -> Iterable[object]:
-        means: list[MeanCI | None] = [getattr(row, key) for key in tables.COLUMNS]
+        means: list[MeanCI | None] = [getattr(row, key) for key in metrics]
         name = row.optimizer
         yield from (name, row.statuses.count("completed"), row.status)
         for each in means:

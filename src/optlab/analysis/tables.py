@@ -15,7 +15,7 @@ from optlab.analysis import environment_diff, scatter
 from optlab.analysis.comparison import Comparison, Target
 from optlab.analysis.outperforming import ProbabilityOfOutperforming
 from optlab.analysis.sequential import PairComparison
-from optlab.analysis.translation import join_phrases, translate, translate_count
+from optlab.analysis.translation import join_phrases, join_sentences, translate, translate_count
 from optlab.analysis.verdicts import (
     MAX_PAIRS_IN_TEXT,
     describe_champion,
@@ -33,6 +33,7 @@ from optlab.system.text import get_terminal_width, wrap_text
 COLUMNS = (
     "validation_accuracy", "validation_loss", "train_loss", "test_accuracy", "test_loss", "calibration_error"
 )  # fmt: skip
+_MIRRORED_COLUMN = "mirrored_test_accuracy"  # after the test accuracy, with `data.mirror_test`
 _TERMINAL_COLUMNS = ("validation_accuracy", "test_accuracy", "train_loss")  # comparison.md has all
 MINUS = "−"
 EMPTY_CELL = "–"
@@ -52,6 +53,15 @@ _DEFINITIONS = (
     "curves are pointwise 95 % intervals. The results hold for this test set. Losses are mean cross entropies in nats. "
     "Calibration error: expected calibration error over 15 bins of equal width."
 )
+_MIRRORED_DEFINITION = (
+    "Mirrored test accuracy: of the mean of the logits of each test image and of its mirror image (left to right); no "
+    "verdict uses it."
+)
+_AUGMENTATIONS: dict[str, list[str]] = {
+    "none": [],
+    "flip_crop": ["random flips and crops"],
+    "alternating_flip_crop": ["alternating flips and random shifts"],
+}
 _UNLIMITED_WIDTH = 1000  # characters; a table takes what it needs
 
 Cells = list[list[str]]
@@ -117,9 +127,21 @@ def render_markdown_table(cells: Cells) -> str:
     return "\n".join("| " + " | ".join(each) + " |" for each in (header, ["---"] * len(header), *rows))
 
 
-def build_optimizer_table(compared: Comparison, metrics: Sequence[str] = COLUMNS) -> Cells:
-    """Return a row per optimizer, without the columns in which no optimizer has a value."""
-    columns = [metric for metric in metrics if any(getattr(row, metric) for row in compared.rows)]
+def list_columns(compared: Comparison) -> list[str]:
+    """Return the metrics of an optimizer's row, in the order of the columns."""
+    split = COLUMNS.index("test_accuracy") + 1
+    return [*COLUMNS[:split], *[_MIRRORED_COLUMN] * compared.config.data.mirror_test, *COLUMNS[split:]]
+
+
+def build_optimizer_table(compared: Comparison, metrics: Sequence[str] | None = None) -> Cells:
+    """Return a row per optimizer, without the columns in which no optimizer has a value.
+
+    Args:
+        metrics: the columns; default: all.
+    """
+    columns = [
+        metric for metric in metrics or list_columns(compared) if any(getattr(row, metric) for row in compared.rows)
+    ]
     table = [[translate("optimizer"), "n", translate("status"), *map(format_metric_name, columns)]]
     for row in compared.rows:
         n = len(row.statuses)
@@ -308,7 +330,7 @@ def summarize_protocol(compared: Comparison) -> str:
             batch=settings.batch_size,
         ),
         translate("schedule {name}", name=settings.schedule.name) + exceptions,
-        *[translate("random flips and crops")] * (data.augment == "flip_crop"),
+        *map(translate, _AUGMENTATIONS[data.augment]),
     ]
     return " · ".join(parts)
 
@@ -316,10 +338,13 @@ def summarize_protocol(compared: Comparison) -> str:
 def explain_metrics(compared: Comparison) -> str:
     """Return the definitions of the values and intervals."""
     settings = compared.config.training
-    return translate(
+    definitions = translate(
         _DEFINITIONS,
         model=compared.config.model,
         epochs=settings.epochs,
         batch=settings.batch_size,
         precision=settings.precision,
     )
+    if not compared.config.data.mirror_test:
+        return definitions
+    return join_sentences([definitions, translate(_MIRRORED_DEFINITION)])

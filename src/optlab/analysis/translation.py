@@ -84,6 +84,11 @@ def join_phrases(phrases: Iterable[str]) -> str:
     return (", " if _language.get() == "en" else "，").join(phrases)
 
 
+def join_sentences(sentences: Iterable[str]) -> str:
+    """Return sentences one after the other."""
+    return (" " if _language.get() == "en" else "").join(sentences)
+
+
 def join_items(items: Iterable[str]) -> str:
     """Return items separated by semicolons."""
     return ("; " if _language.get() == "en" else "；").join(items)

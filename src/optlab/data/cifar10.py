@@ -5,7 +5,7 @@ Batch order and augmentation are functions of (seed, epoch) alone.
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ TEST_FILE = "test_batch.bin"
 _SPLIT_SEED = 0  # of the validation images, without `resplit`
 _AUGMENTATION_STREAM = 1  # third part of the seed, so that augmentation and order are independent
 PADDING = 4  # black pixels on each side of an image before it is cropped
+SHIFT = 2  # pixels by which `alternating_flip_crop` moves an image at most, in each direction
 _CROP_POSITIONS = 2 * PADDING + 1  # in each direction
 
 # SHA-1 of each file of the binary version. cifar10: as published with MXNet's gluon.data.vision.CIFAR10.
@@ -67,6 +68,10 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         """Return the split on a device; all of CIFAR-10 takes 184 MB."""
         return Split(self.images.to(device), self.labels.to(device))
+
+    def mirror(self) -> "Split":
+        """Return the split with each image mirrored left to right."""
+        return Split(self.images.flip(2), self.labels)
 
 
 @dataclass(frozen=True)
@@ -185,20 +190,61 @@ def apply_flip_crop(images: Tensor, flips_crops: Tensor) -> Tensor:
         flips_crops: rows of `draw_flips_and_crops` for these images.
     """
     padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    top, left, mirrored = flips_crops[:, :, None].unbind(1)
-    along = torch.arange(IMAGE_SIZE, device=images.device)
-    rows, columns = top + along, left + torch.where(mirrored == 1, along.flip(0), along)
+    rows, columns = _locate_pixels(flips_crops)
     index = torch.arange(len(images), device=images.device)
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def iterate_batches(split: Split, order: Tensor, batch_size: int,
-            flips_crops: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+def draw_alternating_flips_and_shifts(seed: int, epoch: int, size: int) -> Tensor:
+    """Draw each image's shift in an epoch, and mirror each in every second epoch: a function of (seed, epoch, image).
+
+    Returns:
+        int64, shape (size, 3): the first row and column, from -2 to 2, and 1 where it is mirrored.
+    """
+    first = np.random.default_rng([seed, 0, _AUGMENTATION_STREAM]).integers(2, size=size)  # epochs count from 1
+    shifts = np.random.default_rng([seed, epoch, _AUGMENTATION_STREAM]).integers(-SHIFT, SHIFT + 1, size=(size, 2))
+    return torch.from_numpy(np.column_stack([shifts, (first + epoch) % 2]))
+
+
+def apply_alternating_flip_crop(images: Tensor, flips_shifts: Tensor) -> Tensor:
+    """Return images shifted, with their borders reflected, and mirrored left to right or not.
+
+    Args:
+        images: uint8, shape (b, 32, 32, 3).
+        flips_shifts: rows of `draw_alternating_flips_and_shifts` for these images.
+    """
+    last = IMAGE_SIZE - 1
+    rows, columns = (last - (last - each.abs()).abs() for each in _locate_pixels(flips_shifts))
+    index = torch.arange(len(images), device=images.device)
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _locate_pixels(flips_crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows and columns of the pixels to take, int64, shape (b, 32) each, from first ones and mirroring."""
+    top, left, mirrored = flips_crops[:, :, None].unbind(1)
+    along = torch.arange(IMAGE_SIZE, device=flips_crops.device)
+    return top + along, left + torch.where(mirrored == 1, along.flip(0), along)
+
+
+_AUGMENTATIONS = {  # name in params.yaml → how it is drawn for an epoch, and applied to images
+    "flip_crop": (draw_flips_and_crops, apply_flip_crop),
+    "alternating_flip_crop": (draw_alternating_flips_and_shifts, apply_alternating_flip_crop),
+}
+
+
+def iterate_batches(
+    split: Split,
+    order: Tensor,
+    batch_size: int,
+    flips_crops: Tensor | None = None,
+    apply: Callable[[Tensor, Tensor], Tensor] = apply_flip_crop,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches in that order; the last may be smaller, and an empty order has none.
 
     Args:
         order: int64 indices into the split.
-        flips_crops: `draw_flips_and_crops` for all images of the split; default: no augmentation.
+        flips_crops: drawn for all images of the split; default: no augmentation.
+        apply: augmentation that takes images and their rows of `flips_crops`.
 
     Yields:
         Images as from `convert_to_input`, and labels: int64, shape (b,).
@@ -207,7 +253,7 @@ def iterate_batches(split: Split, order: Tensor, batch_size: int,
     for rows in order.to(device).split(batch_size) if len(order) else ():
         images = split.images[rows]
         yield (
-            convert_to_input(images if flips_crops is None else apply_flip_crop(images, flips_crops.to(device)[rows])),
+            convert_to_input(images if flips_crops is None else apply(images, flips_crops.to(device)[rows])),
             split.labels[rows],
         )
 
@@ -216,8 +262,10 @@ def iterate_epoch_batches(split: Split, config: DataConfig, seed: int, epoch: in
                   first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield an epoch's batches of the training split from batch number `first_batch` on; see `iterate_batches`."""
     order = compute_epoch_order(seed, epoch, len(split), config.shuffle)[first_batch * batch_size :]
-    flips_crops = draw_flips_and_crops(seed, epoch, len(split)) if config.augment == "flip_crop" else None
-    return iterate_batches(split, order, batch_size, flips_crops)
+    if config.augment == "none":
+        return iterate_batches(split, order, batch_size)
+    draw, apply = _AUGMENTATIONS[config.augment]
+    return iterate_batches(split, order, batch_size, draw(seed, epoch, len(split)), apply)
 
 
 def convert_to_input(images: Tensor) -> Tensor:

@@ -67,10 +67,11 @@ def compute_digest(config: Config, name: str, modules: dict[str, str]) -> str:
 
     The order of the keys counts: the search assigns its dimensions to the ranges in that order.
     """
+    without: dict[str, Any] = {"optimizers": True, "seeds": True, "verdict": True, "data": {"mirror_test"}}
     parts: list[Any] = [
         selection.dump_entry(config.get_optimizer(name)),
         modules,
-        config.model_dump(mode="json", exclude_defaults=True, exclude={"optimizers", "seeds", "verdict"}),
+        config.model_dump(mode="json", exclude_defaults=True, exclude=without),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -11,7 +11,13 @@ from torch.nn.parameter import is_lazy
 from optlab.schema.parameters import NUM_CLASSES, DataConfig, TrainingConfig
 from optlab.system.errors import ConfigError, ResourceError, summarize_error
 from optlab.training import guards
-from optlab.training.models import EVALUATION_BATCH_SIZE, MODELS, build
+from optlab.training.models import (
+    EVALUATION_BATCH_SIZE,
+    INITIALIZATION_IMAGES,
+    MODELS,
+    build,
+    initialize_from_images,
+)
 
 _MAX_BATCH_SIZE = 2048  # images: more would take minutes, and are tried with two
 
@@ -51,6 +57,8 @@ def find_output_weight(name: str) -> str:
 def _check_batch_sizes(name: str, data: DataConfig, training: TrainingConfig) -> None:
     model = build(name, seed=0).train()
     with guards.guard_torch_settings(f"model: {name}"):
+        count = min(data.train_size, INITIALIZATION_IMAGES)
+        initialize_from_images(name, model, torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8))
         last = data.train_size % training.batch_size
         for size in dict.fromkeys((training.batch_size, last or training.batch_size)):
             remedy = (

@@ -33,7 +33,9 @@ class DataConfig(StrictModel):
 
     With `resplit`, each seed draws other validation images, the same for every optimizer; otherwise all runs have the
     same. With `augment: flip_crop`, each image is flipped at random and cropped at random from itself with a border of
-    four black pixels, again in each epoch.
+    four black pixels, again in each epoch. With `alternating_flip_crop`, it is mirrored in every second epoch, and
+    moved by at most two pixels, with its border reflected. With `mirror_test`, the evaluation also predicts from each
+    test image together with its mirror image; dumps leave out False, so that digests and reports stay as they were.
     """
 
     dataset: Literal["cifar10", "cifar10_sample"] = "cifar10"
@@ -42,7 +44,8 @@ class DataConfig(StrictModel):
     train_size: int = Field(ge=NUM_CLASSES)
     validation_size: int = Field(ge=0)
     resplit: bool = False
-    augment: Literal["none", "flip_crop"] = "none"
+    augment: Literal["none", "flip_crop", "alternating_flip_crop"] = "none"
+    mirror_test: bool = Field(default=False, exclude_if=lambda on: not on)
 
     @field_validator("train_size", "validation_size")
     @classmethod

@@ -166,6 +166,7 @@ def _log_test_metrics(log: EventLog, measured: EvalRecord, timestamp_ms: int) ->
     values = {
         "test/loss": measured.test_loss,
         "test/accuracy": measured.test_accuracy,
+        "test/mirrored_accuracy": measured.mirrored_test_accuracy,
         "test/expected_calibration_error": measured.expected_calibration_error,
     } | {f"test_class_accuracy/{name}": value for name, value in measured.class_accuracy}
     metrics = {key: round_metric(value) for key, value in values.items() if value is not None}

@@ -51,7 +51,7 @@ def compute_fingerprint(config: Config, name: str, seed: int, environment: Envir
     inputs = {
         "run": [name, seed],
         "model": config.model,
-        "data": config.data.model_dump(),
+        "data": config.data.model_dump(exclude={"mirror_test"}),
         "files": cifar10.compute_digest(config.data.dataset),
         "training": config.training.model_dump(),
         "optimizer": config.get_optimizer(name).model_dump(),

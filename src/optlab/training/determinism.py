@@ -18,7 +18,7 @@ from optlab.training import portable_kernels
 
 
 def configure_torch(training: TrainingConfig) -> torch.device:
-    """Set the threads, deterministic algorithms and the memory limit; return the device to train on."""
+    """Set the threads, deterministic algorithms, float32 without TF32, and the memory limit; return the device."""
     torch.set_num_threads(training.threads)
     if training.numerics == "portable":
         portable_kernels.install()
@@ -27,6 +27,8 @@ def configure_torch(training: TrainingConfig) -> torch.device:
     torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports the compiler for that
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs speed
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # torch's default allows it in convolutions
+    torch.set_float32_matmul_precision("highest")  # no TF32 in matrix products, which is torch's default
     if torch.cuda.is_available():
         return torch.device("cuda")
     processes.limit_memory()  # a GPU's driver reserves more than it uses

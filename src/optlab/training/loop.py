@@ -107,7 +107,9 @@ def train(config: Config, name: str, seed: int, splits: Splits, device: torch.de
         ResourceError: memory, disk or GPU fail.
     """
     torch_settings = guards.read_torch_settings()
-    model = models.build(config.model, seed).to(device)
+    model = models.build(config.model, seed)
+    models.initialize_from_images(config.model, model, splits.train.images)
+    model.to(device)
     driver = optimizers.build(name, config.get_optimizer(name), TrainingContext.from_config(config, model))
     result = TrainResult("completed", model, hyperparameters=driver.get_hyperparameters())
     device_splits = Splits(splits.train.to(device), splits.validation.to(device))

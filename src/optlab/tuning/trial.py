@@ -56,7 +56,8 @@ class TrialRequest(BaseModel):
     ) -> "TrialRequest":
         """Return the request for one optimizer of a configuration, without a range."""
         alone = {"optimizers": {optimizer: config.get_optimizer(optimizer)}, "seeds": [seed]}
-        dumped = config.model_copy(update=alone).model_dump(mode="json", by_alias=True, exclude={"tuning", "verdict"})
+        not_trained: dict[str, Any] = {"tuning": True, "verdict": True, "data": {"mirror_test"}}
+        dumped = config.model_copy(update=alone).model_dump(mode="json", by_alias=True, exclude=not_trained)
         packages = {each.partition(".")[0] for each in config.list_class_paths(optimizer) if "." in each}
         return cls(
             config=dumped,
