@@ -2,8 +2,8 @@
 
     python benchmarks/bf16.py [--seeds 35] [--jobs 2]    # trains what bf16_runs.jsonl lacks, and writes BF16.md
 
-A run is added to benchmarks/bf16_runs.jsonl as soon as it ends, so that an interrupted benchmark continues. The last
-step measures the speed of both; nothing else should use the cores then.
+A run is added to benchmarks/bf16_runs.jsonl as soon as it ends, so that an interrupted benchmark continues. At the
+end, it measures the speed of both; nothing else should use the cores then.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RUNS, RESULTS = TOP / "benchmarks" / "bf16_runs.jsonl", TOP / "benchmarks" / "BF
 OPTIMIZER = "adam"
 PRECISIONS = ("fp32", "bf16")
 MARGIN = 0.0025  # of accuracy: a smaller difference counts as none
-IMAGES = 10_000  # of the test split, whose share an accuracy is
+IMAGES = 10_000  # in the test split; an accuracy is a share of them
 ROUNDS, STEPS = 9, 100  # of the measurement of speed
 
 
@@ -129,8 +129,9 @@ def report(ratios: list[float]) -> str:
             for name, mean in means
         )
         + f"\n{OPTIMIZER} of params.yaml, {config.training.epochs} epochs, batches of {config.training.batch_size}, "
-        f"one thread; {format_count(diverged, 'run')} diverged. Both precisions have the same seeds; correlation over "
-        f"the seeds: {float(look.correlation):.2f}. CPU: {', '.join(sorted({run['cpu'] for run in runs}))}. bf16 is "
+        f"one thread; {format_count(diverged, 'run')} diverged. A seed counts only if both of its runs completed. "
+        f"Correlation of the two test accuracies over the seeds: {float(look.correlation):.2f}; ± is half the width of "
+        f"the 95 % interval. CPU: {', '.join(sorted({run['cpu'] for run in runs}))}. bf16 is "
         "torch's autocast: the weights and the optimizer's step stay in fp32.\n\n"
         f"A training step in bf16 is {median:.2f} times as fast ({lower:.2f} – {upper:.2f}; median and quartiles of "
         f"{len(ratios)} rounds of {STEPS} steps, each in both precisions).\n"

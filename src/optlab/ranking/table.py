@@ -171,7 +171,8 @@ def _explain(ranking: Ranking) -> str:
         f"mean over {ranking.protocol.replicates} replicates; each replicate has a search of its own, so the interval "
         "includes the variation between searches. The time to target is the number of steps to target, each with its "
         f"gradients and the optimizer's own time by [{COSTS_FILE.name}](../{COSTS_FILE}); its unit is the time for one "
-        "gradient. Numbers kept are for each weight."
+        "gradient. Numbers kept are for each weight. In brackets: 95 % intervals of the differences, simultaneous over "
+        "all pairs, for one look."
     )
 
 
