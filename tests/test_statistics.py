@@ -298,7 +298,7 @@ def test_looking_without_correction_is_caught():
 
 
 def test_sequential_verdicts_need_half_the_trainings():
-    means, deviations = simulation.load_study(["adam", "adamw", "nesterov"])
+    means, deviations = simulation.summarize_study(["adam", "adamw", "nesterov"])
     alone, equal, decided = simulation.measure_trainings(means, deviations, ROUNDS)
     fixed = 3 * simulation.find_fixed_design(means, deviations, decided, ROUNDS)
     assert decided > 0.98

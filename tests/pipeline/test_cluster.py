@@ -247,8 +247,13 @@ def test_killed_driver_repeats_no_finished_work(ray_cluster, slow, tmp_path):
     assert start["event"] == "start" and "resume" not in [each["event"] for each in others]
     (resumed,) = [each for each in read_event_logs(project, "sgd-0")[0] if each["event"] == "resume"]
     assert resumed["step"] > 0
-    steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(project).values()}
-    assert steps["adam-0"] == steps["sgd-0"] == list(range(7 * EPOCHS))
+    whole = list(range(7 * EPOCHS))
+    for _ in range(240):  # the uploader may still be at work: the command was killed, and then failed
+        steps = {run["tags"]["optlab.run"]: run["steps"] for run in projects.logged_runs(project).values()}
+        if steps["adam-0"] == steps["sgd-0"] == whole:
+            break
+        time.sleep(0.25)
+    assert steps["adam-0"] == steps["sgd-0"] == whole
 
 
 def find_finished(ray_cluster, beginning):
