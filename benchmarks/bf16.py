@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
+import random_step
 import torch
 from needs import TOP
 
@@ -27,8 +28,7 @@ from optlab.data import cifar10
 from optlab.environment import capture_environment, has_native_bf16
 from optlab.schema.parameters import Config, format_count
 from optlab.system import repository
-from optlab.training import determinism, loop, models, optimizers
-from optlab.training.optimizer_factory import TrainingContext
+from optlab.training import determinism, loop
 
 RUNS, RESULTS = TOP / "benchmarks" / "bf16_runs.jsonl", TOP / "benchmarks" / "BF16.md"
 OPTIMIZER = "adam"
@@ -78,19 +78,10 @@ def train_missing(seeds: int, jobs: int) -> None:
 
 def measure_seconds(precision: str) -> float:
     """Return the seconds of `STEPS` training steps."""
-    config = load_config(precision)
-    device = determinism.configure_torch(config.training)
-    model = models.build(config.model, 0).to(device)
-    driver = optimizers.build(OPTIMIZER, config.get_optimizer(OPTIMIZER), TrainingContext.from_config(config, model))
-    size = config.training.batch_size
-    images = torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    images, labels = images.to(memory_format=torch.channels_last), torch.arange(size) % 10
-    model.train()
-    driver.train()
-    loop.train_step(model, driver, images, labels, config.training)
+    step = random_step.prepare(load_config(precision), OPTIMIZER)
     began = time.perf_counter()
     for _ in range(STEPS):
-        loop.train_step(model, driver, images, labels, config.training)
+        step()
     return time.perf_counter() - began
 
 

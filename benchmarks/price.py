@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+import random_step
 import torch
 import torch.nn.functional as F
 from needs import TOP
@@ -24,8 +25,7 @@ from optlab.analysis.verdicts import format_mean
 from optlab.config import loader
 from optlab.environment import capture_environment
 from optlab.schema.parameters import PARAMS_FILE, Config
-from optlab.training import determinism, loop, models, optimizers
-from optlab.training.optimizer_factory import TrainingContext
+from optlab.training import models
 
 RESULTS = TOP / "benchmarks" / "PRICE.md"
 STUDIES = ("optimizers", "conv6", "fast")
@@ -74,33 +74,20 @@ def count_flop(model: str) -> float:
 
 def train_for(entry: Entry) -> float:
     """Train on random images for `SECONDS`; return images a second."""
-    determinism.configure_torch(entry.config.training)
-    model = models.build(entry.config.model, 0)
-    context = TrainingContext.from_config(entry.config, model)
-    driver = optimizers.build(entry.optimizer, entry.config.get_optimizer(entry.optimizer), context)
-    size = entry.config.training.batch_size
-    images = torch.rand(size, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.arange(size) % 10
-    model.train()
-    driver.train()
-    loop.train_step(model, driver, images, labels, entry.config.training)
-    began, done = time.perf_counter(), 0
+    step = random_step.prepare(entry.config, entry.optimizer)
+    began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
-        loop.train_step(model, driver, images, labels, entry.config.training)
-        done += size
-    return done / (time.perf_counter() - began)
+        step()
+        steps += 1
+    return steps * entry.config.training.batch_size / (time.perf_counter() - began)
 
 
 def measure(entries: list[Entry], rounds: int) -> list[list[float]]:
     """Return for each entry the images a second of `JOBS` trainings at once, in each round."""
     with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(count_flop, ["zilliax"] * JOBS))  # both processes have imported torch
-        return [
-            list(each)
-            for each in zip(
-                *([sum(pool.map(train_for, [entry] * JOBS)) for entry in entries] for _ in range(rounds)), strict=True
-            )
-        ]
+        speeds = [[sum(pool.map(train_for, [entry] * JOBS)) for entry in entries] for _ in range(rounds)]
+    return [list(own) for own in zip(*speeds, strict=True)]
 
 
 def report(entries: list[Entry], speeds: list[list[float]]) -> str:

@@ -55,6 +55,7 @@ class RateSummary:
 
     @classmethod
     def from_tuning(cls, tuning: OptimizerTuning) -> "RateSummary":
+        """Summarize all searches of an optimizer."""
         chosen = [tuning.get_chosen_trial(search) for search in tuning.choices]
         defaults = [tuning.get_default_trial(search) for search in tuning.choices]
         rates = [[get_rate(tuning, trial) for trial in trials if trial] for trials in (chosen, defaults)]
