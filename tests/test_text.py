@@ -1,11 +1,13 @@
 """Phrases that many messages share."""
 
+import io
 import subprocess
+import sys
 
 import pytest
 
 from optlab.system import git, repository
-from optlab.system.errors import RevisionError
+from optlab.system.errors import RevisionError, print_stderr
 from optlab.system.text import count_edits, extract_error, suggest_similar
 
 # What DVC 3.67 and git 2 say.
@@ -72,3 +74,18 @@ def test_suggestion_has_fewest_edits():
     assert suggest_similar("Adma", names) == ": did you mean Adam?"
     assert suggest_similar("adamw", names) == ": did you mean AdamW?"
     assert suggest_similar("prodigy", names) == suggest_similar("x", []) == ""
+
+
+def test_line_on_stderr_is_one_write(monkeypatch):
+    class Terminal(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            written.append(bytes(data))
+            return len(data)
+
+    written = []
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(Terminal(), write_through=True))  # as with PYTHONUNBUFFERED
+    print_stderr("import time: 1 | 2 | mlflow")
+    assert written == [b"import time: 1 | 2 | mlflow\n"]

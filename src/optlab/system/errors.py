@@ -120,10 +120,14 @@ def _write_error_file(message: str) -> None:
 
 
 def print_stderr(text: str) -> None:
-    """Print an error or a warning on stderr, on a line of its own even while a progress bar is shown."""
+    """Print an error or a warning on stderr, on a line of its own even while a progress bar is shown.
+
+    Text and newline are one write, also where Python's output is unbuffered: other processes write there, too.
+    """
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr)
+    with tqdm.external_write_mode(file=sys.stderr):
+        sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 

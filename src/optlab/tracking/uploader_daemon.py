@@ -155,7 +155,8 @@ def _warn(text: str) -> None:
     """Print a warning on a line of its own, also where a stage has its progress bar on the same terminal."""
     with contextlib.suppress(OSError):  # nobody reads it any more
         clear = "\x1b[K" if sys.stderr.isatty() else ""
-        print(f"\r{clear}warning: MLflow at {mlflow_store.get_redacted_uri()} {text}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"\r{clear}warning: MLflow at {mlflow_store.get_redacted_uri()} {text}\n")  # in one write
+        sys.stderr.flush()
 
 
 def _run_shared_daemon(pid: int, late_stderr: int | None) -> None:
