@@ -361,6 +361,15 @@ def test_forgery_is_refused_at_once(record, forge, title):
     assert any(each.startswith(title) for each in problems), problems
 
 
+def test_record_of_earlier_code_names_its_commit(record):
+    project, folder = record
+    made = git(project, "rev-parse", "--short", "HEAD").strip()
+    edit_code(folder)
+    commit(project)
+    (problem,) = (text for title, text in check(project).items() if title.startswith("digests"))
+    assert f"verify it after `git checkout {made}`" in problem
+
+
 def test_renamed_record_is_refused(record):
     project, folder = record
     for path in [folder / "params.yaml", folder / "dvc.yaml", folder / "dvc.lock"]:

@@ -23,7 +23,7 @@ from optlab.analysis import comparison
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import ALPHA
 from optlab.config import loader
-from optlab.ranking.costs import COSTS_FILE, read_costs
+from optlab.ranking.costs import COSTS_FILE, compute_time, read_costs
 from optlab.ranking.performance_profile import MAX_FACTOR, compute_log_scores, compute_ratios
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system.errors import ConfigError, RecordError
@@ -151,17 +151,17 @@ def make_workload(name: str, compared: Comparison, names: Sequence[str]) -> Work
     """
     assert compared.target is not None
     costs = read_costs(COSTS_FILE, compared.config)
-    shares = {name: costs[name].share for name in names} if all(name in costs for name in names) else {}
+    has_costs = all(name in costs for name in names)
     gradients = {row.optimizer: row.gradients_per_step or 1.0 for row in compared.rows}
     times = {
         each: tuple(
-            math.inf if steps is None else steps * (gradients[each] + shares.get(each, 0.0))
+            math.inf if steps is None else compute_time(steps, gradients[each], costs[each] if has_costs else None)
             for steps in compared.target.steps[each]
         )
         for each in names
     }
     accuracies = {each: _list_accuracies(compared, each) for each in names}
-    return Workload(name, compared.config, compared.target.accuracy, times, accuracies, bool(shares))
+    return Workload(name, compared.config, compared.target.accuracy, times, accuracies, has_costs)
 
 
 def _list_accuracies(compared: Comparison, optimizer: str) -> tuple[float, ...]:

@@ -34,3 +34,13 @@ def read_costs(path: Path, config: Config) -> dict[str, StepCost]:
     if f"batch {config.training.batch_size}, {config.training.precision};" not in section:
         return {}
     return {name: StepCost(float(numbers), float(share) / 100) for name, numbers, share in _ROW.findall(section)}
+
+
+def compute_time(steps: int, gradients: float, cost: StepCost | None) -> float:
+    """Return the time of a number of steps, in times of one gradient.
+
+    Args:
+        gradients: computed in each step.
+        cost: of the optimizer's own work; None leaves it out.
+    """
+    return steps * (gradients + (cost.share if cost else 0.0))

@@ -13,7 +13,7 @@ from optlab.analysis.comparison import Comparison, RecordFolders
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.verdicts import describe_pair, format_mean, get_pair
 from optlab.config import loader
-from optlab.ranking.costs import COSTS_FILE, StepCost, read_costs
+from optlab.ranking.costs import COSTS_FILE, StepCost, compute_time, read_costs
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
@@ -124,7 +124,7 @@ def build_table(compared: Comparison, ranking: Ranking, costs: dict[str, StepCos
         cost, target = costs.get(row.optimizer), compared.target
         steps = target.compute_median_steps(row.optimizer) if target else None
         gradients = row.gradients_per_step or 1
-        time = EMPTY_CELL if steps is None or cost is None else f"{steps * (gradients + cost.share):,.0f}"
+        time = EMPTY_CELL if steps is None or cost is None else f"{compute_time(steps, gradients, cost):,.0f}"
         accuracy = format_mean(row.test_accuracy, "test_accuracy") if row.test_accuracy else EMPTY_CELL
         name = row.optimizer
         link = f"[{name}]({name}/{PARAMS_FILE})" if name in records else "reference"

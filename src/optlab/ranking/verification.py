@@ -189,9 +189,10 @@ def _check_digests(record: RankingRecord) -> None:
     changes = pipeline.find_changes()
     if changes:
         found = [f"{path} ({state})" for path, state in changes.items()]
+        commit = _ask_git("log", "-1", "--format=%h", "--", str(record.folder))
         raise RecordError(
-            f"{record.folder / 'dvc.lock'}: {_name_some(found)}: not what the record was made with: verify it at the "
-            f"commit of the record, or `optlab submit` it again"
+            f"{record.folder / 'dvc.lock'}: {_name_some(found)}: not what the record was made with: verify it after "
+            f"`git checkout {commit}`, or `optlab submit` it again"
         )
     own, root = (_read_data_digest(folder) for folder in (record.folder, Path()))
     if own != root:
