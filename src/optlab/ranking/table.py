@@ -167,11 +167,13 @@ def _compare_neighbours(compared: Comparison) -> list[str]:
 
 def _explain(ranking: Ranking) -> str:
     return (
-        "A place is an interval: an optimizer may have any place in it. ± is half the width of a 95 % interval of the "
-        f"mean over {ranking.protocol.replicates} replicates; each replicate has a search of its own, so the interval "
-        "includes the variation between searches. The time to target is the number of steps to target, each with its "
-        f"gradients and the optimizer's own time by [{COSTS_FILE.name}](../{COSTS_FILE}); its unit is the time for one "
-        "gradient. Numbers kept are for each weight. In brackets: 95 % intervals of the differences, simultaneous over "
+        "The place gives the first and the last possible one: 1 + the number of optimizers that are shown to be "
+        "better, and the number of optimizers with a verdict less those that are shown to be worse. ± is half the width of a "
+        f"95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate has a search of its "
+        "own, so the interval includes the variation between searches. Time to target = steps to target × (gradients a "
+        f"step + the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE})); its unit is the time for one "
+        "gradient. Numbers kept are those of the optimizer's state for each weight. The list below compares each "
+        "optimizer with the next one of the table. In brackets: 95 % intervals of the differences, simultaneous over "
         "all pairs, for one look."
     )
 
