@@ -488,7 +488,7 @@ def submit(
     folder = Path(os.path.relpath(here / ranking)) if ranking else protocol.DEFAULT_RANKING
     record = submission.submit(what, here / PARAMS_FILE, folder, jobs)
     table.write(protocol.Ranking.load(folder))
-    print(f"{record}: the record, and {folder / table.RANKING_FILE}: commit both, then `optlab verify {record}`")
+    print(f"{record}: the record is complete: commit all of {folder}, then run `optlab verify {record}`")
 
 
 @_register_command(RANK, "optlab verify ranking/radam")
@@ -526,6 +526,8 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
     from optlab.reproduce import output_diff
     from optlab.system.git import Revision
 
+    if everything and replicate is not None:
+        raise errors.ConfigError("--all takes every replicate, and --replicate one: leave one of them out")
     record = verification.RankingRecord.load(pipeline)
     seeds = verification.draw_seeds(record.config, replicate, everything)
     for check in verification.check_files(record, base):

@@ -100,7 +100,7 @@ def test_submitted_record_is_verified_and_placed(submitted, tmp_path):
     assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(
         f"sign-{seed}" for seed in params["seeds"]
     )
-    assert "ranking/sign: the record, and ranking/RANKING.md" in said
+    assert "ranking/sign: the record is complete: commit all of ranking, then run `optlab verify ranking/sign`" in said
     text = (project.top / "ranking" / "RANKING.md").read_text()
     rows = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| ")}
     assert set(rows) == {"optimizer", "---", "sgd", "adam", "sign"}
@@ -262,6 +262,59 @@ def read_test_split(folder):
     path.write_text(path.read_text() + '\nIMAGES = open("data/cifar10/test_batch.bin", "rb")\n')
 
 
+def edit_module_of_others(folder):
+    custom = folder.parents[1] / "custom"
+    (custom / "sign_descent.py").write_text((custom / "sign_descent.py").read_text() + "\nimport caffe_quick\n")
+    (custom / "caffe_quick.py").write_text((custom / "caffe_quick.py").read_text() + "\nN = 3\n")
+
+
+def in_first(kind, name, change):
+    """Return a forgery that changes a JSON file, and its digest in dvc.lock."""
+
+    def forge(folder):
+        rewrite(first(folder, kind, name), change)
+        seal(folder)
+
+    return forge
+
+
+def swap_rows(values):
+    """Move an image from one class to another: the number of images stays."""
+    first_row, second_row = values["confusion"][:2]
+    column = next(index for index, count in enumerate(first_row) if count and index > 1)
+    first_row[column], second_row[column] = first_row[column] - 1, second_row[column] + 1
+
+
+def declare_diverged(values):
+    values.update(status="diverged", epochs=0, history=[], validations=[], step_losses=[])
+    values.update(train_loss=None, validation_loss=None, validation_accuracy=None)
+
+
+def set_lr(values):
+    values["hyperparameters"] = [[key, "0.5" if key == "lr" else text] for key, text in values["hyperparameters"]]
+
+
+TRAINING = {
+    "a validation moved": lambda values: values["validations"][0].update(step=values["validations"][0]["step"] + 1),
+    "a validation more": lambda values: values["validations"].insert(0, {"step": 1, "loss": 0.1, "accuracy": 0.99}),
+    "the last validation": lambda values: values["validations"][-1].update(accuracy=0.99),
+    "fewer gradients": lambda values: values["history"][0].update(gradients=1),
+    "no gradients": lambda values: values["history"][0].update(gradients=None),
+    "a training loss": lambda values: (values["history"][0].update(train_loss=0.1), values.update(train_loss=0.1)),
+    "a running loss": lambda values: values["history"][0].update(running_loss=0.1),
+    "a step left out": lambda values: values["step_losses"][0].pop(),
+    "another learning rate": set_lr,
+    "a divergence beside a complete test": declare_diverged,
+    "a key more in train.json": lambda values: values.update(payload="x" * 100),
+}
+TEST = {
+    "an image of another class": swap_rows,
+    "the accuracy of a class": lambda values: values["class_accuracy"][0].__setitem__(1, 2.0),
+    "a negative loss": lambda values: values.update(test_loss=-5.0),
+    "a key less in test.json": lambda values: values.pop("test_loss"),
+}
+
+
 def keep_runs_of_other_seeds(folder):
     path = first(folder, "runs", "train.json")
     shutil.copytree(path.parent, folder / "runs" / "sign-5")
@@ -328,7 +381,8 @@ FORGERIES = {
     "a dependency dropped": (drop_dependency, "stages and code"),
     "code edited beside the record": (edit_code, "changes nothing else"),
     "protocol edited": (edit_protocol, "changes nothing else"),
-    "a module that reads the test split": (read_test_split, "optimizer's modules"),
+    "a module of the repository edited": (read_test_split, "changes nothing else"),
+    "a module of others edited": (edit_module_of_others, "changes nothing else"),
     "runs of other seeds": (keep_runs_of_other_seeds, "no other files"),
     "code in place of a link": (redirect_link, "no other files"),
     "a link elsewhere": (redirect_link_elsewhere, "stages and code"),
@@ -339,12 +393,19 @@ FORGERIES = {
     "a damaged record": (damage, "runs"),
     "an output more in dvc.lock": (add_output, "digests"),
     "the table edited": (edit_table, "table"),
-}
+    "a key more in trials.json": (in_first("tuning", "trials.json", lambda values: values.update(x=1)), "searches"),
+    "trials of a grid": (
+        in_first("tuning", "trials.json", lambda values: values.update(sensitivity=values["trials"][:1])), "searches"
+    ),
+    **{title: (in_first("runs", "train.json", change), "runs") for title, change in TRAINING.items()},
+    **{title: (in_first("runs", "test.json", change), "runs") for title, change in TEST.items()},
+}  # fmt: skip
 
 
 # Without a revision of trusted code and protocol.
 OUTSIDE = {
     "code edited": (edit_code, "digests"),
+    "a module that reads the test split": (read_test_split, "optimizer's modules"),
     "other code than the protocol's": (edit_protocol, "stages and code"),
 }
 
@@ -363,7 +424,7 @@ def test_forgery_is_refused_at_once(record, forge, title):
 
 def test_record_of_earlier_code_names_its_commit(record):
     project, folder = record
-    made = git(project, "rev-parse", "--short", "HEAD").strip()
+    made = git(project, "rev-parse", "HEAD")[:12]
     edit_code(folder)
     commit(project)
     (problem,) = (text for title, text in check(project).items() if title.startswith("digests"))
@@ -420,6 +481,8 @@ def test_refusals_are_printed_and_nothing_is_trained(record):
     (line,) = result.stdout.splitlines()
     assert line.startswith("ranking/sign: refused: ") and "test.json: not as in the last commit" in line
     assert verify(project, "--replicate", "3").returncode == 2
+    both = verify(project, "--all", "--replicate", "1")
+    assert both.returncode == 2 and "--all takes every replicate, and --replicate one" in both.stderr
 
 
 def test_ranking_is_function_of_records(record):
@@ -445,6 +508,12 @@ def test_no_places_before_references_are_complete(record):
         "the references in studies/small have 2 of 3 replicates" in ranked
         and "Records without a place: sign." in ranked
     )
+
+
+def test_empty_protocol_is_one_line(tmp_path):
+    (tmp_path / "protocol.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"protocol\.yaml: its content: "):
+        Ranking.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -478,6 +547,7 @@ class Mine(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         torch.nn.utils.clip_grad_norm_([], 1.0)
+        self._steps = torch._foreach_norm([torch.ones(1)])
         return math.sqrt(4)
 """
 REFUSED = {
@@ -508,6 +578,19 @@ REFUSED = {
     "a tensor's operations": "class Spy:\n    def __torch_function__(self): pass",
     "many numbers": "WEIGHTS = [" + "0.123456789, " * 6000 + "]",
     "a syntax error": "def",
+    "annotations that are evaluated": "import typing\ntyping.get_type_hints(torch.Tensor)",
+    "annotations that are evaluated, by name": "from functools import singledispatch",
+    "what is internal to a module": 'import dataclasses\ndataclasses._create_fn("f", [], ["return 1"])()',
+    "source that torch runs": 'torch.fx.graph_module.exec("1")',
+    "what every module has": "from .other import __builtins__",
+    "a function of torch replaced": "torch.nn.functional.cross_entropy = print",
+    "an item of torch replaced": "torch.nn.modules.module.hooks[0] = print",
+    "a line of a file": 'import warnings\nwarnings.formatwarning("", UserWarning, "data/x", 1)',
+    "text that Python prints": "license.__setup()",
+    "a file that numpy writes": 'torch.zeros(3).numpy().dump("x")',
+    "an import by help": 'help("x")',
+    "a class without a statement": 'type("Spy", (torch.Tensor,), {})',
+    "too deep to parse": "x = " + "-" * 30_000 + "1",
 }
 
 
@@ -521,6 +604,13 @@ def test_ordinary_module_is_accepted(tmp_path):
     path.parent.mkdir()
     path.write_text(ORDINARY)
     assert module_scan.scan([path, *TOP.glob("custom/*.py")]) == []
+
+
+def test_module_with_name_of_package_is_refused(tmp_path):
+    path = tmp_path / "custom" / "ruamel.py"
+    path.parent.mkdir()
+    path.write_text("")
+    assert module_scan.scan([path]) == [f"{path}:1: has the name of the package ruamel"]
 
 
 @pytest.mark.parametrize("line", REFUSED.values(), ids=REFUSED)

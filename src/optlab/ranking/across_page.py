@@ -99,8 +99,8 @@ def _explain(folder: Path, reference: str) -> str:
         "pairs. The test statistic is the mean over seeds and studies of the log ratio of two optimizers' times, where "
         f"each ratio is limited to 1/{MAX_FACTOR:g} to {MAX_FACTOR:g}; the family-wise error is at most "
         f"{100 * ALPHA:g} % (Holm). Neither the intervals nor the places cover the choice of the studies: a few "
-        "studies do not represent all networks, and two studies of one network count twice. A time is that of the first "
-        "validation that reaches the target."
+        "studies do not represent all networks, and two studies of one network count twice. A time is that of the "
+        "first validation that reaches the target."
     )
 
 

@@ -7,6 +7,7 @@ split, and a person has to read the module. Whoever wants to deceive the scan ma
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from optlab.system import repository, source_code
@@ -26,16 +27,18 @@ _IMPORTABLE = frozenset(
 _REFUSED_NAMES = frozenset(
     {
         "open", "exec", "eval", "compile", "globals", "locals", "vars", "getattr", "setattr", "delattr", "breakpoint",
-        "input",
+        "input", "help", "license", "copyright", "credits",
     }
 )  # fmt: skip
 # Attributes: what reads or writes, and modules that other modules hold.
 _REFUSED_ATTRIBUTES = frozenset(
     {
-        "load", "save", "from_file", "fromfile", "tofile", "memmap", "loadtxt", "genfromtxt", "hub", "utils", "ops",
+        "load", "load_all", "save", "dump", "from_file", "fromfile", "tofile", "memmap", "loadtxt", "genfromtxt",
+        "hub", "utils", "ops",
         "jit", "serialization", "classes", "package", "library", "storage", "UntypedStorage", "TypedStorage", "testing",
         "distributed", "cpp_extension", "bltns", "attrgetter", "methodcaller", "_C", "_sys", "_os", "_io", "_dynamo",
-        "_inductor", "f_back", "f_builtins", "f_globals", "gi_frame", "tb_frame",
+        "_inductor", "fx", "get_type_hints", "get_annotations", "ForwardRef", "evaluate_forward_ref", "singledispatch",
+        "singledispatchmethod", "formatwarning", "f_back", "f_builtins", "f_globals", "gi_frame", "tb_frame",
         *(sys.stdlib_module_names - {"abc", "copy", "math", "random", "select", "signal", "statistics"}),
     }
 )  # fmt: skip
@@ -63,17 +66,18 @@ def scan(modules: Iterable[Path]) -> list[str]:
         modules: paths of all modules of custom/ that the optimizer uses.
     """
     paths = sorted(set(modules))
-    found = []
+    own = _list_top_names(paths)
+    taken = own & {*sys.stdlib_module_names, *metadata.packages_distributions()}
+    found = [(path, 1, f"has the name of the package {each}") for each in sorted(taken) for path in paths[:1]]
     for path in paths:
         try:
             source = path.read_bytes()
-            tree = ast.parse(source)
-        except (OSError, SyntaxError, ValueError) as error:
+            if len(source) > MAX_SIZE:
+                found.append((path, 1, f"has more than {MAX_SIZE} bytes"))
+                continue
+            found += [(path, line, what) for line, what in _scan_tree(ast.parse(source), own)]
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             found.append((path, 1, f"cannot be parsed: {type(error).__name__}"))
-            continue
-        if len(source) > MAX_SIZE:
-            found.append((path, 1, f"has more than {MAX_SIZE} bytes"))
-        found += [(path, line, what) for line, what in _scan_tree(tree, _list_top_names(paths))]
     return [f"{path}:{line}: {what}" for path, line, what in sorted(found)]
 
 
@@ -96,25 +100,54 @@ def _list_top_names(modules: Iterable[Path]) -> set[str]:
 
 
 def _scan_tree(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, str]]:
+    imported = _list_imported_names(tree)
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         match node:
             case ast.Import():
                 yield from ((line, f"imports {alias.name}") for alias in node.names if not _may_import(alias.name, own))
-            case ast.ImportFrom() if not node.level:
-                module = node.module or ""
-                if not _may_import(module, own):
-                    yield line, f"imports {module}"
-                names = (alias.name for alias in node.names)
-                yield from ((line, f"imports {name}") for name in names if name == "*" or _is_refused_attribute(name))
+            case ast.ImportFrom():
+                yield from ((line, f"imports {name}") for name in _list_refused_imports(node, own))
             case ast.Name() if node.id in _REFUSED_NAMES or _is_special(node.id):
                 yield line, f"uses {node.id}"
             case ast.Attribute() if _is_refused(node):
                 yield line, f"uses .{node.attr}"
+            case ast.Attribute() | ast.Subscript() if not isinstance(node.ctx, ast.Load):
+                if _find_root(node) in imported:
+                    yield line, f"changes {_find_root(node)}"
+            case ast.Call(func=ast.Name(id="type")) if len(node.args) != 1 or node.keywords:
+                yield line, "makes a class by type()"
             case ast.FunctionDef() | ast.AsyncFunctionDef() if _is_special(node.name):
                 yield line, f"defines {node.name}"
             case ast.Match():
                 yield line, "uses match"
+
+
+def _list_imported_names(tree: ast.AST) -> set[str]:
+    """Return the names that import statements bind."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name.partition(".")[0] for node in nodes for alias in node.names}
+
+
+def _list_refused_imports(node: ast.ImportFrom, own: set[str]) -> list[str]:
+    """Return what `from … import …` must not import: names of other packages, and names that are no attribute's."""
+    module = node.module or ""
+    is_own = bool(node.level) or module.partition(".")[0] in own
+    if not (is_own or _may_import(module, own)):
+        return [module]
+    may_be_private = is_own or module.startswith("torch.optim")
+    return [
+        alias.name for alias in node.names
+        if alias.name == "*" or _is_refused_attribute(alias.name)
+        or (alias.name.startswith("_") and not may_be_private)
+    ]  # fmt: skip
+
+
+def _find_root(node: ast.expr) -> str | None:
+    """Return the name at the root of an expression such as `torch.nn.functional.relu` or `torch.x[0]`."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
 
 
 def _may_import(module: str, own: set[str]) -> bool:
@@ -124,7 +157,18 @@ def _may_import(module: str, own: set[str]) -> bool:
 def _is_refused(node: ast.Attribute) -> bool:
     if node.attr == "utils" and isinstance(node.value, ast.Attribute) and node.value.attr == "nn":
         return False  # torch.nn.utils
-    return _is_refused_attribute(node.attr)
+    return _is_refused_attribute(node.attr) or (_is_private(node.attr) and not _is_of_instance(node.value))
+
+
+def _is_private(name: str) -> bool:
+    """Return whether a name is internal to a library; torch's own optimizers use `torch._foreach_…`."""
+    return name.startswith("_") and not name.startswith("_foreach_") and name not in _ALLOWED_SPECIAL_NAMES
+
+
+def _is_of_instance(node: ast.expr) -> bool:
+    """Return whether an expression is `self`, `cls` or `super()`."""
+    is_super = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+    return is_super or (isinstance(node, ast.Name) and node.id in ("self", "cls"))
 
 
 def _is_refused_attribute(name: str) -> bool:

@@ -54,7 +54,7 @@ class Protocol(StrictModel):
         own = next((key for key in _FREE_KEYS if key in params), None)
         if own:
             raise ValueError(f"has {own}, which each record has of its own: remove it")
-        if "seed" in params.get("tuning", {}):
+        if "seed" in (params.get("tuning") or {}):
             raise ValueError("tuning has a seed, which is derived for each record: remove it")
         return params
 
@@ -90,7 +90,7 @@ class Ranking:
             raise ConfigError(f"{path}: no YAML: {summarize_error(error)}") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "its content"
             raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
         return cls(folder, protocol)
 
@@ -118,7 +118,7 @@ class Ranking:
         spec = config.get_optimizer(name)
         modules = selection.hash_modules(config.list_class_paths(name))
         search_seed, *seeds = self.derive_seeds(name, spec, modules)
-        tuning = params.get("tuning", {}) | {"seed": search_seed}
+        tuning = (params.get("tuning") or {}) | {"seed": search_seed}
         return params | {"seeds": seeds, "tuning": tuning, "optimizers": optimizers}
 
     def derive_seeds(self, name: str, spec: OptimizerSpec, modules: Mapping[str, str]) -> list[int]:

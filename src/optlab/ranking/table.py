@@ -12,7 +12,7 @@ from optlab.analysis import comparison, figures, page, tables
 from optlab.analysis.comparison import Comparison, RecordFolders
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.verdicts import describe_pair, format_mean, get_pair
-from optlab.config import loader
+from optlab.config import catalog, loader
 from optlab.ranking.costs import COSTS_FILE, StepCost, compute_time, read_costs
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
 from optlab.schema.optimizer import OptimizerSpec
@@ -120,8 +120,12 @@ def build_table(compared: Comparison, ranking: Ranking, costs: dict[str, StepCos
     ]
     table = [[*header, "record"]]
     records = {folder.name for folder in ranking.list_records()}
+    classes = {name: spec.class_ for name, spec in compared.config.optimizers.items()}
+    # A record's name is its author's: costs were measured for the class that the catalog has under that name.
+    ready = {each.name for each in catalog.load().entries if classes.get(each.name) == each.values["class"]}
     for row in compared.rows:
-        cost, target = costs.get(row.optimizer), compared.target
+        is_measured = row.optimizer not in records or row.optimizer in ready
+        cost, target = costs.get(row.optimizer) if is_measured else None, compared.target
         steps = target.compute_median_steps(row.optimizer) if target else None
         gradients = row.gradients_per_step or 1
         time = EMPTY_CELL if steps is None or cost is None else f"{compute_time(steps, gradients, cost):,.0f}"
@@ -168,13 +172,13 @@ def _compare_neighbours(compared: Comparison) -> list[str]:
 def _explain(ranking: Ranking) -> str:
     return (
         "The place gives the first and the last possible one: 1 + the number of optimizers that are shown to be "
-        "better, and the number of optimizers with a verdict less those that are shown to be worse. ± is half the width of a "
-        f"95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate has a search of its "
-        "own, so the interval includes the variation between searches. Time to target = steps to target × (gradients a "
-        f"step + the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE})); its unit is the time for one "
-        "gradient. Numbers kept are those of the optimizer's state for each weight. The list below compares each "
-        "optimizer with the next one of the table. In brackets: 95 % intervals of the differences, simultaneous over "
-        "all pairs, for one look."
+        "better, and the number of optimizers with a verdict less those that are shown to be worse. ± is half the "
+        f"width of a 95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate has a "
+        "search of its own, so the interval includes the variation between searches. Time to target = steps to "
+        f"target × (gradients a step + the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE})); its unit is "
+        "the time for one gradient. Numbers kept are those of the optimizer's state for each weight. The list below "
+        "compares each optimizer with the next one of the table. In brackets: 95 % intervals of the differences, "
+        "simultaneous over all pairs, for one look."
     )
 
 

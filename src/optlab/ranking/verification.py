@@ -18,12 +18,12 @@ from optlab.orchestration.dvc_lock import DvcLock
 from optlab.orchestration.dvc_pipeline import DvcPipeline
 from optlab.orchestration.versus import parse_yaml
 from optlab.preflight import checks
-from optlab.ranking import module_scan, submission, table
+from optlab.ranking import module_scan, run_checks, submission, table
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
-from optlab.records import Choice, EvalRecord, RunFiles, TrainRecord, TrialsRecord, TuningFiles
+from optlab.records import Choice, Environment, RunFiles, TrialsRecord, TuningFiles
 from optlab.reproduce import rerun
 from optlab.reproduce.output_diff import Reproduction
-from optlab.schema.parameters import PARAMS_FILE, SPLIT_SIZES, Config, format_count, format_run_id
+from optlab.schema.parameters import PARAMS_FILE, Config, format_run_id
 from optlab.system import git, repository, source_code
 from optlab.system.errors import ConfigError, OptlabError, RecordError, RevisionError, summarize_error
 from optlab.system.git import Revision
@@ -102,8 +102,7 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
 
 
 def _check_committed(record: RankingRecord) -> None:
-    paths = [record.folder, record.ranking.folder / PROTOCOL_FILE, *map(Path, record.modules), source_code.PACKAGE,
-             repository.STAGES]  # fmt: skip
+    paths = [record.ranking.folder, *map(Path, record.modules), source_code.PACKAGE, repository.STAGES]
     changed = _ask_git("status", "--porcelain", "--", *map(str, paths))
     if changed:
         files = [line[3:] for line in changed.splitlines()]
@@ -130,15 +129,22 @@ def _check_scope(record: RankingRecord, base: str) -> None:
     names = _ask_git("diff", "--name-only", "--no-renames", f"{commit}...HEAD").splitlines()
     folder = record.ranking.folder
     generated = {folder / table.RANKING_FILE, folder / table.REPORT_FILE}
-    others = (each for each in record.ranking.list_records() if each != record.folder)
-    shared = {module for each in others for module in RankingRecord.load(each).modules}
     foreign = [
         name for name in names
         if not Path(name).is_relative_to(record.folder) and Path(name) not in generated
-        and (name not in record.modules or name in shared)
+        and not (name in record.modules and _is_own_module(record, name, commit))
     ]  # fmt: skip
     if foreign:
         raise RevisionError(f"{_name_some(foreign)}: changed since {base}, and not part of the record")
+
+
+def _is_own_module(record: RankingRecord, module: str, commit: str) -> bool:
+    """Return whether a module is new since a commit, or was this record's there, and is no other record's."""
+    others = (each for each in record.ranking.list_records() if each != record.folder)
+    if any(module in RankingRecord.load(each).modules for each in others):
+        return False
+    stages = git.get_output("show", f"{commit}:{record.folder}/dvc.yaml") or ""
+    return not _ask_git("ls-tree", commit, "--", module) or module in stages
 
 
 def _check_modules(record: RankingRecord) -> None:
@@ -188,12 +194,9 @@ def _check_digests(record: RankingRecord) -> None:
     pipeline = DvcPipeline(record.folder / "dvc.yaml", [], allow_missing=True)
     changes = pipeline.find_changes()
     if changes:
-        found = [f"{path} ({state})" for path, state in changes.items()]
-        commit = _ask_git("log", "-1", "--format=%h", "--", str(record.folder))
-        raise RecordError(
-            f"{record.folder / 'dvc.lock'}: {_name_some(found)}: not what the record was made with: verify it after "
-            f"`git checkout {commit}`, or `optlab submit` it again"
-        )
+        found = _name_some([f"{path} ({state})" for path, state in changes.items()])
+        raise RecordError(f"{record.folder / 'dvc.lock'}: {found}: not what the record was made with: "
+                          f"{_advise(record, list(changes))}")  # fmt: skip
     own, root = (_read_data_digest(folder) for folder in (record.folder, Path()))
     if own != root:
         raise RecordError(f"{record.folder / 'dvc.lock'}: the data set is {own}, and here {root}")
@@ -206,6 +209,14 @@ def _check_digests(record: RankingRecord) -> None:
         for paths, values in ((deps, entry.get("deps", [])), (outs, entry["outs"])):
             if sorted(each["path"] for each in values) != sorted(paths) or not all(each["md5"] for each in values):
                 raise RecordError(f"{path}: {name}: has not the dependencies and outputs of dvc.yaml")
+
+
+def _advise(record: RankingRecord, changed: Sequence[str]) -> str:
+    """Return what to do about files that are not those of dvc.lock."""
+    again = f"`optlab submit {record.name}` makes it again"
+    commit, head = _ask_git("log", "-1", "--format=%H", "--", str(record.folder)), _ask_git("rev-parse", "HEAD")
+    is_code = any(f"{each}/" in path for path in changed for each in (source_code.PACKAGE, repository.STAGES))
+    return f"verify it after `git checkout {commit[:12]}`, or {again}" if is_code and commit != head else again
 
 
 def _read_data_digest(folder: Path) -> str:
@@ -282,13 +293,17 @@ def _check_searches(record: RankingRecord) -> None:
 def _check_search(record: RankingRecord, files: TuningFiles) -> None:
     """Repeat a search with the recorded results of its trials, and compare trials and choice."""
     config, spec, steps = record.config, record.config.get_optimizer(record.name), record.config.total_steps
-    choice = Choice.read(files.choice)
+    choice = run_checks.read_canonical(Choice, files.choice)
+    recorded = run_checks.read_canonical(TrialsRecord, files.trials)
+    run_checks.read_canonical(Environment, files.environment)
+    if recorded.sensitivity:
+        raise RecordError(f"{files.trials}: has trials of a grid, which the protocol has not")
     if not spec.ranges:
         untuned = Choice(is_tuned=False, entry=selection.dump_entry(spec), modules=record.modules)
-        if TrialsRecord.read(files.trials).trials or choice != untuned:
+        if recorded.trials or choice != untuned:
             raise RecordError(f"{files.choice}: not the entry, which has no range to search")
         return
-    number, recorded = config.get_search_number(files.seed), TrialsRecord.read(files.trials)
+    number = config.get_search_number(files.seed)
     code = source_code.hash_code(record.folder, "tune", config.list_class_paths(record.name))
     session = TuningSession(config, record.name, number, spec, code, index_by_key(recorded), _NoTrainer(files.trials))
     trials: list[Trial] = []
@@ -305,40 +320,8 @@ def _check_search(record: RankingRecord, files: TuningFiles) -> None:
 
 def _check_runs(record: RankingRecord) -> None:
     for seed in record.config.seeds:
-        files = RunFiles(record.folder, record.name, seed)
-        trained, tested = TrainRecord.read(files.training), EvalRecord.read(files.test)
-        if trained.weights_sha256 != tested.weights_sha256:
-            raise RecordError(f"{files.test}: of other weights than {files.training}")
-        _check_training(record.config, trained, files.training)
-        _check_evaluation(record.config, tested, files.test)
-
-
-def _check_training(config: Config, trained: TrainRecord, path: Path) -> None:
-    if trained.status == "diverged":
-        return
-    last, per_epoch = trained.history[-1], config.training.validations_per_epoch
-    steps, epochs = [len(losses) for losses in trained.step_losses], config.training.epochs
-    if steps != [config.steps_per_epoch] * epochs or (len(trained.history), trained.epochs) != (epochs, epochs):
-        raise RecordError(f"{path}: not of {config.total_steps} steps in {format_count(epochs, 'epoch')}")
-    ends = [each for each in trained.all_validations if each.step % config.steps_per_epoch == 0]
-    if len(trained.all_validations) != per_epoch * len(steps) or len(ends) != len(steps):
-        raise RecordError(f"{path}: has {len(trained.all_validations)} validations, not {per_epoch} in each epoch")
-    for epoch, end in zip(trained.history, ends, strict=True):
-        if (epoch.validation_loss, epoch.validation_accuracy) != (end.loss, end.accuracy):
-            raise RecordError(f"{path}: epoch {epoch.epoch} and its last validation differ")
-    for key in ("train_loss", "validation_loss", "validation_accuracy"):
-        if getattr(trained, key) != getattr(last, key):
-            raise RecordError(f"{path}: {key} is not that of the last epoch")
-
-
-def _check_evaluation(config: Config, tested: EvalRecord, path: Path) -> None:
-    if tested.status == "diverged":
-        return
-    n, correct = SPLIT_SIZES[config.data.dataset]["test"], sum(row[index] for index, row in enumerate(tested.confusion))
-    if sum(map(sum, tested.confusion)) != n or tested.correct_mask is None:
-        raise RecordError(f"{path}: not of the {n} images of the test split")
-    if tested.test_accuracy != correct / n:
-        raise RecordError(f"{path}: test_accuracy is {tested.test_accuracy}, and {correct} of {n} images are correct")
+        choice = Choice.read(TuningFiles(record.folder, record.name, seed).choice)
+        run_checks.check_run(record.config, RunFiles(record.folder, record.name, seed), choice)
 
 
 def draw_seeds(config: Config, replicate: int | None, everything: bool) -> list[int]:

@@ -141,7 +141,7 @@ def parse_imports(name: Path) -> Iterator[str]:
     """Yield the dotted names of the modules that a file imports, and of what it imports from them."""
     try:
         tree = ast.parse(name.read_bytes())
-    except (SyntaxError, ValueError):  # importing it reports the error
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it reports the error
         return
     package = (name.relative_to(CUSTOM) if name.is_relative_to(CUSTOM) else name).parent.parts
     for node in ast.walk(tree):
