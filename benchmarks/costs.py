@@ -32,12 +32,18 @@ STEPS = 30  # of each optimizer in each round
 
 
 def settings(study: str) -> Config:
-    """Return a study's settings, on one thread, with each optimizer at its authors' values."""
+    """Return a study's settings on one thread, with each optimizer at its authors' values.
+
+    Those of the records of the ranking, which has that study's network, are added to the first study's.
+    """
     values = load(TOP / "studies" / study / "params.yaml").model_dump(by_alias=True)
     values["training"]["threads"] = 1
+    if study == STUDIES[0]:
+        values["optimizers"] |= MORE
+        for path in sorted((TOP / "ranking").glob("*/params.yaml")):
+            values["optimizers"] |= load(path).model_dump(by_alias=True)["optimizers"]
     for entry in values["optimizers"].values():
         entry |= entry.pop("default", None) or {}
-    values["optimizers"] |= MORE if study == STUDIES[0] else {}
     return Config.model_validate(values)
 
 

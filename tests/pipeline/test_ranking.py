@@ -620,3 +620,40 @@ def test_module_with_more_than_arithmetic_is_refused(tmp_path, line):
     path.write_text(f"import torch\n{line}\n")
     (refused,) = module_scan.scan([path])[:1]
     assert refused.startswith(f"{path}:")
+
+
+CHANGED = {
+    "another module": (["custom/other.py"], 0, ""),
+    "protocol, code and table": (["ranking/protocol.yaml", "src/code.py", "ranking/RANKING.md"], 0, ""),
+    "a record": (["ranking/mine/dvc.lock", "ranking/RANKING.md"], 0, "RECORD=ranking/mine\n"),
+    "a record's module": (["custom/mine.py"], 0, "RECORD=ranking/mine\n"),
+    "a record and code": (["ranking/mine/dvc.lock", "src/code.py"], 1, ""),
+    "two records": (["ranking/mine/dvc.lock", "ranking/new/dvc.lock"], 1, ""),
+}
+
+
+@pytest.mark.parametrize(("names", "status", "record"), CHANGED.values(), ids=CHANGED)
+def test_workflow_takes_one_record_and_nothing_beside(tmp_path, monkeypatch, names, status, record):
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    def write(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        assert run("git", "add", name).returncode == 0
+
+    monkeypatch.setenv("BASE", "HEAD~1")
+    monkeypatch.setenv("GITHUB_ENV", str(tmp_path / "environment"))
+    run("git", "init", "-q")
+    for key in ("user.name", "user.email"):
+        run("git", "config", key, "x")
+    write("ranking/mine/dvc.yaml", "deps:\n- custom/mine.py\n")
+    run("git", "commit", "-qm", "base")
+    for name in names:
+        write(name, "changed")
+    run("git", "commit", "-qm", "changed")
+    steps = YAML(typ="safe").load(TOP / ".github" / "workflows" / "ranking.yml")["jobs"]["verify"]["steps"]
+    result = run("bash", "-e", "-c", steps[1]["run"])
+    assert result.returncode == status, result.stdout + result.stderr
+    written = tmp_path / "environment"
+    assert (written.read_text() if written.exists() else "") == record
