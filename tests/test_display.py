@@ -20,3 +20,18 @@ def test_total_counts_parts_of_runs_and_no_speed_of_recorded_ones(tmp_path):
         assert total.completed == 2.5 and total.speed
         display.end("sgd-2", None)
         assert total.completed == 3
+
+
+def test_warning_of_several_runs_is_shown_once(tmp_path, capsys):
+    runs = [RunFiles(tmp_path, "sgd", seed) for seed in range(2)]
+    with Display(runs, ["warning: shown by the check"]) as display:
+        for run in runs:
+            for line in ("warning: shown by the check\n", "warning: slow\n", f"{run.id}  epoch 1/1\n"):
+                assert display.handle_line(run.id, line)
+        assert not display.handle_line("sgd-0", "Traceback\n")
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in shown if "warning" in line or "epoch" in line] == [
+        "sgd-0  warning: slow",
+        "sgd-0  epoch 1/1",
+        "sgd-1  epoch 1/1",
+    ]

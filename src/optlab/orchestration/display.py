@@ -3,7 +3,7 @@
 import contextlib
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -24,9 +24,11 @@ class Display:
 
     Args:
         runs: the files of every run, in the order of params.yaml.
+        warnings: lines that are shown already: every run repeats those about params.yaml and the machine.
     """
 
-    def __init__(self, runs: list[RunFiles]) -> None:
+    def __init__(self, runs: list[RunFiles], warnings: Iterable[str] = ()) -> None:
+        self._warnings = set(warnings)
         self._files = {run_files.id: run_files for run_files in runs}
         self._accuracies: dict[str, list[float]] = {files.optimizer: [] for files in runs}
         self._progress = _ProgressWithMeans(
@@ -47,14 +49,18 @@ class Display:
         self._progress.stop()
 
     def handle_line(self, run: str, line: str) -> bool:
-        """Show a line of a run's output if it reports progress or an epoch; returns whether it does."""
+        """Show a line that reports progress, an epoch or, once for all runs, a warning; returns whether it does."""
         if line.startswith(processes.PROGRESS_PREFIX):
             with contextlib.suppress(ValueError):  # another line can run into it
                 self._update_bar(run, json.loads(line.removeprefix(processes.PROGRESS_PREFIX)))
             return True
-        if line.startswith((f"{run}  ", "warning:")):
-            prefix = "" if line.startswith(run) else f"{run}  "
-            self.print_line(prefix + line.rstrip())
+        if line.startswith("warning:"):
+            if line.strip() not in self._warnings:
+                self._warnings.add(line.strip())
+                self.print_line(f"{run}  {line.rstrip()}")
+            return True
+        if line.startswith(f"{run}  "):
+            self.print_line(line.rstrip())
             return True
         return False
 

@@ -104,8 +104,9 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
         pipeline = DvcPipeline(folder / "dvc.yaml", [*tunings, *targets], forced_stages, allow_missing)
         watched = pipeline.list_watched_paths()
         digest = verified.compute_digest(watched)
+        warnings: list[str] = []
         if preflight_cache.load_cached(config) is None:
-            _run_check(fork_server, ["optlab", "check"], folder)
+            warnings = _run_check(fork_server, ["optlab", "check"], folder)
             _warn_of_other_conditions(pipeline, config, folder)
     _provide_data(pipeline, fork_server, allow_missing)
     _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
@@ -120,7 +121,7 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
             _run_stage(pipeline, fork_server, stage, "a tuning failed")
         if reference:
             versus.begin_attempt(config, folder, reference)  # before the display shows its accuracies
-        with pipeline.lock_stages(targets), Display(runs) as display:
+        with pipeline.lock_stages(targets), Display(runs, warnings) as display:
             failures = RunScheduler(pipeline, folder, job_executor, display).run([each.id for each in runs])
         if failures:
             for run, reason in failures.items():
@@ -210,8 +211,8 @@ def _print_cost(pipeline: "DvcPipeline", config: Config, folder: Path, jobs: int
         print(wrap_text(f"{'versus' if is_versus else 'repro'}: {sentence}", get_terminal_width()), flush=True)
 
 
-def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) -> None:
-    """Run a check in a process of its own, and print its warnings.
+def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) -> list[str]:
+    """Run a check in a process of its own, and print its warnings; returns them.
 
     Raises:
         ConfigError: the check found an error.
@@ -220,9 +221,10 @@ def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) 
         job = fork_server.start(argv[0], argv, folder, [], {}, executor.keep_line, Path(temporary) / "error")
         if job.result():
             raise ConfigError(job.describe_failure())
-    for line in job.lines:
-        if line.startswith("warning:"):
-            print(line, end="", file=sys.stderr)
+    warnings = [line.strip() for line in job.lines if line.startswith("warning:")]
+    for line in warnings:
+        print(line, file=sys.stderr)
+    return warnings
 
 
 def _warn_of_other_conditions(pipeline: "DvcPipeline", config: Config, folder: Path) -> None:
