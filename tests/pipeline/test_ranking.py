@@ -622,6 +622,20 @@ def test_module_with_more_than_arithmetic_is_refused(tmp_path, line):
     assert refused.startswith(f"{path}:")
 
 
+RECORDS = sorted(path.parent.relative_to(TOP) for path in TOP.glob("ranking/*/params.yaml"))
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=[each.name for each in RECORDS])
+def test_committed_record_is_consistent(folder, monkeypatch):
+    """Whatever code has made it: the keys of its trials contain the code's digests."""
+    monkeypatch.chdir(TOP)
+    record = verification.RankingRecord.load(folder)
+    for check_part in (verification._check_params, verification._check_runs, verification._check_table):
+        check_part(record)
+    if not record.config.get_optimizer(record.name).ranges:
+        verification._check_searches(record)
+
+
 CHANGED = {
     "another module": (["custom/other.py"], 0, ""),
     "protocol, code and table": (["ranking/protocol.yaml", "src/code.py", "ranking/RANKING.md"], 0, ""),

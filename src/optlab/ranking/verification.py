@@ -295,7 +295,6 @@ def _check_search(record: RankingRecord, files: TuningFiles) -> None:
     config, spec, steps = record.config, record.config.get_optimizer(record.name), record.config.total_steps
     choice = run_checks.read_canonical(Choice, files.choice)
     recorded = run_checks.read_canonical(TrialsRecord, files.trials)
-    run_checks.read_canonical(Environment, files.environment)
     if recorded.sensitivity:
         raise RecordError(f"{files.trials}: has trials of a grid, which the protocol has not")
     if not spec.ranges:
@@ -303,6 +302,7 @@ def _check_search(record: RankingRecord, files: TuningFiles) -> None:
         if recorded.trials or choice != untuned:
             raise RecordError(f"{files.choice}: not the entry, which has no range to search")
         return
+    run_checks.read_canonical(Environment, files.environment)
     number = config.get_search_number(files.seed)
     code = source_code.hash_code(record.folder, "tune", config.list_class_paths(record.name))
     session = TuningSession(config, record.name, number, spec, code, index_by_key(recorded), _NoTrainer(files.trials))
