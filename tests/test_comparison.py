@@ -214,20 +214,20 @@ BY_ACCURACY = {
     "two of five lead": (
         SCORES | {"e": [0.2, 0.21, 0.208]}, [3],
         ["No winner yet: d leads, but is not shown to be better than c.", "- Undecided: d and c.",
-         "- In 9 of 10 pairs one optimizer is better; reports/pairs.csv lists all pairs.", UNFINISHED, ONE_LOOK],
+         "- In 9 of 10 pairs one optimizer is better; the report lists all pairs.", UNFINISHED, ONE_LOOK],
         "c-1, 71.00",
     ),
     "winner of five": (
         SCORES, [3],
         ["e wins: 80.60 %, 10.07 points (7.70 to 12.43) ahead of d, the next.", "- Undecided: d and c.",
-         "- In 9 of 10 pairs one optimizer is better; reports/pairs.csv lists all pairs.", UNFINISHED, ONE_LOOK],
+         "- In 9 of 10 pairs one optimizer is better; the report lists all pairs.", UNFINISHED, ONE_LOOK],
         "e-1, 81.00",
     ),
     "an unsteady one of five": (
         SCORES | {"d": [0.7, 0.71, 0.4]}, [3],
         ["No winner yet: e leads, but is not shown to be better than d.",
          "- Undecided: e and d; c and d; b and d; d and a.",
-         "- In 6 of 10 pairs one optimizer is better; reports/pairs.csv lists all pairs.", UNFINISHED, ONE_LOOK],
+         "- In 6 of 10 pairs one optimizer is better; the report lists all pairs.", UNFINISHED, ONE_LOOK],
         "e-1, 81.00",
     ),
 }  # fmt: skip

@@ -44,7 +44,7 @@ _VERDICTS = {
     "Equivalent within {margin}: {pairs}.": "差距在 {margin}以内，可以认定相当：{pairs}。",
     "Better by less than {margin}: {pairs}.": "更好，但差距小于 {margin}：{pairs}。",
     "{count} more": "另外还有 {count} 对",
-    "In {better} of {count} pairs one optimizer is better; reports/pairs.csv lists all pairs.": "{count} 对中有 {better} 对分出了高下；reports/pairs.csv 列出了全部两两比较。",
+    "In {better} of {count} pairs one optimizer is better; the report lists all pairs.": "{count} 对中有 {better} 对分出了高下；报告列出了全部两两比较。",
     "{winner} than {loser}": "{winner} 比 {loser} 好",
     "{winner} is better than {loser}: {lead}.": "{winner} 比 {loser} 好：相差 {lead}。",
     "{winner} is better than {loser} by less than the margin of {margin}: {lead}.": "{winner} 比 {loser} 好，但差距不到 {margin}，小到可以忽略：相差 {lead}。",

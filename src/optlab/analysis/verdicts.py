@@ -173,7 +173,7 @@ def _list_points(compared: Comparison) -> Iterator[str]:
             more = [translate("{count} more", count=rest)] if rest > 0 else []
             yield translate(template, margin=margin, pairs=join_items([*listed[:_MAX_LISTED], *more]))
     better = sum(pair.is_better for pair in pairs.values())
-    template = "In {better} of {count} pairs one optimizer is better; reports/pairs.csv lists all pairs."
+    template = "In {better} of {count} pairs one optimizer is better; the report lists all pairs."
     yield translate(template, better=better, count=len(pairs))
 
 
