@@ -221,7 +221,7 @@ def test_tuning_page_has_figures_of_search_benchmark():
         "ended {} points of accuracy below the best on average, and plain successive halving {}.".format(*lost[:2])
         in page
     )
-    assert f"the rule loses {lost[2]} points, more than plain halving ({regrets['old, 8 trials']})" in page
+    assert f"optlab's search loses {lost[2]} points, more than plain halving ({regrets['old, 8 trials']})" in page
     assert f"({lost[0]} points with it, {regrets['new without margin']} without)" in page
     own, shared = (covered[f"one for {whom}", "8"] for whom in ("each seed", "all seeds"))
     assert f"true differences in {own} % of the cases; after one search for all seeds, in {shared} %" in page
