@@ -148,7 +148,7 @@ def test_experiments_page_counts_classes_of_benchmark():
     text = (TOP / "benchmarks" / "CLASSES-pytorch_optimizer.md").read_text()
     page = " ".join((DOCS / "experiments.md").read_text().split())
     trained, total, diverged = re.search(r"(\d+) of (\d+) train, .* besides: (\d+)\.", text).groups()
-    assert f"of the {total} classes of pytorch_optimizer, [{trained} train]" in page
+    assert f"Of the {total} classes of pytorch_optimizer, [{trained} train]" in page
     rows = cells(tables(TOP / "benchmarks" / "CLASSES-pytorch_optimizer.md")[0])[2:]
     in_later_step = [row for row in rows if row[2].startswith("step 9")]
     refused = int(total) - int(trained) - int(diverged) - len(in_later_step)

@@ -59,7 +59,7 @@ have these under `epoch/…`.
 of former ones; `status` is running, completed, diverged, failed or interrupted; `weights.sha256`, `git.commit` \
 and `conditions.…` say which weights came out, of which revision, on which machine.
 
-MLflow has four digits of each figure; `runs/*/train.json` and `test.json` have all.
+MLflow's metrics are rounded to four decimals; `runs/*/train.json` and `test.json` have all digits.
 """
 
 SUMMARY_DESCRIPTION = """\
