@@ -346,6 +346,10 @@ def add_results(folder):
     assert subprocess.run(["git", "add", "-f", path], cwd=folder, check=False).returncode == 0
 
 
+def shadow_package(folder):
+    (folder.parents[1] / "pipeline" / "torch.py").write_text("")
+
+
 def link_file(folder):
     path = first(folder, "runs", "test.json")
     path.rename(folder.parents[1] / "elsewhere.json")
@@ -389,6 +393,7 @@ FORGERIES = {
     "a command in dvc.lock": (change_command, "digests"),
     "a file more": (add_file, "no other files"),
     "results of trials": (add_results, "no other files"),
+    "a module in place of torch": (shadow_package, "no other files"),
     "a link in place of a file": (link_file, "no other files"),
     "a damaged record": (damage, "runs"),
     "an output more in dvc.lock": (add_output, "digests"),

@@ -67,8 +67,8 @@ def scan(modules: Iterable[Path]) -> list[str]:
     """
     paths = sorted(set(modules))
     own = _list_top_names(paths)
-    taken = own & {*sys.stdlib_module_names, *metadata.packages_distributions()}
-    found = [(path, 1, f"has the name of the package {each}") for each in sorted(taken) for path in paths[:1]]
+    taken = filter(is_name_of_package, sorted(own))
+    found = [(path, 1, f"has the name of the package {each}") for each in taken for path in paths[:1]]
     for path in paths:
         try:
             source = path.read_bytes()
@@ -79,6 +79,11 @@ def scan(modules: Iterable[Path]) -> list[str]:
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             found.append((path, 1, f"cannot be parsed: {type(error).__name__}"))
     return [f"{path}:{line}: {what}" for path, line, what in sorted(found)]
+
+
+def is_name_of_package(name: str) -> bool:
+    """Return whether a module of that name would be imported in place of Python's own or of an installed package."""
+    return name in sys.stdlib_module_names or name in metadata.packages_distributions()
 
 
 def scan_class_paths(class_paths: Iterable[str], modules: Iterable[Path]) -> list[str]:

@@ -238,6 +238,9 @@ def _check_tracked_files(record: RankingRecord) -> None:
     )
     if state:
         raise RevisionError(f"{_name_some(state.splitlines())}: in git, where a checkout would use it: remove it")
+    stages = [Path(name) for name in _ask_git("ls-files", "--", str(repository.STAGES)).splitlines()]
+    if shadowing := [str(path) for path in stages if module_scan.is_name_of_package(path.parts[1].removesuffix(".py"))]:
+        raise RevisionError(f"{_name_some(shadowing)}: a stage would import it in place of the package: remove it")
     settings, links = repository.list_project_files(record.folder)
     wanted = {record.folder / name for name in (PARAMS_FILE, "dvc.yaml", "dvc.lock")} | {*settings, *links}
     for seed in record.config.seeds:
