@@ -5,6 +5,7 @@ split, and a person has to read the module. Whoever wants to deceive the scan ma
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
@@ -83,7 +84,12 @@ def scan(modules: Iterable[Path]) -> list[str]:
 
 def is_name_of_package(name: str) -> bool:
     """Return whether a module of that name would be imported in place of Python's own or of an installed package."""
-    return name in sys.stdlib_module_names or name in metadata.packages_distributions()
+    return name in _list_package_names()
+
+
+@functools.cache
+def _list_package_names() -> frozenset[str]:
+    return frozenset({*sys.stdlib_module_names, *metadata.packages_distributions()})
 
 
 def scan_class_paths(class_paths: Iterable[str], modules: Iterable[Path]) -> list[str]:
