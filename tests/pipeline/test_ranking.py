@@ -438,6 +438,12 @@ def test_record_of_earlier_code_names_its_commit(record):
     assert f"verify it after `git checkout {made}`" in problem
 
 
+def test_files_that_are_not_in_the_cache_are_accepted(record):
+    project, _ = record
+    shutil.rmtree(project.top / ".dvc" / "cache")
+    assert (project.top / "data" / "cifar10").is_dir() and check(project, "base") == {}
+
+
 def test_renamed_record_is_refused(record):
     project, folder = record
     for path in [folder / "params.yaml", folder / "dvc.yaml", folder / "dvc.lock"]:

@@ -171,7 +171,8 @@ class DvcPipeline:
     def find_changes(self) -> dict[str, str]:
         """Return what differs from dvc.lock: stage or file → `new`, `modified` or `deleted`.
 
-        Outputs that DVC caches may be missing; their digests must be the same wherever dvc.lock has them.
+        Outputs that DVC caches may be missing, in the working tree or in the cache; their digests must be the same
+        wherever dvc.lock has them.
         """
         changes: dict[str, str] = {}
         digests: dict[str, str | None] = {}
@@ -182,7 +183,7 @@ class DvcPipeline:
                     changes[name] = "modified"
                 for each in [*stage.deps, *stage.outs]:
                     is_missing = each.fs_path in cached and not each.exists
-                    found = {} if is_missing and each.hash_info else each.status()
+                    found = {} if is_missing and each.hash_info else each.workspace_status()
                     changes |= {str(path): _flatten_state(state) for path, state in found.items()}
                     digest = each.hash_info.value
                     if each.fs_path in cached and digests.setdefault(each.fs_path, digest) != digest:
