@@ -279,7 +279,9 @@ def test_attributes_match_what_stages_write_and_nothing_else():
     command = ["git", "check-attr", "--stdin", "merge"]
     checked = subprocess.run(command, cwd=TOP, input=tracked, capture_output=True, text=True, check=True).stdout
     drivers = dict(line.split(": merge: ") for line in checked.splitlines())
-    record = re.compile(r"(tutorial/|studies/[\w-]+/|ranking/\w+/|)(runs/\w+-\d+/\w+\.json|tuning/[\w-]+/\w+\.json|reports/.+)")
+    record = re.compile(
+        r"(tutorial/|studies/[\w-]+/|ranking/\w+/|)(runs/\w+-\d+/\w+\.json|tuning/[\w-]+/\w+\.json|reports/.+)"
+    )
     lock = re.compile(r"(tutorial/|studies/[\w-]+/|ranking/\w+/|)dvc\.lock")
     for path, driver in drivers.items():
         expected = (
