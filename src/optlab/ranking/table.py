@@ -171,10 +171,10 @@ def _compare_neighbours(compared: Comparison) -> list[str]:
 
 def _explain(ranking: Ranking) -> str:
     return (
-        "The place gives the first and the last possible one: 1 + the number of optimizers that are shown to be "
-        "better, and the number of optimizers with a verdict less those that are shown to be worse. ± is half the "
-        f"width of a 95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate has a "
-        "search of its own, so the interval includes the variation between searches. Time to target = steps to "
+        "A place such as 2 – 7 gives the first and the last possible one: 1 + the number of optimizers that are "
+        "shown to be better, and the number of optimizers with a verdict less those that are shown to be worse. ± is "
+        f"half the width of a 95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate "
+        "has a search of its own, so the interval includes the variation between searches. Time to target = steps to "
         f"target × (gradients a step + the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE})); its unit is "
         "the time for one gradient. Numbers kept are those of the optimizer's state for each weight. The list below "
         "compares each optimizer with the next one of the table. In brackets: 95 % intervals of the differences, "

@@ -129,22 +129,24 @@ def _check_scope(record: RankingRecord, base: str) -> None:
     names = _ask_git("diff", "--name-only", "--no-renames", f"{commit}...HEAD").splitlines()
     folder = record.ranking.folder
     generated = {folder / table.RANKING_FILE, folder / table.REPORT_FILE}
+    own = _list_own_modules(record, commit)
     foreign = [
         name for name in names
-        if not Path(name).is_relative_to(record.folder) and Path(name) not in generated
-        and not (name in record.modules and _is_own_module(record, name, commit))
+        if not Path(name).is_relative_to(record.folder) and Path(name) not in generated and name not in own
     ]  # fmt: skip
     if foreign:
         raise RevisionError(f"{_name_some(foreign)}: changed since {base}, and not part of the record")
 
 
-def _is_own_module(record: RankingRecord, module: str, commit: str) -> bool:
-    """Return whether a module is new since a commit, or was this record's there, and is no other record's."""
+def _list_own_modules(record: RankingRecord, commit: str) -> set[str]:
+    """Return the record's modules that are new since a commit, or were its own there, and are no other record's."""
     others = (each for each in record.ranking.list_records() if each != record.folder)
-    if any(module in RankingRecord.load(each).modules for each in others):
-        return False
+    shared = {module for each in others for module in RankingRecord.load(each).modules}
     stages = git.get_output("show", f"{commit}:{record.folder}/dvc.yaml") or ""
-    return not _ask_git("ls-tree", commit, "--", module) or module in stages
+    return {
+        module for module in record.modules
+        if module not in shared and (module in stages or not _ask_git("ls-tree", commit, "--", module))
+    }  # fmt: skip
 
 
 def _check_modules(record: RankingRecord) -> None:
