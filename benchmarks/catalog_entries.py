@@ -169,7 +169,7 @@ class Table:
         ]
 
     def _render_other_rate(self, entry: catalog.CatalogEntry) -> str:
-        if not entry.lr_range:
+        if entry not in self.find_far_entries():
             return ""
         accuracies = {factor: self.compute_accuracy(entry, factor) or -math.inf for factor in FACTORS}
         best = max(accuracies, key=lambda factor: accuracies[factor])

@@ -52,6 +52,8 @@ def test_killed_and_repeated_command_ends_with_same_bytes(twins, tmp_path):
     searched = re.findall(r"^(\w+-\d): (?:trial \d|the default) is the best", result.stdout, re.MULTILINE)
     assert sorted(searched[:4]) == ["one-0", "one-1", "two-0", "two-1"]
     assert sorted(searched[4:]) == ["one-2", "two-2"]  # a further seed has a search of its own, and repeats none
+    rounds = re.findall(r"^(\w+-\d): \d+ trials?: best validation accuracy at step", result.stdout, re.MULTILINE)
+    assert set(rounds) == set(searched)  # there is no terminal that shows bars
     trained = {path.stat().st_mtime_ns for path in whole.top.glob("models/*-[01].safetensors")}
     compared = min(path.stat().st_mtime_ns for path in whole.top.glob("models/*-2.safetensors"))
     assert len(trained) == 4 and max(trained) < compared

@@ -30,8 +30,9 @@ def tune(config: Config, folder: Path, name: str, seed: int, job_executor: Execu
 
     Args:
         seed: of the run.
-        job_executor: trains the trials of several searches, each of which prints its choice alone; default: one on the
-            cores of this machine, for this search, which prints its rounds, too.
+        job_executor: trains the trials of several searches, each of which prints its choice, and without a terminal,
+            which shows their bars, its rounds; default: one on the cores of this machine, for this search, which
+            always prints its rounds.
 
     Raises:
         RunsFailedError: a trial was killed, or failed for a reason other than the optimizer.
@@ -41,7 +42,8 @@ def tune(config: Config, folder: Path, name: str, seed: int, job_executor: Execu
     with contextlib.nullcontext(job_executor) if job_executor else LocalExecutor.from_config(config) as job_executor:
         if is_alone:
             _print(_describe_budget(config, name, seed))
-        trials = session.tune(config, folder, name, seed, ExecutorTrainer(job_executor, prints_rounds=is_alone))
+        trainer = ExecutorTrainer(job_executor, prints_rounds=is_alone or not sys.stderr.isatty())
+        trials = session.tune(config, folder, name, seed, trainer)
     for each in trials:
         remove_checkpoints(each.key)
 
