@@ -26,6 +26,7 @@ from optlab.analysis.pair_tests import Look, compare_means
 from optlab.config import loader
 from optlab.data import cifar10
 from optlab.environment import capture_environment, has_native_bf16
+from optlab.orchestration import attempts
 from optlab.schema.parameters import Config, format_count
 from optlab.system import repository
 from optlab.training import determinism, loop
@@ -54,11 +55,23 @@ def train_run(precision: str, seed: int) -> dict[str, Any]:
     test = cifar10.load_test_split(folder, config.data)
     _, accuracy = loop.compute_loss_and_accuracy(loop.predict(result.model, test), test.labels)
     cpu = capture_environment(device).cpu
-    return {"precision": precision, "seed": seed, "test_accuracy": accuracy, "status": result.status, "cpu": cpu}
+    return {
+        "precision": precision, "seed": seed, "test_accuracy": accuracy, "status": result.status, "cpu": cpu,
+        "settings": compute_digest(precision),
+    }  # fmt: skip
+
+
+@functools.cache
+def compute_digest(precision: str) -> str:
+    """Return a digest of the settings of params.yaml that decide a run."""
+    return attempts.compute_digest(load_config(precision), OPTIMIZER, {})
 
 
 def read_runs() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    """Return the lines of the file whose runs have the present settings and this CPU."""
+    lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    cpu = capture_environment(torch.device("cpu")).cpu
+    return [each for each in lines if each["cpu"] == cpu and each["settings"] == compute_digest(each["precision"])]
 
 
 def train_missing(seeds: int, jobs: int) -> None:

@@ -143,7 +143,7 @@ class Table:
             f"images in batches of {training['batch_size']}, a cosine schedule where the entry has none; accuracy on "
             f"{data['validation_size']:,} validation images, loss as the mean over the last epoch, "
             f"{'one seed' if seeds == 1 else f'mean of {seeds} seeds'}. The time is that of the processor, as a "
-            "multiple of sgd's. The learning rates are those of the papers and not tuned, so the table is no ranking: "
+            "multiple of sgd's. The learning rates are the entries' own and not tuned, so the table is no ranking: "
             f"it shows which entry does not work here as it stands. Entries more than {100 * FAR:.0f} points below "
             f"{REFERENCE} were trained with their rate times {', '.join(f'{each:g}' for each in FACTORS)}, too, seed "
             "0; the best of these is in the last column.\n\n"

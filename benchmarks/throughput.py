@@ -319,28 +319,6 @@ def measure(contender: str, arguments: argparse.Namespace) -> dict[str, float]:
     return values
 
 
-def noop_seconds(times: int = 5) -> list[float] | None:
-    """The wall time of `dvc repro` with nothing to do, so many times; None if there is something to do."""
-    if "up to date" not in _dvc("status", "dvc.yaml"):
-        print("`dvc repro` has something to do, so its time with nothing to do is not measured", flush=True)
-        return None
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        _dvc("repro")
-        found.append(time.perf_counter() - started)
-    return found
-
-
-def _dvc(*words: str) -> str:
-    result = subprocess.run(
-        [*repository.DVC_COMMAND, *words], capture_output=True, text=True, cwd=TOP, env=needs.environment()
-    )
-    if result.returncode:
-        sys.exit(f"dvc {words[0]} failed:\n{result.stderr}")
-    return result.stdout
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -367,8 +345,6 @@ def fill(found: Figures, arguments: argparse.Namespace) -> None:
         found.rounds.append({name: measure(name, arguments) for name in names})
         RESULTS.write_text(report(found))
     found.default = measure("default", arguments)
-    RESULTS.write_text(report(found))
-    found.noop = noop_seconds()
     RESULTS.write_text(report(found))
 
 

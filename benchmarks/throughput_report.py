@@ -24,7 +24,6 @@ class Figures:
         images: how many each measurement had.
         rounds: of each complete round, what each contender measured.
         default: the same of whole trainings.
-        noop: wall times of `dvc repro` with nothing to do, in seconds.
     """
 
     threads: int
@@ -32,12 +31,11 @@ class Figures:
     images: int
     rounds: list[dict[str, Any]] = field(default_factory=list)
     default: dict[str, float] | None = None
-    noop: list[float] | None = None
 
 
 def report(found: Figures) -> str:
     """The table in markdown, of at least one round; what is missing is said to be."""
-    rounds, default, noop = found.rounds, found.default, found.noop
+    rounds, default = found.rounds, found.default
     facts = capture_environment(torch.device("cpu"))
     lines = [
         "# Throughput",
@@ -64,7 +62,6 @@ def report(found: Figures) -> str:
     steps = ["step fp32", "step bf16"]
     costs = [1 - each["optlab portable"]["rate"] / each["optlab fp32"]["rate"] for each in rounds]
     share = f"{default['logging']:.2%} of its time (n = 1), at {default['rate']:.0f} images/s." if default else MISSING
-    seconds = f"{spread(noop, '.2f')} s (n = {len(noop)})." if noop else MISSING
     lines += [
         "",
         f"`numerics: portable` costs {spread(costs, '.0%')} of the speed of `fast`.",
@@ -87,7 +84,6 @@ def report(found: Figures) -> str:
     ]
     if not found.native:
         lines += ["", "This CPU has no bf16 instructions: bf16 is emulated there, and slower than fp32."]
-    lines += ["", f"`dvc repro` with nothing to do: {seconds}"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from optlab.analysis import comparison
 from optlab.config import loader
 from optlab.ranking import across, across_page
 from optlab.ranking.across import Workload
-from optlab.ranking.costs import StepCost, read_costs
+from optlab.ranking.costs import COSTS_FILE, StepCost, read_costs
 from optlab.system.errors import ConfigError
 
 TOP = Path(__file__).resolve().parents[1]
@@ -136,6 +137,24 @@ def test_study_that_is_left_out_does_not_narrow_the_optimizers(studies):
     (studies / "other" / "params.yaml").write_text(re.sub(r"(?m)^  muon:.*\n(    .*\n)*", "", text))
     page = across_page.render(studies, "adamw")[0]
     assert "| muon |" in page and "other (has no complete record)" in page
+
+
+def test_comparison_with_a_study_is_no_further_study(studies):
+    """`optlab versus` writes such a pipeline; its other runs are those of the study."""
+    folder = studies / "conv6-mine"
+    shutil.copytree(studies / "conv6", folder, symlinks=True)
+    (folder / "dvc.yaml").write_text("stages: {compare: {cmd: python pipeline/versus.py ../conv6}}\n")
+    page = across_page.render(studies, "adamw")[0]
+    assert "**Over 2 studies" in page and "conv6-mine (compares one optimizer with a study)" in page
+
+
+def test_costs_belong_to_the_class_of_the_catalogue(monkeypatch, small_config):
+    monkeypatch.chdir(TOP)
+    training = {"batch_size": 64, "precision": "fp32"}
+    entries = {"adam": {"class": "SGD"}, "muon": {"class": "pytorch_optimizer.Muon"}, "nesterov": {"class": "SGD"}}
+    config = small_config(training=training, optimizers=entries)
+    assert set(read_costs(COSTS_FILE, config)) >= {"muon", "nesterov"}
+    assert "adam" not in read_costs(COSTS_FILE, config)
 
 
 def test_committed_page_equals_records(monkeypatch):

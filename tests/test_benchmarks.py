@@ -64,14 +64,6 @@ def test_throughput_keeps_rounds_when_later_part_fails(run_benchmark, measured, 
     assert f"n = {rounds} rounds" in text
     assert "| optlab fp32 | 3000 (3000 – 3000) | 1.50 (1.50 – 1.50) |" in text
     assert "MLflow from its import to its last write): not measured." in text
-    assert "`dvc repro` with nothing to do: not measured." in text
-
-
-def test_throughput_keeps_default_training_when_dvc_fails(run_benchmark, monkeypatch):
-    monkeypatch.setattr(throughput, "measure", lambda name, _: (FIGURES | DEFAULT)[name])
-    text = run_benchmark(throughput, "noop_seconds", lambda: sys.exit("the moon is in the wrong house"))
-    assert "3.00% of its time (n = 1), at 2400 images/s." in text
-    assert "`dvc repro` with nothing to do: not measured." in text
 
 
 def test_step_profile_excludes_backward_from_optimizer():
@@ -93,16 +85,6 @@ def test_side_by_side_keeps_rounds_when_later_fails(run_benchmark, monkeypatch, 
     assert f"n = {rounds} rounds" in text
     assert [line.split()[1] for line in text.splitlines() if "10.0" in line] == rows
     assert ("bf16 was not measured." in text) == (rows == ["fp32"])
-
-
-def test_noop_repro_timing_works_without_dvc_on_path(tmp_path, monkeypatch):
-    (tmp_path / "input").touch()
-    (tmp_path / "dvc.yaml").write_text("stages: {nothing: {cmd: echo, deps: [input]}}\n")
-    for words in (["init", "--no-scm"], ["repro"]):
-        subprocess.run([*throughput.repository.DVC_COMMAND, *words, "--quiet"], cwd=tmp_path, check=True)
-    monkeypatch.setattr(throughput, "TOP", tmp_path)
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert len(throughput.noop_seconds(times=1)) == 1
 
 
 def test_stages_use_python_of_benchmark(monkeypatch):

@@ -42,6 +42,8 @@ def repository(tmp_path_factory):
     for tag, run in (("v1.0", "adam-0"), ("v2.0", "sgd-0")):
         (top / "runs" / run).mkdir(parents=True)
         (top / "runs" / run / "train.json").touch()
+        (top / "studies" / "tuned" / "runs" / "muon-7").mkdir(parents=True, exist_ok=True)
+        (top / "studies" / "tuned" / "runs" / "muon-7" / "train.json").touch()
         git("add", ".")
         git("commit", "--quiet", "-m", tag)
         git("tag", tag)
@@ -67,6 +69,7 @@ TYPED = {
     "a run of an older tag": (["reproduce", "v1.0", ""], ["adam-0"]),
     "a second run": (["reproduce", "v2.0", "adam-0", "s"], ["sgd-0"]),
     "a run of no revision": (["reproduce", "v3.0", ""], []),
+    "a run of another pipeline": (["reproduce", "--pipeline", "studies/tuned", "v2.0", ""], ["muon-7"]),
 }
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from optlab import records
-from optlab.analysis import comparison, report, tables
+from optlab.analysis import comparison, report, snippet, tables
 from optlab.analysis.verdicts import describe_champion, summarize_verdicts
 from optlab.records import Champion, Environment, EpochMetrics, EvalRecord, TrainRecord, ValidationMetrics
 from optlab.system.errors import RecordError
@@ -64,6 +64,46 @@ def test_optimizer_with_diverged_run_is_ranked_last(small_config, tmp_path):
     assert re.search(r"sgd +1 of 2 +1 of 2 diverged +90.00 %", tables.render_text(compared))
     assert "1 of 2 diverged" in tables.render_text(compared)
     assert compared.champion.files.id == "sgd-0"  # the best run that completed
+
+
+def collect_tests(tmp_path, config, accuracies):
+    """A comparison of completed runs with these test accuracies, by optimizer."""
+    write_record(tmp_path, config, [0.5] * len(config.list_runs()))
+    for name, seed in config.list_runs():
+        accuracy = accuracies[name][config.seeds.index(seed)]
+        EvalRecord(
+            status="completed", test_loss=1.0, test_accuracy=accuracy, expected_calibration_error=0.1
+        ).write(records.RunFiles(tmp_path, name, seed).test)  # fmt: skip
+    return comparison.collect(config, tmp_path)
+
+
+def test_verdict_speaks_of_the_seeds_of_its_look(small_config, tmp_path):
+    """Seven seeds, a look at five: the last two raise adam's mean above sgd's, and decide nothing yet."""
+    config = small_config(seeds=list(range(7)), verdict={"looks": [3, 5, 12]})
+    sgd, adam = [0.61, 0.6104, 0.6102, 0.6101, 0.6103], [0.6, 0.6004, 0.6002, 0.6001, 0.6003]
+    compared = collect_tests(tmp_path, config, {"sgd": [*sgd, 0.61, 0.61], "adam": [*adam, 0.7, 0.7]})
+    assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]  # the table has all seeds
+    summary = summarize_verdicts(compared)
+    assert summary.headline.startswith("sgd wins: 61.02 %, 1.00 points")
+    assert summary.points == ("The verdict uses the first 5 of 7 seeds: the next look is at 12.",)
+    lines = snippet.render(compared, "markdown").splitlines()
+    assert lines[2].startswith("| adam | 5 | 60.02 ±") and lines[3].startswith("| sgd | 5 | 61.02 ±")
+
+
+def test_verdicts_in_a_circle_have_a_leader(small_config, tmp_path):
+    """What was told at the first look stays; an optimizer that collapses later can close a circle."""
+    config = small_config(
+        seeds=list(range(18)), verdict={"looks": [3, 18]}, optimizers={name: {"class": "SGD"} for name in "abc"}
+    )
+    values = {
+        "a": [0.70, 0.701, 0.702] + [0.30, 0.301, 0.302] * 5,
+        "b": [0.60, 0.601, 0.602] * 6,
+        "c": [0.50, 0.60, 0.75] + [0.50, 0.501, 0.499] * 5,
+    }
+    compared = collect_tests(tmp_path, config, values)
+    assert all(pair.is_better for pair in compared.pairs.values()) and compared.unbeaten == []
+    headline = summarize_verdicts(compared).headline
+    assert headline == "No winner yet: b leads, but is not shown to be better than a."
 
 
 def test_comparison_without_completed_run_has_no_champion(small_config, tmp_path):

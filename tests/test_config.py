@@ -411,6 +411,28 @@ def test_params_section_used_by_stages_is_required(tmp_path):
     assert loader.load_for_stages(tmp_path).tuning.trials == 16
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stages:\n<<<<<<< HEAD\n", "2: conflict markers of a git merge"),
+        ("stages: {x: {cmd: y, params: }}\n", None),
+        ("stages: {x: {cmd: y, params: ['${item}.lr']}}\n", None),
+        ("stages:\n\tx\n", " no stages of a DVC pipeline"),
+        ("plots: []\n", " no stages of a DVC pipeline"),
+        ("stages: [1]\n", " no stages of a DVC pipeline"),
+    ],
+)
+def test_unusable_pipeline_is_one_line(tmp_path, text, said):
+    (tmp_path / "params.yaml").write_text(GOOD)
+    (tmp_path / "dvc.yaml").write_text(text)
+    if said is None:
+        assert loader.load_for_stages(tmp_path).seeds
+        return
+    with pytest.raises(ConfigError) as caught:
+        loader.load_for_stages(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'dvc.yaml'}:{said}") and "\n" not in str(caught.value)
+
+
 def test_error_message_counts_further_errors(tmp_path):
     text = edit_params("epochs: 2", "epochs: 0").replace("threads: 2", "threads: 0")
     assert load_error_message(tmp_path, text).endswith("(and 1 more)")

@@ -22,6 +22,12 @@ def test_total_counts_parts_of_runs_and_no_speed_of_recorded_ones(tmp_path):
         assert total.completed == 3
 
 
+def test_lines_are_printed_as_they_are(tmp_path, capsys):
+    with Display([RunFiles(tmp_path, "sgd", 0)]) as display:
+        display.print_line("x[:100:2] of group:x: [bold]")
+    assert "x[:100:2] of group:x: [bold]" in capsys.readouterr().out
+
+
 def test_warning_of_several_runs_is_shown_once(tmp_path, capsys):
     runs = [RunFiles(tmp_path, "sgd", seed) for seed in range(2)]
     with Display(runs, ["warning: shown by the check"]) as display:

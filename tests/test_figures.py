@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optlab.analysis import comparison, figures, mean_ci, presentation, report
+from optlab.analysis import comparison, figures, mean_ci, page_data, presentation, report
 from optlab.records import EvalRecord, RunFiles, TrainRecord, ValidationMetrics
 from optlab.schema.parameters import format_run_id
 
@@ -64,6 +64,21 @@ def test_mean_curve_ends_where_seed_diverged(small_config, tmp_path):
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert lines == {"sgd": [pytest.approx(2.1)], "adam": []}
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sgd", "adam"]
+
+
+def test_report_has_a_curve_where_there_is_a_mean(small_config, tmp_path):
+    """sgd's second seed diverges before its first validation, and adam's first lacks one in between."""
+    losses = {"sgd-0": [2.0] * 14, "sgd-1": [None], "adam-0": [1.0] * 14, "adam-1": [1.0] * 14}
+    accuracies = {"sgd-0": [0.4, 0.5], "sgd-1": [None], "adam-0": [None, 0.7], "adam-1": [0.5, 0.6]}
+    found = collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses, accuracies)
+    curves = figures.compute_curves(found)
+    by_key = {each["key"]: each for each in page_data.build(found, curves)["curves"]}
+    titles = [figures.format_metric_name(key) for key in by_key]
+    assert titles == [title for title, _ in figures.render_curve_panels(found, curves) if "reached" not in title]
+    adam = next(line for line in by_key["validation_accuracy"]["lines"] if line["optimizer"] == "adam")
+    assert adam["steps"] == [7, 14]
+    assert adam["seeds"] == [[0, [None, 0.7]], [1, [0.5, 0.6]]]
+    assert adam["mean"] == [None, 0.65] or adam["mean"] == [0.5, 0.65]
 
 
 def test_report_of_only_diverged_runs_is_written(small_config, tmp_path):

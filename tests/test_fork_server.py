@@ -109,7 +109,13 @@ def test_fork_server_runs_jobs_concurrently_and_reports_ends(server, top):
 
 
 @pytest.mark.parametrize(
-    "command", ["python elsewhere/work.py say", "nice python pipeline/work.py say", "python pipeline/work.py say; true"]
+    "command",
+    [
+        "python elsewhere/work.py say",
+        "nice python pipeline/work.py say",
+        "python pipeline/work.py say; true",
+        "python pipeline/work.py say\npython pipeline/work.py say",
+    ],
 )
 def test_unsupported_command_runs_in_separate_process(server, top, command, monkeypatch):
     """There, the module only defines `main`, so it prints nothing."""

@@ -50,10 +50,10 @@ def test_report_is_self_contained(page, tmp_path):
 def test_report_links_to_verdicts_page_of_checkout(collect_tuned_comparison, monkeypatch):  # noqa: F811
     monkeypatch.chdir(TOP)
     compared = collect_tuned_comparison()
-    for folder in (".", "tutorial", "studies/optimizers"):
+    for folder in ("reports", "tutorial/reports", "studies/optimizers/reports", "ranking"):
         html = render_page.render(compared, figures.compute_curves(compared), Path(folder)).decode()
         (link,) = re.findall(r'href="([^"#]*verdicts\.md)"', html)
-        assert (TOP / folder / "reports" / link).resolve() == TOP / "docs" / "verdicts.md"
+        assert (TOP / folder / link).resolve() == TOP / "docs" / "verdicts.md"
 
 
 def test_report_holds_libraries_with_their_licences(page):
@@ -202,6 +202,20 @@ def test_comparison_pairs_challenger_with_each_optimizer(collect_challenge):
     assert header == ["", "adam", "adamw"] and [row[0] for row in rows] == ["sgd"]
     assert tables.list_remarks(compared)[-1] == "Known."
     assert tables.format_title(compared) == "sgd against 2 optimizers on CIFAR-10"
+
+
+def test_challengers_small_differences_are_told_as_small(collect_challenge):
+    compared = collect_challenge(0.60, 0.61, 0.604)
+    verdict = compared.config.verdict.model_copy(update={"margin": 0.2})
+    said = summarize_verdicts(
+        dataclasses.replace(compared, config=compared.config.model_copy(update={"verdict": verdict}))
+    )
+    assert said.headline == (
+        "sgd reaches 60.47 %: it is better than 1 (by less than the margin) and worse than 1 (by less than the margin) "
+        "of 2 optimizers."
+    )
+    assert said.points[0].startswith("Better by less than 20 points: adamw (")
+    assert said.points[1].startswith("Worse by less than 20 points: adam (")
 
 
 def test_verdict_for_inconclusive_or_diverged_challenger(collect_challenge):

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from optlab.records import Choice, Environment, RunFiles, TuningFiles
+from optlab.records import Choice, Environment, EvalRecord, RunFiles, TuningFiles
 from optlab.reproduce import rerun
+from optlab.reproduce.output_diff import compare_outputs
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
 from optlab.system.errors import RevisionError
+from optlab.system.files import compute_md5
 from optlab.system.git import Revision, checkout
 from optlab.training.numerics import PORTABLE_VARIABLES
 
 OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 KEPT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.org")
 
 CASES = {
     "AVX2 on AVX-512": ({"cpu_capability": "AVX2", "onednn_isa": "AVX2"}, "AVX512_CORE_BF16", AVX2),
@@ -186,8 +190,7 @@ def create_outside_file(folder):
 
 def commit():
     """All that is in the working directory, as the first revision."""
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "record"]):
+    for words in (["init", "-q"], ["add", "-A"], [*IDENTITY, "commit", "-qm", "record"]):
         subprocess.run(["git", *words], check=True)
 
 
@@ -220,6 +223,58 @@ def test_output_paths_outside_checkout_are_rejected(tmp_path, monkeypatch, path,
         list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True))
     assert victim.read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["outside", "top"]
+
+
+def test_repeated_search_finds_no_recorded_trials(tmp_path, monkeypatch):
+    """A search for all seeds has its trials in the files of each seed, and would take them from there."""
+    top, seen = tmp_path / "top", tmp_path / "seen"
+    stages = {name: {"cmd": "true", "outs": []} for name in ("download", "train@adam-0")}
+    for seed in (0, 1):
+        tuning_files = TuningFiles(Path(), "adam", seed)
+        Choice(is_tuned=True, entry={"class": "Adam"}, modules={}).write(top / tuning_files.choice)
+        (top / tuning_files.trials).write_text("{}")
+        paths = [tuning_files.choice.as_posix(), tuning_files.trials.as_posix()]
+        stages[tuning_files.stage] = {
+            "cmd": f"ls tuning/* >> {seen}; false", "outs": [{"path": path, "md5": "0"} for path in paths]
+        }  # fmt: skip
+    (top / "dvc.lock").write_text(json.dumps({"stages": stages}))
+    monkeypatch.chdir(top)
+    commit()
+    results = list(reproduce(Revision.parse("HEAD"), ["adam-0"], quiet=True, tuning=True))
+    assert [each.run for each in results] == ["adam-0", "tune@adam-0"]
+    assert seen.exists() and "trials.json" not in seen.read_text()
+
+
+def test_altered_file_of_a_commit_is_different(tmp_path, monkeypatch):
+    """Training again gives the file of dvc.lock; those who read the record read the one in git."""
+    files = RunFiles(Path(), "adam", 0)
+    record = EvalRecord(status="completed", test_accuracy=0.5, test_loss=1.0, expected_calibration_error=0.1)
+    monkeypatch.chdir(tmp_path)
+    record.write(files.test)
+    outs = [{"path": files.test.as_posix(), "md5": compute_md5(files.test)}]
+    record.model_copy(update={"test_accuracy": 0.99}).write(files.test)
+    commit()
+    (tmp_path / "tree").mkdir()
+    record.write(tmp_path / "tree" / files.test)
+    Environment().write(tmp_path / "tree" / files.environment)
+    result = compare_outputs(Revision.parse("HEAD"), tmp_path / "tree", files, outs)
+    assert result.verdict == "different" and result.reason.startswith("runs/adam-0/test.json in the commit is not")
+    record.write(files.test)
+    subprocess.run(["git", *IDENTITY, "commit", "-qam", "again"], check=True)
+    assert compare_outputs(Revision.parse("HEAD"), tmp_path / "tree", files, outs).verdict == "identical"
+
+
+def test_checkout_runs_no_hook_of_the_user(tmp_path, monkeypatch):
+    """DVC's fetches data there, and fails."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    commit()
+    hook = tmp_path / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho the moon >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with checkout(Revision.parse("HEAD")) as tree:
+        assert (tree / "file").exists()
 
 
 def test_tuning_output_paths_are_checked_before_first_run(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The present comparison beside that of a git revision, from records written by hand."""
 
+import re
 import subprocess
 
 import pytest
@@ -107,6 +108,33 @@ def test_revision_diff_corrects_for_several_revisions(top):
     assert lines[0].endswith("intervals hold for 4 differences at once, with 95 %.")
     assert [line.split()[2] for line in lines if line.startswith("optimizer")] == ["v1", "v2"]
     assert next(line.split(") ")[1] for line in lines if line.startswith("sgd")) == "0.00021 3 of 3 now better"
+
+
+def test_each_revision_is_compared_over_its_own_seeds(top):
+    """The present runs with the seeds of one revision are not those with the seeds of another."""
+    second = PARAMS.replace("[0, 1, 2]", "[3, 4, 5]")
+    write_record(top, {"sgd": [0.2, 0.21, 0.22], "adam": [0.3, 0.31, 0.3]}, second)
+    git("add", "-A")
+    git("commit", "-qm", "other seeds")
+    git("tag", "v2")
+    now = {"sgd": [0.4, 0.412, 0.4, 0.3, 0.31, 0.312], "adam": [0.53, 0.531, 0.53, 0.6, 0.61, 0.6]}
+    config = write_record(top, now, PARAMS.replace("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]"))
+    lines = report_lines(config, top, "v1", "v2")
+    differences = [
+        re.search(r"% (−?[0-9.]+) points .* (\d) of 3 ", line).groups() for line in lines if " of 3 " in line
+    ]
+    assert differences == [("1.03", "2"), ("10.07", "3"), ("30.00", "3"), ("9.73", "3")]
+
+
+def test_means_are_of_the_seeds_of_the_look(top):
+    """Four seeds in common, and one look at three: the columns and their difference have the first three."""
+    params = PARAMS.replace("[0, 1, 2]", "[0, 1, 2, 3]")
+    write_record(top, {name: [*values, 0.9] for name, values in THEN.items()}, params)
+    git("add", "-A")
+    git("commit", "-qm", "four seeds")
+    config = write_record(top, {"sgd": [0.4, 0.412, 0.4, 0.1], "adam": [0.53, 0.531, 0.53, 0.1]}, params)
+    lines = report_lines(config, top, "HEAD")
+    assert lines[2].startswith("adam 3 of 4 52.00 ± 4.97 % 53.03 ± 0.14 % 1.03 points (")
 
 
 NONE = {

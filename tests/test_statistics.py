@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from scipy import stats
 from optlab.analysis import pair_tests, sequential
 from optlab.analysis.mean_ci import ALPHA, compute_mean_ci
 from optlab.analysis.outperforming import estimate_outperforming
-from optlab.analysis.pair_tests import compute_detectable_effect, compute_power
+from optlab.analysis.pair_tests import compare_means, compute_detectable_effect, compute_power
 from optlab.analysis.sequential import Plan
+from optlab.analysis.tables import format_p
 
 MARGIN = 0.005
 
@@ -215,6 +217,16 @@ def test_lower_loss_is_better_without_margin():
     assert (found.verdict, found.first_is_better, found.wins) == ("better", True, 3)
     assert found.difference < 0
     assert compare([1.0, 1.1], [1.1, 1.0], margin=None).verdict == "undecided"
+
+
+def test_equal_values_with_a_rounded_mean_lack_correlation():
+    """The mean of three 0.1 is not 0.1, so the deviations are not 0."""
+    values = np.array([0.1] * 3)
+    assert math.isnan(compare_means(values, values + 0.1, ALPHA).correlation)
+
+
+def test_p_shows_on_which_side_of_its_limit_it_lies():
+    assert [format_p(p) for p in (0.0504, 0.05, 0.0496, 0.17, 1.2e-7)] == ["0.0504", "0.05", "0.05", "0.17", "1.2e-07"]
 
 
 def test_constant_values_lack_correlation_and_ties_count_half():

@@ -130,7 +130,7 @@ def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
 def test_tuning_page_explains_stopped_trials(collect_tuned_comparison):
     trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
     text = tuning_page.render(collect_tuned_comparison(trials, halving=4))
-    assert "one in eight of all trials to the end (parts: 1 and after 2 of 7 steps)." in text
+    assert "one in eight of all trials to the end (selected after 1 and after 2 of 7 steps)." in text
     assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
 
 
@@ -197,6 +197,29 @@ def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
     text = tuning_page.render(collect_tuned_comparison(sensitivity=grid))
     assert "| learning rate | validation accuracy (2 seeds) |" in text
     assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
+
+
+def test_grids_of_several_searches_stay_apart(collect_tuned_comparison):
+    """Each search has a grid around its own choice, with its own other values."""
+
+    def make_grid(number, *accuracies):
+        return [trial(index, each, search=number, key=f"{number} {index}") for index, each in enumerate(accuracies)]
+
+    compared = collect_tuned_comparison(per_seed=True, sensitivity=make_grid(0, 0.2, 0.3) + make_grid(1, 0.5))
+    grids = dict(compared.tunings["sgd"].sensitivity_grids)
+    assert grids[0] == {0.002: [0.2], 0.02: [0.3]} or 0.002 in grids[0]
+    text = tuning_page.render(compared)
+    assert "alone, the rest as chosen in the search for seed 0:" in text and "for seed 1:" in text
+
+
+def test_choices_without_order_have_no_median(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison(per_seed=True, seeds=range(3), accuracies=[0.4, 0.5, 0.6] * 2)
+    tuning = compared.tunings["sgd"]
+    values = [True, True, False]
+    trials = [each.model_copy(update={"values": {"nesterov": values[each.search]}}) for each in tuning.trials]
+    spec = OptimizerSpec.model_validate({"class": "SGD", "nesterov": {"choice": [True, False]}})
+    changed = dataclasses.replace(tuning, trials=trials, spec=spec)
+    assert tuning_page._format_chosen_values(changed) == "nesterov true (2), false (1)"
 
 
 def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison):

@@ -232,6 +232,8 @@ def repro(
     shared = shared and shared.absolute()  # before the working directory changes
     folder = _enter_root()
     settings = _load_settings(folder, for_stages=True)
+    if not (folder / "dvc.yaml").is_file():
+        raise errors.ConfigError(f"{folder}: has no dvc.yaml: copy that of a study, such as studies/optimizers")
     from optlab.orchestration import repro
     from optlab.orchestration.executor import ClusterOptions
 
@@ -373,7 +375,8 @@ def predict(
 
 def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the ids of the runs that the revision before them on the command line has recorded."""
-    folder = f"{context.params.get('revision')}:runs"
+    pipeline = Path(context.params.get("pipeline") or "")
+    folder = f"{context.params.get('revision')}:./{(pipeline / 'runs').as_posix()}"
     runs = git.get_output("ls-tree", "-d", "--name-only", "--end-of-options", folder) or ""
     return [run for run in runs.splitlines() if run.startswith(incomplete)]
 
@@ -487,8 +490,11 @@ def submit(
 
     folder = Path(os.path.relpath(here / ranking)) if ranking else protocol.DEFAULT_RANKING
     record = submission.submit(what, here / PARAMS_FILE, folder, jobs)
-    table.write(protocol.Ranking.load(folder))
-    print(f"{record}: the record is complete: commit all of {folder}, then run `optlab verify {record}`")
+    print(f"{record}: the record is complete: commit all of {folder}, then run `optlab verify {record}`", flush=True)
+    try:
+        table.write(protocol.Ranking.load(folder))
+    except (errors.ConfigError, errors.RecordError) as error:
+        raise type(error)(f"{folder}: the table is not written, because of another record: {error}") from None
 
 
 @_register_command(RANK, "optlab verify ranking/radam")
@@ -530,6 +536,7 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
         raise errors.ConfigError("--all takes every replicate, and --replicate one: leave one of them out")
     record = verification.RankingRecord.load(pipeline)
     seeds = verification.draw_seeds(record.config, replicate, everything)
+    verification.check_packages(record)
     for check in verification.check_files(record, base):
         if check.problem:
             print(f"{pipeline}: refused: {check.problem}")

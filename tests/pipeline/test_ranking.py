@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from optlab.ranking import module_scan, protocol, submission, table, verification
 from optlab.ranking.protocol import Ranking
 from optlab.system.errors import ConfigError
+from optlab.tuning import trial
 
 PARAMS = """\
 model: zilliax
@@ -348,6 +349,13 @@ def add_results(folder):
     assert subprocess.run(["git", "add", "-f", path], cwd=folder, check=False).returncode == 0
 
 
+def add_compiled_module(folder):
+    path = folder.parents[1] / "src" / "optlab" / "training" / "__pycache__" / "loop.cpython-311.pyc"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    assert subprocess.run(["git", "add", "-f", path], cwd=folder, check=False).returncode == 0
+
+
 def shadow_package(folder):
     (folder.parents[1] / "pipeline" / "torch.py").write_text("")
 
@@ -414,6 +422,7 @@ OUTSIDE = {
     "code edited": (edit_code, "digests"),
     "a module that reads the test split": (read_test_split, "optimizer's modules"),
     "other code than the protocol's": (edit_protocol, "stages and code"),
+    "a compiled module": (add_compiled_module, "no other files"),
 }
 
 
@@ -442,6 +451,46 @@ def test_files_that_are_not_in_the_cache_are_accepted(record):
     project, _ = record
     shutil.rmtree(project.top / ".dvc" / "cache")
     assert (project.top / "data" / "cifar10").is_dir() and check(project, "base") == {}
+
+
+def test_search_from_known_trials_has_no_conditions(record):
+    """A record that is submitted again trains no trial, and so writes no conditions of a search."""
+    project, folder = record
+    for path in folder.glob("tuning/*/conditions.json"):
+        git(project, "rm", "-q", str(path.relative_to(project.top)))
+    commit(project)
+    assert check(project) == {}
+
+
+def test_other_packages_are_named_before_any_check(record, monkeypatch):
+    project, _ = record
+    monkeypatch.setattr(trial, "_find_versions", lambda names: dict.fromkeys(names, "0.1"))
+    with contextlib.chdir(project.top):
+        loaded = verification.RankingRecord.load(Path("ranking/sign"))
+        with pytest.raises(ConfigError, match=r"recorded with torch .*, and 0\.1 is installed: install torch"):
+            verification.check_packages(loaded)
+
+
+def test_record_with_name_of_a_reference_is_an_error(record):
+    project, folder = record
+    shutil.copytree(folder, folder.with_name("adam"), symlinks=True)
+    with (
+        contextlib.chdir(project.top),
+        pytest.raises(ConfigError, match="ranking/adam: studies/small has an optimizer"),
+    ):
+        table.collect(Ranking.load(Path("ranking")))
+
+
+def test_incomplete_record_of_another_does_not_hide_a_complete_one(record):
+    """Its trainings were interrupted; `optlab submit` of another one names both."""
+    project, folder = record
+    other = folder.with_name("mine")
+    other.mkdir()
+    (other / "params.yaml").write_text((folder / "params.yaml").read_text().replace("  sign:", "  mine:"))
+    result = project.run_forked("optlab", "submit", "custom/sign_descent.py")
+    assert result.returncode == 1
+    assert "ranking/sign: the record is complete" in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: ranking: the table is not written, because of another")
 
 
 def test_renamed_record_is_refused(record):
@@ -537,6 +586,7 @@ def test_empty_protocol_is_one_line(tmp_path):
         ("trials: 2", "seed: 3, trials: 2", "params: tuning has a seed"),
         ("epochs: 1", "epochs: 2", "training is not what ranking/protocol.yaml has"),
         ("version: 1", "version: [", "no YAML"),
+        ("tuning: {trials: 2, halving: 1, per_seed: true}", "tuning: 5", "params"),
     ],
 )
 def test_unusable_protocol_is_one_line(record, monkeypatch, old, new, said):

@@ -9,6 +9,7 @@ import projects
 import pytest
 import terminal
 from projects import TOP
+from ruamel.yaml import YAML
 
 from optlab.data import download
 from optlab.orchestration import sample
@@ -136,6 +137,22 @@ def test_dataset_mismatch_is_reported_before_training(studied):
         "error: data/cifar10/data_batch_1.bin: holds cifar10_sample, but this pipeline's params.yaml"
     )
     shutil.rmtree(other)
+
+
+def test_sample_shortens_schedules_with_the_training():
+    """A warm-up of all ten epochs would be refused, and name a file that the user did not write."""
+    text = """\
+training: {epochs: 100, schedule: {name: step, warmup_epochs: 10, step_epochs: 4}}
+optimizers:
+  sgd: {class: SGD}
+  adam: {class: Adam, schedule: {name: cosine, warmup_epochs: 20}}
+"""
+    found = YAML(typ="safe").load(sample._shorten(text))
+    assert found["training"]["epochs"] == 10
+    assert found["training"]["schedule"] == {"name": "step", "warmup_epochs": 1.0, "step_epochs": 1}
+    assert found["optimizers"]["adam"]["schedule"]["warmup_epochs"] == 2.0
+    short = YAML(typ="safe").load(sample._shorten(text.replace("100", "5")))
+    assert short["training"]["schedule"]["warmup_epochs"] == 10
 
 
 def test_sample_trains_in_checkout_without_side_effects(studied):

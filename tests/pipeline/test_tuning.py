@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from projects import TOP, commit, lock_of
 
 from optlab import records
 from optlab.data import cifar10
-from optlab.orchestration import executor, repro, tuning_session
+from optlab.orchestration import cost, executor, repro, tuning_session
 from optlab.orchestration.executor import JOBS_VARIABLE, LocalExecutor
 from optlab.orchestration.fork_server import ForkServer
 from optlab.records import Choice, Environment, TrialsRecord, TuningFiles, ValidationMetrics
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.system import files, locks, repository
-from optlab.system.errors import RunsFailedError
+from optlab.system.errors import BusyError, RunsFailedError
 from optlab.tracking import run_metadata
 from optlab.tuning import selection, trial
 from optlab.tuning.search import Trial
@@ -152,9 +153,111 @@ def test_parallel_trials_follow_caller_setting(config, monkeypatch):
     monkeypatch.setenv(JOBS_VARIABLE, "7")
     executors = [LocalExecutor.from_config(config), LocalExecutor.from_config(config, 3)]
     monkeypatch.delenv(JOBS_VARIABLE)
-    monkeypatch.setattr(executor, "count_slots", lambda config: 2)
+    monkeypatch.setattr(executor, "list_cores", lambda: list(range(2 * config.training.threads)))
     executors.append(LocalExecutor.from_config(config))
     assert [each.max_workers for each in executors] == [7, 3, 2]
+
+
+def test_one_run_leaves_its_trials_all_cores(config, monkeypatch, capsys):
+    """The number of runs limits the runs at a time, and not the trials of their searches."""
+    asked = []
+
+    class Seen:
+        def __init__(self, busy_wait):
+            raise Enough
+
+    class Enough(Exception):
+        """To have seen."""
+
+    monkeypatch.setattr(repro, "ForkServer", Seen)
+    monkeypatch.setattr(executor, "can_busy_wait", lambda config, jobs: asked.append(jobs))
+    monkeypatch.setenv(JOBS_VARIABLE, "6")
+    one = config.model_copy(update={"seeds": [0]})
+    assert any(spec.ranges for spec in one.optimizers.values())
+    plain = one.model_copy(update={"optimizers": {"sgd": OptimizerSpec.model_validate({"class": "SGD"})}})
+    for each in (one, plain):
+        with pytest.raises(Enough):
+            repro.run_pipeline(each, Path(), None)
+    assert asked == [6, 1]
+    assert capsys.readouterr().out.count(", 1 at a time") == 2
+
+
+def test_search_that_cannot_be_recorded_does_not_stop_the_others(config, monkeypatch, capsys):
+    """Three searches: one fails, one cannot be committed, and one is complete."""
+    names = ["a", "b", "c"]
+    spec = OptimizerSpec.model_validate({"class": "SGD", "lr": {"log": [0.001, 1]}})
+    three = config.model_copy(update={"seeds": [0], "optimizers": dict.fromkeys(names, spec)})
+    committed = []
+
+    def tune(config, folder, name, *_):
+        if name == "a":
+            raise RunsFailedError("the moon is in the wrong house")
+
+    class Pipeline:
+        names = tuple(f"tune@{name}-0" for name in "abc")
+
+        def commit(self, stage):
+            if stage == "tune@b-0":
+                raise BusyError("another process holds DVC's lock")
+            committed.append(stage)
+
+        lock_stages = staticmethod(contextlib.nullcontext)
+        is_stale = prepare = staticmethod(lambda stage: True)
+
+    class Pool:
+        stop = wait_ready = staticmethod(lambda: None)
+
+    monkeypatch.setattr(tuning_session, "tune", tune)
+    with pytest.raises(RunsFailedError, match="a tuning failed: tune@a-0, tune@b-0"):
+        repro._run_searches(Pipeline(), three, Path(), Pool(), None)
+    assert committed == ["tune@c-0"]
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(said) == ["tune@a-0: the moon is in the wrong house", "tune@b-0: another process holds DVC's lock"]
+
+
+def test_interrupt_while_searches_begin_stops_them(config, monkeypatch):
+    """The second stage is being prepared while the first search runs."""
+    stopped = threading.Event()
+    spec = OptimizerSpec.model_validate({"class": "SGD", "lr": {"log": [0.001, 1]}})
+    two = config.model_copy(update={"seeds": [0], "optimizers": dict.fromkeys("ab", spec)})
+
+    def prepare(stage):
+        if stage == "tune@b-0":
+            raise KeyboardInterrupt
+        return True
+
+    class Pipeline:
+        names = ("tune@a-0", "tune@b-0")
+        lock_stages = staticmethod(contextlib.nullcontext)
+        is_stale = staticmethod(lambda stage: True)
+
+    class Pool:
+        stop, wait_ready = staticmethod(stopped.set), staticmethod(lambda: None)
+
+    pipeline = Pipeline()
+    pipeline.prepare = prepare
+    monkeypatch.setattr(tuning_session, "tune", lambda *_: stopped.wait(240))
+    with pytest.raises(KeyboardInterrupt):
+        repro._run_searches(pipeline, two, Path(), Pool(), None)
+    assert stopped.is_set()
+
+
+def test_measurement_ignores_what_an_optimizer_prints(fork_server, monkeypatch):
+    """Without a number there is no estimate; the training says what is wrong."""
+
+    class Printed:
+        lines = ("....", "no number\n")
+
+        def result(self):
+            return 0
+
+    class Server:
+        def start(self, *_):
+            return Printed()
+
+    assert cost._run_measurement(Path(), "sgd", 1, Server()) is None
+    Printed.lines = ("....\n", "[1, 2, [], 3.0]\n")
+    assert cost._run_measurement(Path(), "sgd", 1, Server()) == cost.OptimizerCost(1, 2, [], 3.0)
 
 
 def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):

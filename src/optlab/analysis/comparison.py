@@ -1,6 +1,7 @@
 """Comparison of all runs of a params.yaml: means per optimizer, and differences between optimizers."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,6 +170,11 @@ class Comparison:
         return self.plan.count_taken(self.n)
 
     @property
+    def n_used(self) -> int:
+        """Number of seeds that the verdicts use: those of the last look taken, or all before the first."""
+        return self.plan.looks[self.n_looks_taken - 1] if self.n_looks_taken else self.n
+
+    @property
     def next_look(self) -> int | None:
         """Number of replicates at the next planned look; None after the last."""
         return next((look for look in self.plan.looks if look > self.n), None)
@@ -180,22 +186,30 @@ class Comparison:
         With a challenger, only its pairs with each other optimizer. Empty before the first look.
         """
         return sequential.compare_pairs(
-            {name: self.get_values(name) for name in self._completed},
+            {name: self.get_values(name) for name in self.completed},
             self._pair_names,
             self.plan,
-            {name: [run.files.seed for run in self.get_completed_runs(name)] for name in self._completed},
+            {name: [run.files.seed for run in self.get_completed_runs(name)] for name in self.completed},
         )
 
     @cached_property
-    def _completed(self) -> list[str]:
-        return [row.optimizer for row in self.rows if row.all_completed]
+    def completed(self) -> list[str]:
+        """Optimizers whose runs all completed, the best mean of the seeds that the verdicts use first."""
+        names = [row.optimizer for row in self.rows if row.all_completed]
+        if self.n_used == self.n:
+            return names
+        return sorted(names, key=self.compute_used_mean, reverse=self.plan.higher_is_better)
+
+    def compute_used_mean(self, optimizer: str) -> float:
+        """Return the mean of the verdict metric over the seeds that the verdicts use."""
+        return statistics.fmean(self.get_values(optimizer)[: self.n_used])
 
     @property
     def _pair_names(self) -> list[Pair]:
         if self.challenger:
-            others = [name for name in self._completed if name != self.challenger]
-            return [(self.challenger, name) for name in others] if self.challenger in self._completed else []
-        return list(combinations(self._completed, 2))
+            others = [name for name in self.completed if name != self.challenger]
+            return [(self.challenger, name) for name in others] if self.challenger in self.completed else []
+        return list(combinations(self.completed, 2))
 
     @property
     def undecided(self) -> list[Pair]:
@@ -207,11 +221,11 @@ class Comparison:
 
     @property
     def unbeaten(self) -> list[str]:
-        """Optimizers with a verdict to which no other is better, in the order of the rows."""
+        """Optimizers with a verdict to which no other is better, in the order of `completed`."""
         beaten = {
             names[1] if pair.first_is_better else names[0] for names, pair in self.pairs.items() if pair.is_better
         }
-        return [name for name in self._completed if any(name in names for names in self.pairs) and name not in beaten]
+        return [name for name in self.completed if any(name in names for names in self.pairs) and name not in beaten]
 
     @property
     def best(self) -> list[str]:

@@ -310,11 +310,11 @@ def _draw_trials(axis: Axes, tuning: OptimizerTuning, key: str, style: Any, scal
 
 
 def _draw_sensitivity(axis: Axes, tuning: OptimizerTuning, colour: str) -> None:
-    """Draw the grid over the learning rate: a line through the means, in a band from the lowest to the highest."""
-    by_rate = tuning.sensitivity_grid
-    axis.plot(list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour, linewidth=1)
-    ends: Any = ([min(each) for each in by_rate.values()], [max(each) for each in by_rate.values()])
-    axis.fill_between(list(by_rate), *ends, color=colour, alpha=0.15, linewidth=0)
+    """Draw each search's grid over the learning rate: a line through the means, in a band from lowest to highest."""
+    for by_rate in tuning.sensitivity_grids.values():
+        axis.plot(list(by_rate), [math.fsum(each) / len(each) for each in by_rate.values()], color=colour, linewidth=1)
+        ends: Any = ([min(each) for each in by_rate.values()], [max(each) for each in by_rate.values()])
+        axis.fill_between(list(by_rate), *ends, color=colour, alpha=0.15, linewidth=0)
 
 
 @use_default_rc

@@ -17,7 +17,6 @@ from optlab.analysis.figures import Curve
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.translation import BilingualText, build_bilingual, translate
 from optlab.analysis.verdicts import format_metric_name, summarize_verdicts
-from optlab.records import REPORTS_FOLDER
 from optlab.schema.parameters import CLASS_NAMES
 
 BilingualCells = list[list[BilingualText]]
@@ -41,7 +40,7 @@ def render(compared: Comparison, curves: dict[str, dict[str, Curve]], folder: Pa
 
     Args:
         curves: from `figures.compute_curves`.
-        folder: of the pipeline, relative to the repository root, which is the working directory.
+        folder: that the page lies in, relative to the repository root, which is the working directory.
     """
     return presentation.render_template(
         "report",
@@ -72,7 +71,7 @@ def render(compared: Comparison, curves: dict[str, dict[str, Curve]], folder: Pa
         condition_cells=build_bilingual(
             lambda: environment_diff.build_environment_table(run.conditions for run in compared.runs)
         ),
-        verdicts_page=Path(os.path.relpath(_VERDICTS_PAGE, folder / REPORTS_FOLDER)).as_posix(),
+        verdicts_page=Path(os.path.relpath(_VERDICTS_PAGE, folder)).as_posix(),
     )
 
 

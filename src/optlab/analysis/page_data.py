@@ -66,24 +66,26 @@ def _build_optimizer(compared: Comparison, name: str) -> dict[str, Any]:
 
 
 def _build_curves(compared: Comparison, curves: dict[str, dict[str, Curve]]) -> Iterator[dict[str, Any]]:
-    """Yield one figure per metric; each line lists its values at `steps`, a shorter list ends earlier."""
+    """Yield one figure per metric that has a mean curve; each line lists values at `steps`, None for a missing one."""
     for metric, by_optimizer in figures.extract_seed_curves(compared).items():
         lines = []
         for name, seeds in by_optimizer.items():
-            means = curves[metric][name].values()
+            steps = sorted(set().union(*seeds.values()))
+            means = [curves[metric][name].get(step) for step in steps]
             lines.append({
                 "optimizer": name,
-                "steps": max(map(list, seeds.values()), key=len),
-                "mean": _round([each.mean for each in means]),
-                "low": _round([each.low for each in means]),
-                "high": _round([each.high for each in means]),
-                "seeds": [[seed, _round(list(points.values()))] for seed, points in seeds.items()],
+                "steps": steps,
+                **{end: _round([each and getattr(each, end) for each in means]) for end in ("mean", "low", "high")},
+                "seeds": [[seed, _round([points.get(step) for step in steps])] for seed, points in seeds.items()],
             })  # fmt: skip
-        if any(line["steps"] for line in lines):
+        if any(curves[metric].values()):
             yield _describe_metric(metric) | {"lines": lines}
 
 
 def _round(values: list[Any]) -> list[float | None]:
+    """Return rounded values, without the None at the end."""
+    while values and values[-1] is None:
+        values = values[:-1]
     return [None if value is None else float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in values]
 
 
@@ -104,7 +106,10 @@ def _build_target(compared: Comparison) -> dict[str, Any] | None:
 def _build_tuning(name: str, tuning: OptimizerTuning) -> dict[str, Any]:
     key = str(tuning.learning_rate_key)
     chosen = [tuning.get_chosen_trial(number) for number in tuning.choices]
-    grid = [[rate, sum(each) / len(each), min(each), max(each)] for rate, each in tuning.sensitivity_grid.items()]
+    grids = [
+        [[rate, sum(each) / len(each), min(each), max(each)] for rate, each in grid.items()]
+        for grid in tuning.sensitivity_grids.values()
+    ]
     return {
         "optimizer": name,
         "trials": [
@@ -120,7 +125,7 @@ def _build_tuning(name: str, tuning: OptimizerTuning) -> dict[str, Any]:
             }
             for trial in tuning.trials
         ],
-        "grid": grid,
+        "grids": grids,
     }
 
 
@@ -135,7 +140,7 @@ def _build_pair(compared: Comparison, names: Pair, pair: PairComparison) -> dict
     def build_facts() -> list[list[str]]:
         facts = [
             [translate("difference"), verdicts.format_difference(pair, compared.verdict_metric)],
-            [translate("p value"), f"{pair.p:.2g}"],
+            [translate("p value"), tables.format_p(pair.p)],
             [translate("verdict"), tables.describe_verdict(pair, *names)],
             [translate("wins"), tables.format_wins(pair)],
             [translate("correlation"), tables.format_correlation(pair)],

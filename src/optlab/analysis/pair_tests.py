@@ -78,6 +78,8 @@ def compare_means(first: Array, second: Array, alpha: float, resolution: float =
     centred = (first - first_mean[..., None]) * (second - second_mean[..., None])
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = centred.sum(-1) / ((n - 1) * first.std(-1, ddof=1) * second.std(-1, ddof=1))
+    varies = (np.ptp(first, axis=-1) > 0) & (np.ptp(second, axis=-1) > 0)
+    correlation = np.where(varies, correlation, np.nan)
     pays = (differences == 0).all(-1) | _is_pairing_narrower(
         look, np.sqrt(first_part * second_part), correlation, n, alpha
     )
@@ -134,8 +136,6 @@ def compute_detectable_effect(n: int, alpha: float) -> float:
 
     Its unit is the standard deviation of one optimizer's replicates.
     """
-    low, high = 0.0, 1000.0
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (low, middle) if compute_power(middle, 1.0, n, alpha) >= POWER else (middle, high)
-    return high
+    df = 2.0 * (n - 1)
+    shift = special.nctdtrinc(df, 1 - POWER, -special.stdtrit(df, alpha / 2))
+    return float(shift * math.sqrt(2 / n))

@@ -126,7 +126,7 @@
     return values.map((y, index) => ({
       x: line.steps[index] * scale, y, low: low?.[index] ?? y, high: high?.[index] ?? y,
       optimizer: line.optimizer, line: `${line.optimizer} ${label}`, label, colour,
-    }));
+    })).filter((point) => point.y !== null);
   }
 
   function drawCurve(curve) {
@@ -183,7 +183,7 @@
     });
   }
 
-  function drawTuning({ optimizer, trials, grid }) {
+  function drawTuning({ optimizer, trials, grids }) {
     const { colour } = byName.get(optimizer);
     const known = (own) => own.filter((each) => each.rate !== null && each.rate !== undefined && each.rate > 0)
       .map((each) => ({ ...each, y: each.accuracy ?? 0 }));
@@ -197,8 +197,10 @@
       y: { label: null, grid: true, ticks: 4, domain: [0, d3.max([...points, ...others], (each) => each.y) * 1.05], tickFormat: (value) => formatPercent(value, 0) },
       marks: [
         Plot.dot(others, { ...place, fill: "currentColor", fillOpacity: 0.14, r: 2 }),
-        Plot.areaY(grid, { x: "0", y1: "2", y2: "3", fill: colour, fillOpacity: 0.15 }),
-        Plot.lineY(grid, { x: "0", y: "1", stroke: colour }),
+        ...grids.flatMap((grid) => [
+          Plot.areaY(grid, { x: "0", y1: "2", y2: "3", fill: colour, fillOpacity: 0.15 }),
+          Plot.lineY(grid, { x: "0", y: "1", stroke: colour }),
+        ]),
         Plot.dot(has("completed"), { ...place, fill: colour, r: 3.5 }),
         Plot.dot(has("stopped"), { ...place, fill: colour, r: 2.2 }),
         Plot.dot(has("diverged", "failed"), { ...place, stroke: colour, symbol: "times", r: 4 }),

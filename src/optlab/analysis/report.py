@@ -59,7 +59,7 @@ def write(compared: Comparison, folder: Path) -> None:
     else:
         (reports / tuning_page.TUNING_FIGURE).unlink(missing_ok=True)
     files.write_atomic(reports / "tuning.md", tuning_page.render(compared).encode())
-    files.write_atomic(reports / "report.html", page.render(compared, curves, folder))
+    files.write_atomic(reports / "report.html", page.render(compared, curves, reports))
 
 
 def _write_comparison_table(compared: Comparison, path: Path) -> None:

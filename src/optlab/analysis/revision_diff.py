@@ -9,7 +9,7 @@ from optlab.analysis import comparison, environment_diff, sequential
 from optlab.analysis.comparison import Comparison, Run
 from optlab.analysis.mean_ci import compute_mean_ci
 from optlab.analysis.sequential import PairComparison
-from optlab.analysis.tables import EMPTY_CELL, MINUS, describe_verdict, format_wins, render_table
+from optlab.analysis.tables import EMPTY_CELL, MINUS, describe_verdict, format_p, format_wins, render_table
 from optlab.analysis.verdicts import format_difference, format_mean, format_metric_name
 from optlab.config import loader
 from optlab.schema.parameters import Config, format_count
@@ -47,7 +47,7 @@ def _compare_all(past: list[tuple[str, Comparison]], now: Comparison) -> dict[tu
         for optimizer, reason in _find_no_verdict_reasons(then, now).items():
             if not reason:
                 runs = _match_runs(then, now, optimizer)
-                key = pairs[revision, optimizer] = (f"{optimizer} now", f"{optimizer} at {revision}")
+                key = pairs[revision, optimizer] = (f"{optimizer} now, for {revision}", f"{optimizer} at {revision}")
                 for name, index in zip(key, (1, 0), strict=True):
                     values[name] = [now.get_value(run[index]) for run in runs]
                     seeds[name] = [run[index].files.seed for run in runs]
@@ -107,6 +107,8 @@ def _build_row(
 ) -> list[str]:
     metric, runs = now.verdict_metric, _match_runs(then, now, optimizer)
     completed = [pair for pair in runs if pair[0].status == pair[1].status == "completed"]
+    if isinstance(pair_or_reason, PairComparison):
+        completed = completed[: pair_or_reason.n]  # the seeds of the last look, as the difference has them
     values_then = [now.get_value(run) for run, _ in completed]
     values_now = [now.get_value(run) for _, run in completed]
     means = [format_mean(compute_mean_ci(each), metric) if each else EMPTY_CELL for each in (values_then, values_now)]
@@ -115,7 +117,7 @@ def _build_row(
         return [optimizer, n, *means, EMPTY_CELL, EMPTY_CELL, EMPTY_CELL, pair_or_reason]
     pair = pair_or_reason
     verdict = describe_verdict(pair, "now", name)
-    return [optimizer, n, *means, format_difference(pair, metric), f"{pair.p:.2g}", format_wins(pair), verdict]
+    return [optimizer, n, *means, format_difference(pair, metric), format_p(pair.p), format_wins(pair), verdict]
 
 
 def _describe_other_changes(name: str, then: Comparison, now: Comparison) -> Iterator[str]:

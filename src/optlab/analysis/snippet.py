@@ -5,6 +5,7 @@ from typing import Literal
 
 from optlab.analysis import tables
 from optlab.analysis.comparison import Comparison
+from optlab.analysis.mean_ci import compute_mean_ci
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.translation import translate
 from optlab.analysis.verdicts import format_mean, format_metric_name, summarize_verdicts
@@ -19,13 +20,18 @@ _LATEX_ESCAPES = str.maketrans({
 
 
 def render(compared: Comparison, style: SnippetFormat) -> str:
-    """Return optimizers with n and mean ± half the width of its 95 % interval, and the verdict's sentences."""
+    """Return optimizers with n and mean ± half the width of its 95 % interval, and the verdict's sentences.
+
+    The means are over the seeds that the verdict uses.
+    """
     metric = compared.verdict_metric
     cells = [[translate("optimizer"), "n", format_metric_name(metric)]]
     for row in compared.rows:
-        mean = getattr(row, metric)
-        n = str(row.statuses.count("completed"))
-        cells.append([row.optimizer, n, format_mean(mean, metric) if mean else EMPTY_CELL])
+        values = compared.get_values(row.optimizer)
+        if row.all_completed:
+            values = values[: compared.n_used]
+        mean = format_mean(compute_mean_ci(values), metric) if values else EMPTY_CELL
+        cells.append([row.optimizer, str(len(values)), mean])
     summary = summarize_verdicts(compared)
     sentences = [each.replace("`", "") for each in (summary.headline, summary.basis) if each]
     renderers: dict[SnippetFormat, Callable[[Cells, list[str]], str]] = {

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from optlab.analysis import environment_diff, scatter
 from optlab.analysis.comparison import Comparison, Target
+from optlab.analysis.mean_ci import ALPHA
 from optlab.analysis.outperforming import ProbabilityOfOutperforming
 from optlab.analysis.sequential import PairComparison
 from optlab.analysis.translation import join_phrases, join_sentences, translate, translate_count
@@ -202,7 +203,7 @@ def build_pair_table(compared: Comparison) -> Cells:
         cells = [
             f"{first} {MINUS} {second}",
             format_difference(pair, compared.verdict_metric),
-            f"{pair.p:.2g}",
+            format_p(pair.p),
             format_wins(pair),
             format_correlation(pair),
         ]
@@ -212,6 +213,12 @@ def build_pair_table(compared: Comparison) -> Cells:
     return table
 
 
+def format_p(p: float) -> str:
+    """Return a p value with two digits, or as many as show on which side of 0.05 it lies."""
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) <= ALPHA) == (p <= ALPHA))
+
+
 def format_wins(pair: PairComparison) -> str:
     """Return the number of seeds with which the first optimizer is better, such as `5 of 8`."""
     return EMPTY_CELL if pair.wins is None else _format_share(pair.wins, pair.n)
@@ -219,7 +226,7 @@ def format_wins(pair: PairComparison) -> str:
 
 def format_correlation(pair: PairComparison) -> str:
     """Return the correlation over the seeds."""
-    return EMPTY_CELL if pair.correlation is None else f"{pair.correlation:.2f}".replace("-", MINUS)
+    return EMPTY_CELL if pair.correlation is None else f"{pair.correlation:z.2f}".replace("-", MINUS)
 
 
 def describe_verdict(pair: PairComparison, first: str, second: str) -> str:
@@ -283,8 +290,8 @@ def list_remarks(compared: Comparison, with_scatter: bool = True) -> list[str]:
         remarks += [scattered] * bool(scattered)
     if compared.differing_conditions:
         remarks.append(environment_diff.describe_differences(compared.differing_conditions))
-    if compared.champion and not compared.challenger:  # the champion may be a run in the study's folder
-        remarks.append(describe_champion(compared))
+    if compared.champion and not compared.challenger and len({run.files.folder for run in compared.runs}) == 1:
+        remarks.append(describe_champion(compared))  # a ranking or a challenge has runs of other pipelines
     return [*remarks, *compared.notes]
 
 

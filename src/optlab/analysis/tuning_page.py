@@ -17,6 +17,7 @@ from optlab.analysis.translation import translate
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_mean
 from optlab.schema.optimizer import OptimizerSpec
+from optlab.schema.search_space import NumericRange
 from optlab.tuning import search
 
 TUNING_FIGURE = "tuning/accuracy.png"
@@ -39,9 +40,10 @@ def render(compared: Comparison) -> str:
         render_markdown_table(_build_tuned_table(tunings)),
     ]
     for name, tuning in tunings.items():
-        if tuning.sensitivity:
-            parts.append(f"The learning rate of {name} alone, the rest as chosen:")
-            parts.append(render_markdown_table(_build_sensitivity_table(tuning)))
+        for number, grid in tuning.sensitivity_grids.items():
+            search_name = f" in the search for seed {number}" if len(tuning.choices) > 1 else ""
+            parts.append(f"The learning rate of {name} alone, the rest as chosen{search_name}:")
+            parts.append(render_markdown_table(_build_sensitivity_table(grid)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,7 +61,7 @@ def describe_tuning_protocol(compared: Comparison) -> str:
     if settings.halving > 1:
         template = (
             "Of each half, the best of every {factor} trials went on after the first part of the steps, and of these "
-            "one in eight of all trials to the end (parts: {rungs} of {steps} steps). "
+            "one in eight of all trials to the end (selected after {rungs} of {steps} steps). "
         )
         if is_older:
             template = "After {rungs} of {steps} steps, the best of every {factor} went on. "
@@ -124,7 +126,7 @@ def _format_chosen_values(tuning: OptimizerTuning) -> str:
     parts = []
     for key in tuning.spec.ranges:
         values = [trial.values[key] for trial in chosen if trial and key in trial.values]
-        if values and all(isinstance(each, int | float) for each in values):
+        if values and isinstance(tuning.spec.ranges[key], NumericRange):
             middle, low, high = (f"{each:.3g}" for each in (median(values), min(values), max(values)))
             parts.append(translate("{key} {value} ({low} to {high})", key=key, value=middle, low=low, high=high))
         elif values:
@@ -196,9 +198,7 @@ def _format_share(tuning: OptimizerTuning) -> str:
     return "the search chose" if len(tuning.choices) == 1 else "at least half of the searches chose"
 
 
-def _build_sensitivity_table(tuning: OptimizerTuning) -> Cells:
-    rows = [
-        [f"{rate:g}", format_mean(compute_mean_ci(accuracies), "accuracy")]
-        for rate, accuracies in tuning.sensitivity_grid.items()
-    ]
-    return [["learning rate", f"validation accuracy ({len(tuning.sensitivity) // len(rows)} seeds)"], *rows]
+def _build_sensitivity_table(grid: dict[float, list[float]]) -> Cells:
+    rows = [[f"{rate:g}", format_mean(compute_mean_ci(accuracies), "accuracy")] for rate, accuracies in grid.items()]
+    n = len(next(iter(grid.values())))
+    return [["learning rate", f"validation accuracy ({n} seeds)"], *rows]

@@ -92,12 +92,14 @@ class OptimizerTuning:
         return search.find_learning_rate_key(self.spec.ranges)
 
     @property
-    def sensitivity_grid(self) -> dict[float, list[float]]:
-        """Learning rate, in increasing order → accuracy of each of its trials in `sensitivity`."""
-        grid: dict[float, list[float]] = {}
-        for trial in self.sensitivity if self.learning_rate_key else ():
-            grid.setdefault(trial.values[str(self.learning_rate_key)], []).append(get_accuracy_or_chance(trial))
-        return dict(sorted(grid.items()))
+    def sensitivity_grids(self) -> dict[int, dict[float, list[float]]]:
+        """Search → learning rate, in increasing order → accuracy of each of its trials in `sensitivity`."""
+        key = str(self.learning_rate_key)
+        grids: dict[int, dict[float, list[float]]] = {}
+        for trial in sorted(self.sensitivity, key=lambda trial: trial.values[key]) if self.learning_rate_key else ():
+            grid = grids.setdefault(trial.search, {})
+            grid.setdefault(trial.values[key], []).append(get_accuracy_or_chance(trial))
+        return dict(sorted(grids.items()))
 
     @property
     def has_near_neighbours(self) -> bool | None:

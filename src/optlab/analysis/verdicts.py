@@ -44,7 +44,7 @@ class Summary:
 
 def summarize_verdicts(compared: Comparison) -> Summary:
     """Return the verdict in words."""
-    completed = [row.optimizer for row in compared.rows if row.all_completed]
+    completed = compared.completed
     if compared.champion is None:
         return Summary(translate("No run completed: there is nothing to choose."))
     if len(compared.rows) == 1 and completed:
@@ -105,15 +105,15 @@ def _describe_lead(compared: Comparison) -> str:
         return _describe_winner(compared, best[0])
     if best:
         template = "{names} share the first place: they are equivalent within {margin}."
-        if len(best) == sum(row.all_completed for row in compared.rows):
+        if len(best) == len(compared.completed):
             template = "No difference that matters: {names} are equivalent within {margin}."
         return translate(template, names=join_names(best), margin=margin)
     if not any(pair.is_better for pair in compared.pairs.values()):
         template = "No winner yet: no optimizer is shown to be better than another with {seeds}."
         return translate(template, seeds=_format_n(compared))
-    leader = compared.unbeaten[0]  # has the best mean
-    pairs = [names for names, pair in compared.pairs.items() if leader in names and not pair.is_better]
-    others = [first if second == leader else second for first, second in pairs]
+    leader = next(iter(compared.unbeaten or compared.completed))  # verdicts of different looks can form a circle
+    pairs = {name: get_pair(compared, leader, name) for name in compared.completed if name != leader}
+    others = [name for name, pair in pairs.items() if not (pair.is_better and pair.first_is_better)]
     template = "No winner yet: {leader} leads, but is not shown to be better than {others}."
     return translate(template, leader=leader, others=join_names(others))
 
@@ -138,13 +138,12 @@ def _describe_winner(compared: Comparison, best: str) -> str:
 
 def _find_next(compared: Comparison, best: str) -> str:
     """Return the optimizer with the best mean after the best one, of those with a verdict."""
-    return next(row.optimizer for row in compared.rows if row.optimizer != best and row.all_completed)
+    return next(name for name in compared.completed if name != best)
 
 
 def _format_value(compared: Comparison, optimizer: str) -> str:
-    """Return an optimizer's mean of the verdict metric, without its interval."""
-    row = next(row for row in compared.rows if row.optimizer == optimizer)
-    return format_mean(compute_mean_ci([getattr(row, compared.verdict_metric).mean]), compared.verdict_metric)
+    """Return an optimizer's mean over the seeds that the verdicts use, without its interval."""
+    return format_mean(compute_mean_ci([compared.compute_used_mean(optimizer)]), compared.verdict_metric)
 
 
 def get_pair(compared: Comparison, first: str, second: str) -> PairComparison:
@@ -200,7 +199,15 @@ def describe_pair(compared: Comparison, names: Pair, pair: PairComparison) -> st
 
 _CHALLENGER_VERDICTS = {  # in a count, and as the beginning of a list
     "better": ("better than {count}", "Better than: {others}."),
+    "better, by less than the margin": (
+        "better than {count} (by less than the margin)",
+        "Better by less than {margin}: {others}.",
+    ),
     "worse": ("worse than {count}", "Worse than: {others}."),
+    "worse, by less than the margin": (
+        "worse than {count} (by less than the margin)",
+        "Worse by less than {margin}: {others}.",
+    ),
     "equivalent": ("equivalent to {count}", "Equivalent to, within {margin}: {others}."),
     "undecided": ("undecided against {count}", "Undecided against: {others}."),
 }
@@ -211,7 +218,7 @@ def _describe_challenger(compared: Comparison) -> tuple[str, list[str]]:
     challenger, metric, margin = str(compared.challenger), compared.verdict_metric, _format_margin(compared)
     groups: dict[str, list[str]] = {how: [] for how in _CHALLENGER_VERDICTS}
     for (_, other), pair in compared.pairs.items():
-        how = ("better" if pair.first_is_better else "worse") if pair.is_better else pair.verdict
+        how = pair.verdict if pair.first_is_better else pair.verdict.replace("better", "worse")
         difference = format_difference(pair, metric)
         groups[how].append(translate("{name} ({difference})", name=other, difference=difference))
     found = {how: names for how, names in groups.items() if names}
@@ -231,7 +238,7 @@ def _describe_challenger(compared: Comparison) -> tuple[str, list[str]]:
 
 def _describe_next_look(compared: Comparison) -> Iterator[str]:
     """Yield what further seeds can decide, where something is undecided or seeds are not used yet."""
-    used, following = compared.plan.looks[compared.n_looks_taken - 1], compared.next_look
+    used, following = compared.n_used, compared.next_look
     if used < compared.n:
         template = "The verdict uses the first {used} of {n} seeds: no further look is planned."
         if following:
@@ -285,7 +292,7 @@ def _describe_tuning_effort(compared: Comparison) -> Iterator[str]:
 
 
 def _format_n(compared: Comparison) -> str:
-    return translate("{n} seeds", n=compared.plan.looks[compared.n_looks_taken - 1])
+    return translate("{n} seeds", n=compared.n_used)
 
 
 def _format_margin(compared: Comparison) -> str:

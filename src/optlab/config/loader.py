@@ -34,6 +34,7 @@ _MODELS: dict[tuple[Any, ...], type[BaseModel]] = {
     (): Config, ("data",): DataConfig, ("training",): TrainingConfig, ("tuning",): TuningConfig,
     ("tuning", "sensitivity"): SensitivityConfig, ("verdict",): VerdictConfig,
 }  # fmt: skip
+_CONFLICT = "conflict markers of a git merge: keep what you want of each side, and delete the markers"
 _EXPECTED_TYPES: dict[str, set[type]] = {"bool_type": {bool}, "int_type": {int}, "float_type": {int, float}}
 
 
@@ -63,14 +64,30 @@ def load_for_stages(folder: Path) -> Config:
     if not (folder / "dvc.yaml").is_file():
         return config
     present = _read_yaml((folder / PARAMS_FILE).read_text(encoding="utf-8"))
-    stages = _read_yaml((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
-    named = [each for stage in stages for each in stage.get("params", ()) if isinstance(each, str)]
+    named = _list_named_parameters(folder / "dvc.yaml")
     missing = next((each for each in named if each.partition(".")[0] not in present), None)
     if missing:
         raise ConfigError(
             f"{folder / PARAMS_FILE}: no section `{missing}`, which dvc.yaml names: add `{missing}: {{}}`"
         )
     return config
+
+
+def _list_named_parameters(path: Path) -> list[str]:
+    """List what the stages of a dvc.yaml depend on of params.yaml, without templates.
+
+    Raises:
+        ConfigError: it is no dvc.yaml.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        marker_line = find_conflict_marker(text)
+        if marker_line:
+            raise ConfigError(f"{path}:{marker_line}: {_CONFLICT}")
+        named = [each for stage in _read_yaml(text)["stages"].values() for each in stage.get("params") or ()]
+    except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: no stages of a DVC pipeline: {summarize_error(error)}") from None
+    return [each for each in named if isinstance(each, str) and "${" not in each]
 
 
 def load_at_revision(revision: Revision, folder: Path = Path()) -> Config:
@@ -105,10 +122,7 @@ def parse(text: str, path: Path) -> Config:
     """Check the text of a params.yaml; errors as in `load`, which name the file `path`."""
     marker_line = find_conflict_marker(text)
     if marker_line:
-        raise ConfigError(
-            f"{path}:{marker_line}: conflict markers of a git merge: keep what you want of each side, and delete the "
-            f"markers"
-        )
+        raise ConfigError(f"{path}:{marker_line}: {_CONFLICT}")
     try:
         values = _read_yaml(text)
     except MarkedYAMLError as error:

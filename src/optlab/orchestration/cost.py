@@ -57,7 +57,7 @@ def describe(
 
     Args:
         stale_stages: names of the stages that DVC finds stale.
-        jobs: number of runs at a time.
+        jobs: number of trials or runs at a time.
         is_versus: whether the pipeline compares with a study, whose other optimizers count in what can be shown.
     """
     costs: dict[str, OptimizerCost] = {}
@@ -82,9 +82,7 @@ def describe(
 
 
 def _estimate_seconds(config: Config, cost: OptimizerCost, n_runs: int, jobs: int) -> float:
-    with LocalExecutor.from_config(config) as trainer:
-        steps = cost.steps / min(trainer.max_workers, max(1, cost.trials))
-    steps += math.ceil(n_runs / jobs) * config.total_steps
+    steps = cost.steps / min(jobs, max(1, cost.trials)) + math.ceil(n_runs / jobs) * config.total_steps
     return steps / (cost.steps_per_second or math.inf)
 
 
@@ -121,14 +119,17 @@ def _run_measurement(folder: Path, name: str, jobs: int, fork_server: ForkServer
         except KeyboardInterrupt:
             processes.stop([job])
             raise
-        return None if failed else OptimizerCost(*json.loads(job.lines[-1]))
+        with contextlib.suppress(ValueError, TypeError, IndexError):  # an optimizer that prints
+            return None if failed else OptimizerCost(*json.loads(job.lines[-1]))
+        return None
 
 
 def main() -> None:
     """Print an `OptimizerCost` as JSON."""
     folder, name = Path(sys.argv[1]), sys.argv[2]
     config = loader.load(folder / PARAMS_FILE)
-    print(json.dumps(OptimizerCost(*count_missing_trials(config, folder, name), measure_speed(config, name))))
+    cost = OptimizerCost(*count_missing_trials(config, folder, name), measure_speed(config, name))
+    print(f"\n{json.dumps(cost)}")  # a line of its own, whatever an optimizer has printed
 
 
 def count_missing_trials(config: Config, folder: Path, name: str) -> tuple[int, int, list[int]]:

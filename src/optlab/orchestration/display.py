@@ -122,8 +122,8 @@ def make_means_table(accuracies: dict[str, list[float]]) -> Table:
 
 
 def make_console() -> Console:
-    """Return a console that colours nothing and does not break lines: the terminal does."""
-    return Console(highlight=False, soft_wrap=True)
+    """Return a console that prints texts as they are: without colours, emoji for `:x:`, or breaks of lines."""
+    return Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 @contextlib.contextmanager

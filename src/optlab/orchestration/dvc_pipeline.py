@@ -125,7 +125,8 @@ class DvcPipeline:
     def get_command(self, name: str) -> tuple[str, Path]:
         """Return a stage's command line and its working directory, relative to the top."""
         stage = self._stages[name]
-        command = stage.cmd if isinstance(stage.cmd, str) else " && ".join(stage.cmd)
+        commands = stage.cmd.splitlines() if isinstance(stage.cmd, str) else stage.cmd
+        command = " && ".join(each for each in commands if each.strip())
         return command, Path(stage.wdir).relative_to(Path.cwd())
 
     def list_files(self, name: str) -> tuple[list[Path], list[Path]]:

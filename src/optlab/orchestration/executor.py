@@ -126,8 +126,7 @@ class LocalExecutor:
     def from_config(cls, config: Config, jobs: int | None = None,
                     fork_server: ForkServer | None = None) -> "LocalExecutor":  # fmt: skip
         """Return an executor of trainings; by default, of as many as OPTLAB_JOBS says or the cores have room for."""
-        from_environment = os.environ.get(JOBS_VARIABLE, "")
-        jobs = jobs or (int(from_environment) if from_environment.isdecimal() else 0) or count_slots(config)
+        jobs = count_jobs(config, jobs)
         return cls(jobs, can_busy_wait(config, jobs), fork_server)
 
     def __enter__(self) -> "LocalExecutor":
@@ -184,9 +183,9 @@ class LocalExecutor:
     def stop(self) -> None:
         """Interrupt every job, wait for its end, and start no further one."""
         self._is_stopped = True
-        processes.stop([job for job in self._jobs.values() if not job.done()])
+        processes.stop([job for job in list(self._jobs.values()) if not job.done()])
         with self._submitting:  # one more may have been started meanwhile
-            processes.stop([job for job in self._jobs.values() if not job.done()])
+            processes.stop([job for job in list(self._jobs.values()) if not job.done()])
 
 
 def wait_first(jobs: Collection[Job], timeout_s: float | None = None) -> list[Job]:
@@ -195,9 +194,11 @@ def wait_first(jobs: Collection[Job], timeout_s: float | None = None) -> list[Jo
     return [job for job in jobs if job.done()]
 
 
-def count_slots(config: Config) -> int:
-    """Return how many trainings the cores have room for, at least one."""
-    return max(1, len(list_cores()) // config.training.threads)
+def count_jobs(config: Config, jobs: int | None = None) -> int:
+    """Return the number of trainings at a time: as asked for, by OPTLAB_JOBS, or that the cores have room for."""
+    from_environment = os.environ.get(JOBS_VARIABLE, "")
+    asked_for = jobs or (int(from_environment) if from_environment.isdecimal() else 0)
+    return asked_for or max(1, len(list_cores()) // config.training.threads)
 
 
 def can_busy_wait(config: Config, jobs: int) -> bool:

@@ -294,7 +294,7 @@ def parse_stage_command(command: str, folder: Path) -> list[str] | None:
         stage = (folder / script).resolve()
     except ValueError:
         return None
-    if python != "python" or stage.parent != repository.STAGES.resolve() or set(command) & set("|&;<>$`"):
+    if python != "python" or stage.parent != repository.STAGES.resolve() or set(command) & set("|&;<>$`#\n"):
         return None
     return [os.path.relpath(stage, folder.resolve()), *arguments]  # without a study's links, which a node lacks
 

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,9 @@ def run_pipeline(config: Config, folder: Path, jobs: int | None, cluster_options
     numerics.prepare(config.training)  # sets variables that the fork server reads as it starts
     if jobs:
         os.environ[executor.JOBS_VARIABLE] = str(jobs)
-    jobs = min(jobs or executor.count_slots(config), len(config.list_runs()))
+    jobs = executor.count_jobs(config, jobs)
+    if not any(spec.ranges for spec in config.optimizers.values()):
+        jobs = min(jobs, len(config.list_runs()))
     print(_describe_plan(config, folder, None if cluster_options else jobs), flush=True)
     own_pid = str(os.getpid())
     os.environ |= {uploader_client.UPLOADER_PARENT_VARIABLE: own_pid, processes.PARENT_PID_VARIABLE: own_pid}
@@ -147,7 +149,7 @@ def _make_executor(config: Config, folder: Path, jobs: int, fork_server: ForkSer
 
 def _describe_plan(config: Config, folder: Path, jobs: int | None) -> str:
     parts = format_count(len(config.optimizers), "optimizer"), format_count(len(config.seeds), "seed")
-    where = "on a cluster" if jobs is None else f"{jobs} at a time"
+    where = "on a cluster" if jobs is None else f"{min(jobs, len(config.list_runs()))} at a time"
     return f"{folder / PARAMS_FILE}: {' × '.join(parts)} = {format_count(len(config.list_runs()), 'run')}, {where}"
 
 
@@ -291,27 +293,29 @@ def _run_searches(
 
     job_executor.wait_ready()
     failed: dict[str, BaseException] = {}
+    futures: dict[Future[None], str] = {}
     with pipeline.lock_stages(stale), ThreadPoolExecutor(at_a_time or len(stale)) as threads:
-        futures = {
-            threads.submit(tuning_session.tune, config, folder, *stages[stage], job_executor): stage
-            for stage in stale
-            if pipeline.prepare(stage)
-        }
         try:
+            for stage in stale:
+                if pipeline.prepare(stage):
+                    future = threads.submit(tuning_session.tune, config, folder, *stages[stage], job_executor)
+                    futures[future] = stage
             for future in as_completed(futures):
-                if error := future.exception():
-                    failed[futures[future]] = error
-                else:
+                try:
+                    future.result()
                     pipeline.commit(futures[future])
+                except Exception as problem:  # of one search
+                    failed[futures[future]] = problem
         except BaseException:
             for future in futures:
                 future.cancel()
             job_executor.stop()
             raise
-    for stage, error in failed.items():
-        print(f"{stage}: {summarize_error(error)}", file=sys.stderr)
+    names = [stage for stage in stale if stage in failed]
+    for stage in names:
+        print(f"{stage}: {summarize_error(failed[stage])}", file=sys.stderr)
     if failed:
-        raise RunsFailedError(f"a tuning failed: {', '.join(failed)}: see above")
+        raise RunsFailedError(f"a tuning failed: {', '.join(names)}: see above")
 
 
 @dataclass

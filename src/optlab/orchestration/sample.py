@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from optlab.config import loader
 from optlab.data import download
 from optlab.schema.parameters import PARAMS_FILE
-from optlab.system import files, git, processes
+from optlab.system import files, git, locks, processes
 from optlab.system.errors import RunsFailedError
 
 FOLDER = Path(".optlab") / "sample"
@@ -38,9 +38,15 @@ def run() -> Path:
         ConfigError: params.yaml cannot be used.
         RevisionError: git cannot check the last commit out.
         RunsFailedError: the pipeline failed.
+        BusyError: another process runs the sample.
     """
+    with locks.hold_lock("sample"), processes.interrupt_on_sigterm():
+        return _run()
+
+
+def _run() -> Path:
     _clear()
-    git.run("worktree", "add", "--quiet", "--detach", str(FOLDER), "HEAD")
+    git.add_worktree(FOLDER, "HEAD")
     path = FOLDER / PARAMS_FILE
     loader.load(path)  # an error is one line
     params = _shorten(path.read_text("utf-8"))
@@ -54,11 +60,19 @@ def run() -> Path:
 
 
 def _shorten(params: str) -> str:
-    """Return the text of a params.yaml for the sample."""
+    """Return the text of a params.yaml for the sample; a shorter training has shorter schedules."""
     yaml, output = YAML(), io.StringIO()
     content = yaml.load(params)
     content["seeds"], content["data"] = _SEEDS, _DATA
-    content.setdefault("training", {}).update(_TRAINING)
+    training = content.setdefault("training", {})
+    shortening = min(1, _TRAINING["epochs"] / training.get("epochs", 1))
+    training.update(_TRAINING)
+    owners = (training, *content["optimizers"].values())
+    for schedule in {id(each["schedule"]): each["schedule"] for each in owners if "schedule" in each}.values():
+        if shortening < 1 and "warmup_epochs" in schedule:
+            schedule["warmup_epochs"] *= shortening
+        if shortening < 1 and "step_epochs" in schedule:
+            schedule["step_epochs"] = max(1, round(schedule["step_epochs"] * shortening))
     yaml.dump(content, output)
     return output.getvalue()
 

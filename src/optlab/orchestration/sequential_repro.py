@@ -132,7 +132,8 @@ def _describe_answer(compared: Comparison, question: Question) -> str:
     if not compared.best:
         answer = "No optimizer is known to be the best"
     elif len(compared.best) == 1:
-        answer = f"{compared.best[0]} is better than every other optimizer"
+        whose = "" if len(compared.completed) == len(compared.rows) else " whose runs all completed"
+        answer = f"{compared.best[0]} is better than every other optimizer{whose}"
     else:
         answer = f"The best are {' and '.join(compared.best)}, equivalent to each other,"
     return f"{answer} {basis}.{f' {undecided}.' if undecided else ''}"

@@ -71,7 +71,7 @@ def run(name_or_module: str, params: Path, study: Path, retrain: bool, fresh_see
             repro.run_pipeline(own_config, folder, jobs, forced=forced or outdated)
     except KeyboardInterrupt:
         option = [] if study == DEFAULT_STUDY else ["--study", str(study)]
-        command = shlex.join(["optlab", "versus", name_or_module, *option])
+        command = shlex.join(["optlab", "versus", name_or_module, *option, *["--again"] * retrain])
         print_stderr(f"{folder}: the trials and runs that are complete are kept: `{command}` does the rest")
         raise
     return folder

@@ -23,6 +23,7 @@ from optlab.analysis import comparison
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import ALPHA
 from optlab.config import loader
+from optlab.orchestration import versus
 from optlab.ranking.costs import COSTS_FILE, compute_time, read_costs
 from optlab.ranking.performance_profile import MAX_FACTOR, compute_log_scores, compute_ratios
 from optlab.schema.parameters import PARAMS_FILE, Config
@@ -120,6 +121,8 @@ class _NotComparableError(Exception):
 
 
 def _collect(folder: Path, config: Config, reference: str) -> Comparison:
+    if versus.find_study(folder):
+        raise _NotComparableError("compares one optimizer with a study")
     if config.verdict.target is None:
         raise _NotComparableError("has no target")
     if config.data.train_split != "train":

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from optlab.config import catalog
 from optlab.schema.parameters import Config
 
 COSTS_FILE = Path("benchmarks") / "COSTS.md"
@@ -27,13 +28,20 @@ class StepCost:
 def read_costs(path: Path, config: Config) -> dict[str, StepCost]:
     """Return optimizer → cost of its step on the network, and with the batch size and precision, of a configuration.
 
-    Empty where the file or its section is missing, or was measured with another batch size or precision.
+    Costs were measured for the class that the catalogue has under a name: an optimizer of another class has none. Empty
+    where the file or its section is missing, or was measured with another batch size or precision.
     """
     text = path.read_text("utf-8") if path.is_file() else ""
     section = text.partition(f"\n## {config.model}\n")[2].partition("\n## ")[0]
     if f"batch {config.training.batch_size}, {config.training.precision};" not in section:
         return {}
-    return {name: StepCost(float(numbers), float(share) / 100) for name, numbers, share in _ROW.findall(section)}
+    classes = {name: spec.class_ for name, spec in config.optimizers.items()}
+    ready = {each.name: each.values["class"] for each in catalog.load().entries}
+    return {
+        name: StepCost(float(numbers), float(share) / 100)
+        for name, numbers, share in _ROW.findall(section)
+        if ready.get(name, classes.get(name)) == classes.get(name)
+    }
 
 
 def compute_time(steps: int, gradients: float, cost: StepCost | None) -> float:

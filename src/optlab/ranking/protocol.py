@@ -54,7 +54,8 @@ class Protocol(StrictModel):
         own = next((key for key in _FREE_KEYS if key in params), None)
         if own:
             raise ValueError(f"has {own}, which each record has of its own: remove it")
-        if "seed" in (params.get("tuning") or {}):
+        tuning = params.get("tuning")
+        if isinstance(tuning, dict) and "seed" in tuning:
             raise ValueError("tuning has a seed, which is derived for each record: remove it")
         return params
 

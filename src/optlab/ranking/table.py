@@ -6,19 +6,21 @@ are worse. The verdicts are simultaneous over all pairs, so all intervals hold t
 """
 
 import itertools
+import os
 from pathlib import Path
 
 from optlab.analysis import comparison, figures, page, tables
 from optlab.analysis.comparison import Comparison, RecordFolders
 from optlab.analysis.tables import EMPTY_CELL, Cells
+from optlab.analysis.translation import join_names
 from optlab.analysis.verdicts import describe_pair, format_mean, get_pair
-from optlab.config import catalog, loader
+from optlab.config import loader
 from optlab.ranking.costs import COSTS_FILE, StepCost, compute_time, read_costs
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count
 from optlab.system import files
-from optlab.system.errors import RecordError
+from optlab.system.errors import ConfigError, RecordError
 
 RANKING_FILE = Path("RANKING.md")
 REPORT_FILE = Path("report.html")
@@ -65,6 +67,8 @@ def collect(ranking: Ranking) -> Comparison | None:
     specs: dict[str, OptimizerSpec] = dict(study.optimizers)
     folders = {name: RecordFolders(ranking.study, ranking.study, tuple(seeds)) for name in specs}
     for folder in ranking.list_records():
+        if folder.name in study.optimizers:
+            raise ConfigError(f"{folder}: {ranking.study} has an optimizer of that name: remove the record")
         config = _load_record(ranking, folder)
         specs[folder.name] = config.get_optimizer(folder.name)
         folders[folder.name] = RecordFolders(folder, folder, tuple(config.seeds))
@@ -101,7 +105,7 @@ def render(ranking: Ranking, compared: Comparison | None) -> str:
         parts += [
             tables.summarize_protocol(compared),
             tables.render_markdown_table(build_table(compared, ranking, costs)),
-            _explain(ranking),
+            _explain(ranking, compared),
             *(f"- {line}" for line in _compare_neighbours(compared)),
         ]
     return "\n\n".join([*parts, _describe_rules(ranking)]) + "\n"
@@ -120,15 +124,11 @@ def build_table(compared: Comparison, ranking: Ranking, costs: dict[str, StepCos
     ]
     table = [[*header, "record"]]
     records = {folder.name for folder in ranking.list_records()}
-    classes = {name: spec.class_ for name, spec in compared.config.optimizers.items()}
-    # A record's name is its author's: costs were measured for the class that the catalog has under that name.
-    ready = {each.name for each in catalog.load().entries if classes.get(each.name) == each.values["class"]}
     for row in compared.rows:
-        is_measured = row.optimizer not in records or row.optimizer in ready
-        cost, target = costs.get(row.optimizer) if is_measured else None, compared.target
+        cost, target = costs.get(row.optimizer), compared.target
         steps = target.compute_median_steps(row.optimizer) if target else None
-        gradients = row.gradients_per_step or 1
-        time = EMPTY_CELL if steps is None or cost is None else f"{compute_time(steps, gradients, cost):,.0f}"
+        gradients = row.gradients_per_step
+        time = EMPTY_CELL if steps is None or cost is None else f"{compute_time(steps, gradients or 1, cost):,.0f}"
         accuracy = format_mean(row.test_accuracy, "test_accuracy") if row.test_accuracy else EMPTY_CELL
         name = row.optimizer
         link = f"[{name}]({name}/{PARAMS_FILE})" if name in records else "reference"
@@ -140,7 +140,7 @@ def build_table(compared: Comparison, ranking: Ranking, costs: dict[str, StepCos
                 EMPTY_CELL if steps is None else f"{steps:,}",
                 time,
                 EMPTY_CELL if cost is None else f"{cost.numbers:.1f}",
-                f"{gradients:.3g}",
+                EMPTY_CELL if gradients is None else f"{gradients:.3g}",
                 link,
             ]
         )
@@ -169,14 +169,17 @@ def _compare_neighbours(compared: Comparison) -> list[str]:
     return [describe_pair(compared, pair, get_pair(compared, *pair)) for pair in neighbours]
 
 
-def _explain(ranking: Ranking) -> str:
+def _explain(ranking: Ranking, compared: Comparison) -> str:
+    untuned = [name for name in compared.config.optimizers if name not in compared.tunings]
+    no_search = f" ({join_names(untuned)}: no range, so no search)" if untuned else ""
+    costs = Path(os.path.relpath(COSTS_FILE, ranking.folder)).as_posix()
     return (
         "A place such as 2 – 7 gives the first and the last possible one: 1 + the number of optimizers that are "
         "shown to be better, and the number of optimizers with a verdict less those that are shown to be worse. ± is "
         f"half the width of a 95 % interval of the mean over {ranking.protocol.replicates} replicates; each replicate "
-        "has a search of its own, so the interval includes the variation between searches. Time to target = steps to "
-        f"target × (gradients a step + the optimizer's own work by [{COSTS_FILE.name}](../{COSTS_FILE})); its unit is "
-        "the time for one gradient. Numbers kept are those of the optimizer's state for each weight. The list below "
+        f"has a search of its own, so the interval includes the variation between searches{no_search}. Time to target "
+        f"= steps to target × (gradients a step + the optimizer's own work by [{COSTS_FILE.name}]({costs})); its unit "
+        "is the time for one gradient. Numbers kept are those of the optimizer's state for each weight. The list below "
         "compares each optimizer with the next one of the table. In brackets: 95 % intervals of the differences, "
         "simultaneous over all pairs, for one look."
     )

@@ -25,11 +25,20 @@ from optlab.reproduce import rerun
 from optlab.reproduce.output_diff import Reproduction
 from optlab.schema.parameters import PARAMS_FILE, Config, format_run_id
 from optlab.system import git, repository, source_code
-from optlab.system.errors import ConfigError, OptlabError, RecordError, RevisionError, summarize_error
+from optlab.system.errors import (
+    BusyError,
+    ConfigError,
+    OptlabError,
+    RecordError,
+    RevisionError,
+    StorageError,
+    summarize_error,
+)
 from optlab.system.git import Revision
 from optlab.tuning import search, selection
 from optlab.tuning.search import Trial, TrialBatch, TrialOutcomes
 from optlab.tuning.session import TuningSession, index_by_key
+from optlab.tuning.trial import TrialRequest
 
 _MAX_NAMED = 3  # of several findings of one kind
 
@@ -94,11 +103,32 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
     for title, check in checks_in_order:
         try:
             check()
+        except (BusyError, StorageError):  # nothing that the record is to blame for
+            raise
         except Exception as error:  # whatever the content of a stranger's file raises
             is_ours = isinstance(error, OptlabError)
             yield CheckResult(title, str(error) if is_ours else f"cannot be checked: {summarize_error(error)}")
             return
         yield CheckResult(title, None)
+
+
+def check_packages(record: RankingRecord) -> None:
+    """Check that the packages which decide the record's numbers are installed here.
+
+    Raises:
+        ConfigError: one is missing, or has another version than the record's runs.
+    """
+    config = record.config
+    request = TrialRequest.from_config(config, record.name, config.seeds[0], config.total_steps, {})
+    for seed in config.seeds:
+        with contextlib.suppress(RecordError):  # a check that follows refuses it
+            recorded = Environment.read(RunFiles(record.folder, record.name, seed).environment).packages
+            for package, installed in request.packages.items():
+                if recorded.get(package, installed) != installed:
+                    raise ConfigError(
+                        f"{record.folder}: recorded with {package} {recorded[package]}, and {installed or 'none'} is "
+                        f"installed: install {package} {recorded[package]} to verify it"
+                    )
 
 
 def _check_committed(record: RankingRecord) -> None:
@@ -235,9 +265,9 @@ def _check_tracked_files(record: RankingRecord) -> None:
 
     Runs in use could have been picked from those.
     """
-    state = _ask_git(
-        "ls-files", "--", ".optlab", ":(glob)**/*.pyc", ":(glob)**/*.so", "src", f":!{source_code.PACKAGE}"
-    )
+    compiled = [":(glob)**/*.pyc", ":(glob)**/*.so"]
+    outside = ["src", f":!{source_code.PACKAGE}"]  # an exclusion holds for all paths of a call
+    state = _ask_git("ls-files", "--", ".optlab", *compiled) or _ask_git("ls-files", "--", *outside)
     if state:
         raise RevisionError(f"{_name_some(state.splitlines())}: in git, where a checkout would use it: remove it")
     stages = [Path(name) for name in _ask_git("ls-files", "--", str(repository.STAGES)).splitlines()]
@@ -307,7 +337,8 @@ def _check_search(record: RankingRecord, files: TuningFiles) -> None:
         if recorded.trials or choice != untuned:
             raise RecordError(f"{files.choice}: not the entry, which has no range to search")
         return
-    run_checks.read_canonical(Environment, files.environment)
+    if files.environment.is_file():  # a search whose trials were all on record here writes none
+        run_checks.read_canonical(Environment, files.environment)
     number = config.get_search_number(files.seed)
     code = source_code.hash_code(record.folder, "tune", config.list_class_paths(record.name))
     session = TuningSession(config, record.name, number, spec, code, index_by_key(recorded), _NoTrainer(files.trials))

@@ -4,6 +4,7 @@ Reports go to the terminal, as JSON to programs, into an experiment of MLflow, a
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import sys
@@ -98,6 +99,9 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     conditions = environment_diff.diff_environments(
         Environment.read_at_revision(revision, files.environment), Environment.read(tree / files.environment)
     )
+    if altered := _find_altered_file(revision, outs):
+        reason = f"{altered} in the commit is not the file whose digest is in dvc.lock"
+        return Reproduction(files.id, "different", outputs, conditions=conditions, reason=reason)
     if all(output.is_identical for output in outputs):
         reason = "every output has the recorded digest"
         return Reproduction(files.id, "identical", outputs, conditions=conditions, reason=reason)
@@ -128,6 +132,15 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     return Reproduction(files.id, verdict, outputs, first, known, conditions, reason)
 
 
+def _find_altered_file(revision: Revision, outs: list[dict[str, Any]]) -> str | None:
+    """Return the first output in git that has not the digest of dvc.lock: all who read the record read that file."""
+    for each in outs:
+        content = revision.read(Path(each["path"]))
+        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != each["md5"]:
+            return str(each["path"])
+    return None
+
+
 def compare_tuning(
     revision: Revision, tree: Path, tuning_files: TuningFiles, outs: list[dict[str, Any]]
 ) -> Reproduction:
@@ -141,6 +154,9 @@ def compare_tuning(
     """
     stage, path = tuning_files.stage, tuning_files.trials
     outputs = _compute_digests(tree, outs)
+    if altered := _find_altered_file(revision, outs):
+        reason = f"{altered} in the commit is not the file whose digest is in dvc.lock"
+        return Reproduction(stage, "different", outputs, reason=reason)
     if all(output.is_identical for output in outputs):
         return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")
     recorded, reproduced = (
@@ -344,5 +360,5 @@ def _find_original_run(revision: Revision, run: str, weights: str | None) -> str
     try:
         return mlflow_store.find_run_ids(get_experiment_name(revision.folder), [(run, weights)])[0]
     except Exception as error:
-        print(f"warning: MLflow was not reached: {error}", file=sys.stderr)
+        print(f"warning: MLflow was not reached: {mlflow_store.describe_error(error)}", file=sys.stderr)
         return None

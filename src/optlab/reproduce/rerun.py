@@ -7,7 +7,7 @@ under the recorded conditions, and their outputs are compared with the digests i
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,9 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
     stages = revision.read_lock()
     with processes.interrupt_on_sigterm(), checkout(revision) as tree:
         tunings = _find_tunings(revision, runs) if tuning else {}
+        search_files = _list_search_files(revision, {each.optimizer for each in tunings})
         for path in (*_PROVIDED_PATHS, *(path for run in runs for path in _list_replaced_files(revision, stages, run)),
-                     *(Path(out["path"]) for each in tunings for out in revision.list_outs(each.stage))):  # fmt: skip
+                     *search_files):  # fmt: skip
             _check_inside(revision, tree, path)
         programs = Path(sys.executable).parent
         if fresh:
@@ -88,6 +89,8 @@ def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bo
         _restore_data(tree, replace(revision, folder=Path()).read_lock(), _build_process_env(tree, programs), quiet)
         for run in runs:
             yield _reproduce_run(revision, tree, run, programs, here, quiet)
+        for path in search_files:
+            (tree / path).unlink(missing_ok=True)  # a search for all seeds would reuse the trials that it finds there
         for tuning_files, run in tunings.items():
             recorded = Environment.read_at_revision(revision, tuning_files.environment)
             variables = {} if here else derive_isa_variables(recorded or _read_environment(revision, run))
@@ -122,12 +125,17 @@ def _find_tunings(revision: Revision, runs: list[str]) -> dict[TuningFiles, str]
     return dict(found.values())
 
 
+def _list_search_files(revision: Revision, optimizers: Collection[str]) -> list[Path]:
+    """List the outputs of the optimizers' searches, for all seeds."""
+    stages = [name for name in revision.read_lock() if name.startswith("tune@")]
+    wanted = [name for name in stages if {(run := name.removeprefix("tune@")), run.rpartition("-")[0]} & {*optimizers}]
+    return [Path(out["path"]) for name in wanted for out in revision.list_outs(name)]
+
+
 def _reproduce_tuning(
     revision: Revision, tree: Path, tuning_files: TuningFiles, environment: dict[str, str], quiet: bool
 ) -> Reproduction:
     stage, outs = tuning_files.stage, revision.list_outs(tuning_files.stage)
-    for each in outs:
-        (tree / each["path"]).unlink(missing_ok=True)
     error = _run_stage(revision.read_lock()[stage]["cmd"], tree / revision.folder, environment, quiet)
     if error:
         return Reproduction(stage, "not run", [], reason=error)

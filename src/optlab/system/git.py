@@ -92,16 +92,17 @@ def get_output(*arguments: str) -> str | None:
     return result.stdout.decode(errors="replace").rstrip("\n") if result.returncode == 0 else None
 
 
-def run(*arguments: str, stdin: str | None = None) -> None:
+def run(*arguments: str, stdin: str | None = None, config: str | None = None) -> None:
     """Run a git command.
 
     Args:
         stdin: its standard input; where the locale is not UTF-8, an argument cannot hold any text.
+        config: a setting of git's for this command, such as `core.hooksPath=/dev/null`.
 
     Raises:
         RevisionError: git refuses; with the line that says why.
     """
-    result = _execute(*arguments, stdin=stdin)
+    result = _execute(*(["-c", config] if config else []), *arguments, stdin=stdin)
     if result.returncode:
         output = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace")
         raise RevisionError(f"git {arguments[0]}: {extract_error(output)}")
@@ -194,6 +195,15 @@ def _read_lock(revision: Revision) -> dict[str, Any]:
     return stages
 
 
+def add_worktree(folder: Path, commit: str) -> None:
+    """Check a commit out into a further working tree, without the user's hooks: DVC's would fetch data there.
+
+    Raises:
+        RevisionError: git cannot do it.
+    """
+    run("worktree", "add", "--quiet", "--detach", str(folder), commit, config="core.hooksPath=/dev/null")
+
+
 @contextmanager
 def checkout(revision: Revision) -> Iterator[Path]:
     """Check the revision out into a temporary working tree, and remove that with DVC's files about it afterwards.
@@ -213,7 +223,7 @@ def checkout(revision: Revision) -> Iterator[Path]:
     except OSError as error:
         raise files.make_storage_error(Path(tempfile.gettempdir()), error) from None
     try:
-        run("worktree", "add", "--quiet", "--detach", str(tree), revision.commit)
+        add_worktree(tree, revision.commit)
         yield tree
     finally:
         _remove_checkout(top, tree, lock)

@@ -135,6 +135,7 @@ def _run_server(port: int, page_urls: dict[str, str], browse: bool) -> None:
         environment[START_PAGE_VARIABLE] = next(iter(page_urls.values())).removeprefix(f"{url}/")
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", _APP_NAME, "--host", HOST, "--port", str(port)]
     options: dict[str, Any] = {"env": environment, "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    _LOG_FILE.parent.mkdir(exist_ok=True)
     with (
         processes.interrupt_on_sigterm(), _LOG_FILE.open("w", encoding="utf-8") as log,
         subprocess.Popen(command, stdout=log, start_new_session=True, **options) as child,
