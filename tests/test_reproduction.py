@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from optlab.records import Choice, Environment, EvalRecord, RunFiles, TuningFiles
-from optlab.reproduce import rerun
+from optlab.reproduce import output_diff, rerun
 from optlab.reproduce.output_diff import compare_outputs
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
 from optlab.system import processes
@@ -262,6 +262,19 @@ def test_altered_file_of_a_commit_is_different(tmp_path, monkeypatch):
     record.write(files.test)
     subprocess.run(["git", *IDENTITY, "commit", "-qam", "again"], check=True)
     assert compare_outputs(Revision.parse("HEAD"), tmp_path / "tree", files, outs).verdict == "identical"
+
+
+def test_password_of_unreachable_mlflow_is_not_printed(monkeypatch, capsys):
+    address = "postgresql://ada:pa@sse-secret@127.0.0.1:1/db"
+
+    def fail(*_):
+        raise OSError(f"no answer from {address}, host 'sse-secret@127.0.0.1'")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(output_diff.mlflow_store, "find_run_ids", fail)
+    assert output_diff._find_original_run(Revision("HEAD", "0" * 40, Path()), "adam-0", "0") is None
+    said = capsys.readouterr().err
+    assert "warning: MLflow was not reached" in said and "secret" not in said
 
 
 def test_checkout_runs_no_hook_of_the_user(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`optlab ui` where there is nothing to see yet, or something is in its way; the pages are in test_browser.py."""
 
+import shutil
 import socket
 import webbrowser
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_used_port_error_suggests_another_port(top):
         port = listening.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"port {port} cannot be used .*`optlab ui --port {port + 1}`"):
             webapp.open_pages(Path(), port, browse=False)
+
+
+def test_server_starts_in_fresh_clone_with_another_database(top, monkeypatch):
+    """Only MLflow's own database here would have made the folder of the server's log."""
+    shutil.rmtree(".optlab", ignore_errors=True)
+
+    def start(*_, **__):
+        raise RuntimeError("started")
+
+    monkeypatch.setattr(webapp.subprocess, "Popen", start)
+    with pytest.raises(RuntimeError, match="started"):
+        webapp._run_server(5000, {}, browse=False)
+    assert Path(".optlab/ui.log").exists()
 
 
 def test_missing_app_entry_point_asks_for_reinstall(top, monkeypatch):

@@ -586,7 +586,7 @@ def test_empty_protocol_is_one_line(tmp_path):
         ("trials: 2", "seed: 3, trials: 2", "params: tuning has a seed"),
         ("epochs: 1", "epochs: 2", "training is not what ranking/protocol.yaml has"),
         ("version: 1", "version: [", "no YAML"),
-        ("tuning: {trials: 2, halving: 1, per_seed: true}", "tuning: 5", "params"),
+        ("tuning: {trials: 2, halving: 1, per_seed: true}", "tuning: 5", "tuning: must be a mapping"),
     ],
 )
 def test_unusable_protocol_is_one_line(record, monkeypatch, old, new, said):

@@ -46,6 +46,16 @@ def test_record_is_internally_consistent(reproduced):
     assert tested["weights_sha256"] == trained["weights_sha256"]
 
 
+def test_folder_without_stages_is_one_line(copied):
+    """A new study needs the stages of another one."""
+    folder = copied.top / "studies" / "mine"
+    folder.mkdir(parents=True)
+    shutil.copy(copied.top / "params.yaml", folder)
+    result = copied.run_forked("optlab", "repro", folder="studies/mine")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == ("error: studies/mine: has no dvc.yaml: copy that of a study, such as studies/optimizers\n")
+
+
 def test_evaluation_of_mirror_images_adds_their_accuracy_to_the_record(copied, small_config):
     paths = [copied.top / "runs/sgd-0" / name for name in ("test.json", "predictions.csv")]
     tested, predictions = (path.read_text() for path in paths)

@@ -191,7 +191,7 @@ def test_interrupted_versus_counts_once_it_trains(studied, tmp_path):
     (project.top / "custom" / "resting.py").write_text(RESTING)
     project.edit("params.yaml", "optimizers:\n", "optimizers:\n  resting: {class: resting.Resting}\n")
     attempts = project.top / "studies" / "small" / "attempts.yaml"
-    words = ["optlab", "versus", "resting", "--study", "studies/small"]
+    words = ["optlab", "versus", "resting", "--study", "studies/small", "--again"]
     with started(project, *words, forked=True, **RESTED) as process:
         until(process, attempts.exists)
         process.send_signal(signal.SIGINT)
@@ -202,7 +202,7 @@ def test_interrupted_versus_counts_once_it_trains(studied, tmp_path):
     said = output(project)
     assert re.search(COST.format("2 runs"), said, re.MULTILINE)
     kept = "studies/small-resting: the trials and runs that are complete are kept"
-    assert f"{kept}: `optlab versus resting --study studies/small` does the rest\n" in said
+    assert f"{kept}: `optlab versus resting --study studies/small --again` does the rest\n" in said
 
 
 SEEDS = {
