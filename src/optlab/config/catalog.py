@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
 from optlab.system.errors import ConfigError
-from optlab.system.text import suggest_similar
+from optlab.system.text import parse_yaml, suggest_similar
 
 _FILE = Path(__file__).with_suffix(".yaml")
 _LR_FACTORS = (10, 100)  # the usual rate is divided by the first and multiplied by the second
@@ -43,7 +43,7 @@ class CatalogEntry(BaseModel):
     @property
     def values(self) -> dict[str, Any]:
         """Keys and values of the entry."""
-        mapping: dict[str, Any] = YAML(typ="safe", pure=True).load(self.text)
+        mapping: dict[str, Any] = parse_yaml(self.text)
         return mapping
 
     @property
@@ -98,7 +98,7 @@ class Catalog(BaseModel):
 @functools.cache
 def load() -> Catalog:
     """Read the catalog, once per process."""
-    return Catalog.model_validate(YAML(typ="safe", pure=True).load(_FILE.read_text("utf-8")))
+    return Catalog.model_validate(parse_yaml(_FILE.read_text("utf-8")))
 
 
 def compute_lr_range(lr: float) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from optlab.schema.parameters import (
 )
 from optlab.system.errors import ConfigError, RevisionError, summarize_error
 from optlab.system.git import Revision
-from optlab.system.text import find_conflict_marker, format_value, suggest_similar, suggest_spelling
+from optlab.system.text import find_conflict_marker, format_value, parse_yaml, suggest_similar, suggest_spelling
 
 _SCHEDULES: dict[str, type[BaseModel]] = dict(
     zip(SCHEDULE_NAMES, (ConstantSchedule, CosineSchedule, OneCycleSchedule, StepSchedule), strict=True)
@@ -63,7 +63,7 @@ def load_for_stages(folder: Path) -> Config:
     config = load(folder / PARAMS_FILE)
     if not (folder / "dvc.yaml").is_file():
         return config
-    present = _read_yaml((folder / PARAMS_FILE).read_text(encoding="utf-8"))
+    present = parse_yaml((folder / PARAMS_FILE).read_text(encoding="utf-8"))
     named = _list_named_parameters(folder / "dvc.yaml")
     missing = next((each for each in named if each.partition(".")[0] not in present), None)
     if missing:
@@ -84,7 +84,7 @@ def _list_named_parameters(path: Path) -> list[str]:
         marker_line = find_conflict_marker(text)
         if marker_line:
             raise ConfigError(f"{path}:{marker_line}: {_CONFLICT}")
-        named = [each for stage in _read_yaml(text)["stages"].values() for each in stage.get("params") or ()]
+        named = [each for stage in parse_yaml(text)["stages"].values() for each in stage.get("params") or ()]
     except (OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: no stages of a DVC pipeline: {summarize_error(error)}") from None
     return [each for each in named if isinstance(each, str) and "${" not in each]
@@ -112,7 +112,7 @@ def list_run_ids(revision: Revision, folder: Path, locked_ids: list[str]) -> lis
     """
     text = revision.read(folder / PARAMS_FILE) or b""
     try:
-        values = _read_yaml(text.decode())
+        values = parse_yaml(text.decode())
         return [format_run_id(name, seed) for name in values["optimizers"] for seed in values["seeds"]]
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError):
         return locked_ids
@@ -124,7 +124,7 @@ def parse(text: str, path: Path) -> Config:
     if marker_line:
         raise ConfigError(f"{path}:{marker_line}: {_CONFLICT}")
     try:
-        values = _read_yaml(text)
+        values = parse_yaml(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
@@ -141,10 +141,6 @@ def parse(text: str, path: Path) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe_error(path, text, values, error)) from None
-
-
-def _read_yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
 
 
 def _describe_error(path: Path, text: str, values: Any, error: ValidationError) -> str:

@@ -9,6 +9,7 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode
 from optlab.config import loader
 from optlab.system import files
 from optlab.system.errors import ConfigError
+from optlab.system.text import parse_yaml
 
 OPTIMIZERS_KEY = "optimizers"
 _SEEDS_KEY = "seeds"
@@ -66,7 +67,7 @@ def _check(text: str, values: Any, path: Path, problem: str) -> None:
 
 def _parse_yaml(text: str) -> Any:
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        return parse_yaml(text)
     except Exception:  # not YAML, so it differs from what is expected
         return None
 

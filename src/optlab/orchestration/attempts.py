@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from optlab.schema.optimizer import StrictModel
 from optlab.schema.parameters import NAME_PATTERN, Config
 from optlab.system import files, locks
 from optlab.system.errors import RecordError, summarize_error
-from optlab.system.text import find_conflict_marker
+from optlab.system.text import find_conflict_marker, parse_yaml
 from optlab.tuning import selection
 
 ATTEMPTS_FILE = Path("attempts.yaml")
@@ -91,7 +90,7 @@ def read(study: Path) -> list[Attempt]:
                 f"{path}:{marker_line}: conflict markers of a git merge: keep the lines of both sides, and delete the "
                 f"markers"
             )
-        return _ATTEMPTS.validate_python(YAML(typ="safe", pure=True).load(text) or [])
+        return _ATTEMPTS.validate_python(parse_yaml(text) or [])
     except FileNotFoundError:
         return []
     except MarkedYAMLError as error:

@@ -22,6 +22,7 @@ from optlab.records import Choice, Environment, RunFiles, TrainRecord, TuningFil
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count, format_run_id
 from optlab.system.errors import ConfigError, RecordError
 from optlab.system.files import compute_md5
+from optlab.system.text import parse_yaml
 from optlab.tuning import selection
 
 if TYPE_CHECKING:
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 
 _CODE_DEPENDENCY = re.compile(r"- path: ((?:\.\./)*(?:src|pipeline)/\S+)\n      hash: md5\n      md5: (\S+)\n")
 _RUN_STAGES = ("train", "evaluate")
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the content of a YAML text."""
-    return YAML(typ="safe", pure=True).load(text)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import PARAMS_FILE, SEED_LIMIT_OF_RUNS, Config
 from optlab.system import files, locks, repository
 from optlab.system.errors import ConfigError, print_stderr
+from optlab.system.text import parse_yaml
 from optlab.tuning import selection
 
 DEFAULT_STUDY = Path("studies") / "optimizers"
@@ -98,7 +99,7 @@ def find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict
         ConfigError: there is no such entry.
     """
     specs = loader.load(params).optimizers
-    values = versus.parse_yaml(params.read_text("utf-8"))[OPTIMIZERS_KEY]
+    values = parse_yaml(params.read_text("utf-8"))[OPTIMIZERS_KEY]
     if not name_or_module.endswith(".py"):
         if name_or_module in specs:
             return name_or_module, values[name_or_module]
@@ -169,7 +170,7 @@ def _write_pipeline(folder: Path, study: Path, header: str, challenger: dict[str
     The optimizers that are trained again are tuned again, too, if each seed has a search of its own; otherwise they
     have the values that the study's search has chosen.
     """
-    base = versus.parse_yaml((study / PARAMS_FILE).read_text("utf-8"))
+    base = parse_yaml((study / PARAMS_FILE).read_text("utf-8"))
     entries = challenger | {each: _make_retrained_entry(base, study, each) for each in retrained}
     values = base | {"seeds": seeds, OPTIMIZERS_KEY: entries}
     text = f"{header}\n{dump_yaml(values)}"

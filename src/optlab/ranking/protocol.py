@@ -15,12 +15,12 @@ from pydantic import Field, ValidationError, field_validator
 from ruamel.yaml.error import YAMLError
 
 from optlab.config import loader
-from optlab.orchestration.versus import parse_yaml
 from optlab.orchestration.versus_pipeline import dump_yaml
 from optlab.schema.optimizer import OptimizerSpec, StrictModel
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system import repository, source_code
 from optlab.system.errors import ConfigError, summarize_error
+from optlab.system.text import parse_yaml
 from optlab.tuning import selection
 
 DEFAULT_RANKING = Path("ranking")

@@ -7,7 +7,6 @@ from ruamel.yaml import YAMLError
 
 from optlab.config import loader
 from optlab.orchestration import repro
-from optlab.orchestration.versus import parse_yaml
 from optlab.orchestration.versus_pipeline import (
     add_lr_ranges,
     dump_yaml,
@@ -20,6 +19,7 @@ from optlab.ranking.protocol import PROTOCOL_FILE, Ranking, compute_code_digest
 from optlab.schema.parameters import PARAMS_FILE, Config
 from optlab.system import repository
 from optlab.system.errors import ConfigError
+from optlab.system.text import parse_yaml
 from optlab.tuning import selection
 
 _HEADER = "# {name}, by {protocol}. `optlab submit` writes this file; an edit draws other seeds.\n\n"

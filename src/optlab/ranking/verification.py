@@ -16,7 +16,6 @@ from typing import Any
 from optlab.config import loader
 from optlab.orchestration.dvc_lock import DvcLock
 from optlab.orchestration.dvc_pipeline import DvcPipeline
-from optlab.orchestration.versus import parse_yaml
 from optlab.preflight import checks
 from optlab.ranking import module_scan, run_checks, submission, table
 from optlab.ranking.protocol import PROTOCOL_FILE, Ranking
@@ -35,6 +34,7 @@ from optlab.system.errors import (
     summarize_error,
 )
 from optlab.system.git import Revision
+from optlab.system.text import parse_yaml
 from optlab.tuning import search, selection
 from optlab.tuning.search import Trial, TrialBatch, TrialOutcomes
 from optlab.tuning.session import TuningSession, index_by_key

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from optlab.system import files, repository, source_code
 from optlab.system.errors import RevisionError
-from optlab.system.text import extract_error
+from optlab.system.text import extract_error, parse_yaml
 
 _PROVENANCE_VARIABLE = "OPTLAB_PROVENANCE"  # JSON of `get_provenance`, where the code came without its repository
 # Names of a checkout's temporary folder and of what is in it.
@@ -182,12 +182,10 @@ class Revision:
 
 @functools.cache  # a commit never changes, and a large dvc.lock takes a fifth of a second to read
 def _read_lock(revision: Revision) -> dict[str, Any]:
-    from ruamel.yaml import YAML  # too slow for the shell's completion, which imports this module
-
     path = revision.folder / "dvc.lock"
     content = revision.read(path)
     try:
-        stages = YAML(typ="safe", pure=True).load(content.decode())["stages"] if content else None
+        stages = parse_yaml(content.decode())["stages"] if content else None
     except Exception as error:  # whatever a damaged file makes the parser raise
         raise RevisionError(f"{revision.name}: its {path} cannot be read: {error}") from None
     if not isinstance(stages, dict):

@@ -17,6 +17,17 @@ _INTEGER = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
+def parse_yaml(text: str) -> Any:
+    """Return the content of a text in YAML 1.2, as plain objects.
+
+    Raises:
+        YAMLError: it is no YAML.
+    """
+    from ruamel.yaml import YAML  # too slow for the shell's completion, which imports this module
+
+    return YAML(typ="safe", pure=True).load(text)
+
+
 def suggest_similar(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     """Return `: did you mean X?` for the known word with the fewest edits, regardless of case, or nothing."""
     by_lower = {name.lower(): name for name in known}
