@@ -18,6 +18,7 @@ import throughput
 import torch
 
 from optlab.data import cifar10
+from optlab.records import Environment
 from optlab.schema.parameters import DataConfig
 from optlab.system.errors import DataError, OptlabError
 
@@ -181,15 +182,25 @@ def test_catalog_entry_is_trained_with_another_rate(sample, monkeypatch):
 def test_bf16_report_tests_equivalence(tmp_path, monkeypatch, shift, verdict):
     """A difference of 0.3 points is above the margin; a diverged run and a seed of one precision are left out."""
     accuracies = 0.65 + 0.003 * np.random.default_rng(0).standard_normal((2, 35)) + [[0.0], [shift]]
+    monkeypatch.setattr(bf16, "capture_environment", lambda _: Environment(cpu="AMD"))
+    digests = {name: bf16.compute_digest(name) for name in bf16.PRECISIONS}
     runs = [
-        {"precision": name, "seed": seed, "test_accuracy": accuracy, "status": "completed", "cpu": "AMD"}
+        {
+            "precision": name,
+            "seed": seed,
+            "test_accuracy": accuracy,
+            "status": "completed",
+            "cpu": "AMD",
+            "settings": digests[name],
+        }
         for name, row in zip(bf16.PRECISIONS, accuracies.tolist(), strict=True)
         for seed, accuracy in enumerate(row)
     ]
+    runs += [runs[0] | {"seed": 52} | other for other in ({"cpu": "Intel"}, {"settings": "of another params.yaml"})]
     runs += [runs[0] | {"seed": 50}, runs[0] | {"seed": 51, "status": "diverged", "test_accuracy": 0.1}]
     monkeypatch.setattr(bf16, "RUNS", tmp_path / "runs.jsonl")
     bf16.RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs))
     text = bf16.report([1.5, 2.0, 2.5])
     assert f"in bf16 is {verdict} to that in fp32" in text
-    assert "| bf16 | 35 |" in text and "| fp32 | 35 |" in text and "1 run diverged" in text
+    assert "| bf16 | 35 |" in text and "| fp32 | 35 |" in text and "1 run diverged" in text and "Intel" not in text
     assert "is 2.00 times as fast" in text
