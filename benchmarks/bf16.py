@@ -71,7 +71,7 @@ def read_runs() -> list[dict[str, Any]]:
     """Return the lines of the file whose runs have the present settings and this CPU."""
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
     cpu = capture_environment(torch.device("cpu")).cpu
-    return [each for each in lines if each["cpu"] == cpu and each["settings"] == compute_digest(each["precision"])]
+    return [each for each in lines if each["cpu"] == cpu and each.get("settings") == compute_digest(each["precision"])]
 
 
 def train_missing(seeds: int, jobs: int) -> None:

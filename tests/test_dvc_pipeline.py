@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dvc import rwlock
@@ -99,6 +100,22 @@ def run_copy(pipeline):
     assert pipeline.prepare("copy")
     shutil.copy("input", "output")
     pipeline.commit("copy")
+
+
+@pytest.mark.parametrize(
+    ("cmd", "printed", "status"),
+    [
+        ("echo one # note\n# note\n\necho two\n", "one\ntwo\n", 0),
+        ("echo one; false\necho two", "one\n", 1),
+        (["echo one", "echo two"], "one\ntwo\n", 0),
+        ("echo one\n", "one\n", 0),
+    ],
+)
+def test_all_commands_of_a_stage_are_run_up_to_one_that_fails(cmd, printed, status):
+    stages = {"x": SimpleNamespace(cmd=cmd, wdir=str(Path.cwd()))}
+    command, folder = DvcPipeline.get_command(SimpleNamespace(_stages=stages), "x")
+    result = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    assert (result.stdout, result.returncode) == (printed, status)
 
 
 def test_stage_lifecycle_equals_dvc_repro(pipeline):

@@ -461,12 +461,6 @@ def test_concurrently_created_experiment_is_reused(top, monkeypatch):
     assert mlflow_store.get_or_create_experiment(client, "optlab") == expected
 
 
-def test_each_pipeline_has_an_experiment_of_its_own():
-    folders = [Path(), Path("tutorial"), Path("studies/conv6"), Path("mine/conv6"), Path("ranking/conv6")]
-    names = [event_log.get_experiment_name(each) for each in folders]
-    assert names == ["optlab", "optlab-tutorial", "optlab-conv6", "optlab-mine-conv6", "optlab-ranking-conv6"]
-
-
 def test_equal_runs_of_two_pipelines_have_separate_logs(top):
     """It may be at work at the same time, or have been interrupted."""
     study = Path("studies") / "small"

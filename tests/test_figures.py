@@ -78,7 +78,7 @@ def test_report_has_a_curve_where_there_is_a_mean(small_config, tmp_path):
     adam = next(line for line in by_key["validation_accuracy"]["lines"] if line["optimizer"] == "adam")
     assert adam["steps"] == [7, 14]
     assert adam["seeds"] == [[0, [None, 0.7]], [1, [0.5, 0.6]]]
-    assert adam["mean"] == [None, 0.65] or adam["mean"] == [0.5, 0.65]
+    assert adam["mean"] == [None, 0.65]  # of a step that a seed lacks there is none
 
 
 def test_report_of_only_diverged_runs_is_written(small_config, tmp_path):

@@ -375,7 +375,7 @@ def predict(
 
 def _complete_run(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the ids of the runs that the revision before them on the command line has recorded."""
-    pipeline = Path(context.params.get("pipeline") or "")
+    pipeline = Path(os.path.relpath(context.params.get("pipeline") or "."))
     folder = f"{context.params.get('revision')}:./{(pipeline / 'runs').as_posix()}"
     runs = git.get_output("ls-tree", "-d", "--name-only", "--end-of-options", folder) or ""
     return [run for run in runs.splitlines() if run.startswith(incomplete)]
@@ -490,11 +490,13 @@ def submit(
 
     folder = Path(os.path.relpath(here / ranking)) if ranking else protocol.DEFAULT_RANKING
     record = submission.submit(what, here / PARAMS_FILE, folder, jobs)
-    print(f"{record}: the record is complete: commit all of {folder}, then run `optlab verify {record}`", flush=True)
     try:
         table.write(protocol.Ranking.load(folder))
     except (errors.ConfigError, errors.RecordError) as error:
-        raise type(error)(f"{folder}: the table is not written, because of another record: {error}") from None
+        raise type(error)(
+            f"{record}: the record is complete, but {folder}/RANKING.md is not written: {error}"
+        ) from None
+    print(f"{record}: the record is complete: commit all of {folder}, then run `optlab verify {record}`")
 
 
 @_register_command(RANK, "optlab verify ranking/radam")
@@ -536,7 +538,6 @@ def _verify(folder: Path, replicate: int | None, everything: bool, base: str | N
         raise errors.ConfigError("--all takes every replicate, and --replicate one: leave one of them out")
     record = verification.RankingRecord.load(pipeline)
     seeds = verification.draw_seeds(record.config, replicate, everything)
-    verification.check_packages(record)
     for check in verification.check_files(record, base):
         if check.problem:
             print(f"{pipeline}: refused: {check.problem}")

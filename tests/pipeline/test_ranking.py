@@ -462,13 +462,13 @@ def test_search_from_known_trials_has_no_conditions(record):
     assert check(project) == {}
 
 
-def test_other_packages_are_named_before_any_check(record, monkeypatch):
+def test_other_packages_are_named_and_no_refusal(record, monkeypatch):
     project, _ = record
     monkeypatch.setattr(trial, "_find_versions", lambda names: dict.fromkeys(names, "0.1"))
     with contextlib.chdir(project.top):
         loaded = verification.RankingRecord.load(Path("ranking/sign"))
         with pytest.raises(ConfigError, match=r"recorded with torch .*, and 0\.1 is installed: install torch"):
-            verification.check_packages(loaded)
+            list(verification.check_files(loaded))
 
 
 def test_record_with_name_of_a_reference_is_an_error(record):
@@ -489,8 +489,9 @@ def test_incomplete_record_of_another_does_not_hide_a_complete_one(record):
     (other / "params.yaml").write_text((folder / "params.yaml").read_text().replace("  sign:", "  mine:"))
     result = project.run_forked("optlab", "submit", "custom/sign_descent.py")
     assert result.returncode == 1
-    assert "ranking/sign: the record is complete" in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: ranking: the table is not written, because of another")
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith("error: ranking/sign: the record is complete, but ranking/RANKING.md is not written: ")
+    assert "ranking/mine/runs/" in said
 
 
 def test_renamed_record_is_refused(record):

@@ -145,6 +145,7 @@ def test_sample_shortens_schedules_with_the_training():
 training: {epochs: 100, schedule: {name: step, warmup_epochs: 10, step_epochs: 4}}
 optimizers:
   sgd: {class: SGD}
+  nadam: {class: NAdam, schedule: null}
   adam: {class: Adam, schedule: {name: cosine, warmup_epochs: 20}}
 """
     found = YAML(typ="safe").load(sample._shorten(text))

@@ -183,8 +183,8 @@ def test_one_run_leaves_its_trials_all_cores(config, monkeypatch, capsys):
 
 
 def test_search_that_cannot_be_recorded_does_not_stop_the_others(config, monkeypatch, capsys):
-    """Three searches: one fails, one cannot be committed, and one is complete."""
-    names = ["a", "b", "c"]
+    """Four searches: one fails, one cannot be committed, one cannot begin, and one is complete."""
+    names = ["a", "b", "c", "d"]
     spec = OptimizerSpec.model_validate({"class": "SGD", "lr": {"log": [0.001, 1]}})
     three = config.model_copy(update={"seeds": [0], "optimizers": dict.fromkeys(names, spec)})
     committed = []
@@ -194,7 +194,12 @@ def test_search_that_cannot_be_recorded_does_not_stop_the_others(config, monkeyp
             raise RunsFailedError("the moon is in the wrong house")
 
     class Pipeline:
-        names = tuple(f"tune@{name}-0" for name in "abc")
+        names = tuple(f"tune@{name}-0" for name in "abcd")
+
+        def prepare(self, stage):
+            if stage == "tune@d-0":
+                raise BusyError("another process holds DVC's lock")
+            return True
 
         def commit(self, stage):
             if stage == "tune@b-0":
@@ -202,17 +207,18 @@ def test_search_that_cannot_be_recorded_does_not_stop_the_others(config, monkeyp
             committed.append(stage)
 
         lock_stages = staticmethod(contextlib.nullcontext)
-        is_stale = prepare = staticmethod(lambda stage: True)
+        is_stale = staticmethod(lambda stage: True)
 
     class Pool:
-        stop = wait_ready = staticmethod(lambda: None)
+        wait_ready = staticmethod(lambda: None)
 
     monkeypatch.setattr(tuning_session, "tune", tune)
-    with pytest.raises(RunsFailedError, match="a tuning failed: tune@a-0, tune@b-0"):
+    with pytest.raises(RunsFailedError, match="a tuning failed: tune@a-0, tune@b-0, tune@d-0"):
         repro._run_searches(Pipeline(), three, Path(), Pool(), None)
     assert committed == ["tune@c-0"]
     said = capsys.readouterr().err.splitlines()
-    assert sorted(said) == ["tune@a-0: the moon is in the wrong house", "tune@b-0: another process holds DVC's lock"]
+    busy = "another process holds DVC's lock"
+    assert said == ["tune@a-0: the moon is in the wrong house", f"tune@b-0: {busy}", f"tune@d-0: {busy}"]
 
 
 def test_interrupt_while_searches_begin_stops_them(config, monkeypatch):

@@ -123,10 +123,10 @@ class DvcPipeline:
                 self._locked_stages -= set(names)
 
     def get_command(self, name: str) -> tuple[str, Path]:
-        """Return a stage's command line and its working directory, relative to the top."""
+        """Return a stage's command, as the shell reads it, and its working directory, relative to the top."""
         stage = self._stages[name]
         commands = stage.cmd.splitlines() if isinstance(stage.cmd, str) else stage.cmd
-        command = " && ".join(each for each in commands if each.strip())
+        command = "\n".join(commands if len(commands) == 1 else ["set -e", *commands])  # the first that fails ends it
         return command, Path(stage.wdir).relative_to(Path.cwd())
 
     def list_files(self, name: str) -> tuple[list[Path], list[Path]]:

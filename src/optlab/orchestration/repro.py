@@ -297,9 +297,14 @@ def _run_searches(
     with pipeline.lock_stages(stale), ThreadPoolExecutor(at_a_time or len(stale)) as threads:
         try:
             for stage in stale:
-                if pipeline.prepare(stage):
-                    future = threads.submit(tuning_session.tune, config, folder, *stages[stage], job_executor)
-                    futures[future] = stage
+                try:
+                    if not pipeline.prepare(stage):
+                        continue
+                except (OptlabError, OSError) as problem:
+                    failed[stage] = problem
+                    continue
+                future = threads.submit(tuning_session.tune, config, folder, *stages[stage], job_executor)
+                futures[future] = stage
             for future in as_completed(futures):
                 try:
                     future.result()

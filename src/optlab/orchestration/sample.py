@@ -68,7 +68,7 @@ def _shorten(params: str) -> str:
     shortening = min(1, _TRAINING["epochs"] / training.get("epochs", 1))
     training.update(_TRAINING)
     owners = (training, *content["optimizers"].values())
-    for schedule in {id(each["schedule"]): each["schedule"] for each in owners if "schedule" in each}.values():
+    for schedule in {id(each["schedule"]): each["schedule"] for each in owners if each.get("schedule")}.values():
         if shortening < 1 and "warmup_epochs" in schedule:
             schedule["warmup_epochs"] *= shortening
         if shortening < 1 and "step_epochs" in schedule:

@@ -37,6 +37,7 @@ def read_costs(path: Path, config: Config) -> dict[str, StepCost]:
         return {}
     classes = {name: spec.class_ for name, spec in config.optimizers.items()}
     ready = {each.name: each.values["class"] for each in catalog.load().entries}
+    ready["schedule_free"] = ready["schedule_free_adamw"]  # its name in the study of ten optimizers
     return {
         name: StepCost(float(numbers), float(share) / 100)
         for name, numbers, share in _ROW.findall(section)

@@ -87,6 +87,9 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
 
     Args:
         base: revision of trusted code and protocol: the commits since then may change the record alone.
+
+    Raises:
+        BusyError, ConfigError, StorageError: it cannot be checked here; a package has another version, for example.
     """
     checks_in_order: list[tuple[str, Callable[[], None]]] = [
         ("all files are committed", lambda: _check_committed(record)),
@@ -94,6 +97,7 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
         *([(f"changes nothing else since {base}", lambda: _check_scope(record, base))] if base else []),
         ("optimizer's modules: nothing but arithmetic", lambda: _check_modules(record)),
         ("parameters and seeds of the protocol", lambda: _check_params(record)),
+        ("packages of the record are installed", lambda: _check_packages(record)),
         ("stages and code of the protocol", lambda: _check_code(record)),
         ("digests of data, code, parameters and outputs", lambda: _check_digests(record)),
         ("searches: every trial, and the choice", lambda: _check_searches(record)),
@@ -103,7 +107,7 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
     for title, check in checks_in_order:
         try:
             check()
-        except (BusyError, StorageError):  # nothing that the record is to blame for
+        except (BusyError, StorageError, _OtherPackageError):  # nothing that the record is to blame for
             raise
         except Exception as error:  # whatever the content of a stranger's file raises
             is_ours = isinstance(error, OptlabError)
@@ -112,12 +116,11 @@ def check_files(record: RankingRecord, base: str | None = None) -> Iterator[Chec
         yield CheckResult(title, None)
 
 
-def check_packages(record: RankingRecord) -> None:
-    """Check that the packages which decide the record's numbers are installed here.
+class _OtherPackageError(ConfigError):
+    """A package is missing here, or has another version than the record's runs."""
 
-    Raises:
-        ConfigError: one is missing, or has another version than the record's runs.
-    """
+
+def _check_packages(record: RankingRecord) -> None:
     config = record.config
     request = TrialRequest.from_config(config, record.name, config.seeds[0], config.total_steps, {})
     for seed in config.seeds:
@@ -125,7 +128,7 @@ def check_packages(record: RankingRecord) -> None:
             recorded = Environment.read(RunFiles(record.folder, record.name, seed).environment).packages
             for package, installed in request.packages.items():
                 if recorded.get(package, installed) != installed:
-                    raise ConfigError(
+                    raise _OtherPackageError(
                         f"{record.folder}: recorded with {package} {recorded[package]}, and {installed or 'none'} is "
                         f"installed: install {package} {recorded[package]} to verify it"
                     )

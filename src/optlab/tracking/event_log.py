@@ -53,13 +53,8 @@ def get_current_time_ms() -> int:
 
 
 def get_experiment_name(folder: Path) -> str:
-    """Return the name of a pipeline's MLflow experiment, such as `optlab-conv6` for studies/conv6.
-
-    Args:
-        folder: of the pipeline, relative to the top of the repository.
-    """
-    parts = folder.parts[1:] if folder.parts[:1] == ("studies",) else folder.parts
-    return "-".join([EXPERIMENT_PREFIX, *parts])
+    """Return the name of a pipeline's MLflow experiment; `folder` is the pipeline's, relative to the top."""
+    return EXPERIMENT_PREFIX if folder == Path() else f"{EXPERIMENT_PREFIX}-{folder.name}"
 
 
 def get_lock_name(folder: Path, run: str) -> str:
