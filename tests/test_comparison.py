@@ -83,6 +83,7 @@ def test_verdict_speaks_of_the_seeds_of_its_look(small_config, tmp_path):
     sgd, adam = [0.61, 0.6104, 0.6102, 0.6101, 0.6103], [0.6, 0.6004, 0.6002, 0.6001, 0.6003]
     compared = collect_tests(tmp_path, config, {"sgd": [*sgd, 0.61, 0.61], "adam": [*adam, 0.7, 0.7]})
     assert [row.optimizer for row in compared.rows] == ["adam", "sgd"]  # the table has all seeds
+    assert compared.completed == ["sgd", "adam"]
     summary = summarize_verdicts(compared)
     assert summary.headline.startswith("sgd wins: 61.02 %, 1.00 points")
     assert summary.points == ("The verdict uses the first 5 of 7 seeds: the next look is at 12.",)

@@ -66,6 +66,15 @@ def test_mean_curve_ends_where_seed_diverged(small_config, tmp_path):
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["sgd", "adam"]
 
 
+def test_report_has_no_curve_without_a_mean(small_config, tmp_path):
+    """One seed of each optimizer diverges before its first validation."""
+    losses = {"sgd-0": [2.0] * 7, "sgd-1": [None], "adam-0": [1.0] * 7, "adam-1": [1.0, None]}
+    found = collect_comparison(small_config(seeds=[0, 1]), tmp_path, losses, {"sgd-1": [None], "adam-1": [None]})
+    curves = figures.compute_curves(found)
+    assert [each["key"] for each in page_data.build(found, curves)["curves"]] == ["train_loss"]
+    assert len(figures.render_curve_panels(found, curves)) == 1
+
+
 def test_report_has_a_curve_where_there_is_a_mean(small_config, tmp_path):
     """sgd's second seed diverges before its first validation, and adam's first lacks one in between."""
     losses = {"sgd-0": [2.0] * 14, "sgd-1": [None], "adam-0": [1.0] * 14, "adam-1": [1.0] * 14}

@@ -14,7 +14,7 @@ import pytest
 
 import optlab
 from optlab.orchestration.executor import keep_line
-from optlab.orchestration.fork_server import ForkServer, Job
+from optlab.orchestration.fork_server import ForkServer, Job, parse_stage_command
 
 PROGRAM = """
 import json, os, sys
@@ -108,13 +108,19 @@ def test_fork_server_runs_jobs_concurrently_and_reports_ends(server, top):
         assert job.result() == 130
 
 
+@pytest.mark.parametrize("more", [" # note", "\npython pipeline/work.py say", " | cat", " $HOME"])
+def test_command_for_a_shell_is_no_stage_command(top, more):
+    command = "python pipeline/work.py say"
+    assert parse_stage_command(command, top) == ["pipeline/work.py", "say"]
+    assert parse_stage_command(command + more, top) is None
+
+
 @pytest.mark.parametrize(
     "command",
     [
         "python elsewhere/work.py say",
         "nice python pipeline/work.py say",
         "python pipeline/work.py say; true",
-        "python pipeline/work.py say\npython pipeline/work.py say",
     ],
 )
 def test_unsupported_command_runs_in_separate_process(server, top, command, monkeypatch):
