@@ -56,6 +56,16 @@ def test_report_links_to_verdicts_page_of_checkout(collect_tuned_comparison, mon
         assert (TOP / folder / link).resolve() == TOP / "docs" / "verdicts.md"
 
 
+def test_only_a_pipeline_names_the_run_of_predict(collect_tuned_comparison):  # noqa: F811
+    """A ranking has runs of several pipelines, and `optlab predict` uses none of them."""
+    compared = collect_tuned_comparison()
+    assert any("`optlab predict` uses" in each for each in tables.list_remarks(compared))
+    first, *others = compared.runs
+    moved = dataclasses.replace(first, files=dataclasses.replace(first.files, folder=Path("ranking/other")))
+    ranking = dataclasses.replace(compared, runs=[moved, *others])
+    assert not any("predict" in each for each in tables.list_remarks(ranking))
+
+
 def test_report_holds_libraries_with_their_licences(page):
     """Of the versions that are named, so that an update is one of both."""
     assert len(page.encode()) < 2_000_000

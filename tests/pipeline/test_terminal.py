@@ -13,6 +13,8 @@ from ruamel.yaml import YAML
 
 from optlab.data import download
 from optlab.orchestration import sample
+from optlab.system import locks
+from optlab.system.errors import BusyError
 
 STUDY = """\
 model: zilliax
@@ -137,6 +139,16 @@ def test_dataset_mismatch_is_reported_before_training(studied):
         "error: data/cifar10/data_batch_1.bin: holds cifar10_sample, but this pipeline's params.yaml"
     )
     shutil.rmtree(other)
+
+
+def test_second_sample_leaves_the_checkout_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = sample.FOLDER / "params.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with locks.hold_lock("sample"), pytest.raises(BusyError):
+        sample.run()
+    assert kept.exists()
 
 
 def test_sample_shortens_schedules_with_the_training():
