@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from optlab.ranking import module_scan, protocol, submission, table, verification
 from optlab.ranking.protocol import Ranking
+from optlab.reproduce import rerun
 from optlab.system.errors import ConfigError
-from optlab.tuning import trial
 
 PARAMS = """\
 model: zilliax
@@ -464,7 +464,7 @@ def test_search_from_known_trials_has_no_conditions(record):
 
 def test_other_packages_are_named_and_no_refusal(record, monkeypatch):
     project, _ = record
-    monkeypatch.setattr(trial, "_find_versions", lambda names: dict.fromkeys(names, "0.1"))
+    monkeypatch.setattr(rerun, "get_installed_version", lambda name: "0.1")
     with contextlib.chdir(project.top):
         loaded = verification.RankingRecord.load(Path("ranking/sign"))
         with pytest.raises(ConfigError, match=r"recorded with torch .*, and 0\.1 is installed: install torch"):

@@ -65,14 +65,16 @@ def _shorten(params: str) -> str:
     content = yaml.load(params)
     content["seeds"], content["data"] = _SEEDS, _DATA
     training = content.setdefault("training", {})
-    shortening = min(1, _TRAINING["epochs"] / training.get("epochs", 1))
+    ratio = _TRAINING["epochs"] / training.get("epochs", 1)
     training.update(_TRAINING)
-    owners = (training, *content["optimizers"].values())
-    for schedule in {id(each["schedule"]): each["schedule"] for each in owners if each.get("schedule")}.values():
-        if shortening < 1 and "warmup_epochs" in schedule:
-            schedule["warmup_epochs"] *= shortening
-        if shortening < 1 and "step_epochs" in schedule:
-            schedule["step_epochs"] = max(1, round(schedule["step_epochs"] * shortening))
+    if ratio < 1:
+        owners = (training, *content["optimizers"].values())
+        schedules = {id(each["schedule"]): each["schedule"] for each in owners if each.get("schedule")}  # aliases once
+        for schedule in schedules.values():
+            if "warmup_epochs" in schedule:
+                schedule["warmup_epochs"] *= ratio
+            if "step_epochs" in schedule:
+                schedule["step_epochs"] = max(1, round(schedule["step_epochs"] * ratio))
     yaml.dump(content, output)
     return output.getvalue()
 

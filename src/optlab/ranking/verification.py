@@ -122,16 +122,15 @@ class _OtherPackageError(ConfigError):
 
 def _check_packages(record: RankingRecord) -> None:
     config = record.config
-    request = TrialRequest.from_config(config, record.name, config.seeds[0], config.total_steps, {})
-    for seed in config.seeds:
-        with contextlib.suppress(RecordError):  # a check that follows refuses it
-            recorded = Environment.read(RunFiles(record.folder, record.name, seed).environment).packages
-            for package, installed in request.packages.items():
-                if recorded.get(package, installed) != installed:
-                    raise _OtherPackageError(
-                        f"{record.folder}: recorded with {package} {recorded[package]}, and {installed or 'none'} is "
-                        f"installed: install {package} {recorded[package]} to verify it"
-                    )
+    deciding = TrialRequest.from_config(config, record.name, config.seeds[0], config.total_steps, {}).packages
+    runs = [format_run_id(record.name, seed) for seed in config.seeds]
+    differences = rerun.find_package_differences(Revision.parse("HEAD", record.folder), runs)
+    for package, (recorded, installed) in differences.items():
+        if package in deciding:
+            raise _OtherPackageError(
+                f"{record.folder}: recorded with {package} {recorded}, and {installed or 'none'} is installed: "
+                f"install {package} {recorded} to verify it"
+            )
 
 
 def _check_committed(record: RankingRecord) -> None:

@@ -4,7 +4,6 @@ Reports go to the terminal, as JSON to programs, into an experiment of MLflow, a
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import sys
@@ -17,7 +16,7 @@ import safetensors.numpy
 from optlab.analysis import environment_diff
 from optlab.records import Environment, EvalRecord, RunFiles, TrainRecord, TrialsRecord, TuningFiles
 from optlab.system.errors import StorageError
-from optlab.system.files import compute_md5
+from optlab.system.files import compute_content_md5, compute_md5
 from optlab.system.git import Revision
 from optlab.tracking import mlflow_store, uploader
 from optlab.tracking.event_log import EventLog, get_current_time_ms, get_experiment_name
@@ -99,8 +98,7 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     conditions = environment_diff.diff_environments(
         Environment.read_at_revision(revision, files.environment), Environment.read(tree / files.environment)
     )
-    if altered := _find_altered_file(revision, outs):
-        reason = f"{altered} in the commit is not the file whose digest is in dvc.lock"
+    if reason := _describe_altered_file(revision, outs):
         return Reproduction(files.id, "different", outputs, conditions=conditions, reason=reason)
     if all(output.is_identical for output in outputs):
         reason = "every output has the recorded digest"
@@ -132,12 +130,12 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     return Reproduction(files.id, verdict, outputs, first, known, conditions, reason)
 
 
-def _find_altered_file(revision: Revision, outs: list[dict[str, Any]]) -> str | None:
-    """Return the first output in git that has not the digest of dvc.lock: all who read the record read that file."""
+def _describe_altered_file(revision: Revision, outs: list[dict[str, Any]]) -> str | None:
+    """Return a sentence on the first output in git without the digest of dvc.lock: readers of the record read it."""
     for each in outs:
         content = revision.read(Path(each["path"]))
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != each["md5"]:
-            return str(each["path"])
+        if content is not None and compute_content_md5(content) != each["md5"]:
+            return f"{each['path']} in the commit is not the file whose digest is in dvc.lock"
     return None
 
 
@@ -154,8 +152,7 @@ def compare_tuning(
     """
     stage, path = tuning_files.stage, tuning_files.trials
     outputs = _compute_digests(tree, outs)
-    if altered := _find_altered_file(revision, outs):
-        reason = f"{altered} in the commit is not the file whose digest is in dvc.lock"
+    if reason := _describe_altered_file(revision, outs):
         return Reproduction(stage, "different", outputs, reason=reason)
     if all(output.is_identical for output in outputs):
         return Reproduction(stage, "identical", outputs, reason="every trial and the choice are the recorded ones")

@@ -51,7 +51,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def compute_md5(path: Path) -> str | None:
     """Return DVC's digest of a file, or None if there is none."""
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
+    return compute_content_md5(path.read_bytes()) if path.is_file() else None
+
+
+def compute_content_md5(content: bytes) -> str:
+    """Return the digest that DVC has of a file with this content."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def make_storage_error(path: Path, error: OSError) -> StorageError:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import os
 import subprocess
 import sys
@@ -187,7 +186,7 @@ def fetch_output(commit: str, path: Path, md5: str) -> bytes | None:
             content = _open_dvc_file_system(commit).read_bytes(path.as_posix())
     except Exception:  # whatever a missing cache, remote or network makes DVC raise
         return None
-    return content if content and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5 else None
+    return content if content and files.compute_content_md5(content) == md5 else None
 
 
 def _read_if_exists(path: Path) -> bytes | None:
@@ -235,7 +234,7 @@ def _find_corrupted_copies(path: Path, content: bytes) -> list[Path]:
     if not path.resolve().is_relative_to(top.resolve()):
         return []
     folder = get_dvc_cache(top) / "files" / "md5"
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    digest = files.compute_content_md5(content)
     corrupted = [
         each
         for each in folder.glob("??/*")
