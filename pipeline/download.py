@@ -1,7 +1,6 @@
 """Stage download: the six verified files of the data set under data/."""
 
 from optlab.config import loader
-from optlab.data import download
 from optlab.orchestration import preflight_cache
 from optlab.schema import parameters
 from optlab.system import errors, processes, repository
@@ -13,6 +12,8 @@ def main() -> None:
     folder = repository.enter_root()
     settings = loader.load(folder / parameters.PARAMS_FILE)
     numerics.prepare(settings.training)  # before anything imports torch
+    from optlab.data import download
+
     preflight_cache.load_or_run(settings)
     print(download.ensure_dataset(repository.DATA, settings.data.dataset))
 

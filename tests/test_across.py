@@ -100,6 +100,13 @@ def test_bootstrap_draws_same_replicates_for_all_optimizers():
     assert other.score.low == other.score.high == 0.75
 
 
+def test_reference_and_twin_are_equal_where_neither_reaches_target():
+    """In about a third of the resamples of each study, at least three of five replicates do not."""
+    times = (100, 100, 100, math.inf, math.inf)
+    twin = get_scores([make_workload(name, {"ref": times, "twin": times}) for name in "xy"])["twin"]
+    assert (twin.score.value, twin.score.low, twin.score.high) == (0.5, 0.5, 0.5)
+
+
 def test_diverged_replicate_ranks_last():
     workload = make_workload("x", {"ref": (1, 1), "other": (1, 1)}, {"ref": (0.5, 0.5), "other": (0.9, -math.inf)})
     assert {name: each.rank.value for name, each in get_scores([workload]).items()} == {"ref": 1.0, "other": 2.0}

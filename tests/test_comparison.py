@@ -7,7 +7,8 @@ import re
 import pytest
 
 from optlab import records
-from optlab.analysis import comparison, report, snippet, tables
+from optlab.analysis import comparison, environment_diff, report, snippet, tables
+from optlab.analysis.translation import use_language
 from optlab.analysis.verdicts import describe_champion, summarize_verdicts
 from optlab.records import Champion, Environment, EpochMetrics, EvalRecord, TrainRecord, ValidationMetrics
 from optlab.system.errors import RecordError
@@ -105,6 +106,21 @@ def test_verdicts_in_a_circle_have_a_leader(small_config, tmp_path):
     assert all(pair.is_better for pair in compared.pairs.values()) and compared.unbeaten == []
     headline = summarize_verdicts(compared).headline
     assert headline == "No winner yet: b leads, but is not shown to be better than a."
+
+
+@pytest.mark.parametrize("later", [[None, 0.9], [0.9, None]])
+def test_what_was_told_stays_when_another_optimizer_diverges(small_config, tmp_path, later):
+    """It was told at three seeds, as the third of Holm's steps; the first two are a's pairs."""
+    first = {"a": [0.9, 0.91, 0.92], "b": [0.6, 0.61, 0.62], "c": [0.571, 0.581, 0.591]}
+    more = {"a": later, "b": [0.55, 0.6], "c": [0.6, 0.55]}
+    both = {name: values + more[name] for name, values in first.items()}
+    before, after = (
+        collect_with_scores(small_config, tmp_path, figures, {}, "validation_accuracy", [3, 5])
+        for figures in (first, both)
+    )
+    told, kept = before.pairs["b", "c"], after.pairs["b", "c"]
+    assert told.verdict == kept.verdict == "better" and 0.05 / 3 < kept.p <= told.p <= 0.05
+    assert list(after.pairs) == [("b", "c")]
 
 
 def test_comparison_without_completed_run_has_no_champion(small_config, tmp_path):
@@ -359,11 +375,35 @@ def test_report_contains_paired_comparisons(small_config, tmp_path):
     assert [(row["first"], row["second"], row["verdict"]) for row in rows] == [
         ("adamw", "adam", "undecided"), ("adamw", "sgd", "better"), ("adam", "sgd", "better"),
     ]  # fmt: skip
+    assert [row["better"] for row in rows] == ["", "adamw", "adam"]
     assert float(rows[1]["difference"]) == pytest.approx(0.22)
     text = (tmp_path / "reports" / "comparison.md").read_text()
     assert text.startswith("**No winner yet: adamw leads, ")
     assert "| adamw − sgd | 22.00 points (20.13 to 23.87) | 3.8e-06 | 3 of 3 | −0.50 | adamw better |" in text
     assert '<span class="en" lang="en">adamw better</span>' in (tmp_path / "reports" / "report.html").read_text()
+
+
+def test_pairs_file_names_the_optimizer_with_lower_loss(small_config, tmp_path):
+    data = {"train_split": "test", "shuffle": False, "train_size": 100, "validation_size": 0}
+    figures = {"sgd": [1.4, 1.41, 1.42], "adam": [1.1, 1.11, 1.12]}
+    report.write(collect_with_scores(small_config, tmp_path, figures, data, "train_loss"), tmp_path)
+    with (tmp_path / "reports" / "pairs.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["difference"]) < 0 and row["better"] == row["first"] == "adam"
+
+
+def test_pair_table_has_a_cell_where_only_others_have_a_probability(small_config, tmp_path):
+    """The seeds of c are others: its pairs have no probability of outperforming."""
+    optimizers = {name: {"class": "SGD"} for name in "abc"}
+    config = small_config(seeds=list(range(30)), optimizers=optimizers, verdict={"looks": [30]})
+    others = list(range(30, 60))
+    for seeds in (config.seeds, others):
+        write_record(tmp_path, config.model_copy(update={"seeds": seeds}), [0.5] * 90)
+    folders = {"c": comparison.RecordFolders(tmp_path, tmp_path, tuple(others))}
+    header, *rows = tables.build_pair_table(comparison.collect(config, tmp_path, folder_overrides=folders))
+    assert {len(row) for row in rows} == {len(header)}
+    place = header.index("probability of outperforming")
+    assert [row[place] == "–" for row in rows] == [False, True, True]
 
 
 def test_pair_matrix_is_antisymmetric(small_config, tmp_path):
@@ -392,7 +432,7 @@ REACHED = {
     "by default": (
         None,
         {"sgd": (0, None), "adam": (3, 14), "adamw": (2, 14)},
-        "48.33 %, the mean that the second best",
+        "48.33 %, the second highest mean at the end of training",
     ),
     "given": (0.3, {"sgd": (3, 21), "adam": (3, 7), "adamw": (3, 14)}, "30.00 %, as params.yaml has it"),
     "out of reach": (0.9, dict.fromkeys(LOOKS, (0, None)), "90.00 %, as params.yaml has it"),
@@ -450,6 +490,14 @@ def test_table_shows_gradients_per_step_and_schedule(small_config, tmp_path):
     assert (twice[-2:], sgd[-2:]) == (["2", "cosine"], ["1", "constant"])
 
 
+@pytest.mark.parametrize(("diverged", "accuracy"), [(["a-1"], 0.4), (["a-1", "b-1"], 0.5)])
+def test_target_is_set_by_optimizers_without_diverged_run(small_config, tmp_path, diverged, accuracy):
+    """Unless there are fewer than two of them."""
+    config = small_config(seeds=[0, 1], optimizers={name: {"class": "SGD"} for name in "abc"})
+    compared = collect_comparison(tmp_path, config, [0.9, 0.9, 0.5, 0.5, 0.4, 0.4], diverged)
+    assert compared.target.accuracy == pytest.approx(accuracy)
+
+
 def test_equal_accuracies_reach_target_at_mean(small_config, tmp_path):
     """The mean of three times 0.1 is 0.10000000000000002."""
     compared = collect_comparison(tmp_path, small_config(seeds=[0, 1, 2]), [0.1] * 3 + [0.6] * 3)
@@ -503,6 +551,9 @@ def test_environment_diff_names_runs(small_config, tmp_path):
         "conditions": {"not recorded": ["adam-1"]},
     }
     assert "torch 2.12 (sgd-0), 2.13 (sgd-1, adam-0)" in tables.render_text(compared)
+    with use_language("zh"):
+        text = environment_diff.describe_differences(compared.differing_conditions)
+    assert "运行条件 没有记录（adam-1）" in text and not {"conditions", "recorded"} & set(re.findall("[a-z]+", text))
 
 
 def test_environment_diff_ignores_cpu_with_portable_numerics(small_config, tmp_path):

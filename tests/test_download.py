@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torchvision
 from PIL import Image
 
 from optlab.data import archives, download
@@ -429,6 +428,12 @@ def test_fetch_url_downloads_archive(tmp_path, server, content, answer):
     assert archives.read_archive(path) == content
 
 
+def test_fetch_url_counts_bytes_itself(tmp_path, server, monkeypatch):
+    """A bar that is disabled, as by TQDM_DISABLE, counts none."""
+    monkeypatch.setattr(download, "tqdm", functools.partial(download.tqdm, disable=True))
+    assert download.fetch_url(f"{server.address}/good", tmp_path, MD5).read_bytes() == ARCHIVE.read_bytes()
+
+
 BAD_ANSWERS = {
     "another archive": ("page", "not the published archive (MD5 "),
     "truncated": ("truncated", "ended after 100,000 of 1,701,915 bytes"),
@@ -465,6 +470,8 @@ def test_fetch_url_without_server_is_refused(tmp_path):
 
 
 def test_official_url_and_md5_equal_torchvision():
+    import torchvision
+
     assert torchvision.datasets.CIFAR10.url == download.OFFICIAL_URL
     assert torchvision.datasets.CIFAR10.tgz_md5 == download.OFFICIAL_MD5
 

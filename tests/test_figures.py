@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,8 @@ def test_target_reached_only_at_the_end_has_no_curve(small_config, tmp_path):
     seen = {"sgd-0": [0.4], "adam-0": [0.5]}
     found = collect_comparison(small_config(), tmp_path, {run: [1.0] * 7 for run in seen}, seen)
     assert found.target and not any("reached" in title for title in draw_axes(found))
+    data = page_data.build(found, figures.compute_curves(found))
+    assert data["target"] == {"accuracy": 0.4, "lines": []}  # the curves of the accuracy have a line at it
 
 
 def test_long_loss_curve_is_smoothed():
@@ -147,6 +150,13 @@ def test_seed_plot_shows_each_seed_and_mean():
     means = [float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "D"]
     assert means == pytest.approx([0.6, 0.4])
     assert [label.get_text() for label in axis.get_yticklabels()] == ["adam", "sgd"]
+
+
+def test_figure_in_page_keeps_digits_of_ticks():
+    values = {"sgd": [1.0512, 1.0598]}
+    drawn = figures.plot_seeds(values, {}, "train_loss", presentation.assign_colours(values))
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", figures.render_svg(drawn))
+    assert len(ticks) == len(set(ticks)) > 2
 
 
 ALL = ("radam", "adan", "mars", "shampoo", "soap", "lookahead", "adagrad")  # seven that a digest modulo 20 gave three

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,14 @@ def test_stage_depends_on_few_paths_of_code_and_on_none_that_watches(folder):
         assert not [path for path in watching if any(path.is_relative_to(each) for each in declared)], name
     assert {"preflight.checks", "preflight.error_attribution"} <= modules().keys()
     assert "TESTED_CLASSES" in modules()["preflight.checks"].read_text()
+
+
+def test_modules_of_stages_do_not_import_torch():
+    """The stages set the variables that torch reads as it is imported."""
+    names = sorted(path.stem for path in (TOP / "pipeline").glob("*.py"))
+    program = f"import sys, {', '.join(names)}\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", program], cwd=TOP / "pipeline", capture_output=True, text=True)
+    assert "train" in names and result.returncode == 0, result.stderr
 
 
 def test_declared_code_is_imported_by_its_stage():

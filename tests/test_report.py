@@ -91,6 +91,14 @@ def test_report_figures_scale_and_inherit_text_color(page):
     assert targets <= set(re.findall(r' id="([^"]+)"', page))
 
 
+def test_report_says_that_no_optimizer_is_tuned(collect_tuned_comparison, tmp_path):  # noqa: F811
+    """A column with equal cells is left out, unless they are a warning."""
+    compared = collect_tuned_comparison(at_edge=["lr"])
+    same = dataclasses.replace(compared, tunings=dict.fromkeys(("sgd", "adam"), compared.tunings["sgd"]))
+    html = render_page.render(same, figures.compute_curves(same), tmp_path).decode()
+    assert html.count("not tuned: at the edge of its range") == 2
+
+
 def test_report_is_deterministic(collect_tuned_comparison, tmp_path):  # noqa: F811
     compared = collect_tuned_comparison()
     report.write(compared, tmp_path)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from test_comparison import collect_with_scores
 
 from optlab.analysis import comparison, figures, page
 from optlab.analysis.verdicts import format_mean, summarize_verdicts
@@ -150,6 +151,16 @@ def test_axes_lines_and_outliers_follow_their_controls(shared, study):
     choose("lines", "seeds")
     assert count_paths(shared, curve) == len(study.runs)
     choose("lines", "mean")
+
+
+def test_ticks_of_close_values_differ(browser, small_config, tmp_path):
+    scores = {"adam": [0.7001, 0.7003, 0.7002], "sgd": [0.7004, 0.7006, 0.7005]}
+    compared = collect_with_scores(small_config, tmp_path, scores, {}, "validation_accuracy")
+    path = tmp_path / "report.html"
+    path.write_bytes(page.render(compared, figures.compute_curves(compared), tmp_path))
+    with open_page(browser, path.as_uri()) as opened:
+        ticks = [text for text in read_axis(opened, "ranking") if text.endswith(" %")]
+    assert len(ticks) == len(set(ticks)) > 2
 
 
 def test_table_sorts_by_mouse_and_keyboard(shared, study):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from optlab.analysis import scatter
+from optlab.analysis.translation import use_language
 from optlab.records import EvalRecord, encode_mask
 
 
@@ -89,3 +90,11 @@ def test_description_of_scatter():
         "say which images are right."
     )
     assert scatter.describe({"one": make_records(correct[:1])}) == ""
+
+
+def test_chinese_sentences_are_not_separated_by_spaces():
+    correct, _ = simulate(np.random.default_rng(0), 100, np.array([0.0, 0.1, 0.2]))
+    records = {"adam": make_records(correct), "old": 2 * [EvalRecord(status="completed", test_accuracy=0.5)]}
+    with use_language("zh"):
+        text = scatter.describe(records)
+    assert "都不会因此变小。old 各种子" in text

@@ -47,6 +47,19 @@ def test_latex_snippet_is_escaped(small_config, tmp_path):
     assert body.count("$") % 2 == 0 and body.count("{") == body.count("}")
 
 
+@pytest.mark.parametrize(
+    ("style", "line"),
+    [
+        ("markdown", "| sgd | 2 | 50.00 ± 0.00 % (1 of 3 diverged) |"),
+        ("latex", r"sgd & 2 & 50.00 $\pm$ 0.00 \% (1 of 3 diverged) \\"),
+    ],
+    ids=["markdown", "latex"],
+)
+def test_snippet_marks_diverged_runs(small_config, tmp_path, style, line):
+    compared = collect_comparison(tmp_path, small_config(seeds=[0, 1, 2]), [0.5] * 6, diverged=["sgd-1"])
+    assert line in snippet.render(compared, style).splitlines()
+
+
 @pytest.mark.parametrize("character", "\\{}&%$#_~^±−–`")
 def test_latex_escapes_every_special_character(character):
     escaped = character.translate(snippet._LATEX_ESCAPES)

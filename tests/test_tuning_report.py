@@ -130,8 +130,15 @@ def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
 def test_tuning_page_explains_stopped_trials(collect_tuned_comparison):
     trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
     text = tuning_page.render(collect_tuned_comparison(trials, halving=4))
-    assert "one in eight of all trials to the end (selected after 1 and after 2 of 7 steps)." in text
+    assert "and of these, 2 to the end (selected after 1 and after 2 of 7 steps)." in text
     assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
+
+
+def test_protocol_counts_complete_trials_over_all_searches(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison(per_seed=True, halving=4)
+    TrialsRecord(trials=SEARCHED[:2]).write(TuningFiles(tmp_path, "sgd", 0).trials)
+    compared = comparison.collect(compared.config, tmp_path)
+    assert "and of these, 1 to 3 to the end" in tuning_page.describe_tuning_protocol(compared)
 
 
 def test_page_summarizes_search_of_each_seed(collect_tuned_comparison, tmp_path):
@@ -148,6 +155,14 @@ def test_page_summarizes_search_of_each_seed(collect_tuned_comparison, tmp_path)
     assert "4 trials" in tables.render_text(compared) and "12 trials" not in tables.render_text(compared)
     found = comparison_sync.build_view(compared, tmp_path).trials
     assert [each.run for each in found if each.tags["chosen"] == "yes"] == ["sgd 0/1", "sgd 1/1", "sgd 2/0"]
+
+
+def test_chosen_table_counts_searches_with_the_defaults_accuracy(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison(per_seed=True, seeds=range(5), accuracies=[0.4] * 10)
+    for seed in (1, 3):
+        TrialsRecord(trials=[trial(None, None, seed), *SEARCHED[1:]]).write(TuningFiles(tmp_path, "sgd", seed).trials)
+    compared = comparison.collect(compared.config, tmp_path)
+    assert tuning_page.build_chosen_table(compared)[1][-1] == "15.00 % (15.00 to 15.00, 3 of 5)"
 
 
 def test_half_of_choices_at_edge_count_as_not_tuned(collect_tuned_comparison):
@@ -195,7 +210,7 @@ def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
     grid = [trial(index, accuracy, key=f"grid {number}") for number, (index, accuracy) in
             enumerate([(0, 0.2), (0, 0.3), (1, 0.4), (1, 0.4), (2, None), (2, 0.3)])]  # fmt: skip
     text = tuning_page.render(collect_tuned_comparison(sensitivity=grid))
-    assert "| learning rate | validation accuracy (2 seeds) |" in text
+    assert "| learning rate | validation accuracy (2 seeds; 10 % where one diverged) |" in text
     assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
 
 
@@ -215,11 +230,14 @@ def test_grids_of_several_searches_stay_apart(collect_tuned_comparison):
 def test_choices_without_order_have_no_median(collect_tuned_comparison, tmp_path):
     compared = collect_tuned_comparison(per_seed=True, seeds=range(3), accuracies=[0.4, 0.5, 0.6] * 2)
     tuning = compared.tunings["sgd"]
-    values = [True, True, False]
-    trials = [each.model_copy(update={"values": {"nesterov": values[each.search]}}) for each in tuning.trials]
     spec = OptimizerSpec.model_validate({"class": "SGD", "nesterov": {"choice": [True, False]}})
-    changed = dataclasses.replace(tuning, trials=trials, spec=spec)
-    assert tuning_page._format_chosen_values(changed) == "nesterov true (2), false (1)"
+
+    def describe(*values):
+        trials = [each.model_copy(update={"values": values[each.search]}) for each in tuning.trials]
+        return tuning_page._format_chosen_values(dataclasses.replace(tuning, trials=trials, spec=spec))
+
+    assert describe({"nesterov": True}, {"nesterov": True}, {"nesterov": False}) == "nesterov true (2), false (1)"
+    assert describe({"nesterov": True}, {}, {}) == "nesterov true (1), default (2)"
 
 
 def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison):
@@ -234,6 +252,22 @@ def test_trial_figure_highlights_selection_and_default(collect_tuned_comparison)
 
     (axis,) = figures.plot_learning_rates(collect_tuned_comparison()).axes  # an older record lacks the default's value
     assert not any(line.get_marker() == "s" and len(line.get_xdata()) for line in axis.lines)
+
+
+def test_trial_figure_highlights_a_chosen_default(collect_tuned_comparison, tmp_path):
+    compared = collect_tuned_comparison([trial(None, 0.45, values={"lr": 0.001}), *SEARCHED[1:]])
+    choose(None, None).write(TuningFiles(tmp_path, "sgd", 0).choice)
+    (axis,) = figures.plot_learning_rates(comparison.collect(compared.config, tmp_path)).axes
+    (ring,) = [line for line in axis.lines if line.get_marker() == "o" and line.get_markersize() == 11]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([0.001], [0.45])
+
+
+def test_trial_figure_contains_its_legend(collect_tuned_comparison):
+    figure = figures.plot_learning_rates(collect_tuned_comparison())
+    (legend,) = figure.legends
+    left, bottom, right, top = legend.get_window_extent().extents
+    assert figure.axes[0].get_tightbbox().y1 <= bottom and top <= figure.bbox.height
+    assert left >= 0 and right <= figure.bbox.width
 
 
 def test_tuning_files_are_written_and_report_embeds_figure(collect_tuned_comparison, tmp_path):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,12 +185,19 @@ class Comparison:
 
         With a challenger, only its pairs with each other optimizer. Empty before the first look.
         """
-        return sequential.compare_pairs(
-            {name: self.get_values(name) for name in self.completed},
-            self._pair_names,
+        before = {row.optimizer: self._get_runs_before_divergence(row.optimizer) for row in self.rows}
+        # Holm's correction needs the looks that an optimizer had before it diverged: what was told then stays told.
+        every = sequential.compare_pairs(
+            {name: [self.get_value(run) for run in runs] for name, runs in before.items()},
+            self._pair_up([*self.completed, *(row.optimizer for row in self.rows if not row.all_completed)]),
             self.plan,
-            {name: [run.files.seed for run in self.get_completed_runs(name)] for name in self.completed},
+            {name: [run.files.seed for run in runs] for name, runs in before.items()},
         )
+        return {names: every[names] for names in self._pair_names if names in every}
+
+    def _get_runs_before_divergence(self, optimizer: str) -> list[Run]:
+        runs = [run for run in self.runs if run.files.optimizer == optimizer]
+        return list(takewhile(lambda run: run.status == "completed", runs))
 
     @cached_property
     def completed(self) -> list[str]:
@@ -206,10 +213,13 @@ class Comparison:
 
     @property
     def _pair_names(self) -> list[Pair]:
+        return self._pair_up(self.completed)
+
+    def _pair_up(self, names: Sequence[str]) -> list[Pair]:
         if self.challenger:
-            others = [name for name in self.completed if name != self.challenger]
-            return [(self.challenger, name) for name in others] if self.challenger in self.completed else []
-        return list(combinations(self.completed, 2))
+            others = [name for name in names if name != self.challenger]
+            return [(self.challenger, name) for name in others] if self.challenger in names else []
+        return list(combinations(names, 2))
 
     @property
     def undecided(self) -> list[Pair]:
@@ -249,9 +259,12 @@ class Comparison:
 
     @cached_property
     def target(self) -> Target | None:
-        """Target of params.yaml, or the final mean of the second best optimizer; None where there is neither."""
+        """Target of params.yaml, or the second highest final mean; None where there is neither."""
         given = self.config.verdict.target
-        ends = sorted((row.validation_accuracy.mean for row in self.rows if row.validation_accuracy), reverse=True)
+        known = [row for row in self.rows if row.validation_accuracy]
+        completed = [row for row in known if row.all_completed]
+        rows = completed if len(completed) > 1 else known  # those that survive a divergence are a biased sample
+        ends = sorted((row.validation_accuracy.mean for row in rows if row.validation_accuracy), reverse=True)
         if given is None and len(ends) < 2:
             return None
         accuracy = ends[1] if given is None else given

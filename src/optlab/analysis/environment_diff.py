@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optlab.analysis.translation import join_items, translate, translate_count
+from optlab.analysis.translation import join_items, join_phrases, translate, translate_count
 from optlab.records import Environment, RunFiles, TrainRecord
 from optlab.schema.parameters import Config
 
@@ -30,6 +30,7 @@ _DISPLAY_NAMES = {
     "cpu": "CPU",
     "python": "Python",
 }
+_CONDITIONS = "conditions"  # title of all of them, where none are recorded
 NOT_RECORDED = "not recorded"
 _MAX_LISTED_RUNS = 4  # runs, in a sentence
 
@@ -37,7 +38,7 @@ _MAX_LISTED_RUNS = 4  # runs, in a sentence
 def diff_environments(recorded: Environment | None, here: Environment) -> dict[str, tuple[Any, Any]]:
     """Flat name → (recorded, here) of what differs, the likely cause first."""
     if recorded is None:
-        return {"conditions": (NOT_RECORDED, "recorded")}
+        return {_CONDITIONS: (NOT_RECORDED, "recorded")}
     before, after = flatten_environment(recorded), flatten_environment(here)
     names = [name for name in before | after if before.get(name) != after.get(name)]
     return {name: (before.get(name), after.get(name)) for name in sorted(names, key=_rank_condition)}
@@ -67,14 +68,18 @@ def find_differing_conditions(
             found[format_condition_name(name)] = groups
     missing = [run for run in runs if run not in known]
     if missing:
-        found["conditions"] = {NOT_RECORDED: missing}
+        found[_CONDITIONS] = {NOT_RECORDED: missing}
     return found
 
 
 def describe_differences(differing: Mapping[str, Mapping[str, list[str]]]) -> str:
     """The mixture in words."""
     parts = [
-        f"{name} {', '.join(f'{value} ({_format_runs(runs)})' for value, runs in groups.items())}"
+        f"{_translate_known(name)} "
+        + join_phrases(
+            translate("{value} ({share})", value=_translate_known(value), share=_format_runs(runs))
+            for value, runs in groups.items()
+        )
         for name, groups in differing.items()
     ]
     template = (
@@ -82,6 +87,11 @@ def describe_differences(differing: Mapping[str, Mapping[str, list[str]]]) -> st
         "the optimizer's: {differences}. `optlab check` names those to train again here."
     )
     return translate(template, differences=join_items(parts))
+
+
+def _translate_known(text: str) -> str:
+    """Return what is not a name or a value of the record in the current language."""
+    return translate(text) if text in (_CONDITIONS, NOT_RECORDED) else text
 
 
 def _format_runs(runs: list[str]) -> str:

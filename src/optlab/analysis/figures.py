@@ -30,12 +30,14 @@ _MAX_POINTS = 50  # of a curve of the training loss
 _OTHERS_COLOUR = "#999999"
 _MAX_COLUMNS = 5  # of panels
 _PANEL_SIZE = (3.2, 2.6)  # inches
+_LEGEND_HEIGHT = 0.4  # inches
 
 _OMITTED_METADATA = ("Creator", "Date", "Format", "Type")
 _GENERATED_IDS = re.compile(r' id="\w+_\d+"')  # repeated in several figures of a page, and nothing refers to them
 _COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
 _SPACE_BETWEEN_TAGS = re.compile(r">\s+<")
 _LINE_BREAKS = re.compile(r"\s*\n\s*")
+_TEXTS = re.compile(r"(<text.*?</text>)", re.DOTALL)  # their numbers are labels
 _LONG_NUMBERS = re.compile(r"\b\d+\.\d{3,}\b")  # of coordinates
 _REDUNDANT_ATTRIBUTES = re.compile(r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"')  # within an HTML page
 
@@ -258,7 +260,13 @@ def plot_learning_rates(compared: Comparison) -> Figure:
         Line2D([], [], marker="s", fillstyle="none", markersize=10, label="default", **style),
         Line2D([], [], marker="x", markersize=6, label="diverged", **style),
     ]
-    figure.legend(handles=handles, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    height = figure.get_figheight() + _LEGEND_HEIGHT
+    figure.set_figheight(height)
+    figure.tight_layout(rect=(0, 0, 1, 1 - _LEGEND_HEIGHT / height))
+    figure.legend(
+        handles=handles, frameon=False, ncols=3, columnspacing=1, handletextpad=0.4, loc="upper center",
+        bbox_to_anchor=(0.5, 1.0),
+    )  # fmt: skip
     return figure
 
 
@@ -288,11 +296,11 @@ def _draw_learning_rates(axis: Axes, name: str, tunings: dict[str, OptimizerTuni
     ring: Any = {"fillstyle": "none", "markeredgewidth": 1.5, "clip_on": False, **style}
     for number in tuning.choices:
         chosen, default = tuning.get_chosen_trial(number), tuning.get_default_trial(number)
-        if chosen and chosen.index is not None:
-            axis.plot([chosen.values[key]], [get_final_accuracy(chosen) or 0.0], "o", markersize=11, **ring)
-        rate = tuning.get_default_value(number, key) if default else None
-        if default and rate is not None:
-            axis.plot([rate], [get_final_accuracy(default) or 0.0], "s", markersize=10, **ring)
+        default_rate = tuning.get_default_value(number, key)
+        for trial, marker, size in ((chosen, "o", 11), (default, "s", 10)):
+            rate = trial.values.get(key) if trial and trial.index is not None else default_rate
+            if trial and rate is not None:
+                axis.plot([rate], [get_final_accuracy(trial) or 0.0], marker, markersize=size, **ring)
     if tuning.sensitivity:
         _draw_sensitivity(axis, tuning, colour)
     axis.set_xscale("log")
@@ -327,7 +335,9 @@ def render_svg(figure: Figure) -> str:
     head, mark, rest = text[text.index("<svg") :].partition(">")
     rest = _COMMENTS.sub("", rest)
     rest = _LINE_BREAKS.sub(" ", _SPACE_BETWEEN_TAGS.sub("><", rest))
-    rest = _LONG_NUMBERS.sub(lambda number: f"{float(number[0]):.2f}", _GENERATED_IDS.sub("", rest))
+    parts = _TEXTS.split(_GENERATED_IDS.sub("", rest))
+    parts[::2] = [_LONG_NUMBERS.sub(lambda number: f"{float(number[0]):.2f}", each) for each in parts[::2]]
+    rest = "".join(parts)
     return _REDUNDANT_ATTRIBUTES.sub("", head) + mark + rest.replace("#000000", "currentColor")
 
 

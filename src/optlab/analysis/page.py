@@ -23,6 +23,7 @@ BilingualCells = list[list[BilingualText]]
 
 _VERDICTS_PAGE = Path("docs") / "verdicts.md"
 _COST_COLUMNS = ("steps to target", "gradients a step")  # in a table of their own
+_NOT_TUNED = "not tuned"  # how the warning in the column "tuned" begins
 _OPTIONAL_COLUMNS = (
     "n",
     "status",
@@ -61,7 +62,9 @@ def render(compared: Comparison, curves: dict[str, dict[str, Curve]], folder: Pa
         cost_cells=build_bilingual(lambda: _build_cost_table(compared)),
         matrix=_build_matrix(compared) if compared.pairs else [],
         pair_cells=build_bilingual(lambda: tables.build_pair_table(compared)),
-        tuning_protocol=build_bilingual(lambda: tuning_page.describe_tuning_protocol(compared)),
+        tuning_protocol=(
+            build_bilingual(lambda: tuning_page.describe_tuning_protocol(compared)) if compared.tunings else ""
+        ),
         chosen_cells=_build_chosen_table(compared) if compared.tunings else [],
         rates=figures.render_learning_rate_panels(compared),
         class_cells=build_bilingual(lambda: _build_class_table(compared)),
@@ -111,11 +114,13 @@ def _select_columns(cells: BilingualCells, deciding: str, left_out: Sequence[str
 
 def _is_constant(column: list[BilingualText]) -> bool:
     """Return whether a column says nothing: all cells are the same, and none is a status to be known."""
-    return len(set(column[1:])) == 1 and not (column[0].en == "status" and column[1].en != "completed")
+    header, first = column[0].en, column[1].en
+    is_warning = (header == "status" and first != "completed") or (header == "tuned" and first.startswith(_NOT_TUNED))
+    return len(set(column[1:])) == 1 and not is_warning
 
 
 def _build_cost_table(compared: Comparison) -> Cells:
-    """Return what each optimizer's runs cost; only the header's first cell where the record has no costs."""
+    """Return what each optimizer's runs cost; an empty list where the record has no costs."""
     rows, target, steps = compared.rows, compared.target, compared.config.total_steps
     columns = [[translate("optimizer"), *(row.optimizer for row in rows)]]
     per_step = [row.gradients_per_step for row in rows]

@@ -90,15 +90,16 @@ def _round(values: list[Any]) -> list[float | None]:
 
 
 def _build_target(compared: Comparison) -> dict[str, Any] | None:
-    """Return the steps of the seeds that reached the target; None where nobody did so before the end."""
+    """Return the target with the steps of the seeds that reached it, without lines if nobody did so before the end."""
     target = compared.target
-    if target is None or not figures.has_early_target(compared):
+    if target is None:
         return None
+    steps_by_name = target.steps if figures.has_early_target(compared) else {}
     return {
         "accuracy": target.accuracy,
         "lines": [
             {"optimizer": name, "seeds": len(steps), "steps": sorted(step for step in steps if step is not None)}
-            for name, steps in target.steps.items()
+            for name, steps in steps_by_name.items()
         ],
     }
 

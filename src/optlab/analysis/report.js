@@ -15,11 +15,11 @@
   }
   const formatPercent = (value, digits = 2) => `${(100 * value).toFixed(digits)} %`;
   const formatValue = (value, metric) => (metric.percent ? formatPercent(value) : value.toPrecision(4));
-  // Ticks have as many digits as it takes to tell them apart.
-  function formatTick(metric, domain) {
-    if (!metric.percent) return (value) => String(Number(value.toPrecision(3)));
-    const digits = domain[1] - domain[0] < 0.05 ? 1 : 0;
-    return (value) => formatPercent(value, digits);
+  // Ticks of a linear axis have as many digits as it takes to tell them apart.
+  function formatTick(metric, domain, count) {
+    const step = d3.tickStep(...domain, count) * (metric.percent ? 100 : 1);
+    const digits = step > 0 ? d3.precisionFixed(step) : 2; // one value alone has no step
+    return (value) => (metric.percent ? formatPercent(value, digits) : value.toFixed(digits));
   }
 
   function setLanguage(language) {
@@ -100,7 +100,7 @@
       marginLeft: nameAxis(names, widths.get(figure)),
       marginRight: 20,
       marginBottom: 40,
-      x: { label: inLanguage(data.metric.name), nice: true, grid: true, ticks: countTicks(figure), tickFormat: formatTick(data.metric, domain), domain },
+      x: { label: inLanguage(data.metric.name), nice: true, grid: true, ticks: countTicks(figure), tickFormat: formatTick(data.metric, domain, countTicks(figure)), domain },
       y,
       marks: [
         Plot.axisY({ tickSize: 0, textOverflow: "ellipsis", lineWidth: nameAxis(names, widths.get(figure)) / 13 }),
@@ -150,7 +150,8 @@
       height: 290, marginLeft: 52, marginBottom: 40, marginRight: 16, clip: true,
       x: { label: say(xAxes[state.x].label), domain: [0, d3.max(points, (each) => each.x) ?? 1], ticks: 5 },
       y: { type: isLog ? "log" : "linear", label: null, grid: true, nice: !isLog, ticks: 6,
-        ...(points.length && { domain: found.domain }), tickFormat: formatTick(curve, found.domain) },
+        ...(points.length && { domain: found.domain }),
+        tickFormat: isLog ? (value) => String(Number(value.toPrecision(3))) : formatTick(curve, found.domain, 6) },
       marks: points.length ? [
         Plot.ruleY(target, { stroke: "currentColor", strokeOpacity: 0.5, strokeDasharray: "2,3" }),
         state.lines === "mean" &&
@@ -163,7 +164,7 @@
   }
 
   function drawTarget() {
-    if (!data.target) return;
+    if (!data.target?.lines.length) return;
     const lines = data.target.lines.filter(isShown);
     const points = lines.flatMap(({ optimizer, steps, seeds }, index) => {
       const scale = xAxes[state.x].scale(optimizer);
@@ -267,7 +268,7 @@
     draw(figure, {
       height: 24 * seeds.length + 70, marginLeft: 46, marginRight: 20, marginBottom: 40,
       color: { domain: optimizers.map((each) => each.name), range: optimizers.map((each) => each.colour) },
-      x: { label: inLanguage(data.metric.name), grid: true, nice: true, ticks: countTicks(figure), tickFormat: formatTick(data.metric, domain) },
+      x: { label: inLanguage(data.metric.name), grid: true, nice: true, ticks: countTicks(figure), tickFormat: formatTick(data.metric, domain, countTicks(figure)) },
       y: { label: say("seed"), domain: seeds, type: "point" },
       marks: [
         Plot.ruleY(both, { y: "seed", x1: "from", x2: "to", strokeOpacity: 0.4 }),

@@ -85,12 +85,14 @@ def _write_comparison_table(compared: Comparison, path: Path) -> None:
 
 def _write_pairs(compared: Comparison, path: Path) -> None:
     header = ["first", "second", "n", "difference", "low", "high", "p", "wins", "correlation", "is_paired", "verdict"]
+    keys = header[2:]
     more = ["probability", "low", "high"]
     rows = [
-        [*names, *(getattr(pair, key) for key in header[2:]), *(getattr(pair.outperforming, key, None) for key in more)]
+        [*names, *(getattr(pair, key) for key in keys), pair.get_better(names),
+         *(getattr(pair.outperforming, key, None) for key in more)]
         for names, pair in compared.pairs.items()
-    ]
-    write_csv(path, [[*header, *(f"outperforming_{key}" for key in more)], *rows])
+    ]  # fmt: skip
+    write_csv(path, [[*header, "better", *(f"outperforming_{key}" for key in more)], *rows])
 
 
 def _write_history(compared: Comparison, path: Path) -> None:

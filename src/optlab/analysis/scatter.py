@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from optlab.analysis.mean_ci import ALPHA
-from optlab.analysis.translation import join_items, join_phrases, translate
+from optlab.analysis.translation import join_items, join_phrases, join_sentences, translate
 from optlab.records import EvalRecord
 
 
@@ -92,7 +92,7 @@ def describe(records: Mapping[str, Sequence[EvalRecord]]) -> str:
             "do not say which images are right."
         )
         parts.append(translate(template, names=join_phrases(unknown)))
-    return " ".join(parts)
+    return join_sentences(parts)
 
 
 def _format_scatter(optimizer: str, scatter: Scatter) -> str:

@@ -94,6 +94,10 @@ class PairComparison:
         """True if one of the two is better, also by less than the margin."""
         return self.verdict in ("better", "better, by less than the margin")
 
+    def get_better(self, names: Pair) -> str | None:
+        """Return the name of the better one, if the verdict has one."""
+        return names[not self.first_is_better] if self.is_better else None
+
     def swap(self) -> "PairComparison":
         """Return the comparison with the second optimizer first."""
         return replace(

@@ -8,7 +8,7 @@ from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import compute_mean_ci
 from optlab.analysis.tables import EMPTY_CELL, Cells
 from optlab.analysis.translation import translate
-from optlab.analysis.verdicts import format_mean, format_metric_name, summarize_verdicts
+from optlab.analysis.verdicts import format_mean, format_metric_name, format_status, summarize_verdicts
 
 SnippetFormat = Literal["markdown", "latex"]
 
@@ -22,7 +22,7 @@ _LATEX_ESCAPES = str.maketrans({
 def render(compared: Comparison, style: SnippetFormat) -> str:
     """Return optimizers with n and mean ± half the width of its 95 % interval, and the verdict's sentences.
 
-    The means are over the seeds that the verdict uses.
+    The means are over the seeds that the verdict uses; an optimizer with diverged runs is marked.
     """
     metric = compared.verdict_metric
     cells = [[translate("optimizer"), "n", format_metric_name(metric)]]
@@ -31,6 +31,8 @@ def render(compared: Comparison, style: SnippetFormat) -> str:
         if row.all_completed:
             values = values[: compared.n_used]
         mean = format_mean(compute_mean_ci(values), metric) if values else EMPTY_CELL
+        if not row.all_completed:
+            mean = translate("{value} ({share})", value=mean, share=format_status(row))
         cells.append([row.optimizer, str(len(values)), mean])
     summary = summarize_verdicts(compared)
     sentences = [each.replace("`", "") for each in (summary.headline, summary.basis) if each]

