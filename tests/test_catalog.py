@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -101,6 +103,18 @@ def test_entry_names_the_output_weight_of_the_study_or_model(tmp_path):
     assert values["groups"][0] == {"match": "22.weight", "use_muon": False}
     with pytest.raises(ConfigError, match=r"^model torch\.nn\.Identity has no weight with two or more dimensions"):
         model_check.find_output_weight("torch.nn.Identity")
+
+
+def test_output_weight_is_found_without_torch_in_this_process(tmp_path):
+    """`optlab versus` sets the variables that torch reads as it is imported only afterwards."""
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom optlab.orchestration import versus_pipeline\n"
+        "_, values = versus_pipeline.find_entry('normuon', Path('params.yaml'), 'zilliax')\n"
+        "assert values['groups'][0]['match'] == '8.weight' and 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_catalog_range_surrounds_entry_learning_rate():

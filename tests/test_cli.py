@@ -148,3 +148,9 @@ def test_options_of_until_decided_need_it(words):
 def test_version_is_printed_by_python_module():
     result = subprocess.run([sys.executable, "-m", "optlab", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"optlab {version('optlab')}\n" == run_optlab("--version").stdout
+
+
+def test_sync_of_a_pipeline_needs_a_revision(tmp_path):
+    result = run_optlab("sync", "--pipeline", "studies/tuned", folder=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "error: --pipeline says whose record --from reads: add --from REV\n"

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from optlab import environment
 from optlab.environment import capture_environment
 from optlab.preflight import checks
 from optlab.system.errors import ConfigError
@@ -70,3 +71,11 @@ def test_environment_records_uninstalled_modules(project_dir, tmp_path_factory, 
     found = capture_environment(torch.device("cpu"), paths)
     assert found.modules == {"beside_params.py": digest, "not_installed.py": digest}
     assert found.packages["schedulefree"]
+
+
+def test_installed_packages_are_read_once(project_dir, monkeypatch):
+    """The metadata of all of them is."""
+    real, calls = environment.packages_distributions, []
+    monkeypatch.setattr(environment, "packages_distributions", lambda: calls.append(1) or real())
+    capture_environment(torch.device("cpu"), ["schedulefree.AdamWScheduleFree"])
+    assert len(calls) <= 1  # a test before this one may have made it read them

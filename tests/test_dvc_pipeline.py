@@ -6,6 +6,7 @@ import inspect
 import io
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,17 @@ def test_stage_lifecycle_equals_dvc_repro(pipeline):
     with Repo() as repo:
         assert len(repo.reproduce()) == 1
     assert Path("dvc.lock").read_bytes() == lock
+
+
+def test_interrupted_commit_can_be_repeated(pipeline, monkeypatch):
+    assert pipeline.prepare("copy")
+    shutil.copy("input", "output")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "commit", lambda stage: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.commit("copy")
+    pipeline.commit("copy")
+    assert not pipeline.is_stale("copy")
 
 
 def test_dvc_warnings_are_printed_above_open_display(pipeline):

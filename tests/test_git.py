@@ -1,11 +1,13 @@
 """What git refuses, or does not know, is one line with the remedy, and leaves nothing behind."""
 
 import errno
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from optlab.orchestration import sample
 from optlab.reproduce import release
 from optlab.system import files, git, repository
 from optlab.system.errors import OptlabError, RevisionError
@@ -47,6 +49,22 @@ def test_missing_git_repository_is_reported(top, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RevisionError, match=r"^git cannot be run \(No such file or directory\): install it$"):
         Revision.parse("v1")
+
+
+def test_sample_needs_git_and_its_repository(top, tmp_path, monkeypatch):
+    (top / ".dvc").mkdir()
+    (top / ".dvc" / "config").touch()
+    (top / ".git").rename(tmp_path / "away")
+    with pytest.raises(RevisionError, match=r"no git repository: clone it: "):
+        sample.run()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RevisionError, match=r"^git cannot be run .*: install it$"):
+        sample.run()
+
+
+def test_what_git_prints_in_success_is_no_error(top, monkeypatch):
+    monkeypatch.setenv("GIT_TRACE", "1")
+    git.check_repository()
 
 
 def test_repository_of_other_user_is_reported(top, monkeypatch):
@@ -94,6 +112,12 @@ def test_refused_commit_leaves_nothing_staged(top):
     hook.unlink()
     release._commit(["params.yaml", "new.txt"], "record")
     assert git.get_output("status", "--porcelain") == ""
+
+
+def test_deleted_working_directory_is_reported(top):
+    shutil.rmtree(top)
+    with pytest.raises(OptlabError, match=r"^the working directory was deleted: change to another folder$"):
+        repository.enter_root()
 
 
 def test_file_in_place_of_folder_is_named(top):

@@ -43,6 +43,8 @@ def test_preflight_cache_is_invalidated_by_dependencies(project_dir, small_confi
         patch.setattr(sys, "path", [*sys.path, str(project_dir / "custom")])
         preflight_cache.run_checks(config)
     assert preflight_cache.load_cached(config)
+    for unread in ({"seeds": [3, 4]}, {"verdict": {"looks": [2]}}, {"tuning": {"trials": 9}}):  # by the checks
+        assert preflight_cache.load_cached(small_config(optimizers=own, **unread)), unread
     assert preflight_cache.load_cached(small_config(optimizers=own, training={"epochs": 7})) is None
     with monkeypatch.context() as patch:
         patch.setenv("ATEN_CPU_CAPABILITY", "default")

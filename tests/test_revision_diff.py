@@ -1,6 +1,7 @@
 """The present comparison beside that of a git revision, from records written by hand."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -248,3 +249,7 @@ def test_record_older_than_edit_is_refused(top, old, new, message):
     config = write_record(top, THEN, PARAMS.replace(old, new))
     with pytest.raises(RecordError, match=f"^{message}: run `dvc repro`$"):
         versus.check_trained(config, folder)
+    study = top / "studies" / "x"
+    shutil.copytree(top, study, ignore=shutil.ignore_patterns("studies", ".git"))
+    with pytest.raises(RecordError, match=rf"^studies/x/{message}: run `dvc repro` in studies/x$"):
+        versus.check_trained(config, study.relative_to(top))

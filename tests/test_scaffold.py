@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from optlab.config import scaffold
-from optlab.system.errors import ConfigError
+from optlab.system.errors import ConfigError, OptlabError
 
 HEAD = """# All of it.
 model: zilliax   # the network
@@ -78,3 +78,11 @@ def test_scaffold_overwrites_no_file(write_params, tmp_path):
     with pytest.raises(ConfigError, match=r"^tests/test_mine\.py is there already"):
         scaffold.create_optimizer("mine", path)
     assert not (tmp_path / "custom").exists() and "mine" not in path.read_text()
+
+
+def test_failed_scaffold_leaves_no_module(write_params, tmp_path):
+    path = write_params("optimizers:\n  sgd: {class: SGD, lr: 0.01}\n")
+    (tmp_path / "tests").touch()
+    with pytest.raises(OptlabError, match=r"^tests/test_mine\.py: "):
+        scaffold.create_optimizer("mine", path)
+    assert not list(tmp_path.glob("custom/*")) and "mine" not in path.read_text()

@@ -611,6 +611,8 @@ def sync(
     pipeline: _PipelineOption = Path(),
 ) -> None:
     """Send MLflow the runs it lacks, or those of a git revision."""
+    if pipeline != Path() and not revision:
+        raise errors.ConfigError("--pipeline says whose record --from reads: add --from REV")
     folder = _enter_pipeline(pipeline) if revision else _enter_root()
     os.chdir(repository.get_state_root())  # has an experiment's event logs
     from optlab.system.git import Revision

@@ -1,12 +1,13 @@
 """Capture of the environment: packages, CPU and variables that decide a run's last bits besides params.yaml."""
 
+import functools
 import hashlib
 import importlib
 import inspect
 import os
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
@@ -63,8 +64,14 @@ def _list_packages(paths: Iterable[str]) -> list[str]:
     modules = {path.partition(".")[0] for path in paths if "." in path}
     if not modules:
         return []
-    known = packages_distributions()
+    known = _map_modules()
     return sorted({package for module in modules for package in known.get(module, ())} - set(PACKAGES))
+
+
+@functools.cache  # it reads the metadata of every installed package
+def _map_modules() -> Mapping[str, list[str]]:
+    """Return top-level module → the installed packages that have it."""
+    return packages_distributions()
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -117,7 +124,7 @@ def _hash_imported_files(paths: Iterable[str]) -> dict[str, str]:
     if not dotted:
         return {}
     extend_sys_path()
-    installed, digests = packages_distributions(), {}
+    installed, digests = _map_modules(), {}
     for module, _, attribute in dotted:
         top = module.partition(".")[0]
         own = find_local_module(top)

@@ -266,6 +266,16 @@ def test_measurement_ignores_what_an_optimizer_prints(fork_server, monkeypatch):
     assert cost._run_measurement(Path(), "sgd", 1, Server()) == cost.OptimizerCost(1, 2, [], 3.0)
 
 
+def test_runs_of_all_optimizers_share_the_jobs(small_config, monkeypatch):
+    """Fifty runs of a minute each, 32 at a time."""
+    spec = {"class": "SGD", "lr": 0.01}
+    config = small_config(seeds=[0, 1, 2, 3, 4], optimizers={f"o{number}": spec for number in range(10)})
+    stale = [f"train@{name}-{seed}" for name, seed in config.list_runs()]
+    measured = cost.OptimizerCost(0, 0, [], config.total_steps / 60)
+    monkeypatch.setattr(cost, "_run_measurement", lambda *_: measured)
+    assert cost.describe(config, Path(), stale, 32, None, is_versus=True).startswith("50 runs, about 2 minutes on ")
+
+
 def test_fork_server_inherits_number_of_jobs(top, config, monkeypatch):
     class Enough(Exception):
         """To have seen."""

@@ -384,6 +384,12 @@ def create_foreign_folder(top):
     (top / "studies" / "small-momentum" / "params.yaml").write_text(STUDY)
 
 
+def create_folder_of_other_params(top):
+    header = "# momentum against what studies/small has on record. `optlab versus` writes this: edit a/params.yaml.\n"
+    (top / "studies" / "small-momentum").mkdir()
+    (top / "studies" / "small-momentum" / "params.yaml").write_text(header + STUDY)
+
+
 def change_stage_command(top):
     path = top / "studies" / "small" / "dvc.yaml"
     path.write_text(path.read_text().replace("pipeline/compare.py", "pipeline/another.py"))
@@ -402,6 +408,11 @@ BAD = {
     "no study": (["momentum", "--study", "studies/none"], None, "studies/none: no study of this repository"),
     "elsewhere": (["momentum", "--study", "../small"], None, "../small: no study of this repository"),
     "a folder that is none of ours": (["momentum"], create_foreign_folder, "studies/small-momentum: is there already"),
+    "a folder of other entries": (
+        ["momentum"],
+        create_folder_of_other_params,
+        "studies/small-momentum: belongs to the entries of a/params.yaml: run the command in the folder of that file",
+    ),
     "other parameters": (["momentum"], change_epochs, "studies/small/params.yaml: training is another than in its"),
     "another range": (["momentum"], change_range, "studies/small/params.yaml: optimizers.sgd is another than in its"),
     "an optimizer too few": (["momentum"], add_optimizer, "studies/small: has no record of lion-10 yet"),

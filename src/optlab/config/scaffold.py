@@ -1,5 +1,6 @@
 """New optimizers: create a module in custom/ with its test and its entry."""
 
+import contextlib
 import importlib.util
 import keyword
 import re
@@ -33,14 +34,15 @@ def create_optimizer(name: str, params: Path) -> list[Path]:
     for path in templates:
         if path.exists():
             raise ConfigError(f"{path} is there already: choose another name, or edit that one")
-    for path, template in templates.items():
-        text = Template(template.read_text("utf-8")).substitute(name=name, class_=class_name)
-        files.write_atomic(path, text.encode())
     try:
+        for path, template in templates.items():
+            text = Template(template.read_text("utf-8")).substitute(name=name, class_=class_name)
+            files.write_atomic(path, text.encode())
         params_editor.add_entry(params, name, f"{{class: {name}.{class_name}, lr: 0.01}}")
     except BaseException:
         for path in templates:
-            path.unlink()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # none of them was there before
+                path.unlink()
         raise
     return list(templates)
 

@@ -76,14 +76,18 @@ def describe(
     parts = [" and ".join(format_count(count, noun) for count, noun in counts if count)]
     speeds = [each.steps_per_second for each in costs.values()]
     if all(speeds):
-        seconds = sum(_estimate_seconds(config, each, runs[name], jobs) for name, each in costs.items())
+        seconds = _estimate_seconds(config, costs, runs, jobs)
         parts.append(_format_duration(seconds, [each for each in speeds if each]))
     return f"{', '.join(parts)}{'' if is_versus else _describe_power(config)}"
 
 
-def _estimate_seconds(config: Config, cost: OptimizerCost, n_runs: int, jobs: int) -> float:
-    steps = cost.steps / min(jobs, max(1, cost.trials)) + math.ceil(n_runs / jobs) * config.total_steps
-    return steps / (cost.steps_per_second or math.inf)
+def _estimate_seconds(config: Config, costs: dict[str, OptimizerCost], runs: dict[str, int], jobs: int) -> float:
+    """Return the time of all searches side by side, and of the runs after them, in rounds of `jobs`."""
+    speeds = {name: each.steps_per_second or math.inf for name, each in costs.items()}
+    n_trials, n_runs = sum(each.trials for each in costs.values()), sum(runs.values())
+    search_s = sum(each.steps / speeds[name] for name, each in costs.items())
+    run_s = sum(runs[name] * config.total_steps / speeds[name] for name in costs)
+    return search_s / min(jobs, max(1, n_trials)) + math.ceil(n_runs / jobs) * run_s / max(1, n_runs)
 
 
 def _format_duration(seconds: float, speeds: list[float]) -> str:
@@ -114,11 +118,7 @@ def _run_measurement(folder: Path, name: str, jobs: int, fork_server: ForkServer
     with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
         argv, cores = [__name__, str(folder), name], sorted(executor.split_cores(jobs)[0])
         job = fork_server.start("cost", argv, Path(), cores, {}, executor.keep_line, Path(temporary) / "error")
-        try:
-            failed = job.result() != 0
-        except KeyboardInterrupt:
-            processes.stop([job])
-            raise
+        failed = executor.wait_or_stop(job) != 0
         with contextlib.suppress(ValueError, TypeError, IndexError):  # an optimizer that prints
             return None if failed else OptimizerCost(*json.loads(job.lines[-1]))
         return None
@@ -126,6 +126,7 @@ def _run_measurement(folder: Path, name: str, jobs: int, fork_server: ForkServer
 
 def main() -> None:
     """Print an `OptimizerCost` as JSON."""
+    processes.exit_with_caller()
     folder, name = Path(sys.argv[1]), sys.argv[2]
     config = loader.load(folder / PARAMS_FILE)
     cost = OptimizerCost(*count_missing_trials(config, folder, name), measure_speed(config, name))

@@ -31,6 +31,7 @@ from optlab.orchestration.dvc_lock import DvcLock
 from optlab.records import RunFiles
 from optlab.system import files, repository
 from optlab.system.errors import BusyError, RunsFailedError, print_stderr, summarize_error
+from optlab.system.text import join_commands
 
 
 class _WarningHandler(logging.Handler):
@@ -125,9 +126,7 @@ class DvcPipeline:
     def get_command(self, name: str) -> tuple[str, Path]:
         """Return a stage's command, as the shell reads it, and its working directory, relative to the top."""
         stage = self._stages[name]
-        commands = stage.cmd.splitlines() if isinstance(stage.cmd, str) else stage.cmd
-        command = "\n".join(commands if len(commands) == 1 else ["set -e", *commands])  # the first that fails ends it
-        return command, Path(stage.wdir).relative_to(Path.cwd())
+        return join_commands(stage.cmd), Path(stage.wdir).relative_to(Path.cwd())
 
     def list_files(self, name: str) -> tuple[list[Path], list[Path]]:
         """Return a stage's inputs from other stages, without the data, and its outputs; relative to the top."""
@@ -231,7 +230,7 @@ class DvcPipeline:
         stage = self._stages[name]
         with self._hold_dvc_lock(name):
             stage.save_deps()
-            after, before = _get_dependency_values(stage), self._dependencies_before.pop(name)
+            after, before = _get_dependency_values(stage), self._dependencies_before[name]
             changed = [path for path in before if before[path] != after.get(path)]
             if changed:
                 raise RunsFailedError(

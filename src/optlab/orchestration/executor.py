@@ -188,6 +188,15 @@ class LocalExecutor:
             processes.stop([job for job in list(self._jobs.values()) if not job.done()])
 
 
+def wait_or_stop(job: LocalJob) -> int:
+    """Wait for a job, and return its exit status; if this process is interrupted, stop the job first."""
+    try:
+        return job.result()
+    except BaseException:
+        processes.stop([job])
+        raise
+
+
 def wait_first(jobs: Collection[Job], timeout_s: float | None = None) -> list[Job]:
     """Wait until a job is done, or the time is over; returns the jobs that are done."""
     wait(jobs, timeout_s, FIRST_COMPLETED)

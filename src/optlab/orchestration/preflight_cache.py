@@ -104,7 +104,7 @@ def compute_cache_key(config: Config) -> str:
         *source_code.find_user_modules(config.list_class_paths()),
     ]
     key_parts = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"seeds", "verdict", "tuning"}),  # no check reads these
         "code": source_code.hash_files(code),
         "machine": compute_machine_digest(),
         "memory": processes.get_total_memory(),

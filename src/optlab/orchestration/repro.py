@@ -178,7 +178,7 @@ def _run_final_stages(
             raise RunsFailedError(f"{problem}: see above")
     if not has_compared and "compare" in pipeline.names:
         print(_UNCHANGED, flush=True)
-        if fork_server.start("show", ["optlab", "show"], folder, executor.list_cores(), {}).result():
+        if executor.wait_or_stop(fork_server.start("show", ["optlab", "show"], folder, executor.list_cores(), {})):
             raise RunsFailedError("the record is complete, but cannot be shown: see above")
     return has_compared or has_others
 
@@ -221,7 +221,7 @@ def _run_check(fork_server: ForkServer, argv: list[str], folder: Path = Path()) 
     """
     with tempfile.TemporaryDirectory(prefix="optlab-") as temporary:
         job = fork_server.start(argv[0], argv, folder, [], {}, executor.keep_line, Path(temporary) / "error")
-        if job.result():
+        if executor.wait_or_stop(job):
             raise ConfigError(job.describe_failure())
     warnings = [line.strip() for line in job.lines if line.startswith("warning:")]
     for line in warnings:
@@ -260,12 +260,8 @@ def _run_stage(pipeline: "DvcPipeline", fork_server: ForkServer, name: str, prob
             return False
         command, folder = pipeline.get_command(name)
         job = fork_server.start(name, command, folder, executor.list_cores(), {})
-        try:
-            if job.result():
-                raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
-        except KeyboardInterrupt:
-            processes.stop([job])
-            raise
+        if executor.wait_or_stop(job):
+            raise RunsFailedError(f"{problem}: {job.reason or 'see above'}")
         pipeline.commit(name)
         return True
 
@@ -350,11 +346,15 @@ class RunScheduler:
                 while waiting and len(self._running) < self.job_executor.max_workers:
                     self._submit_next_stage(waiting.pop(0), _RUN_STAGES)
                 for job in executor.wait_first(self._running):
+                    has_succeeded = self._record_end(job, self._running[job])
                     stage = self._running.pop(job)
-                    if self._record_end(job, stage):
+                    if has_succeeded:
                         self._submit_next_stage(job.name, _RUN_STAGES[_RUN_STAGES.index(stage) + 1 :])
         except BaseException:
             self.job_executor.stop()
+            for job, stage in self._running.items():
+                if job.done() and not job.cancelled() and job.status == 0:  # it ended before the interruption
+                    self._record_end(job, stage)
             self.display.print_line("stopped: what is complete is kept, and the next call does the rest")
             raise
         return {run: self._failures[run] for run in runs if run in self._failures}

@@ -45,6 +45,7 @@ def run() -> Path:
 
 
 def _run() -> Path:
+    git.check_repository()
     _clear()
     git.add_worktree(FOLDER, "HEAD")
     path = FOLDER / PARAMS_FILE

@@ -145,6 +145,7 @@ def check_trained(config: Config, folder: Path) -> None:
         RecordError: they were not.
     """
     params_path = folder / PARAMS_FILE
+    remedy = f"run `dvc repro`{'' if folder == Path() else f' in {folder}'}"
     current_params = parse_yaml(params_path.read_text(encoding="utf-8"))
     locked = DvcLock(folder / "dvc.lock", []).read_entries()
     for name, seed in config.list_runs():
@@ -154,11 +155,11 @@ def check_trained(config: Config, folder: Path) -> None:
             entry = _parse_entry(locked[stage]) if stage in locked else {}
             changed = [key for key in _list_changed_parameters(entry, current_params) if key not in ignored]
             if changed:
-                raise RecordError(f"{params_path}: {changed[0]} was changed since {name} was trained: run `dvc repro`")
+                raise RecordError(f"{params_path}: {changed[0]} was changed since {name} was trained: {remedy}")
             for each in entry.get("deps", ()):
                 path = folder / each["path"]
                 if path == tuning_files.choice and compute_md5(path) != each["md5"]:
-                    raise RecordError(f"{path}: was changed since {name} was trained: run `dvc repro`")
+                    raise RecordError(f"{path}: was changed since {name} was trained: {remedy}")
 
 
 def collect_comparison(config: Config, folder: Path) -> "Comparison":

@@ -20,14 +20,15 @@ from optlab.orchestration import attempts, repro, versus
 from optlab.records import Choice, TuningFiles
 from optlab.schema.optimizer import OptimizerSpec
 from optlab.schema.parameters import PARAMS_FILE, SEED_LIMIT_OF_RUNS, Config
-from optlab.system import files, locks, repository
+from optlab.system import files, locks, processes, repository
 from optlab.system.errors import ConfigError, print_stderr
 from optlab.system.text import parse_yaml
 from optlab.tuning import selection
 
 DEFAULT_STUDY = Path("studies") / "optimizers"
 
-_HEADER = "# {challenger} against what {study} has on record. `optlab versus` writes this: edit {params}.\n"
+_EDIT = "`optlab versus` writes this: edit "
+_HEADER = f"# {{challenger}} against what {{study}} has on record. {_EDIT}{{params}}.\n"
 _YAML_WIDTH = 120
 
 
@@ -105,9 +106,7 @@ def find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict
             return name_or_module, values[name_or_module]
         entry = catalog.find_entry(name_or_module)
         if entry.needs_output_weight:
-            from optlab.preflight import model_check  # imports torch, which takes seconds
-
-            entry = entry.fill_in_output_weight(model_check.find_output_weight(model))
+            entry = entry.fill_in_output_weight(processes.call_in_fork(lambda: _find_output_weight(model)))
         return name_or_module, entry.values
     module = Path(name_or_module).stem
     if not (repository.CUSTOM / f"{module}.py").is_file():
@@ -122,6 +121,16 @@ def find_entry(name_or_module: str, params: Path, model: str) -> tuple[str, dict
             f"{params}: {'more than one' if matching else 'no'} entry has a class of {name_or_module}: {many}"
         )
     return matching[0], values[matching[0]]
+
+
+def _find_output_weight(model: str) -> str:
+    """Return as `model_check.find_output_weight`; in a fork, because `numerics.prepare` has to come before torch."""
+    import torch
+
+    from optlab.preflight import model_check
+
+    torch.set_num_threads(1)  # a fork has no worker threads
+    return model_check.find_output_weight(model)
 
 
 def add_lr_ranges(entry: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +150,10 @@ def _read_earlier(folder: Path, header: str) -> Config | None:
         text = (folder / PARAMS_FILE).read_text("utf-8")
     except OSError:
         text = ""
+    before, mark, _ = header.partition(_EDIT)
+    if mark and text.startswith(before + mark) and not text.startswith(header):
+        own = text.removeprefix(before + mark).partition(".\n")[0]
+        raise ConfigError(f"{folder}: belongs to the entries of {own}: run the command in the folder of that file")
     if not text.startswith(header):
         raise ConfigError(f"{folder}: is there already, and not what this command has written: rename or remove it")
     return loader.parse(text, folder / PARAMS_FILE)

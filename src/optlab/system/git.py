@@ -58,16 +58,18 @@ def check_repository() -> None:
     """
     here = Path.cwd()
     try:
-        stderr = _execute("rev-parse", "--git-dir").stderr.decode(errors="replace")
+        result = _execute("rev-parse", "--git-dir")
     except OSError as error:
         raise RevisionError(f"git cannot be run ({error.strerror}): install it") from None
+    if result.returncode == 0:
+        return
+    stderr = result.stderr.decode(errors="replace")
     if "dubious ownership" in stderr:
         remedy = f"git config --global --add safe.directory {shlex.quote(str(here))}"
         raise RevisionError(f"{here}: belongs to another user, so git does not read it: `{remedy}` permits it")
     if "not a git repository" in stderr:
         raise RevisionError(f"{here}: no git repository: clone it: a download without .git has no revisions")
-    if stderr:
-        raise RevisionError(f"{here}: {extract_error(stderr)}")
+    raise RevisionError(f"{here}: {extract_error(stderr)}")
 
 
 def find_untracked(paths: Iterable[str]) -> list[str]:

@@ -59,7 +59,11 @@ def enter_root() -> Path:
     a repository can be moved. A copy of the repository, such as DVC makes for an experiment, runs its code, not the
     installed one.
     """
-    top, here = find_root(), Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise OptlabError("the working directory was deleted: change to another folder") from None
+    top = find_root()
     _restart_from_sources(top / "src")
     os.chdir(top)
     if os.path.lexists(_STATE_FOLDER) and not _STATE_FOLDER.is_dir():

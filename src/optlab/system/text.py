@@ -28,6 +28,12 @@ def parse_yaml(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
+def join_commands(command: str | Sequence[str]) -> str:
+    """Return a stage's command, of one line or several, as one for the shell: the first line that fails ends it."""
+    lines = command.splitlines() if isinstance(command, str) else command
+    return "\n".join(lines if len(lines) == 1 else ["set -e", *lines])
+
+
 def suggest_similar(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     """Return `: did you mean X?` for the known word with the fewest edits, regardless of case, or nothing."""
     by_lower = {name.lower(): name for name in known}
