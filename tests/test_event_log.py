@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from events import begun, complete, start
+from mlflow.entities import ViewType
 
-from optlab.records import Environment, EpochMetrics, EvalRecord, TrainRecord
+from optlab.records import Environment, EpochMetrics, EvalRecord, RunFiles, TrainRecord
 from optlab.system import locks, repository
 from optlab.system.errors import StorageError
 from optlab.tracking import event_log, mlflow_store, mlflow_writer, run_metadata, uploader
@@ -174,6 +175,18 @@ def test_permanently_refused_event_is_reported_once(top, capsys):
     assert len(search_runs()[1]) == 1
 
 
+def test_deleted_run_stays_deleted_when_sent_again(top):
+    log = complete()
+    assert uploader.push_pending()
+    client, (run,) = search_runs()
+    client.delete_run(run.info.run_id)
+    (log.folder / "synced.json").unlink()
+    assert uploader.push_pending()
+    experiment = mlflow_store.get_or_create_experiment(client, "optlab")
+    (run,) = client.search_runs([experiment], run_view_type=ViewType.ALL)
+    assert run.info.lifecycle_stage == "deleted"
+
+
 def test_deleted_experiment_is_restored(top):
     log = begun()
     uploader.LogUploader(log).push()
@@ -193,6 +206,21 @@ def test_event_log_without_start_is_skipped(top):
     begun()
     assert uploader.push_pending()
     assert [run.info.run_name for run in search_runs()[1]] == ["adam"]
+
+
+def test_run_stopped_before_its_start_starts_when_resumed(top):
+    log = event_log.EventLog.create("adam-0", "a key")
+    log.append("end", status="interrupted", time=1)
+    assert uploader.push_pending()
+    tags = {"optlab.run": "adam-0"}
+    log.log_start_or_resume(
+        {"time": 1000, "name": "adam", "experiment": "optlab", "params": {}, "tags": tags, "dataset": None}, 0
+    )
+    log.append("tags", tags={"weights.sha256": "abc"})
+    log.end("completed")
+    assert uploader.push_pending()
+    assert [(run.info.run_name, run.info.status) for run in search_runs()[1]] == [("adam", "FINISHED")]
+    assert event_log.find_by_weights("adam-0", "abc").folder == log.folder
 
 
 def test_damaged_event_log_does_not_block_others(top, capsys):
@@ -280,6 +308,26 @@ def test_find_returns_newest_log_with_weights(top):
     found = event_log.find_by_weights("adam-0", "abc")
     assert found is not None and found.folder == newer.folder
     assert event_log.find_by_weights("adam-0", "abd") is None
+
+
+@pytest.mark.parametrize(
+    ("digest", "conditions", "expected"),
+    [
+        ("abc", {}, "a CPU"),
+        ("abd", {}, "unknown"),
+        ("abc", {"conditions": Environment(cpu="given")}, "given"),
+        (None, {}, "unknown"),
+    ],
+    ids=["of these weights", "of others", "given", "damaged"],
+)
+def test_log_from_record_has_conditions_of_its_weights(top, small_config, digest, conditions, expected):
+    run = RunFiles(Path(), "adam", 0)
+    Environment(cpu="a CPU", weights_sha256=digest).write(run.environment)
+    if digest is None:
+        run.environment.write_text("{")
+    trained = TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {"lr": "0.1"}, "abc")
+    log = run_metadata.create_log_from_record(small_config(), run, None, trained, **conditions)
+    assert next(log.read_events())["tags"]["conditions.cpu"] == expected
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -445,6 +493,23 @@ def test_forbidden_logs_do_not_block_others(top, monkeypatch, code, expected):
     with pytest.raises(MlflowException):
         list(uploader.push_all())
     assert set(sent) == expected
+
+
+def test_log_of_other_user_does_not_block_others(top, monkeypatch):
+    theirs, own = begun("sgd-0"), begun()
+    theirs.folder.rename(theirs.folder.with_name(f"20200101{theirs.folder.name[8:]}"))  # so that it is the first
+    close = event_log.EventLog.close_if_dead
+
+    def refuse(log):
+        if log.run == "sgd-0":
+            raise StorageError("sgd-0 cannot be written")
+        close(log)
+
+    monkeypatch.setattr(event_log.EventLog, "close_if_dead", refuse)
+    sent = []
+    with pytest.raises(StorageError, match="sgd-0 cannot be written"):
+        sent.extend(uploader.push_all())
+    assert sent == [own.folder.name]
 
 
 def test_concurrently_created_experiment_is_reused(top, monkeypatch):

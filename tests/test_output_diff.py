@@ -1,6 +1,7 @@
 """What is said about two runs, from records written by hand."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import safetensors.numpy
 from optlab.analysis import environment_diff
 from optlab.records import Environment, RunFiles, TuningFiles
 from optlab.reproduce import output_diff
-from optlab.system.files import compute_md5
+from optlab.system.files import compute_content_md5, compute_md5
+from optlab.tracking import mlflow_store
 
 CONDITIONS = {"python": "3.11", "cpu_capability": "AVX2", "packages": {"torch": "1"}, "variables": {"MKL_CBWR": None}}
 
@@ -32,18 +34,25 @@ WEIGHTS = {"a": np.ones((2, 2), np.float32), "b": np.float32([3, 4])}
 class Recorded:
     """A revision whose files are those of a dictionary."""
 
-    def __init__(self, files, weights=None):
-        self.files, self.weights = files, weights
+    def __init__(self, files, weights=None, searches=None):
+        self.files, self.weights, self.searches = files, weights, searches or {}
 
     def read(self, path):
         return json.dumps(self.files[path.name]).encode() if path.name in self.files else None
+
+    def list_outs(self, stage):
+        return self.searches.get(stage, [])
 
     def fetch_output(self, path, outs):
         return self.weights
 
 
-def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recorded_weights=WEIGHTS, flip=False):
-    """The verdict on a run that wrote these, where TRAINED, TESTED and `recorded_weights` were recorded."""
+def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recorded_weights=WEIGHTS, flip=False,
+                conditions=CONDITIONS, trials=(), unlisted=""):  # fmt: skip
+    """The verdict on a run that wrote these, where TRAINED, TESTED and `recorded_weights` were recorded.
+
+    The search had no trials, the commit has `trials`, and dvc.lock does not have the file `unlisted`.
+    """
     files = RunFiles(tmp_path, "adam", 0)
     files.training.parent.mkdir(parents=True)
     files.weights.parent.mkdir()
@@ -61,12 +70,15 @@ def compare_run(tmp_path, trained=TRAINED, tested=TESTED, weights=WEIGHTS, recor
     outs = [
         {"path": str(path.relative_to(tmp_path)), "md5": digests[path.name]}
         for path in (files.weights, files.training, files.test)
+        if path.name != unlisted
     ]
+    searched = {"path": "tuning/adam-0/trials.json", "md5": compute_content_md5(b"[]")}
     revision = Recorded(
-        {"train.json": TRAINED, "test.json": TESTED, "conditions.json": CONDITIONS},
+        {"train.json": TRAINED, "test.json": TESTED, "conditions.json": conditions, "trials.json": trials},
         (before / files.weights.name).read_bytes(),
+        {"tune@adam-0": [searched]},
     )
-    return output_diff.compare_outputs(revision, tmp_path, files, outs)
+    return output_diff.compare_outputs(revision, tmp_path, RunFiles(Path(), "adam", 0), outs)
 
 
 def changed_train_record(**values):
@@ -93,6 +105,27 @@ def test_field_that_older_records_have_not_is_no_difference(tmp_path):
 )
 def test_changed_value_is_a_difference_whatever_was_added(tmp_path, written):
     assert compare_run(tmp_path, **written).verdict == "different"
+
+
+@pytest.mark.parametrize(
+    ("commit", "reason"),
+    [
+        ({"unlisted": "train.json"}, "runs/adam-0/train.json is in the commit, and dvc.lock has no digest of it"),
+        ({"unlisted": "test.json"}, "runs/adam-0/test.json is in the commit, and dvc.lock has no digest of it"),
+        ({"trials": [1]}, "tuning/adam-0/trials.json in the commit is not the file whose digest is in dvc.lock"),
+    ],
+)
+def test_commit_with_other_files_than_lock_is_different(tmp_path, commit, reason):
+    """Though all that was written is as dvc.lock has it."""
+    result = compare_run(tmp_path, **commit)
+    assert (result.verdict, result.reason) == ("different", reason)
+    assert all(output.is_identical for output in result.outputs)
+
+
+@pytest.mark.parametrize(("digest", "differing"), [("1", ["conditions"]), ("0", []), (None, [])])
+def test_conditions_of_another_training_are_not_recorded(tmp_path, digest, differing):
+    """Older records have no digest."""
+    assert list(compare_run(tmp_path, conditions=CONDITIONS | {"weights_sha256": digest}).conditions) == differing
 
 
 def test_output_diff_of_rounding_is_within_tolerance(tmp_path):
@@ -162,6 +195,17 @@ def test_infinite_max_error_is_json_string():
     result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
     text = output_diff.format_json(SimpleNamespace(name="v1", commit="0" * 40), [result])
     assert json.loads(text, parse_constant=pytest.fail)["runs"][0]["gaps"]["metrics"]["absolute"] == "inf"
+
+
+def test_infinite_max_error_is_nan_in_mlflow(top):
+    """Not the largest float, which passes for a measured difference."""
+    gaps = {"weights": output_diff.MaxDifference(0.5, 0.5), "loss": output_diff.MaxDifference(np.inf, np.inf)}
+    result = output_diff.Reproduction("adam-0", "different", [], gaps=gaps)
+    output_diff.log_to_mlflow(SimpleNamespace(name="v1", commit="0" * 40, folder=Path()), result, None)
+    client = mlflow_store.connect()
+    experiment = mlflow_store.get_or_create_experiment(client, output_diff.MLFLOW_EXPERIMENT)
+    (run,) = client.search_runs([experiment])
+    assert run.data.metrics["difference/weights"] == 0.5 and math.isnan(run.data.metrics["difference/loss"])
 
 
 TRIAL = {

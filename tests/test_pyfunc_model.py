@@ -9,13 +9,15 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from events import complete
 
 from optlab.analysis import inference
 from optlab.data.cifar10 import convert_to_input
-from optlab.records import Champion, RunFiles, TrainRecord
+from optlab.records import Champion, EpochMetrics, EvalRecord, RunFiles, TrainRecord
 from optlab.schema import parameters
 from optlab.system.errors import RecordError
-from optlab.tracking import mlflow_store, pyfunc_model
+from optlab.system.git import Revision
+from optlab.tracking import event_log, maintenance, mlflow_store, mlflow_writer, pyfunc_model, uploader
 from optlab.training import models, weights
 
 # What the code of optlab itself imports from elsewhere, while such a model is loaded and asked.
@@ -41,6 +43,13 @@ def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
 """
 
+EPOCH = EpochMetrics(epoch=1, train_loss=1, running_loss=1, validation_loss=1, validation_accuracy=1, lr=1)
+SMALL = """
+data: {train_size: 100, validation_size: 20}
+training: {epochs: 1, batch_size: 16, threads: 1}
+optimizers: {sgd: {class: SGD, lr: 0.1}}
+"""
+
 
 def test_model_requirements_cover_all_imports():
     told = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, check=True).stdout.split()
@@ -50,12 +59,13 @@ def test_model_requirements_cover_all_imports():
 
 
 @pytest.fixture
-def repository_with_models(top):
+def repository_with_models(top, monkeypatch):
     """A repository with a module in custom/ and another at its top, each with a model; the working directory."""
     (top / "custom").mkdir()
     (top / "custom" / "served_net.py").write_text(OWN)
     (top / "custom" / "helper.py").write_text("import matplotlib.pyplot\n")
     (top / "at_the_top.py").write_text(OWN.replace(", helper", ", PIL.Image"))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # importing a model adds its folder
     yield top
     for name in ("served_net", "at_the_top", "helper"):
         sys.modules.pop(name, None)
@@ -86,13 +96,44 @@ def test_top_level_model_is_logged_with_code(repository_with_models, monkeypatch
     assert np.array_equal(found, model(torch.from_numpy(images)).detach().numpy())
 
 
+def test_model_whose_module_has_changed_is_not_logged(repository_with_models, capsys):
+    """With another constant, the same weights are another model."""
+    path = repository_with_models / "weights.safetensors"
+    weights.save_model(path, models.build("served_net.net", 0), "served_net.net")
+    before, after = complete("adam-0"), complete("sgd-0")
+    before.log_model(path, "adam-0", "served_net.net")
+    assert uploader.push_pending() and capsys.readouterr().err == ""
+    after.log_model(path, "sgd-0", "served_net.net")
+    (repository_with_models / "custom" / "helper.py").write_text("WIDTH = 2\n")
+    assert uploader.push_pending()
+    assert "refuses the model of " in (said := capsys.readouterr().err) and "custom/helper.py is not the one" in said
+    assert uploader.list_refused_logs() == [after.folder.name]
+    client, runs = mlflow_store.connect(), mlflow_store.find_run_ids("optlab", [("adam-0", "abc"), ("sgd-0", "abc")])
+    assert [bool(mlflow_writer.find_logged_model_id(client, run)) for run in runs] == [True, False]
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_backfilled_run_has_no_model_of_changed_module(repository_with_models, monkeypatch, is_changed):
+    parameters.PARAMS_FILE.write_text(f"model: served_net.net\nseeds: [0]\n{SMALL}")
+    run = RunFiles(Path(), "sgd", 0)
+    TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {"lr": "0.1"}, "a").write(run.training)
+    EvalRecord(status="completed", test_loss=1.0, test_accuracy=0.5).write(run.test)
+    Path("dvc.lock").write_text('{"stages": {}}')
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "record"]):
+        subprocess.run(["git", *words], check=True)
+    if is_changed:
+        Path("custom/helper.py").write_text("WIDTH = 2\n")
+    monkeypatch.setattr(Revision, "fetch_output", lambda *arguments: b"weights")
+    assert list(maintenance.backfill_runs(Revision.parse("HEAD"))) == ["sgd-0: taken from HEAD, with its weights"]
+    (log,) = event_log.list_logs()
+    assert ("model" in [event["event"] for event in log.read_events()]) != is_changed
+
+
 def test_study_loads_model_from_top_level_custom_folder(repository_with_models, monkeypatch):
     study = repository_with_models / "studies" / "mine"
     study.mkdir(parents=True)
-    (study / parameters.PARAMS_FILE).write_text(
-        "model: alone.net\nseeds: [0]\ndata: {train_size: 100, validation_size: 20}\n"
-        "training: {epochs: 1, batch_size: 16, threads: 1}\noptimizers: {sgd: {class: SGD, lr: 0.1}}\n"
-    )
+    (study / parameters.PARAMS_FILE).write_text(f"model: alone.net\nseeds: [0]\n{SMALL}")
     (repository_with_models / "custom" / "alone.py").write_text(OWN.replace(", helper", ", PIL.Image"))
     monkeypatch.chdir(repository_with_models)
     model = models.build("alone.net", 0)

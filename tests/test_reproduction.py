@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optlab.records import Choice, Environment, EvalRecord, RunFiles, TuningFiles
+from optlab.records import Choice, Environment, EpochMetrics, EvalRecord, RunFiles, TrainRecord, TuningFiles
 from optlab.reproduce import output_diff, rerun
 from optlab.reproduce.output_diff import compare_outputs
 from optlab.reproduce.rerun import derive_isa_variables, list_extra_requirements, reproduce
@@ -22,6 +22,7 @@ OFF = {"ATEN_CPU_CAPABILITY": None, "MKL_CBWR": None, "CUBLAS_WORKSPACE_CONFIG":
 KEPT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
+EPOCH = EpochMetrics(epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1)
 IDENTITY = ("-c", "user.name=test", "-c", "user.email=test@example.org")
 
 CASES = {
@@ -91,6 +92,23 @@ def test_package_conflict_matters_only_for_fresh_environment(tmp_path, monkeypat
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], quiet=True))
     with pytest.raises(RevisionError, match=r"free-0 was made with schedulefree 1.4, others with 1.3"):
         list(reproduce(Revision.parse("HEAD"), ["lion-0", "free-0"], fresh=True, quiet=True))
+
+
+def test_package_differences_are_those_of_every_run(tmp_path, monkeypatch):
+    """But for conditions of another training."""
+    versions = {"adam-0": "1.9", "adam-1": "2.0", "adam-2": "1.8"}
+    for run, version in versions.items():
+        files = RunFiles.from_id(tmp_path, run)
+        Environment(packages={"torch": version}, weights_sha256="former" if run == "adam-2" else run).write(
+            files.environment
+        )
+        TrainRecord.from_training("completed", [EPOCH], [], [[1.0]], {}, run).write(files.training)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rerun, "get_installed_version", lambda name: "2.0")
+    commit()
+    revision = Revision.parse("HEAD")
+    found = [rerun.find_package_differences(revision, runs) for runs in (["adam-0", "adam-1"], ["adam-1", "adam-2"])]
+    assert found == [{"torch": ("1.9", "2.0")}, {}]
 
 
 def test_revision_runs_exclude_entries_removed_from_params(tmp_path, monkeypatch):
@@ -245,6 +263,12 @@ def test_repeated_search_finds_no_recorded_trials(tmp_path, monkeypatch):
     assert seen.exists() and "trials.json" not in seen.read_text()
 
 
+@pytest.mark.parametrize("command", ["echo one; false\necho two", ["echo one; false", "echo two"]])
+def test_commands_of_a_stage_are_run_up_to_one_that_fails(tmp_path, capfd, command):
+    reason = rerun._run_stage(command, tmp_path, dict(os.environ), quiet=False)
+    assert capfd.readouterr().out == "one\n" and reason.endswith("` ended with exit status 1")
+
+
 def test_altered_file_of_a_commit_is_different(tmp_path, monkeypatch):
     """Training again gives the file of dvc.lock; those who read the record read the one in git."""
     files = RunFiles(Path(), "adam", 0)
@@ -253,6 +277,7 @@ def test_altered_file_of_a_commit_is_different(tmp_path, monkeypatch):
     record.write(files.test)
     outs = [{"path": files.test.as_posix(), "md5": compute_md5(files.test)}]
     record.model_copy(update={"test_accuracy": 0.99}).write(files.test)
+    (tmp_path / "dvc.lock").write_text('{"stages": {}}')
     commit()
     (tmp_path / "tree").mkdir()
     record.write(tmp_path / "tree" / files.test)

@@ -96,9 +96,12 @@ def compare_outputs(revision: Revision, tree: Path, files: RunFiles, outs: list[
     """
     outputs = _compute_digests(tree, outs)
     conditions = environment_diff.diff_environments(
-        Environment.read_at_revision(revision, files.environment), Environment.read(tree / files.environment)
+        read_environment(revision, files), Environment.read(tree / files.environment)
     )
-    if reason := _describe_altered_file(revision, outs):
+    search_outs = revision.list_outs(TuningFiles.find(files.folder, files.optimizer, files.seed, revision).stage)
+    if reason := _describe_altered_file(revision, [*outs, *search_outs]) or _describe_unlisted_file(
+        revision, files, outs
+    ):
         return Reproduction(files.id, "different", outputs, conditions=conditions, reason=reason)
     if all(output.is_identical for output in outputs):
         reason = "every output has the recorded digest"
@@ -137,6 +140,23 @@ def _describe_altered_file(revision: Revision, outs: list[dict[str, Any]]) -> st
         if content is not None and compute_content_md5(content) != each["md5"]:
             return f"{each['path']} in the commit is not the file whose digest is in dvc.lock"
     return None
+
+
+def _describe_unlisted_file(revision: Revision, files: RunFiles, outs: list[dict[str, Any]]) -> str | None:
+    """Return a sentence on the first file of the run's record in git that dvc.lock has no digest of."""
+    listed = {each["path"] for each in outs}
+    for path in (files.training, files.test):
+        if path.as_posix() not in listed and revision.read(path) is not None:
+            return f"{path} is in the commit, and dvc.lock has no digest of it"
+    return None
+
+
+def read_environment(revision: Revision, files: RunFiles) -> Environment | None:
+    """Return the recorded environment of a run; None if there is none, or if it is of another training."""
+    environment = Environment.read_at_revision(revision, files.environment)
+    trained = TrainRecord.read_at_revision(revision, files.training)
+    known = environment.weights_sha256 if environment else None  # records of older versions have none
+    return None if known and trained and known != trained.weights_sha256 else environment
 
 
 def compare_tuning(
@@ -344,7 +364,10 @@ def _write_event_log(revision: Revision, result: Reproduction, original: str | N
                    params={f"differs.{name}": f"{old} → {new}" for name, (old, new) in result.conditions.items()},
                    )  # fmt: skip
     identical = float(result.verdict == "identical")
-    values = {"identical": identical} | {f"difference/{name}": gap.absolute for name, gap in result.gaps.items()}
+    values = {"identical": identical} | {
+        f"difference/{name}": gap.absolute if math.isfinite(gap.absolute) else math.nan  # MLflow shows inf as 1.8e308
+        for name, gap in result.gaps.items()
+    }
     event_log.log_metrics([(name, value, now, 0) for name, value in values.items()])
     event_log.end("failed" if result.verdict == "not run" else "completed")
     uploader.push_pending()

@@ -21,11 +21,11 @@ from optlab.environment import (
     get_installed_version,
 )
 from optlab.records import Choice, Environment, RunFiles, TrainRecord, TuningFiles
-from optlab.reproduce.output_diff import Reproduction, compare_outputs, compare_tuning
+from optlab.reproduce.output_diff import Reproduction, compare_outputs, compare_tuning, read_environment
 from optlab.system import processes, repository
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.git import Revision, checkout, restore_outputs
-from optlab.system.text import extract_error
+from optlab.system.text import extract_error, join_commands
 from optlab.tracking import uploader_client
 from optlab.training.numerics import PORTABLE_VARIABLES
 
@@ -54,12 +54,13 @@ def select_runs(revision: Revision, names: list[str]) -> list[str]:
 
 
 def find_package_differences(revision: Revision, runs: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Return package → (recorded version, installed version) where they differ."""
-    recorded: dict[str, Any] = {}
+    """Return package → (recorded version, installed version) where they differ, for any of the runs."""
+    differing: dict[str, tuple[Any, Any]] = {}
     for run in runs:
-        recorded |= _read_environment(revision, run).packages
-    pairs = {name: (there, get_installed_version(name)) for name, there in recorded.items()}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        for name, recorded in _read_environment(revision, run).packages.items():
+            if recorded != (installed := get_installed_version(name)):
+                differing.setdefault(name, (recorded, installed))
+    return differing
 
 
 def reproduce(revision: Revision, runs: list[str], here: bool = False, fresh: bool = False, quiet: bool = False,
@@ -179,7 +180,7 @@ def read_weights_sha256(revision: Revision, run: str) -> str | None:
 
 def _read_environment(revision: Revision, run: str) -> Environment:
     """Return the recorded environment of a run, or an unknown one."""
-    return Environment.read_at_revision(revision, _get_run_files(revision, run).environment) or Environment()
+    return read_environment(revision, _get_run_files(revision, run)) or Environment()
 
 
 def _get_run_files(revision: Revision, run: str) -> RunFiles:
@@ -277,8 +278,9 @@ def _restore_data(tree: Path, stages: dict[str, Any], environment: dict[str, str
         raise RevisionError(f"the data could not be had: {error}")
 
 
-def _run_stage(command: str, folder: Path, environment: dict[str, str], quiet: bool) -> str | None:
+def _run_stage(command: str | list[str], folder: Path, environment: dict[str, str], quiet: bool) -> str | None:
     """Run a stage's command in a folder of the checkout; returns why it failed, or None."""
-    output = subprocess.DEVNULL if quiet else None
-    status = processes.run(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    return f"`{command}` ended with exit status {status}" if status else None
+    output, lines = subprocess.DEVNULL if quiet else None, join_commands(command)
+    status = processes.run(lines, cwd=folder, env=environment, stdout=output, stderr=output)
+    shown = command if isinstance(command, str) else "; ".join(command)
+    return f"`{shown}` ended with exit status {status}" if status else None

@@ -16,6 +16,9 @@ from optlab.tracking.event_log import EventLog, round_metric
 from optlab.tracking.uploader_client import UploaderClient
 
 _UNREACHABLE_MESSAGE = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
+_RESTORED_UNREACHABLE_MESSAGE = (
+    "MLflow was not reached: the reports are complete, and `optlab show` sends the runs later."
+)
 
 
 def publish(compared: Comparison, folder: Path, client: UploaderClient | None = None) -> str:
@@ -33,8 +36,9 @@ def publish(compared: Comparison, folder: Path, client: UploaderClient | None = 
         message = f"In MLflow: filter with  tags.`dvc.exp.name` = '{repository.get_dvc_experiment()}'"
         return message if answer and answer["reached"] else _UNREACHABLE_MESSAGE
     view = build_view(compared, folder)
+    if not _create_missing_logs(compared, folder, client):
+        return _RESTORED_UNREACHABLE_MESSAGE
     is_saved = comparison_view.ComparisonSyncState(shown=view).write()
-    _create_missing_logs(compared, folder, client)
     answer = client.request(update_comparison=view.experiment) if client and is_saved else None
     if answer is not None:
         return str(answer.get("message", _UNREACHABLE_MESSAGE))
@@ -123,16 +127,22 @@ def _log_missing_evaluations(compared: Comparison) -> None:
             _log_evaluation(log, run, compared)
 
 
-def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderClient | None) -> None:
-    """Create a log for each run that DVC has restored, and that MLflow has not got from elsewhere."""
+def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderClient | None) -> bool:
+    """Create a log for each run that DVC has restored, and that MLflow has not got from elsewhere.
+
+    Returns:
+        False if MLflow could not be asked.
+    """
     without_log = {
         (run.files.id, run.trained.weights_sha256): run
         for run in compared.runs
         if event_log.find_by_weights(run.files.id, run.trained.weights_sha256) is None
     }
     if not without_log:
-        return
+        return True
     missing = _find_missing_runs(event_log.get_experiment_name(folder), list(without_log), client)
+    if missing is None:
+        return False
     for run in without_log.values():
         if run.files.id in missing:
             with contextlib.suppress(BusyError), locks.hold_lock(event_log.get_lock_name(folder, run.files.id)):
@@ -147,6 +157,7 @@ def _create_missing_logs(compared: Comparison, folder: Path, client: UploaderCli
                 )
                 _log_evaluation(log, run, compared)
                 log.commit_draft()
+    return True
 
 
 def _log_evaluation(log: EventLog, run: Run, compared: Comparison) -> None:
@@ -157,12 +168,14 @@ def _get_weights(run: Run) -> Path | None:
     return run.files.weights if run.files.weights.exists() else None
 
 
-def _find_missing_runs(experiment: str, runs: list[tuple[str, str]], client: UploaderClient | None) -> list[str]:
-    """Return the ids of the runs that MLflow has not got; none if it cannot be asked."""
+def _find_missing_runs(experiment: str, runs: list[tuple[str, str]], client: UploaderClient | None) -> list[str] | None:
+    """Return the ids of the runs that MLflow has not got; None if it cannot be asked."""
     answer = client.request(experiment=experiment, find_missing=runs) if client else None
     if answer is not None:
-        return list(answer.get("missing", ()))
+        return list(answer["missing"]) if answer.get("reached") else None  # {} if it is too slow
     try:
         return mlflow_store.find_missing_runs(experiment, runs)
-    except Exception:  # the push that follows warns of it
-        return []
+    except Exception as error:
+        uri = mlflow_store.get_redacted_uri()
+        print(f"warning: MLflow at {uri}: {mlflow_store.describe_error(error)}", file=sys.stderr)
+        return None

@@ -59,7 +59,7 @@ have these under `epoch/…`.
 of former ones; `status` is running, completed, diverged, failed or interrupted; `weights.sha256`, `git.commit` \
 and `conditions.…` say which weights came out, of which revision, on which machine.
 
-MLflow's metrics are rounded to four decimals; `runs/*/train.json` and `test.json` have all digits.
+MLflow's metrics, except `step/loss`, are rounded to four decimals; `runs/*/train.json` and `test.json` have all digits.
 """
 
 SUMMARY_DESCRIPTION = """\
@@ -310,7 +310,18 @@ def _remove_stale_alias(client: "MlflowClient", experiment: str, champion: Any) 
         return
     run = _get_or_none(client.get_run, run_id)
     if run is None or run.info.experiment_id == experiment:
+        _remove_alias(client)
+
+
+def _remove_alias(client: "MlflowClient") -> None:
+    """Remove the alias, unless it is not permitted: on a server with logins, this takes more than to set it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         client.delete_registered_model_alias(REGISTERED_MODEL, CHAMPION_ALIAS)
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
 
 
 def _get_or_none(get: Callable[[str], Any], key: str) -> Any:

@@ -30,7 +30,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from optlab.system import files, locks, repository
+from optlab.system import files, locks, repository, source_code
 from optlab.system.errors import BusyError, StorageError
 
 EXPERIMENT_PREFIX = "optlab"  # of the name of every MLflow experiment
@@ -306,7 +306,7 @@ class EventLog:
     def log_start_or_resume(self, metadata: dict[str, Any], steps_done: int) -> None:
         """Write the start event or, in a log that has one, the event that the run resumes after so many steps."""
         lifecycle = self.read_lifecycle()
-        if not lifecycle:
+        if not any(each["event"] == "start" for each in lifecycle):  # it may have ended before it began
             self.append("start", **metadata)
             return
         last = lifecycle[-1]
@@ -332,7 +332,8 @@ class EventLog:
 
     def log_model(self, path: Path, name: str, model: str) -> None:
         """Keep weights, to be logged as an MLflow model of that name; `model` is the name in params.yaml."""
-        self.append("model", **self._store_file(path), name=name, model=model)
+        code = source_code.hash_files(source_code.find_user_modules([model]))
+        self.append("model", **self._store_file(path), name=name, model=model, code=code)
 
     def log_figures(self, run: str, confusion: list[list[int]]) -> None:
         """Write the data of an evaluated run's figures."""

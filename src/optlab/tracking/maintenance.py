@@ -15,7 +15,7 @@ from optlab.analysis.comparison import Run, load_run_at_revision
 from optlab.config import loader
 from optlab.records import RUNS_FOLDER, Choice, RunFiles, TrainRecord, TuningFiles
 from optlab.schema.parameters import Config
-from optlab.system import git, locks
+from optlab.system import git, locks, source_code
 from optlab.system.errors import BusyError, TrackingError
 from optlab.system.git import Revision
 from optlab.tracking import event_log, mlflow_store, run_metadata
@@ -53,6 +53,11 @@ def backfill_runs(revision: Revision) -> Iterator[str]:
         yield f"{run.files.id}: taken from {revision.name}, {'with' if has_weights else 'without'} its weights"
 
 
+def _find_changed_modules(revision: Revision, model: str) -> list[Path]:
+    """Return the modules of a model that the revision has otherwise: with them, its weights are another model."""
+    return [name for name in source_code.find_user_modules([model]) if revision.read(name) != name.read_bytes()]
+
+
 def _find_run_ids(folder: Path, runs: list[Run]) -> list[str | None]:
     wanted = [(run.files.id, run.trained.weights_sha256) for run in runs]
     try:
@@ -84,7 +89,10 @@ def _write_log(revision: Revision, config: Config, run: Run) -> bool:
         log = run_metadata.create_log_from_record(
             config, files, weights, trained, run.conditions, timestamp_ms, provenance, tags
         )
-        run_metadata.log_evaluation(log, files.id, weights, trained, run.tested, config.model, timestamp_ms)
+        has_same_code = not _find_changed_modules(revision, config.model)
+        run_metadata.log_evaluation(
+            log, files.id, weights if has_same_code else None, trained, run.tested, config.model, timestamp_ms
+        )
         log.commit_draft()
     return content is not None
 

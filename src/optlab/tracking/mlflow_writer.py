@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optlab.analysis import presentation
+from optlab.system import source_code
 from optlab.system.errors import WeightsError
 from optlab.tracking import mlflow_store
 from optlab.tracking.event_log import FIGURES_FOLDER, EventLog
@@ -70,7 +71,8 @@ def log_event(client: "MlflowClient", log: EventLog, run_id: str | None, event: 
         The run's id in MLflow, once it has one.
 
     Raises:
-        Exception: whatever MLflow raises; ValueError if a file was altered since it was kept.
+        Exception: whatever MLflow raises; ValueError if a file was altered since it was kept, or a model's module
+            since the run.
     """
     event_kind = event["event"]
     if event_kind == "start":
@@ -95,16 +97,22 @@ def log_event(client: "MlflowClient", log: EventLog, run_id: str | None, event: 
     return run_id
 
 
-def _log_start(client: "MlflowClient", log: EventLog, event: dict[str, Any], refused: RefusedItems) -> str:
-    """Find the log's run by its tag, or create it with its original time; return its id."""
-    from mlflow.entities import Param
+def _log_start(client: "MlflowClient", log: EventLog, event: dict[str, Any], refused: RefusedItems) -> str | None:
+    """Find the log's run by its tag, or create it with its original time; return its id.
+
+    Returns None for a run that a person has deleted in MLflow: it stays deleted.
+    """
+    from mlflow.entities import Param, ViewType
 
     experiment = mlflow_store.get_or_create_experiment(client, event["experiment"])
     # Two clones can begin the same run in the same second: the folder's name is not enough.
     key = "-".join([log.folder.name, *([event["id"]] if "id" in event else [])])
-    existing = client.search_runs([experiment], f"tags.`optlab.journal` = '{key}'", max_results=1)
+    own_tag = f"tags.`optlab.journal` = '{key}'"
+    existing = client.search_runs([experiment], own_tag, max_results=1)
     if existing:
         run = existing[0]
+    elif client.search_runs([experiment], own_tag, ViewType.DELETED_ONLY, max_results=1):
+        return None
     else:
         initial_tags = {"optlab.journal": key, "mlflow.user": event["tags"].get("mlflow.user", "unknown")}
         run = client.create_run(experiment, event["time"], initial_tags, event["name"][:_MAX_NAME_CHARS])
@@ -250,6 +258,8 @@ def _log_model(client: "MlflowClient", run_id: str, log: EventLog, event: dict[s
     if find_logged_model_id(client, run_id):
         return
     path = _verify_file(log, event)
+    if changed := source_code.find_changed(event.get("code", {})):
+        raise ValueError(f"{changed[0]} is not the one that the run was trained with, so the model would be another")
     experiment = client.get_run(run_id).info.experiment_id
     for unfinished in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(unfinished.model_id)  # a kill or an error cut it short

@@ -13,7 +13,7 @@ from optlab.data import cifar10
 from optlab.records import Choice, Environment, EvalRecord, RunFiles, TrainRecord
 from optlab.schema.parameters import Config, format_run_id
 from optlab.system import git, processes, repository
-from optlab.system.errors import StorageError
+from optlab.system.errors import RecordError, StorageError
 from optlab.tracking.event_log import (
     EventLog,
     get_current_time_ms,
@@ -108,12 +108,15 @@ def create_log_from_record(config: Config, files: RunFiles, weights: Path | None
 
     Args:
         weights: the file, if it is there.
-        conditions: the recorded environment, if there is one.
+        conditions: the recorded environment; default: that beside the record, if it is of these weights.
         timestamp_ms: time of all events, in ms since 1970; default: now.
         provenance: revision of the record, as from `git.get_provenance`; default: the present one.
     """
     digest, timestamp_ms = trained.weights_sha256, get_current_time_ms() if timestamp_ms is None else timestamp_ms
     log = EventLog.create(files.id, digest, draft=True)
+    if conditions is None:
+        with suppress(RecordError):  # a damaged file beside the record stops no stage
+            conditions = Environment.read_for_weights(files.environment, digest)
     metadata = build_run_metadata(
         config, files.folder, files.optimizer, files.seed, conditions or Environment(), provenance, extra_tags
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from optlab.system.errors import print_stderr
+from optlab.system.errors import StorageError, print_stderr
 from optlab.tracking import mlflow_store, mlflow_writer
 from optlab.tracking.event_log import EventLog, LogSummary, SyncState, list_logs, parse_events
 from optlab.tracking.mlflow_writer import log_event
@@ -154,7 +154,7 @@ def push_all(done_sizes: dict[str, int] | None = None) -> Iterator[str]:
     Raises:
         Exception: whatever MLflow raises if it cannot be reached; the rest is still to be sent.
     """
-    first_error = None
+    first_error: Exception | None = None
     get_store_id = functools.cache(mlflow_store.get_store_id)  # asked once for each experiment, not for each log
     done_sizes = {} if done_sizes is None else done_sizes
     for log in list_logs():
@@ -164,14 +164,16 @@ def push_all(done_sizes: dict[str, int] | None = None) -> Iterator[str]:
         if summary and summary.status:
             done_sizes[log.folder.name] = summary.size
             continue
-        log.close_if_dead()
         try:
+            log.close_if_dead()
             if LogUploader(log).push():
                 yield log.folder.name
+        except StorageError as error:  # its files or its lock belong to another user
+            first_error = first_error or error
         except ConnectionError:
             raise
         except Exception as error:
-            if first_error is not None and not _is_specific_to_log(error):
+            if not isinstance(first_error, StorageError | None) and not _is_specific_to_log(error):
                 raise
             first_error = first_error or error  # a log that the server fails on must not hold up the others
     if first_error is not None:
