@@ -1,5 +1,6 @@
 """The small sample of CIFAR-10 and a configuration that trains on it in a second."""
 
+import compileall
 import os
 import resource
 import shutil
@@ -20,7 +21,9 @@ ARCHIVE = Path(__file__).parent / "data" / "cifar10-sample.tar.gz"
 
 def pytest_configure():
     """Before pytest-xdist starts its workers, which find the socket in their environment."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process compiles what it imports
     if projects.STAGES_VARIABLE not in os.environ:
+        compileall.compile_dir(projects.TOP / "src" / "optlab", quiet=1)
         projects.serve_stages()
 
 

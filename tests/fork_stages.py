@@ -31,6 +31,14 @@ PRELOAD = (
     "dvc.cli", "dvc.commands.repro", "dvc.repo",
 )  # fmt: skip
 
+# Imported by the commands, after what is replaced here: `from … import …` would keep what was. Not `dvc_pipeline`: its
+# import replaces DVC's log handlers.
+LATE_PRELOAD = (
+    "scipy.stats", "networkx", "jinja2", "flask", "mlflow.server.handlers", "dvc.lock", "dvc.scm", "optlab.cli",
+    "optlab.orchestration.repro", "optlab.orchestration.versus_pipeline", "optlab.orchestration.tuning_session",
+    "optlab.orchestration.cost",
+)  # fmt: skip
+
 
 class Uploader(uploader_client.UploaderClient):
     """Client of the daemon of an `optlab repro`; without one, it uploads in the stage's process, at its end."""
@@ -189,4 +197,7 @@ if __name__ == "__main__":
     repository._restart_from_sources = lambda sources: None  # they are equal, see projects.py
     fork_server._count_threads = lambda: 1  # MLflow imports pyarrow, which has a thread that returns memory
     python, sys.executable = sys.executable, sys.argv[1]  # what `optlab reproduce` starts its stages with
+    for name in LATE_PRELOAD:
+        importlib.import_module(name)
+    sys.modules["optlab.orchestration.cost"]._MEASURED_S = 0.1
     fork_server.main(socket.socket(fileno=int(sys.argv[2])))

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.functional import to_tensor
 
 from optlab.data import cifar10
 from optlab.system.errors import DataError
@@ -129,6 +128,8 @@ def test_training_on_test_split_keeps_file_order(sample, small_config):
 
 
 def test_batches_are_scaled_like_torchvision(splits):
+    from torchvision.transforms.functional import to_tensor
+
     order = torch.tensor([3, 399, 0, 42, 17])
     found = list(cifar10.iterate_batches(splits.train, order, 2))
     assert [len(labels) for _, labels in found] == [2, 2, 1]

@@ -1,12 +1,12 @@
 """Event logs that are removed, and those that stay: none goes that MLflow, the record or a training still needs."""
 
-import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import projects
 import pytest
 from events import begun, complete
 
@@ -186,8 +186,8 @@ def test_concurrent_prune_names_running_process(top):
 @pytest.mark.parametrize("write", [lambda: upload(complete()), complete], ids=["sent", "not sent"])
 def test_prune_deletes_nothing_when_server_unreachable(top, write):
     write()
-    own = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nothing listens there
-    result = subprocess.run([Path(sys.executable).parent / "optlab", "clean"], env=own, capture_output=True, text=True)
+    uri = "http://127.0.0.1:9"  # nothing listens there
+    result = projects.Project(top).run_forked("optlab", "clean", forced=True, MLFLOW_TRACKING_URI=uri)
     assert result.returncode == 1
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -200,8 +200,7 @@ def test_clean_command_reports_deleted_logs(top):
     (log,) = upload(complete())
     waiting = complete("sgd-0")
     size = sum(path.stat().st_size for path in log.folder.iterdir())
-    own = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
-    result = subprocess.run([Path(sys.executable).parent / "optlab", "clean"], env=own, capture_output=True, text=True)
+    result = projects.Project(top).run_forked("optlab", "clean", forced=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         f"removed {log.folder.name}",

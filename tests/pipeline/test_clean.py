@@ -1,7 +1,5 @@
 """`optlab clean` between runs, and while one is at work."""
 
-import sys
-
 from projects import LONG, checkpoints, logged_runs, started, until
 
 
@@ -42,7 +40,7 @@ def test_clean_keeps_files_of_active_training(longer, undisturbed, tmp_path):
     project = longer.copy(tmp_path / "project")
     before = logged_runs(project)
     (project.top / "runs/adam-0/train.json").unlink()  # as DVC does before it starts the stage
-    with started(project, sys.executable, "pipeline/train.py", "adam", "0") as process:
+    with started(project, "pipeline/train.py", "adam", "0", forked=True) as process:
         until(process, lambda: checkpoints(project))
         result = project.run_forked("optlab", "clean")
         assert process.poll() is None

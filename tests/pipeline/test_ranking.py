@@ -426,11 +426,15 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.parametrize("base", [None, "base"])
+def test_record_as_submitted_is_accepted(record, base):
+    assert check(record[0], base) == {}
+
+
 @pytest.mark.parametrize(("forge", "title"), (FORGERIES | OUTSIDE).values(), ids=FORGERIES | OUTSIDE)
 def test_forgery_is_refused_at_once(record, forge, title):
     project, folder = record
     base = None if (forge, title) in OUTSIDE.values() else "base"
-    assert check(project, base) == {}
     forge(folder)
     git(project, "add", "-A")
     git(project, "commit", "-qm", "forged")  # fails if nothing was changed
@@ -562,7 +566,9 @@ def test_ranking_is_function_of_records(record):
 def test_no_places_before_references_are_complete(record):
     project, _ = record
     text = (project.top / "ranking" / "protocol.yaml").read_text()
-    (project.top / "ranking" / "protocol.yaml").write_text(text.replace("replicates: 2", "replicates: 3"))
+    (project.top / "ranking" / "protocol.yaml").write_text(
+        text.replace("replicates: 2", "replicates: 3").replace("looks: [2]", "looks: [3]")
+    )
     with contextlib.chdir(project.top):
         files = table.render_files(Ranking.load(Path("ranking")))
     ranked = files[Path("ranking/RANKING.md")].decode()
@@ -571,6 +577,14 @@ def test_no_places_before_references_are_complete(record):
         "the references in studies/small have 2 of 3 replicates" in ranked
         and "Records without a place: sign." in ranked
     )
+
+
+@pytest.mark.parametrize("verdict", ["", "verdict: {margin: 0.01}", "verdict: {looks: [2, 3]}"])
+def test_places_come_from_one_look_with_all_replicates(tmp_path, verdict):
+    text = f"version: 1\nstudy: a\nreplicates: 3\ncode: ['{'0' * 64}']\nparams:\n  model: zilliax\n"
+    (tmp_path / "protocol.yaml").write_text(text + (f"  {verdict}\n" if verdict else ""))
+    with pytest.raises(ConfigError, match=r"params: verdict\.looks: has to be \[3\]"):
+        Ranking.load(tmp_path)
 
 
 def test_empty_protocol_is_one_line(tmp_path):

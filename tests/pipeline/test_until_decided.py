@@ -20,7 +20,7 @@ SETTINGS = "verdict: {looks: [2, 3]}  # kept\n"
 def twins(fresh):
     """A project with two equal optimizers, and looks at two and three seeds."""
     fresh.edit("params.yaml", "  sgd: {class: SGD, lr: 0.01}\n  adam: {class: Adam, lr: 0.001}\n", OPTIMIZERS)
-    fresh.edit("params.yaml", "tuning: {trials: 4, halving: 2}", SETTINGS + "tuning: {trials: 2, halving: 1}")
+    fresh.edit("params.yaml", "tuning: {trials: 4, halving: 2}", SETTINGS + "tuning: {trials: 1, halving: 1}")
     fresh.edit("params.yaml", "epochs: 2", "epochs: 1")
     return fresh
 
