@@ -130,7 +130,7 @@ def test_tuning_page_lists_trials_and_statistics(collect_tuned_comparison):
 def test_tuning_page_explains_stopped_trials(collect_tuned_comparison):
     trials = [*SEARCHED[:3], trial(2, 0.3, steps=2, status="stopped"), SEARCHED[4]]
     text = tuning_page.render(collect_tuned_comparison(trials, halving=4))
-    assert "and of these, 2 to the end (selected after 1 and after 2 of 7 steps)." in text
+    assert "2 of 4 trials of a search were trained to the end (selected after 1 and after 2 of 7 steps)." in text
     assert f"Stopping early has saved of the steps: sgd {100 * (1 - (3 * 7 + 2) / (4 * 7)):.0f} %." in text
 
 
@@ -138,7 +138,7 @@ def test_protocol_counts_complete_trials_over_all_searches(collect_tuned_compari
     compared = collect_tuned_comparison(per_seed=True, halving=4)
     TrialsRecord(trials=SEARCHED[:2]).write(TuningFiles(tmp_path, "sgd", 0).trials)
     compared = comparison.collect(compared.config, tmp_path)
-    assert "and of these, 1 to 3 to the end" in tuning_page.describe_tuning_protocol(compared)
+    assert "1 to 3 of 4 trials of a search were trained to the end" in tuning_page.describe_tuning_protocol(compared)
 
 
 def test_page_summarizes_search_of_each_seed(collect_tuned_comparison, tmp_path):

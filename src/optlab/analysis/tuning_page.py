@@ -60,8 +60,9 @@ def describe_tuning_protocol(compared: Comparison) -> str:
     halving = ""
     if settings.halving > 1:
         template = (
-            "Of each half, the best of every {factor} trials went on after the first part of the steps, and of these, "
-            "{completed} to the end (selected after {rungs} of {steps} steps). "
+            "Of each half, the best of every {factor} trials went on after the first part of the steps, and "
+            "{completed} of {trials} trials of a search were trained to the end (selected after {rungs} of {steps} "
+            "steps). "
         )
         if is_older:
             template = "After {rungs} of {steps} steps, the best of every {factor} went on. "
@@ -73,6 +74,7 @@ def describe_tuning_protocol(compared: Comparison) -> str:
             steps=f"{steps:,}",
             factor=settings.halving,
             completed=_count_completed(compared),
+            trials=settings.trials,
         )
     points = "half of them at the same points of its ranges and half in a window about the best of these"
     if is_older:
