@@ -6,10 +6,10 @@ import inspect
 import io
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from dvc import rwlock
@@ -145,7 +145,7 @@ def test_interrupted_commit_can_be_repeated(pipeline, monkeypatch):
     assert pipeline.prepare("copy")
     shutil.copy("input", "output")
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "commit", lambda stage: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(Stage, "commit", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pipeline.commit("copy")
     pipeline.commit("copy")

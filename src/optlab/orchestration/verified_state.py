@@ -56,7 +56,8 @@ class VerifiedState:
 
     def compute_digest(self, paths: Iterable[Path]) -> str:
         """Return a digest of all that decides whether stages with files at these paths are complete."""
-        parts: list[Any] = [preflight_cache.compute_cache_key(self.config), self.allow_missing]
+        config = self.config.model_dump(mode="json")  # the key leaves out what no check reads
+        parts: list[Any] = [preflight_cache.compute_cache_key(self.config), config, self.allow_missing]
         parts += [(str(file), file.is_dir() or files.get_stamp(file)) for path in paths for file in _list_files(path)]
         with contextlib.suppress(OSError):  # replaced by each `optlab show`, by an equal one
             parts.append(comparison_view.get_state_path(self._experiment).read_text("utf-8"))

@@ -59,7 +59,8 @@ have these under `epoch/…`.
 of former ones; `status` is running, completed, diverged, failed or interrupted; `weights.sha256`, `git.commit` \
 and `conditions.…` say which weights came out, of which revision, on which machine.
 
-MLflow's metrics, except `step/loss`, are rounded to four decimals; `runs/*/train.json` and `test.json` have all digits.
+MLflow's metrics, except the losses of single steps, are rounded to four decimals; \
+`runs/*/train.json` and `test.json` have all digits.
 """
 
 SUMMARY_DESCRIPTION = """\
