@@ -17,7 +17,7 @@ from mlflow.entities import ViewType
 from optlab.records import Environment, EpochMetrics, EvalRecord, RunFiles, TrainRecord
 from optlab.system import locks, repository
 from optlab.system.errors import StorageError
-from optlab.tracking import event_log, mlflow_store, mlflow_writer, run_metadata, uploader
+from optlab.tracking import event_log, mlflow_store, mlflow_writer, run_metadata, uploader, uploader_daemon
 
 EPOCH = EpochMetrics(epoch=1, train_loss=1.0, running_loss=7.0, validation_loss=1.0, validation_accuracy=0.4, lr=0.1)
 
@@ -510,6 +510,9 @@ def test_log_of_other_user_does_not_block_others(top, monkeypatch):
     with pytest.raises(StorageError, match="sgd-0 cannot be written"):
         sent.extend(uploader.push_all())
     assert sent == [own.folder.name]
+    daemon = uploader_daemon.UploaderDaemon()
+    daemon._push_all()
+    assert not daemon._full_push_due
 
 
 def test_concurrently_created_experiment_is_reused(top, monkeypatch):

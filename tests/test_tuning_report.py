@@ -210,7 +210,7 @@ def test_tuning_page_shows_learning_rate_grid(collect_tuned_comparison):
     grid = [trial(index, accuracy, key=f"grid {number}") for number, (index, accuracy) in
             enumerate([(0, 0.2), (0, 0.3), (1, 0.4), (1, 0.4), (2, None), (2, 0.3)])]  # fmt: skip
     text = tuning_page.render(collect_tuned_comparison(sensitivity=grid))
-    assert "| learning rate | validation accuracy (2 seeds; 10 % where one diverged) |" in text
+    assert "| learning rate | validation accuracy (2 seeds; a diverged one counts as 10 %) |" in text
     assert "| 0.002 | 25.00 ±" in text and "| 0.2 | 20.00 ±" in text  # one that diverged counts as guessing
 
 

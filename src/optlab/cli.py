@@ -632,11 +632,14 @@ def sync(
 def _upload() -> int:
     from optlab.tracking import comparison_view, mlflow_store, uploader
 
-    sent = 0
+    sent, own_problem = 0, None
     try:
-        for name in uploader.push_all():
-            print(f"sent {name}", flush=True)
-            sent += 1
+        try:
+            for name in uploader.push_all():
+                print(f"sent {name}", flush=True)
+                sent += 1
+        except errors.StorageError as error:  # of one log: the others were sent
+            own_problem = error
         for experiment in comparison_view.update_outdated_views():
             print(f"sent the comparison of {experiment}", flush=True)
     except Exception as error:  # whatever MLflow raises
@@ -645,6 +648,8 @@ def _upload() -> int:
             f"({mlflow_store.describe_error(error)}): "
             f"all is in .optlab/event_logs: repeat the command later"
         ) from None
+    if own_problem:
+        raise own_problem
     return sent
 
 

@@ -414,6 +414,9 @@ FORGERIES = {
     ),
     **{title: (in_first("runs", "train.json", change), "runs") for title, change in TRAINING.items()},
     **{title: (in_first("runs", "test.json", change), "runs") for title, change in TEST.items()},
+    "conditions of other weights": (
+        in_first("runs", "conditions.json", lambda values: values.update(weights_sha256="0" * 64)), "runs"
+    ),
 }  # fmt: skip
 
 

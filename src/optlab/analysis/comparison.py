@@ -354,17 +354,18 @@ def _find_target_step(trained: TrainRecord, accuracy: float) -> int | None:
 
 
 def _load_run(files: RunFiles, selection_metric: str, revision: Revision | None) -> Run:
+    remedy = f"run `dvc repro`{'' if files.folder == Path() else f' in {files.folder}'}"
     if revision is None:
         trained = TrainRecord.read(files.training)
         conditions = Environment.read_for_weights(files.environment, trained.weights_sha256)
         run = Run(files, trained, EvalRecord.read(files.test), conditions)
         if not run.is_consistent:
-            raise RecordError(f"{files.test}: evaluates other weights than {files.training} has: run `dvc repro`")
+            raise RecordError(f"{files.test}: evaluates other weights than {files.training} has: {remedy}")
     else:
         run = load_run_at_revision(revision, files)
     if run.status == "completed" and getattr(run.trained, selection_metric) is None:
         name = selection_metric.replace("_", " ")
-        raise RecordError(f"{files.training}: has no {name}: it is of other parameters: run `dvc repro`")
+        raise RecordError(f"{files.training}: has no {name}: it is of other parameters: {remedy}")
     return run
 
 

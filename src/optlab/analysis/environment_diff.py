@@ -113,6 +113,7 @@ def describe_stale_runs(
         kept: ids of the runs that are not about to be trained again; default: all.
     """
     groups: dict[str, list[str]] = {}
+    where = "" if folder == Path() else f" in {folder},"
     for name, seed in config.list_runs():
         files = RunFiles(folder, name, seed)
         if not files.training.exists() or (kept is not None and files.id not in kept):
@@ -126,8 +127,8 @@ def describe_stale_runs(
             parts = [f"{format_condition_name(key)} {then}, here {now}" for key, (then, now) in found.items()]
             groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
     return [
-        f"{_format_runs(runs)}: recorded {how}: `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`, trains "
-        f"{'it' if len(runs) == 1 else 'them' if len(runs) <= _MAX_LISTED_RUNS else 'all runs'} again here"
+        f"{_format_runs(runs)}: recorded {how}:{where} `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`, "
+        f"trains {'it' if len(runs) == 1 else 'them' if len(runs) <= _MAX_LISTED_RUNS else 'all runs'} again here"
         for how, runs in groups.items()
     ]
 

@@ -13,7 +13,7 @@ from optlab.analysis import tuning_results
 from optlab.analysis.comparison import Comparison
 from optlab.analysis.mean_ci import compute_mean_ci
 from optlab.analysis.tables import EMPTY_CELL, Cells, render_markdown_table
-from optlab.analysis.translation import join_phrases, translate, translate_count
+from optlab.analysis.translation import join_items, join_phrases, translate, translate_count
 from optlab.analysis.tuning_results import OptimizerTuning, get_final_accuracy
 from optlab.analysis.verdicts import format_mean
 from optlab.schema.optimizer import OptimizerSpec
@@ -151,8 +151,9 @@ def _format_chosen_values(tuning: OptimizerTuning) -> str:
             counts = Counter(json.dumps(each) for each in values).most_common()
             without = len(chosen) - len(values)  # a default's record has numbers only
             counts += [(translate("default"), without)] * bool(without)
-            parts.append(f"{key} {', '.join(f'{value} ({count})' for value, count in counts)}")
-    return "; ".join(parts) or translate("the class's defaults")
+            chosen_values = (translate("{value} ({share})", value=value, share=count) for value, count in counts)
+            parts.append(f"{key} {join_phrases(chosen_values)}")
+    return join_items(parts) or translate("the class's defaults")
 
 
 def _format_entry(entry: dict[str, object], spec: OptimizerSpec) -> str:
@@ -161,7 +162,7 @@ def _format_entry(entry: dict[str, object], spec: OptimizerSpec) -> str:
     if set(spec.ranges) == set(spec.local_ranges):
         fixed = set(spec.hyperparameters) - set(spec.local_ranges)
         values = [f"{key} {each}" for key, each in chosen.hyperparameters.items() if key not in fixed]
-        return ", ".join(values) or translate("the class's defaults")
+        return join_phrases(values) or translate("the class's defaults")
     return json.dumps({key: each for key, each in entry.items() if key != "class"})
 
 
@@ -221,4 +222,4 @@ def _format_share(tuning: OptimizerTuning) -> str:
 def _build_sensitivity_table(grid: dict[float, list[float]]) -> Cells:
     rows = [[f"{rate:g}", format_mean(compute_mean_ci(accuracies), "accuracy")] for rate, accuracies in grid.items()]
     seeds = translate_count(len(next(iter(grid.values()))), "seed")
-    return [["learning rate", f"validation accuracy ({seeds}; 10 % where one diverged)"], *rows]
+    return [["learning rate", f"validation accuracy ({seeds}; a diverged one counts as 10 %)"], *rows]

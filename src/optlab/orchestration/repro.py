@@ -109,7 +109,7 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
         warnings: list[str] = []
         if preflight_cache.load_cached(config) is None:
             warnings = _run_check(fork_server, ["optlab", "check"], folder)
-            _warn_of_other_conditions(pipeline, config, folder)
+        _warn_of_other_conditions(pipeline, config, folder)
     _provide_data(pipeline, fork_server, allow_missing)
     _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
     command = pipeline.get_command("compare")[0] if "compare" in pipeline.names else ""

@@ -41,10 +41,12 @@ def check_run(config: Config, files: RunFiles, choice: Choice) -> None:
     Raises:
         RecordError: they do.
     """
-    read_canonical(Environment, files.environment)
+    environment = read_canonical(Environment, files.environment)
     trained, tested = read_canonical(TrainRecord, files.training), read_canonical(EvalRecord, files.test)
     if trained.weights_sha256 != tested.weights_sha256:
         raise RecordError(f"{files.test}: of other weights than {files.training}")
+    if environment.weights_sha256 != trained.weights_sha256:
+        raise RecordError(f"{files.environment}: of other weights than {files.training}")
     if tested.status not in (trained.status, "diverged"):
         raise RecordError(f"{files.test}: {tested.status}, where the training {trained.status}")
     _check_hyperparameters(trained, choice, files.training)

@@ -16,9 +16,6 @@ from optlab.tracking.event_log import EventLog, round_metric
 from optlab.tracking.uploader_client import UploaderClient
 
 _UNREACHABLE_MESSAGE = "MLflow was not reached: the reports are complete, and `optlab sync` sends the runs later."
-_RESTORED_UNREACHABLE_MESSAGE = (
-    "MLflow was not reached: the reports are complete, and `optlab show` sends the runs later."
-)
 
 
 def publish(compared: Comparison, folder: Path, client: UploaderClient | None = None) -> str:
@@ -37,7 +34,8 @@ def publish(compared: Comparison, folder: Path, client: UploaderClient | None = 
         return message if answer and answer["reached"] else _UNREACHABLE_MESSAGE
     view = build_view(compared, folder)
     if not _create_missing_logs(compared, folder, client):
-        return _RESTORED_UNREACHABLE_MESSAGE
+        where = "" if folder == Path() else f" in {folder}"
+        return f"MLflow was not reached: the reports are complete, and `optlab show`{where} sends the runs later."
     is_saved = comparison_view.ComparisonSyncState(shown=view).write()
     answer = client.request(update_comparison=view.experiment) if client and is_saved else None
     if answer is not None:

@@ -15,7 +15,7 @@ from optlab.analysis.comparison import Run, load_run_at_revision
 from optlab.config import loader
 from optlab.records import RUNS_FOLDER, Choice, RunFiles, TrainRecord, TuningFiles
 from optlab.schema.parameters import Config
-from optlab.system import git, locks, source_code
+from optlab.system import git, locks, repository, source_code
 from optlab.system.errors import BusyError, TrackingError
 from optlab.system.git import Revision
 from optlab.tracking import event_log, mlflow_store, run_metadata
@@ -54,8 +54,13 @@ def backfill_runs(revision: Revision) -> Iterator[str]:
 
 
 def _find_changed_modules(revision: Revision, model: str) -> list[Path]:
-    """Return the modules of a model that the revision has otherwise: with them, its weights are another model."""
-    return [name for name in source_code.find_user_modules([model]) if revision.read(name) != name.read_bytes()]
+    """Return the modules of a model that differ from the revision's: with them, its weights make another model."""
+    top, present = model.partition(".")[0], source_code.find_user_modules([model])
+    former = [Path(f"{top}.py"), repository.CUSTOM / f"{top}.py"] if "." in model and not present else []
+    return [
+        *(name for name in present if revision.read(name) != name.read_bytes()),
+        *(name for name in former if revision.read(name) is not None),
+    ]
 
 
 def _find_run_ids(folder: Path, runs: list[Run]) -> list[str | None]:

@@ -155,6 +155,7 @@ def push_all(done_sizes: dict[str, int] | None = None) -> Iterator[str]:
         Exception: whatever MLflow raises if it cannot be reached; the rest is still to be sent.
     """
     first_error: Exception | None = None
+    storage_error: StorageError | None = None
     get_store_id = functools.cache(mlflow_store.get_store_id)  # asked once for each experiment, not for each log
     done_sizes = {} if done_sizes is None else done_sizes
     for log in list_logs():
@@ -169,15 +170,15 @@ def push_all(done_sizes: dict[str, int] | None = None) -> Iterator[str]:
             if LogUploader(log).push():
                 yield log.folder.name
         except StorageError as error:  # its files or its lock belong to another user
-            first_error = first_error or error
+            storage_error = storage_error or error
         except ConnectionError:
             raise
         except Exception as error:
-            if not isinstance(first_error, StorageError | None) and not _is_specific_to_log(error):
+            if first_error is not None and not _is_specific_to_log(error):
                 raise
             first_error = first_error or error  # a log that the server fails on must not hold up the others
-    if first_error is not None:
-        raise first_error
+    if last_error := first_error or storage_error:
+        raise last_error
 
 
 def _is_specific_to_log(error: Exception) -> bool:

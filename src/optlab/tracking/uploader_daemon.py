@@ -26,6 +26,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from optlab.system import processes
+from optlab.system.errors import StorageError, print_stderr
 from optlab.tracking import comparison_view, event_log, mlflow_store, uploader, uploader_client
 from optlab.tracking.event_log import EventLog, SyncState
 
@@ -139,6 +140,10 @@ class UploaderDaemon:
     def _try_push(self, push: Callable[[], Any]) -> bool:
         try:
             push()
+        except StorageError as error:  # of one log, such as another user's: the others were sent
+            if not self._warned:
+                print_stderr(f"warning: {error}")
+                self._warned = True
         except Exception as error:
             self._retry_at = time.monotonic() + _RETRY_DELAY_S
             if not self._warned:
