@@ -337,11 +337,12 @@ def report(
         return
     from optlab.records import REPORTS_FOLDER
     from optlab.system.browser import open_page
+    from optlab.system.text import format_place
 
     path = pipeline / REPORTS_FOLDER / "report.html"
     if not path.is_file():
-        where = "" if pipeline == Path() else f" in {pipeline}"
-        raise errors.RecordError(f"{path}: there is no report yet: `optlab repro`{where} makes it")
+        command = f"`optlab repro`{format_place(pipeline)}"
+        raise errors.RecordError(f"{path}: there is no report yet: {command} makes it")
     print(path.absolute())
     if browser:
         open_page(path.absolute().as_uri() + (f"#{language}" if language else ""))

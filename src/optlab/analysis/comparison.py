@@ -18,6 +18,7 @@ from optlab.records import Environment, EvalRecord, RunFiles, Status, TrainRecor
 from optlab.schema.parameters import SPLIT_SIZES, Config
 from optlab.system.errors import RecordError, RevisionError
 from optlab.system.git import Revision
+from optlab.system.text import format_place
 
 
 @dataclass(frozen=True)
@@ -354,7 +355,7 @@ def _find_target_step(trained: TrainRecord, accuracy: float) -> int | None:
 
 
 def _load_run(files: RunFiles, selection_metric: str, revision: Revision | None) -> Run:
-    remedy = f"run `dvc repro`{'' if files.folder == Path() else f' in {files.folder}'}"
+    remedy = f"run `dvc repro`{format_place(files.folder)}"
     if revision is None:
         trained = TrainRecord.read(files.training)
         conditions = Environment.read_for_weights(files.environment, trained.weights_sha256)

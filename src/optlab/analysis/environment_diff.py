@@ -8,6 +8,7 @@ from typing import Any
 from optlab.analysis.translation import join_items, join_phrases, translate, translate_count
 from optlab.records import Environment, RunFiles, TrainRecord
 from optlab.schema.parameters import Config
+from optlab.system.text import format_place
 
 # Likeliest cause first: what changes the bits most often when it differs.
 CONDITION_PRIORITY = (
@@ -112,8 +113,7 @@ def describe_stale_runs(
     Args:
         kept: ids of the runs that are not about to be trained again; default: all.
     """
-    groups: dict[str, list[str]] = {}
-    where = "" if folder == Path() else f" in {folder},"
+    groups, where = dict[str, list[str]](), format_place(folder)
     for name, seed in config.list_runs():
         files = RunFiles(folder, name, seed)
         if not files.training.exists() or (kept is not None and files.id not in kept):
@@ -127,7 +127,7 @@ def describe_stale_runs(
             parts = [f"{format_condition_name(key)} {then}, here {now}" for key, (then, now) in found.items()]
             groups.setdefault(f"with {'; '.join(parts)}", []).append(files.id)
     return [
-        f"{_format_runs(runs)}: recorded {how}:{where} `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`, "
+        f"{_format_runs(runs)}: recorded {how}: `dvc repro -f -s {_list_train_stages(runs)}`, then `dvc repro`{where}, "
         f"trains {'it' if len(runs) == 1 else 'them' if len(runs) <= _MAX_LISTED_RUNS else 'all runs'} again here"
         for how, runs in groups.items()
     ]

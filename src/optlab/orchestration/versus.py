@@ -22,7 +22,7 @@ from optlab.records import Choice, Environment, RunFiles, TrainRecord, TuningFil
 from optlab.schema.parameters import PARAMS_FILE, Config, format_count, format_run_id
 from optlab.system.errors import ConfigError, RecordError
 from optlab.system.files import compute_md5
-from optlab.system.text import parse_yaml
+from optlab.system.text import format_place, parse_yaml
 from optlab.tuning import selection
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def check_trained(config: Config, folder: Path) -> None:
         RecordError: they were not.
     """
     params_path = folder / PARAMS_FILE
-    remedy = f"run `dvc repro`{'' if folder == Path() else f' in {folder}'}"
+    remedy = f"run `dvc repro`{format_place(folder)}"
     current_params = parse_yaml(params_path.read_text(encoding="utf-8"))
     locked = DvcLock(folder / "dvc.lock", []).read_entries()
     for name, seed in config.list_runs():

@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 # DVC, git and ssh mark the line with the error by a prefix, and print advice or progress around it.
@@ -26,6 +27,11 @@ def parse_yaml(text: str) -> Any:
     from ruamel.yaml import YAML  # too slow for the shell's completion, which imports this module
 
     return YAML(typ="safe", pure=True).load(text)
+
+
+def format_place(folder: Path) -> str:
+    """Return ` in FOLDER`, to follow a command that has to be run there; nothing for the top of the repository."""
+    return "" if folder == Path() else f" in {folder}"
 
 
 def join_commands(command: str | Sequence[str]) -> str:

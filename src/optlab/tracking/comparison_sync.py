@@ -1,7 +1,6 @@
 """Publication of a finished comparison: complete event logs of its runs, and the view that MLflow shows."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from optlab.analysis import environment_diff, figures
 from optlab.analysis.comparison import Comparison, Run
 from optlab.records import REPORTS_FOLDER
 from optlab.system import git, locks, repository
-from optlab.system.errors import BusyError
+from optlab.system.errors import BusyError, print_stderr
+from optlab.system.text import format_place
 from optlab.tracking import comparison_view, event_log, mlflow_store, run_metadata, uploader
 from optlab.tracking.comparison_view import ComparisonView, SummaryRun
 from optlab.tracking.event_log import EventLog, round_metric
@@ -34,8 +34,8 @@ def publish(compared: Comparison, folder: Path, client: UploaderClient | None = 
         return message if answer and answer["reached"] else _UNREACHABLE_MESSAGE
     view = build_view(compared, folder)
     if not _create_missing_logs(compared, folder, client):
-        where = "" if folder == Path() else f" in {folder}"
-        return f"MLflow was not reached: the reports are complete, and `optlab show`{where} sends the runs later."
+        command = f"`optlab show`{format_place(folder)}"
+        return f"MLflow was not reached: the reports are complete, and {command} sends the runs later."
     is_saved = comparison_view.ComparisonSyncState(shown=view).write()
     answer = client.request(update_comparison=view.experiment) if client and is_saved else None
     if answer is not None:
@@ -45,8 +45,7 @@ def publish(compared: Comparison, folder: Path, client: UploaderClient | None = 
     try:
         return comparison_view.update_view(view)
     except Exception as error:
-        uri = mlflow_store.get_redacted_uri()
-        print(f"warning: MLflow at {uri}: {mlflow_store.describe_error(error)}", file=sys.stderr)
+        _warn(error)
         return _UNREACHABLE_MESSAGE
 
 
@@ -174,6 +173,9 @@ def _find_missing_runs(experiment: str, runs: list[tuple[str, str]], client: Upl
     try:
         return mlflow_store.find_missing_runs(experiment, runs)
     except Exception as error:
-        uri = mlflow_store.get_redacted_uri()
-        print(f"warning: MLflow at {uri}: {mlflow_store.describe_error(error)}", file=sys.stderr)
+        _warn(error)
         return None
+
+
+def _warn(error: Exception) -> None:
+    print_stderr(f"warning: MLflow at {mlflow_store.get_redacted_uri()}: {mlflow_store.describe_error(error)}")
