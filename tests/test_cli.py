@@ -153,4 +153,4 @@ def test_version_is_printed_by_python_module():
 def test_sync_of_a_pipeline_needs_a_revision(tmp_path):
     result = run_optlab("sync", "--pipeline", "studies/tuned", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "error: --pipeline says whose record --from reads: add --from REV\n"
+    assert result.stderr == "error: --pipeline works only with --from REV: add it\n"

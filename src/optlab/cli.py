@@ -613,7 +613,7 @@ def sync(
 ) -> None:
     """Send MLflow the runs it lacks, or those of a git revision."""
     if pipeline != Path() and not revision:
-        raise errors.ConfigError("--pipeline says whose record --from reads: add --from REV")
+        raise errors.ConfigError("--pipeline works only with --from REV: add it")
     folder = _enter_pipeline(pipeline) if revision else _enter_root()
     os.chdir(repository.get_state_root())  # has an experiment's event logs
     from optlab.system.git import Revision
