@@ -108,15 +108,13 @@ class DvcPipeline:
         outs = {out.fs_path for stage in stages for out in stage.outs}
         deps = {dep.fs_path for stage in stages for dep in stage.deps if dep.fs_path} - outs
         with contextlib.ExitStack() as stack:
-            try:
+            with _translate_errors():
                 stack.enter_context(
                     rwlock.rwlock(
                         self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), sorted(deps), sorted(outs),
                         self._repo.config["core"].get("hardlink_lock", False),
                     )
                 )  # fmt: skip
-            except LockError as error:
-                raise BusyError(f"repro: {_describe_lock_holder(error)}") from None
             self._locked_stages |= set(names)
             try:
                 yield
@@ -321,6 +319,8 @@ def _translate_errors() -> Iterator[None]:
     """Raise DVC's errors as this project's."""
     try:
         yield
+    except LockError as error:
+        raise BusyError(f"repro: {_describe_lock_holder(error)}") from None
     except (rwlock.RWLockFileCorruptedError, rwlock.RWLockFileFormatError):
         raise RunsFailedError(
             "DVC: .dvc/tmp/rwlock is damaged, as after a power failure: if no other DVC is at work here, delete it"
