@@ -285,3 +285,37 @@ def test_stage_adopted_by_python_reaper_stops(pipeline):
         wait_for(lambda: not run.is_running())
         (pipeline / "look").touch()
         assert wait_for(lambda: read_marker(pipeline)) == "orphaned"
+
+
+def run_python(code):
+    """The number that a program prints."""
+    program = f"import resource\nfrom optlab.system import processes\n{code}"
+    return int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+
+
+FAULTS = """
+b"x" * 2**26
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    b"x" * 2**26
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PEAK = """
+processes.limit_memory()
+b"x" * 2**27
+with processes.measure_peak_memory() as peak:
+    b"x" * 2**26
+print(peak.bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_is_kept_for_the_next_allocation():
+    """The kernel gives no page twice, but each of 16,384 by default; huge pages would be 32."""
+    assert run_python(f"processes.limit_memory()\n{FAULTS}") < 10
+    assert run_python(FAULTS) >= 3 * 32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the peak")
+def test_peak_counts_kept_memory_that_is_used_again():
+    assert 2**26 <= run_python(PEAK) < 1.1 * 2**26

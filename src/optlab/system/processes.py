@@ -1,5 +1,6 @@
 """Child processes that end with their parent, calls in a fork, and the memory that a process may take."""
 
+import ctypes
 import json
 import os
 import re
@@ -26,6 +27,8 @@ PROGRESS_VARIABLE = "OPTLAB_PROGRESS"  # "lines": a training prints its progress
 PROGRESS_PREFIX = "::progress "  # of such a line
 STOP_TIMEOUT_S = 45.0  # between SIGINT and SIGKILL: on a busy machine MLflow alone takes 20 s to load
 GIB = 2**30
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 _DVC_STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the stages that it starts, so no process above DVC has it
 _PARENT_POLL_S = 0.2
@@ -111,16 +114,35 @@ def limit_memory() -> None:
     """Make an allocation fail that would bring this process above the machine's memory, swap included.
 
     Without it the allocation succeeds, and its use takes the machine with it until the kernel kills something. On Linux
-    only, where a limit on data counts what a process can write to and shares with nobody.
+    only, where a limit on data counts what a process can write to and shares with nobody. There, the process also keeps
+    the memory that it has freed.
     """
     if not _PROC_SELF.is_dir():
         return
+    _keep_freed_memory()
     import resource
 
     maximum = get_total_memory() + psutil.swap_memory().total
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or maximum < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (maximum, hard))
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc's malloc keep what is freed for the next allocation, as in the next training step.
+
+    By default it returns the memory of a large tensor to the kernel, which fills each page with zeros before it gives
+    the page to the next tensor (man 3 mallopt; benchmarks/ALLOCATOR.md has what that costs).
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)  # no allocation is a mapping of its own
+        mallopt(_M_TRIM_THRESHOLD, -1)  # the heap never shrinks
+
+
+def _return_freed_memory() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
@@ -134,6 +156,7 @@ class PeakMemory:
 def measure_peak_memory() -> Iterator[PeakMemory]:
     """Measure the peak memory of the block; known after it, and on Linux only."""
     peak = PeakMemory()
+    _return_freed_memory()  # of earlier work, which the block would use again
     try:
         (_PROC_SELF / "clear_refs").write_bytes(b"5")  # resets the peak: man 5 proc
         before = _read_peak_memory()
