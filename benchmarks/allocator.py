@@ -41,7 +41,7 @@ def make_config(model: str) -> Config:
         {
             "model": model,
             "seeds": [0],
-            "data": {"train_size": 45000, "validation_size": 0},
+            "data": {"train_size": 45000, "validation_size": 10},
             "training": {"epochs": 1, "batch_size": BATCH_SIZES[model], "threads": 1},
             "optimizers": {"adamw": {"class": "AdamW", "lr": 0.001}},
         }

@@ -1,12 +1,17 @@
 """Optimizers by name: each dense class trains as it does by hand, and a wrong entry is refused with the remedy."""
 
+import functools
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
 import pytest
+import pytorch_optimizer
 import schedulefree
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from optlab.data import cifar10
 from optlab.preflight import checks
@@ -358,6 +363,31 @@ def test_sign_descent_example_moves_weights_by_learning_rate(batches, monkeypatc
     assert change.unique().numpy() == pytest.approx(0.25, abs=1e-6)
     assert losses[0] == pytest.approx(2.3, abs=0.1)
     assert capsys.readouterr().err == ""  # DVC watches the folder
+
+
+def take_muon_step(optimizer_class, weights, gradients):
+    """How far each weight moves in a step, as Muon orthogonalizes it."""
+    parameters = [nn.Parameter(weight.clone()) for weight in weights]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer_class([{"params": parameters, "use_muon": True}], lr=0.1, weight_decay=0).step()
+    return torch.cat([(after - weight).detach().flatten() for after, weight in zip(parameters, weights, strict=True)])
+
+
+def test_muon_fp32_example_is_muon_but_for_bf16(monkeypatch):
+    """Nearer to iterations in fp64 than Muon itself, by all of bf16's error."""
+    monkeypatch.syspath_prepend(TOP / "custom")
+    muon_fp32 = importlib.import_module("muon_fp32")
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(16, 3, 5, 5), (64, 8), (8, 64)]
+    weights, gradients = ([torch.randn(*shape, generator=generator) for shape in shapes] for _ in range(2))
+    own, bf16 = (take_muon_step(each, weights, gradients) for each in (muon_fp32.MuonFP32, pytorch_optimizer.Muon))
+    iterations = "pytorch_optimizer.optimizer.muon.base.zero_power_via_newton_schulz_5"
+    exact_iterations = functools.partial(pkgutil.resolve_name(iterations), dtype=torch.float64)
+    monkeypatch.setattr(iterations, exact_iterations)
+    exact = take_muon_step(pytorch_optimizer.Muon, weights, gradients)
+    assert (own - exact).norm() < 1e-5 * exact.norm()
+    assert 1e-3 * exact.norm() < (bf16 - exact).norm() < 0.05 * exact.norm()
 
 
 def test_module_outside_custom_gives_one_warning(module, capsys):
