@@ -23,7 +23,7 @@ from optlab.schema.parameters import Config
 from optlab.system import processes
 
 RESULTS = TOP / "benchmarks" / "ALLOCATOR.md"
-BATCH_SIZES = {"zilliax": 64, "conv6": 128, "fast": 250}  # of each network's study
+BATCH_SIZES = {"zilliax": 64, "conv6": 128, "fast": 125}
 JOBS, SECONDS, WARMUP_STEPS = 2, 8.0, 3
 
 
@@ -79,7 +79,7 @@ def describe_row(model: str, rounds: list[dict[bool, Speed]]) -> str:
 
     cells = [
         model, str(BATCH_SIZES[model]), f"{median(False, 'step_s') * 1e3:.0f}", f"{median(True, 'step_s') * 1e3:.0f}",
-        f"{statistics.median(gains):.0%} ({gains[0]:.0%} – {gains[-1]:.0%})",
+        f"{statistics.median(gains):.0%} ({gains[0]:.0%} – {gains[-1]:.0%})".replace("-", "−"),
         *(f"{median(keeps, 'faults'):,.0f}" for keeps in (False, True)),
         *(f"{median(keeps, 'peak') / 2**20:,.0f}" for keeps in (False, True)),
     ]  # fmt: skip
@@ -95,9 +95,9 @@ def report(rows: list[str], rounds: int) -> str:
     )
     return (
         "# Where malloc keeps freed memory\n\n"
-        "By default, glibc's malloc returns the memory of a freed large tensor to the kernel. The next step gets new "
-        "pages, and the kernel fills each with zeros first. optlab's trainings on a CPU keep the memory "
-        "(`mallopt`, as man 3 mallopt describes it). No result depends on it.\n\n"
+        "By default, glibc's malloc returns much of the memory that a training step frees to the kernel. The next step "
+        "gets new pages, and the kernel fills each with zeros first. optlab's trainings on a CPU keep what was "
+        "allocated in blocks of up to 32 MiB (`mallopt`, as man 3 mallopt describes it). No result depends on it.\n\n"
         + "\n".join([head, "| --- " * 9 + "|", *rows])
         + f"\n\n{cpu}; fp32, AdamW, random images, `numerics: fast`. {JOBS} trainings at once, of one thread each; "
         f"medians of {rounds} rounds of {SECONDS:g} seconds, and the range of what is saved. "
@@ -110,9 +110,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     count = parser.parse_args().rounds
     found: dict[str, list[dict[bool, Speed]]] = {model: [] for model in BATCH_SIZES}
-    for _ in range(count):
+    for number in range(count):
+        order = (False, True) if number % 2 else (True, False)
         for model, rounds in found.items():
-            rounds.append({keeps: measure(model, keeps) for keeps in (False, True)})
+            rounds.append({keeps: measure(model, keeps) for keeps in order})
     text = report([describe_row(model, rounds) for model, rounds in found.items()], count)
     RESULTS.write_text(text)
     print(text)

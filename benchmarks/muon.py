@@ -43,7 +43,8 @@ def main() -> None:
     has_bf16 = has_native_bf16(torch.device("cpu"))
     text = (
         "# Muon in bf16 and in fp32\n\n"
-        "The Newton–Schulz iterations of Muon run in bf16; `muon_fp32` runs them in fp32. This CPU "
+        "The Newton–Schulz iterations of Muon run in bf16; those of `muon_fp32` run in fp32. All is measured with "
+        "`numerics: fast`. This CPU "
         f"{'has' if has_bf16 else 'has no'} bf16 instructions{'' if has_bf16 else ', so torch emulates bf16'}. "
         "`python benchmarks/muon.py` writes this page.\n\n" + "\n".join(sections)
     )

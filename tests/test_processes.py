@@ -294,28 +294,30 @@ def run_python(code):
 
 
 FAULTS = """
-b"x" * 2**26
+def work():
+    [b"x" * 2**24 for _ in range(4)]
+
+work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    b"x" * 2**26
+work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 PEAK = """
 processes.limit_memory()
-b"x" * 2**27
+[b"x" * 2**24 for _ in range(8)]
 with processes.measure_peak_memory() as peak:
-    b"x" * 2**26
+    [b"x" * 2**24 for _ in range(4)]
 print(peak.bytes)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_kept_for_the_next_allocation():
-    """The kernel gives no page twice, but each of 16,384 by default; huge pages would be 32."""
+    """The kernel gives no page anew, but by default most of 16,384; huge pages would be 32."""
     assert run_python(f"processes.limit_memory()\n{FAULTS}") < 10
-    assert run_python(FAULTS) >= 3 * 32
+    assert run_python(FAULTS) > 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc has the peak")
 def test_peak_counts_kept_memory_that_is_used_again():
-    assert 2**26 <= run_python(PEAK) < 1.1 * 2**26
+    assert 0.95 * 2**26 < run_python(PEAK) < 1.1 * 2**26

@@ -370,5 +370,7 @@ def _flatten_state(state: Any) -> str:
 
 def _describe_lock_holder(error: LockError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "(PID " in line]
-    holder = lines[0].removeprefix("(PID ").replace("): ", " (`", 1) + "`)" if lines else "of another DVC"
+    if not lines:
+        return "another DVC is at work in this folder: wait for it to end; if none is, delete .dvc/tmp/lock"
+    holder = lines[0].removeprefix("(PID ").replace("): ", " (`", 1) + "`)"
     return f"process {holder} is at work in this folder: wait for it to end, or stop it"

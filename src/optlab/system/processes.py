@@ -28,7 +28,8 @@ PROGRESS_PREFIX = "::progress "  # of such a line
 STOP_TIMEOUT_S = 45.0  # between SIGINT and SIGKILL: on a busy machine MLflow alone takes 20 s to load
 GIB = 2**30
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MMAP_THRESHOLD = 32 * 2**20  # bytes: the most that glibc's own adaptive threshold reaches
 
 _DVC_STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the stages that it starts, so no process above DVC has it
 _PARENT_POLL_S = 0.2
@@ -129,14 +130,15 @@ def limit_memory() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc's malloc keep what is freed for the next allocation, as in the next training step.
+    """Make glibc's malloc keep what the main thread frees for its next allocation, as in the next training step.
 
-    By default it returns the memory of a large tensor to the kernel, which fills each page with zeros before it gives
-    the page to the next tensor (man 3 mallopt; benchmarks/ALLOCATOR.md has what that costs).
+    By default it shrinks the heap after a step, and the kernel fills each page with zeros before the next step gets it
+    (man 3 mallopt; benchmarks/ALLOCATOR.md has what that costs). Blocks above the threshold are still returned: kept,
+    they would not be used again, for torch's aligned allocations leave small pieces between them.
     """
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)  # no allocation is a mapping of its own
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, -1)  # the heap never shrinks
 
 
