@@ -28,7 +28,10 @@ from optlab.tracking import uploader, uploader_client, uploader_daemon
 PRELOAD = (
     "alembic.command", "git", "mlflow.pyfunc", "mlflow.store.model_registry.sqlalchemy_store",
     "mlflow.store.tracking.sqlalchemy_workspace_store", "mlflow.tracing.processor.otel", "sqlalchemy.dialects.sqlite",
-    "dvc.cli", "dvc.commands.repro", "dvc.repo",
+    "dvc.cli", "dvc.cli.parser", "dvc.commands.repro", "dvc.cachemgr", "dvc.data_cloud", "dvc.repo",
+    "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.graph", "dvc.repo.index", "dvc.repo.metrics",
+    "dvc.repo.open_repo", "dvc.repo.params", "dvc.repo.plots", "dvc.repo.stage", "dvc.repo.trie",
+    "dvc.utils.strictyaml", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg",
 )  # fmt: skip
 
 # Imported by the commands, after what is replaced here: `from … import …` would keep what was. Not `dvc_pipeline`: its
@@ -189,6 +192,9 @@ if __name__ == "__main__":
         importlib.import_module(name)
     empty, initialize_tables = Path(sys.argv[1]).with_name("empty.db"), db_utils._initialize_tables
     make_database(empty)
+    revision = db_utils._get_latest_schema_revision()  # it reads 81 modules, and each connection asks for it
+    db_utils._get_latest_schema_revision = lambda: revision
+    sys.modules["dvc.cli.parser"].get_main_parser()  # DVC keeps it
     db_utils._initialize_tables = copy_database
     uploader_client.UploaderClient = Uploader
     start_daemon_process, uploader_client.start_daemon = uploader_client.start_daemon, start_daemon
