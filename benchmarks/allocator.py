@@ -79,7 +79,7 @@ def describe_row(model: str, rounds: list[dict[bool, Speed]]) -> str:
 
     cells = [
         model, str(BATCH_SIZES[model]), f"{median(False, 'step_s') * 1e3:.0f}", f"{median(True, 'step_s') * 1e3:.0f}",
-        f"{statistics.median(gains):.0%} ({gains[0]:.0%} – {gains[-1]:.0%})".replace("-", "−"),
+        f"{statistics.median(gains):.0%} ({gains[0]:.0%} – {gains[-1]:.0%})".replace("(-0%", "(0%").replace("-", "−"),
         *(f"{median(keeps, 'faults'):,.0f}" for keeps in (False, True)),
         *(f"{median(keeps, 'peak') / 2**20:,.0f}" for keeps in (False, True)),
     ]  # fmt: skip
