@@ -365,12 +365,12 @@ def test_sign_descent_example_moves_weights_by_learning_rate(batches, monkeypatc
     assert capsys.readouterr().err == ""  # DVC watches the folder
 
 
-def take_muon_step(optimizer_class, weights, gradients):
+def take_muon_step(optimizer_class, weights, gradients, **options):
     """How far each weight moves in a step, as Muon orthogonalizes it."""
     parameters = [nn.Parameter(weight.clone()) for weight in weights]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()
-    optimizer_class([{"params": parameters, "use_muon": True}], lr=0.1, weight_decay=0).step()
+    optimizer_class([{"params": parameters, "use_muon": True}], lr=0.1, weight_decay=0, **options).step()
     return torch.cat([(after - weight).detach().flatten() for after, weight in zip(parameters, weights, strict=True)])
 
 
@@ -379,7 +379,7 @@ def test_muon_fp32_example_is_muon_but_for_bf16(monkeypatch):
     monkeypatch.syspath_prepend(TOP / "custom")
     muon_fp32 = importlib.import_module("muon_fp32")
     generator = torch.Generator().manual_seed(0)
-    shapes = [(16, 3, 5, 5), (64, 8), (8, 64)]
+    shapes = [(16, 3, 5, 5), (64, 8), (8, 64), (20,)]
     weights, gradients = ([torch.randn(*shape, generator=generator) for shape in shapes] for _ in range(2))
     own, bf16 = (take_muon_step(each, weights, gradients) for each in (muon_fp32.MuonFP32, pytorch_optimizer.Muon))
     iterations = "pytorch_optimizer.optimizer.muon.base.zero_power_via_newton_schulz_5"
@@ -388,6 +388,8 @@ def test_muon_fp32_example_is_muon_but_for_bf16(monkeypatch):
     exact = take_muon_step(pytorch_optimizer.Muon, weights, gradients)
     assert (own - exact).norm() < 1e-5 * exact.norm()
     assert 1e-3 * exact.norm() < (bf16 - exact).norm() < 0.05 * exact.norm()
+    with pytest.raises(ValueError, match="ns_method: gram_newton_schulz: MuonFP32 has newton_schulz only"):
+        take_muon_step(muon_fp32.MuonFP32, weights, gradients, ns_method="gram_newton_schulz")
 
 
 def test_module_outside_custom_gives_one_warning(module, capsys):
