@@ -199,6 +199,20 @@ def test_studies_page_sections_use_own_study_numbers():
         assert len(foreign) == len(others) and all(figure in others[0] for figure in foreign)
 
 
+def test_pages_give_shares_of_muon_in_bf16_and_fp32():
+    text = (TOP / "benchmarks" / "MUON.md").read_text()
+    (zilliax, conv6, fast), (_, *in_fp32) = (
+        [f"{float(share):.0f}" for share in re.findall(rf"^\| {name} \|.*\| (\S+) %", text, re.MULTILINE)]
+        for name in ("muon", "muon_fp32")
+    )
+    names = ("docs/entries.md", "docs/optimizers.md", "docs/optimizers.zh.md", "studies/README.md")
+    entries, *pages, studies = (" ".join((TOP / name).read_text().split()) for name in names)
+    assert f"{conv6} % of the time for the gradient with `conv6`, and {fast} % with `fast`" in entries
+    assert f"In fp32 it takes [{in_fp32[0]} and {in_fp32[1]} %]" in entries
+    assert all(f"[{zilliax} %](../benchmarks/MUON.md)" in page for page in pages)
+    assert f"({zilliax} % where" in studies and f"[{conv6} % of the time for a gradient]" in studies
+
+
 def test_chinese_readme_has_same_section_order():
     english, chinese = (re.findall("^## (.*)$", text, re.MULTILINE) for text in (README, CHINESE))
     assert english == list(SECTIONS) and chinese == list(SECTIONS.values())
