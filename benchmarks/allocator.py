@@ -19,11 +19,11 @@ import torch
 from needs import TOP
 
 from optlab.environment import capture_environment
-from optlab.schema.parameters import Config
 from optlab.system import processes
 
 RESULTS = TOP / "benchmarks" / "ALLOCATOR.md"
 BATCH_SIZES = {"zilliax": 64, "conv6": 128, "fast": 125}
+OPTIMIZERS = {"adamw": {"class": "AdamW", "lr": 0.001}}
 JOBS, SECONDS, WARMUP_STEPS = 2, 8.0, 3
 
 
@@ -35,24 +35,11 @@ class Speed(NamedTuple):
     peak: int
 
 
-def make_config(model: str) -> Config:
-    """Return the configuration of a training by AdamW, of one thread."""
-    return Config.model_validate(
-        {
-            "model": model,
-            "seeds": [0],
-            "data": {"train_size": 45000, "validation_size": 10},
-            "training": {"epochs": 1, "batch_size": BATCH_SIZES[model], "threads": 1},
-            "optimizers": {"adamw": {"class": "AdamW", "lr": 0.001}},
-        }
-    )
-
-
 def train(model: str, keeps: bool) -> Speed:
     """Train on random images for `SECONDS`."""
     if not keeps:
         processes._keep_freed_memory = lambda: None
-    step = random_step.prepare(make_config(model), "adamw")
+    step = random_step.prepare(random_step.make_config(model, BATCH_SIZES[model], OPTIMIZERS), "adamw")
     for _ in range(WARMUP_STEPS):
         step()
     faults, began, steps = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter(), 0

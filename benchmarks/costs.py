@@ -53,12 +53,12 @@ def kept(stepper: OptimizerDriver) -> int:
     return sum(value.numel() for state in states for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """The mean over `STEPS`."""
+def seconds(work: Callable[[], Any], steps: int) -> float:
+    """The mean over the steps."""
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         work()
-    return (time.perf_counter() - began) / STEPS
+    return (time.perf_counter() - began) / steps
 
 
 class Contender:
@@ -78,28 +78,28 @@ class Contender:
         self.model.zero_grad()
         torch.nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
 
-    def share(self) -> float:
+    def share(self, steps: int) -> float:
         """The step's time over that of both passes."""
         self.passes()
         loss = torch.zeros(())
-        return seconds(lambda: self.stepper.step(lambda: loss)) / seconds(self.passes)
+        return seconds(lambda: self.stepper.step(lambda: loss), steps) / seconds(self.passes, steps)
 
 
-def measure(config: Config, rounds: int) -> str:
+def measure(config: Config, rounds: int, steps: int = STEPS) -> str:
     """Measure a network; return its section of COSTS.md."""
     device = determinism.configure_torch(config.training)
     contenders = {name: Contender(name, config) for name in config.optimizers}
     shares: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
-            shares[name].append(contender.share())
+            shares[name].append(contender.share(steps))
     lines = []
     for name, own in sorted(shares.items(), key=lambda each: statistics.median(each[1])):
         low, middle, high = (100 * value for value in statistics.quantiles(own, n=4))
         lines.append(f"| {name} | {contenders[name].numbers:.1f} | {middle:.1f} % ({low:.1f} – {high:.1f}) |\n")
     return (
         f"## {config.model}\n\n{capture_environment(device).cpu}, 1 thread, "
-        f"batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {STEPS} "
+        f"batch {config.training.batch_size}, {config.training.precision}; {rounds} rounds of {steps} "
         "steps, median and quartiles.\n\n"
         "| optimizer | numbers kept for each weight | its own time, as a share of the time for the gradient |\n"
         "| --- | --- | --- |\n" + "".join(lines)

@@ -7,39 +7,27 @@ import argparse
 import sys
 
 import costs
+import random_step
 import torch
 from needs import TOP
 
 from optlab.environment import has_native_bf16
-from optlab.schema.parameters import Config
 
 RESULTS = TOP / "benchmarks" / "MUON.md"
-ENTRIES = {"muon": "pytorch_optimizer.Muon", "muon_fp32": "muon_fp32.MuonFP32"}
+CLASSES = {"muon": "pytorch_optimizer.Muon", "muon_fp32": "muon_fp32.MuonFP32"}
+GROUPS = [{"ndim": 4, "use_muon": True}, {"match": "*", "use_muon": False}]
 BATCH_SIZES = {"zilliax": 64, "conv6": 128, "fast": 250}  # of each network's study
 STEPS = 5  # in each round: one step of `fast` takes seconds
-
-
-def make_config(model: str) -> Config:
-    """Return the configuration of a training of one thread by both."""
-    groups = [{"ndim": 4, "use_muon": True}, {"match": "*", "use_muon": False}]
-    return Config.model_validate(
-        {
-            "model": model,
-            "seeds": [0],
-            "data": {"train_size": 45000, "validation_size": 10},
-            "training": {"epochs": 1, "batch_size": BATCH_SIZES[model], "threads": 1},
-            "optimizers": {name: {"class": path, "lr": 0.02, "groups": groups} for name, path in ENTRIES.items()},
-        }
-    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    costs.STEPS = STEPS
     sys.path.append(str(TOP / "custom"))
-    sections = [costs.measure(make_config(model), rounds) for model in BATCH_SIZES]
+    optimizers = {name: {"class": path, "lr": 0.02, "groups": GROUPS} for name, path in CLASSES.items()}
+    configs = [random_step.make_config(model, size, optimizers) for model, size in BATCH_SIZES.items()]
+    sections = [costs.measure(config, rounds, STEPS) for config in configs]
     has_bf16 = has_native_bf16(torch.device("cpu"))
     text = (
         "# Muon in bf16 and in fp32\n\n"

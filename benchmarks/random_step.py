@@ -1,12 +1,28 @@
 """A training step on random images, whose speed a benchmark measures."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from optlab.schema.parameters import Config
 from optlab.training import determinism, loop, models, optimizers
 from optlab.training.optimizer_factory import TrainingContext
+
+
+def make_config(model: str, batch_size: int, optimizers: dict[str, dict[str, Any]]) -> Config:
+    """Return the configuration of a training of one thread, for steps that need no data.
+
+    Args:
+        optimizers: name → entry, as in params.yaml.
+    """
+    return Config.model_validate({
+        "model": model,
+        "seeds": [0],
+        "data": {"train_size": 45000, "validation_size": 10},
+        "training": {"epochs": 1, "batch_size": batch_size, "threads": 1},
+        "optimizers": optimizers,
+    })  # fmt: skip
 
 
 def prepare(config: Config, optimizer: str) -> Callable[[], float]:
