@@ -19,6 +19,7 @@ import torch
 from needs import TOP
 
 from optlab.environment import capture_environment
+from optlab.preflight import step_time
 from optlab.system import processes
 
 RESULTS = TOP / "benchmarks" / "ALLOCATOR.md"
@@ -39,7 +40,7 @@ def train(model: str, keeps: bool) -> Speed:
     """Train on random images for `SECONDS`."""
     if not keeps:
         processes._keep_freed_memory = lambda: None
-    step = random_step.prepare(random_step.make_config(model, BATCH_SIZES[model], OPTIMIZERS), "adamw")
+    step = step_time.prepare_step(random_step.make_config(model, BATCH_SIZES[model], OPTIMIZERS), "adamw")
     for _ in range(WARMUP_STEPS):
         step()
     faults, began, steps = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter(), 0

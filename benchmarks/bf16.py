@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import numpy as np
-import random_step
 import torch
 from needs import TOP
 
@@ -27,6 +26,7 @@ from optlab.config import loader
 from optlab.data import cifar10
 from optlab.environment import capture_environment, has_native_bf16
 from optlab.orchestration import attempts
+from optlab.preflight import step_time
 from optlab.schema.parameters import Config, format_count
 from optlab.system import repository
 from optlab.training import determinism, loop
@@ -91,7 +91,7 @@ def train_missing(seeds: int, jobs: int) -> None:
 
 def measure_seconds(precision: str) -> float:
     """Return the seconds of `STEPS` training steps."""
-    step = random_step.prepare(load_config(precision), OPTIMIZER)
+    step = step_time.prepare_step(load_config(precision), OPTIMIZER)
     began = time.perf_counter()
     for _ in range(STEPS):
         step()

@@ -11,7 +11,9 @@ import catalog_entries
 import classes
 import needs
 import numpy as np
+import price
 import pytest
+import random_step
 import ready_entries
 import side_by_side
 import throughput
@@ -204,3 +206,16 @@ def test_bf16_report_tests_equivalence(tmp_path, monkeypatch, shift, verdict):
     assert f"in bf16 is {verdict} to that in fp32" in text
     assert "| bf16 | 35 |" in text and "| fp32 | 35 |" in text and "1 run diverged" in text and "Intel" not in text
     assert "is 2.00 times as fast" in text
+
+
+def test_price_of_published_runs_is_computed_at_the_speed_of_their_network():
+    """`fast` takes 0.3 PFLOP in 1,000 s, and airbench's runs 0.36 and 0.29; another network's speed does not count."""
+    configs = [
+        random_step.make_config(model, 250, {"muon": {"class": "SGD", "lr": 0.1}}) for model in ("zilliax", "fast")
+    ]
+    entries = [price.Entry(each, "muon", "92 %", "93 %", 0.3e15 / 45000) for each in configs]
+    text = price.report(entries, [[900.0, 900.0, 900.0], [45.0, 30.0, 60.0]])
+    assert "| fast | muon | 92 % | 93 % | 1 | 0.3000 | 16.7 (12.5 – 25.0) |" in text
+    assert "| Nesterov | – | 94.01 % | – | 0.36 | about 20 (computed) |" in text
+    assert "| Muon | – | 94.01 % | – | 0.29 | about 16 (computed) |" in text
+    assert "computed for 300 GFLOP/s, the speed of the network `fast` here." in text

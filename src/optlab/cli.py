@@ -122,12 +122,14 @@ def _complete_tags(incomplete: str) -> list[str]:
 
 
 @_register_command(RUN, "optlab check")
-def check() -> None:
+def check(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors, warnings and notes only.")] = False,
+) -> None:
     """Check params.yaml, and take one step with each optimizer."""
     folder = _enter_root()
     settings = _load_settings(folder, for_stages=True)
     from optlab.analysis import environment_diff
-    from optlab.orchestration import preflight_cache
+    from optlab.orchestration import display, preflight_cache
     from optlab.schema.parameters import PARAMS_FILE, format_count
     from optlab.training import numerics
 
@@ -137,8 +139,24 @@ def check() -> None:
         print(sentence, file=sys.stderr)
     for sentence in environment_diff.describe_stale_runs(settings, folder, preflight.environment):
         print(f"note: {sentence}", file=sys.stderr)
+    if quiet:
+        return
     count = format_count(len(settings.list_runs()), "run")
-    print(f"{PARAMS_FILE}: no errors; {count}: {', '.join(settings.optimizers)}")
+    print(f"{PARAMS_FILE}: no errors; {count}: {', '.join(settings.optimizers)}", flush=True)
+    with display.show_status("measuring how much time bf16 saves"):
+        saving = preflight_cache.load_or_measure_bf16_saving(settings, preflight)
+    if saving >= _MIN_BF16_SAVING:
+        print(_describe_bf16_saving(next(iter(settings.optimizers)), saving))
+
+
+_MIN_BF16_SAVING = 0.1  # of a step's time; less is not worth a line
+
+
+def _describe_bf16_saving(optimizer: str, saving: float) -> str:
+    return (
+        f"`training.precision: bf16` shortens a step of {optimizer} by {100 * saving:.0f} % on this machine; "
+        "for Adam on zilliax, its test accuracy is equivalent within 0.25 points: benchmarks/BF16.md"
+    )
 
 
 def _complete_optimizer(incomplete: str) -> list[str]:

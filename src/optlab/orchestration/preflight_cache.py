@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optlab.records import Environment
 from optlab.schema.parameters import Config
 from optlab.system import files, processes, repository, source_code
-from optlab.system.errors import StorageError
+from optlab.system.errors import ResourceError, StorageError
 
 _CACHE_FOLDER = Path(".optlab") / "checked"
 _MAX_FILES = 200
+_MAX_MEASUREMENT_S = 20
 _VARIABLE_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "CUBLAS_", "CUDA_", "TORCH", "PYTORCH", "PYTHONPATH")
 # Set by `determinism.configure_torch`, but for the last one, which decides speed only.
 _IGNORED_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_DETERMINISTIC", "OMP_WAIT_POLICY")
@@ -31,18 +33,26 @@ class PreflightResult(BaseModel):
     Attributes:
         warnings: one sentence each.
         environment: of runs on this machine.
+        has_native_bf16: whether the machine multiplies bfloat16.
+        bf16_saving: the part of a step's time that bf16 saves over fp32; None if it was not measured.
     """
 
     model_config = ConfigDict(frozen=True)
 
     warnings: list[str]
     environment: Environment
+    has_native_bf16: bool
+    bf16_saving: float | None = None
 
 
 def load_cached(config: Config) -> PreflightResult | None:
     """Return the cached result, or None without one."""
+    return _read(compute_cache_key(config))
+
+
+def _read(cache_key: str) -> PreflightResult | None:
     try:
-        return PreflightResult.model_validate_json((_CACHE_FOLDER / f"{compute_cache_key(config)}.json").read_bytes())
+        return PreflightResult.model_validate_json((_CACHE_FOLDER / f"{cache_key}.json").read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -60,17 +70,42 @@ def load_or_run(config: Config) -> PreflightResult:
     )
 
 
+def load_or_measure_bf16_saving(config: Config, preflight: PreflightResult) -> float:
+    """Return the part of a step's time that bf16 saves on this machine, measured once in a child process.
+
+    It is 0 where bf16 cannot be used or is used already, and where the measurement fails or does not end in time.
+    """
+    training = config.training
+    if not preflight.has_native_bf16 or training.precision == "bf16" or training.numerics == "portable":
+        return 0.0
+    if preflight.bf16_saving is not None:
+        return preflight.bf16_saving
+
+    def measure() -> float:
+        signal.alarm(_MAX_MEASUREMENT_S)  # its default action ends the child
+        from optlab.preflight import step_time
+
+        return step_time.measure_bf16_saving(config)
+
+    cache_key, saving = compute_cache_key(config), 0.0
+    with contextlib.suppress(ResourceError, ChildProcessError):
+        saving = float(processes.call_in_fork(measure))
+    if checked := _read(cache_key):  # None if the code was edited meanwhile
+        _save(cache_key, checked.model_copy(update={"bf16_saving": saving}))
+    return saving
+
+
 def run_checks(config: Config) -> PreflightResult:
     """Run the checks in this process, and cache the result.
 
     Raises:
         ConfigError: params.yaml cannot be used.
     """
-    from optlab.environment import capture_environment
+    from optlab.environment import capture_environment, has_native_bf16
     from optlab.preflight import checks
     from optlab.training import determinism
 
-    cache_path = _CACHE_FOLDER / f"{compute_cache_key(config)}.json"  # computed first, because the checks set variables
+    cache_key = compute_cache_key(config)  # before the checks, which set variables
     device = determinism.configure_torch(config.training)
     single_configs = split_config(config)
     if single_configs == [config]:
@@ -80,12 +115,20 @@ def run_checks(config: Config) -> PreflightResult:
             sentence for each in single_configs for sentence in (load_cached(each) or run_checks(each)).warnings
         ]
     current_environment = capture_environment(device, config.list_class_paths())
-    result = PreflightResult(warnings=list(dict.fromkeys(warnings)), environment=current_environment)
+    result = PreflightResult(
+        warnings=list(dict.fromkeys(warnings)),
+        environment=current_environment,
+        has_native_bf16=has_native_bf16(device),
+    )
+    _save(cache_key, result)
+    return result
+
+
+def _save(cache_key: str, result: PreflightResult) -> None:
     with contextlib.suppress(StorageError, OSError):  # without a cache, the checks run again
-        files.write_atomic(cache_path, result.model_dump_json().encode())
+        files.write_atomic(_CACHE_FOLDER / f"{cache_key}.json", result.model_dump_json().encode())
         for old in sorted(_CACHE_FOLDER.glob("*.json"), key=os.path.getmtime, reverse=True)[_MAX_FILES:]:
             old.unlink(missing_ok=True)
-    return result
 
 
 def split_config(config: Config) -> list[Config]:

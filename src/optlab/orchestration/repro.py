@@ -108,7 +108,7 @@ def _run_stale_stages(verified: VerifiedState, jobs: int, fork_server: ForkServe
         digest = verified.compute_digest(watched)
         warnings: list[str] = []
         if preflight_cache.load_cached(config) is None:
-            warnings = _run_check(fork_server, ["optlab", "check"], folder)
+            warnings = _run_check(fork_server, ["optlab", "check", "--quiet"], folder)
         _warn_of_other_conditions(pipeline, config, folder)
     _provide_data(pipeline, fork_server, allow_missing)
     _run_check(fork_server, ["optlab.data.cifar10", config.data.dataset])
