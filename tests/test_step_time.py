@@ -105,10 +105,9 @@ def test_measurement_that_does_not_end_well_saves_nothing(small_config, monkeypa
 
 
 def test_sentence_on_bf16_is_what_the_benchmark_found():
-    assert "shortens a step of sgd by 45 % on" in cli._describe_bf16_saving("sgd", 0.449)
-    assert "for Adam on zilliax, its test accuracy is equivalent within 0.25 points: " in cli._describe_bf16_saving(
-        "sgd", 0.4
-    )
+    sentence = cli._describe_bf16_saving("sgd", 0.449)
+    assert "shortens a step of sgd by 45 % on" in sentence
+    assert "for Adam on zilliax, the test accuracy is equivalent to that in fp32, within 0.25 points: " in sentence
     text = (TOP / "benchmarks" / "BF16.md").read_text("utf-8")
     assert "On zilliax, the test accuracy in bf16 is equivalent to that in fp32, within 0.25 points." in text
     assert "\nadam of params.yaml, " in text

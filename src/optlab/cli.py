@@ -155,7 +155,7 @@ _MIN_BF16_SAVING = 0.1  # of a step's time; less is not worth a line
 def _describe_bf16_saving(optimizer: str, saving: float) -> str:
     return (
         f"`training.precision: bf16` shortens a step of {optimizer} by {100 * saving:.0f} % on this machine; "
-        "for Adam on zilliax, its test accuracy is equivalent within 0.25 points: benchmarks/BF16.md"
+        "for Adam on zilliax, the test accuracy is equivalent to that in fp32, within 0.25 points: benchmarks/BF16.md"
     )
 
 
