@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 TOP = Path(__file__).resolve().parents[1]
-STUDIES = ("tuned", "optimizers", "conv6", "caffe_quick", "airbench")
+STUDIES = ("tuned", "optimizers", "conv6", "caffe_quick", "airbench", "fast")
 PACKAGE = TOP / "src" / "optlab"
 
 # Packages and modules that a stage imports without declaring them: they check params.yaml, word messages, run

@@ -185,6 +185,7 @@ def test_page_numbers_come_from_study_reports(page, study, least):
 SECTION_STUDIES = {
     "What the ten optimizers showed": ["optimizers"],
     "What three of them showed on a stronger network": ["conv6", "optimizers"],
+    "What three of them showed on airbench's network": ["fast"],
     "A published figure, met": ["caffe_quick"],
     "A network that reaches 94 % on a GPU": ["airbench"],
 }
